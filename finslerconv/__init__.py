@@ -1,0 +1,35 @@
+"""Convolutions from metrics: a kernel's positions are samples of the unit ball of a metric.
+
+The subpackages, from the mathematics to the tools, are imported on first use, so that
+``import finslerconv`` is quick and the geometry core never loads PyTorch:
+
+========================  ==========================================================
+``finslerconv.metrics``   pointwise Finsler geometry: norms, duals, unit balls
+``finslerconv.balls``     reference point sets, maps into a unit ball, ellipses
+``finslerconv.symbolic``  the same formulas in sympy, with their proofs
+``finslerconv.images``    metrics computed from pictures
+``finslerconv.ops``       the convolution operators
+``finslerconv.nn``        PyTorch modules
+``finslerconv.plotting``  pictures
+``finslerconv.cli``       the command ``finslerconv``
+========================  ==========================================================
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_SUBPACKAGES = ("metrics", "balls", "symbolic", "images", "ops", "nn", "plotting", "cli")
+
+__all__ = ["__version__", *_SUBPACKAGES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SUBPACKAGES:
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_SUBPACKAGES])

@@ -1,0 +1,132 @@
+"""Arrays of any kind: their namespace, the checks of arguments, a square root safe at zero.
+
+The geometry core is written once against the Python array API standard; NumPy, PyTorch, CuPy and
+JAX arrays come in and the same kind goes out.
+"""
+
+import sys
+from typing import Any
+
+import array_api_compat
+
+#: Any array that speaks the array API standard (directly, or through ``array_api_compat``).
+Array = Any
+
+
+def namespace(*arrays: Array) -> Any:
+    """Return the array API namespace that all ``arrays`` share.
+
+    Raises
+    ------
+    TypeError
+        If an argument is no array, or if two kinds of array are mixed.
+    """
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.compiler.is_compiling():
+        # Dynamo cannot look through array_namespace's caches without a warning for each.
+        import array_api_compat.torch as torch_namespace
+
+        return torch_namespace
+    for array in arrays:
+        if not array_api_compat.is_array_api_obj(array):
+            raise TypeError(
+                f"expected an array (NumPy, PyTorch, CuPy, JAX, ...), got {type(array).__name__}; "
+                "convert it first, for example with numpy.asarray(..., dtype=float)"
+            )
+    try:
+        return array_api_compat.array_namespace(*arrays)
+    except TypeError as error:
+        kinds = ", ".join(sorted({f"{type(a).__module__}.{type(a).__name__}" for a in arrays}))
+        raise TypeError(f"all arrays must be of one kind, got {kinds}") from error
+
+
+def check_floating(**arrays: Array) -> Any:
+    """Return the shared namespace of the named ``arrays``, all of which must be real floats.
+
+    Raises
+    ------
+    TypeError
+        If one of them is no array, or not of a real floating-point dtype.
+    """
+    for name, array in arrays.items():
+        if not array_api_compat.is_array_api_obj(array):
+            raise TypeError(
+                f"{name}: expected an array (NumPy, PyTorch, CuPy, JAX, ...), got "
+                f"{type(array).__name__}; convert it first, for example with "
+                "numpy.asarray(..., dtype=float)"
+            )
+    xp = namespace(*arrays.values())
+    for name, array in arrays.items():
+        if not _is_real_floating(xp, array.dtype):
+            raise TypeError(
+                f"{name}: expected a real floating-point dtype, got {array.dtype}; convert it "
+                "explicitly, so that no precision is lost in silence"
+            )
+    return xp
+
+
+def _is_real_floating(xp: Any, dtype: Any) -> bool:
+    if getattr(dtype, "is_floating_point", False):  # torch, its bfloat16 and float16 included
+        return True
+    return xp.isdtype(dtype, "real floating") or str(dtype) in ("float16", "bfloat16")
+
+
+def check_vectors(name: str, v: Array, dim: int) -> Any:
+    """Return the namespace of the vectors ``v`` of shape ``(..., dim)``.
+
+    Raises
+    ------
+    TypeError
+        If ``v`` is no array of real floats.
+    ValueError
+        If its last axis is not of length ``dim``.
+    """
+    xp = check_floating(**{name: v})
+    if v.ndim == 0 or v.shape[-1] != dim:
+        raise ValueError(
+            f"{name}: expected vectors of {dim} components on the last axis, shape (..., {dim}), "
+            f"got shape {tuple(v.shape)}"
+        )
+    return xp
+
+
+def check_matrices(name: str, matrix: Array) -> Any:
+    """Return the namespace of the square matrices ``matrix`` of shape ``(..., d, d)``."""
+    xp = check_floating(**{name: matrix})
+    shape = tuple(matrix.shape)
+    if len(shape) < 2 or shape[-1] != shape[-2] or shape[-1] == 0:
+        raise ValueError(
+            f"{name}: expected square matrices on the last two axes, shape (..., d, d), got "
+            f"shape {shape}"
+        )
+    return xp
+
+
+def first_index(mask: Array) -> tuple[int, ...]:
+    """Return the index of the first true element (row-major) of ``mask``, which has one."""
+    xp = namespace(mask)
+    flat = xp.reshape(xp.astype(mask, xp.int8), (-1,))
+    position = int(xp.argmax(flat))
+    index = []
+    for length in reversed(tuple(mask.shape)):
+        index.append(position % length)
+        position //= length
+    return tuple(reversed(index))
+
+
+def safe_sqrt(x: Array) -> Array:
+    """Return ``sqrt(max(x, 0))`` with derivative 0, not infinity, where ``x <= 0``."""
+    xp = namespace(x)
+    positive = x > 0
+    return xp.where(positive, xp.sqrt(xp.where(positive, x, xp.ones_like(x))), xp.zeros_like(x))
+
+
+def constant_like(values: Array, like: Array) -> Array:
+    """Return the NumPy array ``values`` as the kind, device and dtype of ``like``."""
+    xp = namespace(like)
+    return xp.asarray(values, dtype=like.dtype, device=array_api_compat.device(like))
+
+
+def detached(x: Array) -> Array:
+    """Return ``x`` without its gradient history, for arrays that have one."""
+    return x.detach() if hasattr(x, "detach") else x

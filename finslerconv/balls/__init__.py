@@ -1,0 +1,33 @@
+"""Unit balls: point sets of the Euclidean ball, the maps into a metric's ball, closed forms.
+
+Everything takes and returns NumPy, PyTorch, CuPy or JAX arrays, as :mod:`finslerconv.metrics`.
+"""
+
+from finslerconv.balls._ellipse import Ellipse
+from finslerconv.balls._maps import BallMap, affine, radial
+from finslerconv.balls._measure import overlap, volume
+from finslerconv.balls._reference import (
+    ReferenceSet,
+    concentric,
+    lattice,
+    polar,
+    radius,
+    reference_set,
+    sunflower,
+)
+
+__all__ = [
+    "ReferenceSet",
+    "lattice",
+    "concentric",
+    "polar",
+    "sunflower",
+    "reference_set",
+    "radius",
+    "BallMap",
+    "radial",
+    "affine",
+    "Ellipse",
+    "volume",
+    "overlap",
+]

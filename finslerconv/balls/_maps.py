@@ -1,0 +1,71 @@
+"""The maps that carry points of the Euclidean unit ball into the unit ball of a metric.
+
+Both are the identity for the Euclidean metric, and differentiable in the metric everywhere.
+"""
+
+from collections.abc import Callable
+
+from jaxtyping import Float
+
+from finslerconv._arrays import Array, check_vectors
+from finslerconv.metrics import Euclidean, FinslerMetric, Randers, Riemannian
+from finslerconv.metrics._linalg import matvec, spd_sqrt
+
+#: From a metric and points ``(..., d)`` to their images ``(..., d)``.
+BallMap = Callable[[FinslerMetric, Array], Array]
+
+
+def radial(metric: FinslerMetric, points: Float[Array, "*_ d"]) -> Float[Array, "*_ d"]:
+    """Return ``g |g| / F(g)``: every ray keeps its direction. For every Finsler metric.
+
+    ``{|g| <= s}`` goes onto ``{F <= s}``; see :meth:`FinslerMetric.unit_ball`.
+
+    Parameters
+    ----------
+    metric : FinslerMetric
+    points : array, shape (..., d)
+        Points of the Euclidean unit ball; their batch broadcasts against the metric's.
+
+    Returns
+    -------
+    array, shape (..., d)
+    """
+    return metric.unit_ball(points)
+
+
+def affine(metric: FinslerMetric, points: Float[Array, "*_ d"]) -> Float[Array, "*_ d"]:
+    """Return ``W + h^{-1/2} g``: the ellipse's own map, under which equal areas stay equal.
+
+    Its Jacobian is constant, ``lambda^{-(d+1)/2} det(M)^{-1/2}``. The origin goes to the
+    ellipse's centre ``W``.
+
+    Parameters
+    ----------
+    metric : Randers, Riemannian or Euclidean
+        The metrics whose balls are ellipses.
+    points : array, shape (..., d)
+        Points of the Euclidean unit ball; their batch broadcasts against the metric's.
+
+    Returns
+    -------
+    array, shape (..., d)
+
+    Raises
+    ------
+    TypeError
+        If the metric is of another kind: its ball is no ellipse, and ``radial`` serves.
+    """
+    check_vectors("points", points, metric.dim)
+    match metric:
+        case Euclidean():
+            return points
+        case Riemannian():
+            return matvec(spd_sqrt(metric.dual().M), points)
+        case Randers():
+            # The dual metric is the ellipse: M* = h^{-1} and omega* = W.
+            ellipse = metric.dual()
+            return ellipse.omega + matvec(spd_sqrt(ellipse.M), points)
+    raise TypeError(
+        f"metric: the affine map is for Riemannian and Randers metrics, whose balls are ellipses; "
+        f"for {type(metric).__name__} use the radial map"
+    )

@@ -1,0 +1,237 @@
+"""Reference point sets: where a kernel's weights sit in the Euclidean unit ball.
+
+A kernel has an order (its rows and columns); a reference set gives each place in that order a point
+``g`` of the unit ball, and the area of the cell that the point stands for.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+
+@dataclass(frozen=True, eq=False)
+class ReferenceSet:
+    """Points of the Euclidean unit ball in a kernel's order, with quadrature weights.
+
+    Parameters
+    ----------
+    name : str
+        What the set is called.
+    kernel_shape : tuple of int
+        The shape of the kernels that it serves; row-major, it is the order of the points.
+    points : ndarray, shape (n, d)
+        The points ``g``, in array-axis order, n the product of ``kernel_shape``.
+    weights : ndarray, shape (n,)
+        The area of each point's cell: ``sum(weights * f(points))`` approximates the integral of
+        ``f`` over the region that the set covers, the unit disc (the square [-1, 1]^d for
+        a lattice).
+
+    Raises
+    ------
+    ValueError
+        If the numbers of points, of weights and of places in the kernel differ, or a point is
+        not finite.
+    """
+
+    name: str
+    kernel_shape: tuple[int, ...]
+    points: Float[np.ndarray, "n d"]
+    weights: Float[np.ndarray, " n"]
+
+    def __post_init__(self) -> None:
+        n = math.prod(self.kernel_shape)
+        if self.points.ndim != 2 or self.points.shape[0] != n:
+            raise ValueError(
+                f"points: expected {n} points for a kernel of shape {self.kernel_shape}, got an "
+                f"array of shape {self.points.shape}"
+            )
+        if self.weights.shape != (n,):
+            raise ValueError(f"weights: expected shape ({n},), got {self.weights.shape}")
+        if not np.isfinite(self.points).all():
+            row = int(np.argmax(~np.isfinite(self.points).all(axis=-1)))
+            raise ValueError(
+                f"points: expected finite points, got {self.points[row]} at index {row}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    @property
+    def dim(self) -> int:
+        """The dimension ``d`` of the points."""
+        return self.points.shape[-1]
+
+
+def lattice(kernel_size: int | Sequence[int]) -> ReferenceSet:
+    """Return the kernel's own grid, divided by its radius ``r = max(kernel_size) // 2``.
+
+    In the unit ball of the metric ``I / r^2`` these are the taps of the standard convolution.
+    The corners stick out of the Euclidean ball; even sizes have no tap at the centre.
+
+    Parameters
+    ----------
+    kernel_size : int or sequence of int
+        Numbers of taps along each axis (one number: both axes of an image). All axes are
+        divided by the same ``r`` (by 1 for a kernel of one tap).
+
+    Returns
+    -------
+    ReferenceSet
+        In row-major order. A weight is the part of the tap's cell, of side ``1 / r``, that is
+        inside the square [-1, 1]^d.
+    """
+    sizes = _kernel_shape(kernel_size)
+    r = radius(sizes)
+    axes = [(np.arange(k) - (k - 1) / 2) / r for k in sizes]
+    cells = [np.minimum(x + 0.5 / r, 1) - np.maximum(x - 0.5 / r, -1) for x in axes]
+    points = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(sizes))
+    weights = np.prod(np.meshgrid(*cells, indexing="ij"), axis=0).reshape(-1)
+    return ReferenceSet("lattice", sizes, points, weights)
+
+
+def concentric(kernel_size: int | Sequence[int]) -> ReferenceSet:
+    """Return the square rings of a two-dimensional lattice, pressed onto circles.
+
+    Ring ``j`` of an odd square kernel has ``8 j`` equally spaced points at radius ``j / r``, in
+    the places of the grid: the "onion peeling" of "Metric Convolutions" (ICCV 2025), but with every
+    kernel weight in its own place. The map is Shirley and Chiu's square-to-disc map, which
+    keeps ratios of areas; it serves rectangular and even kernels too.
+
+    Parameters
+    ----------
+    kernel_size : int or pair of int
+        Numbers of rows and columns.
+
+    Returns
+    -------
+    ReferenceSet
+        In row-major order of the grid. A weight is the area of the tap's cell inside the disc.
+    """
+    grid = lattice(_pair("concentric", kernel_size))
+    a, b = grid.points[:, 0], grid.points[:, 1]
+    ring = np.maximum(np.abs(a), np.abs(b))
+    # The place on the square ring, an eighth of which spans an angle of pi / 4.
+    safe = np.where(ring > 0, ring, 1.0)
+    by_column = np.abs(b) >= np.abs(a)
+    quarter = math.pi / 4
+    angle = np.where(
+        by_column,
+        np.where(b >= 0, quarter * a / safe, math.pi - quarter * a / safe),
+        np.where(a >= 0, 2 * quarter - quarter * b / safe, -2 * quarter + quarter * b / safe),
+    )
+    points = ring[:, None] * np.stack((np.sin(angle), np.cos(angle)), axis=-1)
+    return ReferenceSet("concentric", grid.kernel_shape, points, math.pi / 4 * grid.weights)
+
+
+def polar(n_radii: int, n_angles: int, *, centre: bool = False) -> ReferenceSet:
+    """Return a polar grid: ``n_angles`` directions at each of the radii ``i / n_radii``.
+
+    Parameters
+    ----------
+    n_radii, n_angles : int
+        Numbers of radii (from ``1 / n_radii`` to 1) and of angles (from the direction of the
+        columns, turning towards the rows).
+    centre : bool
+        Whether the origin is a point too, the first.
+
+    Returns
+    -------
+    ReferenceSet
+        Radius by radius from the inside. For a kernel of shape ``(n_radii, n_angles)``, or,
+        with the centre, of ``(1 + n_radii * n_angles,)``. A weight is the point's share of
+        its annulus, whose bounds are halfway between the radii.
+    """
+    _check_counts("polar", n_radii=n_radii, n_angles=n_angles)
+    radii = np.arange(1, n_radii + 1) / n_radii
+    angles = 2 * math.pi * np.arange(n_angles) / n_angles
+    directions = np.stack((np.sin(angles), np.cos(angles)), axis=-1)
+    points = (radii[:, None, None] * directions).reshape(-1, 2)
+    inner = np.concatenate(([0.5 / n_radii if centre else 0.0], (radii[:-1] + radii[1:]) / 2))
+    outer = np.append(inner[1:], 1.0)
+    weights = np.repeat(math.pi * (outer**2 - inner**2) / n_angles, n_angles)
+    if not centre:
+        return ReferenceSet("polar", (n_radii, n_angles), points, weights)
+    points = np.concatenate((np.zeros((1, 2)), points))
+    weights = np.concatenate(([math.pi * inner[0] ** 2], weights))
+    return ReferenceSet("polar", (len(points),), points, weights)
+
+
+def sunflower(n: int) -> ReferenceSet:
+    """Return ``n`` points on the golden-angle spiral, each for the same area.
+
+    Parameters
+    ----------
+    n : int
+        Number of points.
+
+    Returns
+    -------
+    ReferenceSet
+        From the inside out, for kernels of shape ``(n,)``; point ``i`` is at radius
+        ``sqrt((i + 1/2) / n)``. All weights are ``pi / n``.
+    """
+    _check_counts("sunflower", n=n)
+    i = np.arange(n)
+    angles = i * math.pi * (3 - math.sqrt(5))
+    radii = np.sqrt((i + 0.5) / n)
+    points = radii[:, None] * np.stack((np.sin(angles), np.cos(angles)), axis=-1)
+    return ReferenceSet("sunflower", (n,), points, np.full(n, math.pi / n))
+
+
+def reference_set(name: str, kernel_size: int | Sequence[int]) -> ReferenceSet:
+    """Return the reference set called ``name`` for a two-dimensional kernel.
+
+    Parameters
+    ----------
+    name : {"lattice", "concentric", "polar", "sunflower"}
+        ``polar`` takes the kernel's rows as radii and its columns as angles.
+    kernel_size : int or pair of int
+        Numbers of rows and columns.
+
+    Raises
+    ------
+    ValueError
+        If there is no set of that name.
+    """
+    rows, columns = _pair(name, kernel_size)
+    match name:
+        case "lattice":
+            return lattice((rows, columns))
+        case "concentric":
+            return concentric((rows, columns))
+        case "polar":
+            return polar(rows, columns)
+        case "sunflower":
+            spiral = sunflower(rows * columns)
+            return ReferenceSet(name, (rows, columns), spiral.points, spiral.weights)
+    raise ValueError(
+        f"reference: expected 'lattice', 'concentric', 'polar' or 'sunflower', got {name!r}"
+    )
+
+
+def radius(kernel_size: int | Sequence[int]) -> int:
+    """Return the radius ``max(kernel_size) // 2`` of a kernel in taps, at least 1."""
+    return max(1, max(_kernel_shape(kernel_size)) // 2)
+
+
+def _kernel_shape(kernel_size: int | Sequence[int]) -> tuple[int, ...]:
+    sizes = (kernel_size, kernel_size) if isinstance(kernel_size, int) else tuple(kernel_size)
+    if not sizes or any(not isinstance(k, int) or k < 1 for k in sizes):
+        raise ValueError(f"kernel_size: expected positive integers, got {kernel_size!r}")
+    return sizes
+
+
+def _pair(name: str, kernel_size: int | Sequence[int]) -> tuple[int, int]:
+    sizes = _kernel_shape(kernel_size)
+    if len(sizes) != 2:
+        raise ValueError(f"kernel_size: {name} is two-dimensional, got {kernel_size!r}")
+    return sizes[0], sizes[1]
+
+
+def _check_counts(name: str, **counts: int) -> None:
+    for argument, count in counts.items():
+        if not isinstance(count, int) or count < 1:
+            raise ValueError(f"{argument}: {name} needs a positive integer, got {count!r}")

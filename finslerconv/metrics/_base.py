@@ -1,0 +1,276 @@
+"""The Finsler metric: a norm on every tangent space, and all that follows from the norm alone."""
+
+import abc
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from finslerconv._arrays import Array, check_vectors, detached, first_index, namespace, safe_sqrt
+from finslerconv.metrics import _optimise, _sphere
+from finslerconv.metrics._linalg import dot
+
+if TYPE_CHECKING:
+    from finslerconv.metrics._callable import CallableMetric
+
+
+class FinslerMetric(abc.ABC):
+    """A Finsler metric at one point, or a field of them over a batch of points.
+
+    A metric gives every tangent vector ``v`` a length ``F(v)``, with ``F(v) > 0`` for ``v != 0``,
+    ``F(t v) = t F(v)`` for ``t >= 0`` and ``F(u + v) <= F(u) + F(v)``. It may be asymmetric:
+    ``F(-v)`` need not be ``F(v)``.
+
+    A subclass must give :meth:`norm` and nothing else; it replaces :attr:`dim` unless that is 2,
+    :attr:`like` unless its numbers are NumPy float64, and any other method for which it knows a
+    closed form.
+
+    Vectors have shape ``(..., d)``, components in array-axis order (down, right), and broadcast
+    against the batch of the metric from the right: ``n`` directions for each point of a field
+    of shape ``(H, W)`` are an array ``(n, 1, 1, d)``, and their norms have shape ``(n, H, W)``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from finslerconv.metrics import FinslerMetric
+    >>> class Taxicab(FinslerMetric):
+    ...     def norm(self, v):
+    ...         return np.abs(v).sum(-1)
+    >>> Taxicab().dual_norm(np.array([3.0, -4.0])).round(12)
+    np.float64(4.0)
+    """
+
+    @abc.abstractmethod
+    def norm(self, v: Float[Array, "*_ d"]) -> Float[Array, "..."]:
+        """Return the lengths ``F(v)`` of the vectors ``v``.
+
+        Parameters
+        ----------
+        v : array, shape (..., d)
+            Tangent vectors, in pixels (or whatever the unit of the grid is).
+
+        Returns
+        -------
+        array, shape (...)
+            The batch of ``v`` and that of the metric, broadcast.
+        """
+
+    @property
+    def dim(self) -> int:
+        """The dimension ``d`` of the tangent spaces."""
+        return 2
+
+    @property
+    def like(self) -> Array:
+        """An array of the kind, device and dtype in which the metric computes."""
+        return np.zeros(())
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """The shape of the field: ``()`` for a single metric."""
+        xp = namespace(self.like)
+        axis = xp.eye(self.dim, dtype=self.like.dtype, device=self.like.device)[0, :]
+        with _no_gradient():
+            return tuple(self.norm(axis).shape)
+
+    def energy(self, v: Float[Array, "*_ d"]) -> Float[Array, "..."]:
+        """Return the energies ``F(v)^2 / 2``, shape ``(...)``."""
+        return self.norm(v) ** 2 / 2
+
+    def contains(self, v: Float[Array, "*_ d"], radius: float = 1.0) -> Bool[Array, "..."]:
+        """Return whether the vectors lie in the ball ``{F <= radius}``, shape ``(...)``."""
+        return self.norm(v) <= radius
+
+    def indicatrix(self, u: Float[Array, "*_ d"]) -> Float[Array, "*_ d"]:
+        """Return the points ``u / F(u)`` in which the rays along ``u`` leave the unit ball.
+
+        Parameters
+        ----------
+        u : array, shape (..., d)
+            Directions, of any length but zero.
+
+        Returns
+        -------
+        array, shape (..., d)
+            Points of the indicatrix ``{F = 1}``.
+
+        Raises
+        ------
+        ValueError
+            If a direction is zero.
+        """
+        check_vectors("u", u, self.dim)
+        check_nonzero("u", u)
+        return u / self.norm(u)[..., None]
+
+    def unit_ball(self, points: Float[Array, "*_ d"]) -> Float[Array, "*_ d"]:
+        """Return the images of points of the Euclidean unit ball in the unit ball of the metric.
+
+        Every ray from the origin is stretched by a factor of its own, ``g -> g |g| / F(g)``, so
+        ``{|g| <= s}`` is carried onto ``{F <= s}``. The identity for the Euclidean metric. At
+        ``g = 0`` the image is 0, whatever the metric: its derivatives in the metric are 0.
+
+        Parameters
+        ----------
+        points : array, shape (..., d)
+            Points ``g`` of the Euclidean unit ball (points beyond it go beyond the ball).
+
+        Returns
+        -------
+        array, shape (..., d)
+        """
+        xp = check_vectors("points", points, self.dim)
+        length = safe_sqrt(dot(points, points))
+        nonzero = length > 0
+        norm = self.norm(points)
+        scale = length / xp.where(nonzero, norm, xp.ones_like(norm))
+        return points * scale[..., None]
+
+    def dual_norm(self, p: Float[Array, "*_ d"]) -> Float[Array, "..."]:
+        """Return the dual norms ``F*(p) = max {p(v) : F(v) <= 1}`` of the covectors ``p``.
+
+        ``F*`` is the support function of the unit ball. Where no closed form is known it is found
+        by optimisation: in the plane by a golden-section search that is right for every convex
+        norm, in three dimensions and more by Newton's method, which wants the norm smooth.
+
+        Parameters
+        ----------
+        p : array, shape (..., d)
+            Covectors.
+
+        Returns
+        -------
+        array, shape (...)
+            Differentiable in ``p`` and in the metric (envelope theorem).
+
+        Raises
+        ------
+        RuntimeError
+            If Newton's method does not converge (``d >= 3``).
+        """
+        check_vectors("p", p, self.dim)
+        with _no_gradient():
+            v = detached(_optimise.dual_direction(self.norm, p))
+        return dot(p, v) / self.norm(v)
+
+    def dual(self) -> "FinslerMetric":
+        """Return the dual metric, whose norm is :meth:`dual_norm`."""
+        return self._from_norm(self.dual_norm)
+
+    def reverse(self) -> "FinslerMetric":
+        """Return the reversed metric ``v -> F(-v)``; its unit ball is the point reflection."""
+        return self._from_norm(self._reversed_norm)
+
+    def symmetrize(self) -> "FinslerMetric":
+        """Return the symmetric metric ``v -> (F(v) + F(-v)) / 2``."""
+        return self._from_norm(self._symmetrized_norm)
+
+    def asymmetry_ratio(self) -> Float[Array, "..."]:
+        """Return the largest ratio ``F(-v) / F(v)``, 1 for a symmetric metric.
+
+        Without a closed form, by a search over directions: to rounding in one and two dimensions,
+        to about four digits above.
+
+        Returns
+        -------
+        array, shape (*batch)
+        """
+        with _no_gradient():
+            v = detached(_optimise.asymmetric_direction(self.norm, self.dim, self.like))
+        return self.norm(-v) / self.norm(v)
+
+    def fundamental_tensor(self, v: Float[Array, "*_ d"]) -> Float[Array, "... d d"]:
+        """Return ``g_v``, the second derivative of the energy at ``v``.
+
+        Without a closed form, by central differences, to about six digits in float64.
+
+        Parameters
+        ----------
+        v : array, shape (..., d)
+            Tangent vectors, none zero: there only a Riemannian metric has a tensor.
+
+        Returns
+        -------
+        array, shape (..., d, d)
+            ``g_v(v, v) = F(v)^2``.
+
+        Raises
+        ------
+        ValueError
+            If a vector is zero.
+        """
+        xp = check_vectors("v", v, self.dim)
+        check_nonzero("v", v)
+        return _optimise.hessian(self.energy, v, xp.finfo(v.dtype).eps ** (1 / 4))
+
+    def validate(self) -> None:
+        """Check on sampled directions that the norm is one.
+
+        Raises
+        ------
+        ValueError
+            If the norm is not finite and positive, not positively homogeneous, or not convex; the
+            message names the first direction and index of the batch at which it fails.
+        """
+        like = self.like
+        xp = namespace(like)
+        tolerance = 100 * xp.finfo(like.dtype).eps
+        batch_ndim = len(self.batch_shape)
+        directions = _sphere.scattered(self.dim, 64)
+        others = np.random.default_rng(1).permutation(directions)
+        u = _sphere.over_batch(directions, like, batch_ndim)
+        w = _sphere.over_batch(others, like, batch_ndim)
+        with _no_gradient():
+            norm_u, norm_w = self.norm(u), self.norm(w)
+            self._raise_at(directions, ~(xp.isfinite(norm_u) & (norm_u > 0)), "positive")
+            error = xp.abs(self.norm(3 * u) - 3 * norm_u)
+            self._raise_at(directions, error > tolerance * norm_u, "positively homogeneous")
+            excess = self.norm(u + w) - norm_u - norm_w
+            self._raise_at(directions, excess > tolerance * (norm_u + norm_w), "convex")
+
+    def _raise_at(self, directions: Float[np.ndarray, "n d"], bad: Array, wanted: str) -> None:
+        if not bool(namespace(bad).any(bad)):
+            return
+        direction, *index = first_index(bad)
+        where = f" at index {tuple(index)}" if index else ""
+        raise ValueError(
+            f"{type(self).__name__}: expected a {wanted} norm, which fails along "
+            f"{directions[direction].round(3).tolist()}{where}"
+        )
+
+    # Bound methods, not lambdas, so that derived metrics can be pickled where this one can.
+    def _reversed_norm(self, v: Array) -> Array:
+        return self.norm(-v)
+
+    def _symmetrized_norm(self, v: Array) -> Array:
+        return (self.norm(v) + self.norm(-v)) / 2
+
+    def _from_norm(self, norm: _sphere.Norm) -> "CallableMetric":
+        from finslerconv.metrics._callable import CallableMetric
+
+        return CallableMetric(norm, dim=self.dim, like=self.like)
+
+
+def check_nonzero(name: str, v: Array) -> None:
+    """Raise a ValueError that names the first zero vector of ``v``, if there is one."""
+    xp = namespace(v)
+    zero = xp.all(v == 0, axis=-1)
+    if bool(xp.any(zero)):
+        where = first_index(zero)
+        raise ValueError(
+            f"{name}: expected non-zero vectors, got zero" + (f" at index {where}" if where else "")
+        )
+
+
+@contextlib.contextmanager
+def _no_gradient() -> Iterator[None]:
+    """Keep PyTorch, if it is loaded, from recording what happens inside."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        yield
+    else:
+        with torch.no_grad():
+            yield

@@ -1,0 +1,194 @@
+"""Dual norms and asymmetry ratios of metrics that know only their norm, by optimisation.
+
+Everything is derivative-free in the norm, vectorised over the batch, and ends in a direction; the
+callers evaluate the wanted ratio at that direction once more, and by the envelope theorem
+the gradient of that single evaluation is the gradient of the optimum.
+"""
+
+import math
+
+import numpy as np
+
+from finslerconv._arrays import Array, constant_like, namespace
+from finslerconv.metrics._linalg import dot, matvec
+from finslerconv.metrics._sphere import Norm, over_batch, round_frame, scattered
+
+_GOLDEN = (math.sqrt(5) - 1) / 2
+
+
+def dual_direction(norm: Norm, p: Array) -> Array:
+    """Return vectors ``v`` that maximise ``p(v) / norm(v)``, shape ``(..., d)``.
+
+    Raises
+    ------
+    RuntimeError
+        If the ascent does not converge (``d >= 3`` and a norm that is not smooth and strongly
+        convex, as a Finsler metric is by definition).
+    """
+    match p.shape[-1]:
+        case 1:
+            return _dual_direction_line(norm, p)
+        case 2:
+            return _dual_direction_plane(norm, p)
+        case _:
+            return _dual_direction_space(norm, p)
+
+
+def _dual_direction_line(norm: Norm, p: Array) -> Array:
+    xp = namespace(p)
+    return xp.where(p < 0, -xp.ones_like(p), xp.ones_like(p)) + xp.zeros_like(norm(p))[..., None]
+
+
+def _dual_direction_plane(norm: Norm, p: Array) -> Array:
+    """Golden-section search over the half-circle around ``p``.
+
+    There ``p(u) / norm(u)`` is strictly quasi-concave for every convex norm, smooth or not.
+    """
+    xp = namespace(p)
+    length = xp.sqrt(dot(p, p))[..., None]
+    along = xp.where(length > 0, p / xp.where(length > 0, length, 1.0), constant_like([1.0, 0], p))
+    across = xp.stack((-along[..., 1], along[..., 0]), axis=-1)
+
+    def direction(angle: Array) -> Array:
+        return xp.cos(angle)[..., None] * along + xp.sin(angle)[..., None] * across
+
+    def value(angle: Array) -> Array:
+        return xp.cos(angle) / norm(direction(angle))
+
+    half_circle = math.pi / 2 * xp.ones_like(norm(along))
+    return direction(_golden_section(value, -half_circle, half_circle))
+
+
+def _golden_section(value: Norm, lower: Array, upper: Array) -> Array:
+    """Return the maximiser of a unimodal ``value`` between ``lower`` and ``upper``."""
+    xp = namespace(lower)
+    left, right = upper - _GOLDEN * (upper - lower), lower + _GOLDEN * (upper - lower)
+    value_left, value_right = value(left), value(right)
+    for _ in range(64):  # 0.618^64 is 4e-14 of the interval
+        keep_left = value_left > value_right
+        lower, upper = xp.where(keep_left, lower, left), xp.where(keep_left, right, upper)
+        step = _GOLDEN * (upper - lower)
+        probe = xp.where(keep_left, upper - step, lower + step)
+        value_probe = value(probe)
+        left, right = xp.where(keep_left, probe, right), xp.where(keep_left, left, probe)
+        value_left, value_right = (
+            xp.where(keep_left, value_probe, value_right),
+            xp.where(keep_left, value_left, value_probe),
+        )
+    return xp.where(value_left > value_right, left, right)
+
+
+def _dual_direction_space(norm: Norm, p: Array) -> Array:
+    """Damped Newton descent of ``norm(v)^2 / 2 - p(v)``, whose minimum is ``-F*(p)^2 / 2``.
+
+    Derivatives are finite differences in the frame where the ball is round, so that one step
+    size suits all directions.
+    """
+    xp = namespace(p)
+    d = p.shape[-1]
+    T = round_frame(norm, d, p)
+    q = matvec(xp.matrix_transpose(T), p)
+    length = xp.sqrt(dot(q, q))[..., None]
+    axis = constant_like([1.0] + [0.0] * (d - 1), p)
+    q = xp.where(length > 0, q / xp.where(length > 0, length, 1.0), axis)
+
+    def energy(y: Array) -> Array:
+        return norm(matvec(T, y)) ** 2 / 2
+
+    eps = xp.finfo(p.dtype).eps
+    # The best multiple of the covector itself is a descent point that cannot be at zero.
+    y = q / (2 * energy(q))[..., None]
+    steps = constant_like(0.5 ** np.arange(12), p)
+    steps = xp.concat((steps, xp.zeros_like(steps[:1])))
+    steps = xp.reshape(steps, (-1,) + (1,) * y.ndim)
+    for _ in range(60):
+        residual = gradient(energy, y, eps ** (1 / 3)) - q
+        newton = -matvec(_damped_inverse(hessian(energy, y, eps ** (1 / 4))), residual)
+        candidates = y + steps * newton
+        best = xp.argmin(energy(candidates) - dot(q, candidates), axis=0)
+        taken = xp.take(xp.reshape(steps, (-1,)), xp.reshape(best, (-1,)), axis=0)
+        move = xp.reshape(taken, best.shape)[..., None] * newton
+        y = y + move
+        if bool(xp.all(dot(move, move) <= eps * dot(y, y))):
+            break
+    residual = gradient(energy, y, eps ** (1 / 3)) - q
+    if not bool(xp.all(dot(residual, residual) <= 1e-4)):
+        raise RuntimeError(
+            "dual_norm: the ascent did not converge; the norm seems not to be smooth and strongly "
+            "convex. Give the metric a dual_norm of its own"
+        )
+    return matvec(T, y)
+
+
+def _damped_inverse(H: Array) -> Array:
+    xp = namespace(H)
+    d = H.shape[-1]
+    size = xp.max(xp.abs(H), axis=(-2, -1), keepdims=True)
+    eps = xp.finfo(H.dtype).eps
+    return xp.linalg.inv(H + eps**0.5 * size * xp.eye(d, dtype=H.dtype, device=H.device))
+
+
+def gradient(function: Norm, v: Array, relative_step: float) -> Array:
+    """Return central differences of ``function`` at ``v``, shape ``(..., d)``."""
+    xp = namespace(v)
+    d = v.shape[-1]
+    h = relative_step * xp.sqrt(dot(v, v))
+    eye = xp.eye(d, dtype=v.dtype, device=v.device)
+    shifts = [h[..., None] * eye[i, :] for i in range(d)]
+    return xp.stack([(function(v + s) - function(v - s)) / (2 * h) for s in shifts], axis=-1)
+
+
+def hessian(function: Norm, v: Array, relative_step: float) -> Array:
+    """Return central second differences of ``function`` at ``v``, shape ``(..., d, d)``."""
+    xp = namespace(v)
+    d = v.shape[-1]
+    h = relative_step * xp.sqrt(dot(v, v))
+    eye = xp.eye(d, dtype=v.dtype, device=v.device)
+    shifts = [h[..., None] * eye[i, :] for i in range(d)]
+
+    def entry(s: Array, t: Array) -> Array:
+        corners = function(v + s + t) - function(v + s - t)
+        return (corners - function(v - s + t) + function(v - s - t)) / (4 * h * h)
+
+    upper = {(i, j): entry(shifts[i], shifts[j]) for i in range(d) for j in range(i, d)}
+    rows = [xp.stack([upper[min(i, j), max(i, j)] for j in range(d)], axis=-1) for i in range(d)]
+    return xp.stack(rows, axis=-2)
+
+
+def asymmetric_direction(norm: Norm, dim: int, like: Array) -> Array:
+    """Return vectors ``v`` that maximise ``norm(-v) / norm(v)``, shape ``(*batch, d)``.
+
+    A search over evenly spread directions of the round frame, refined around the best one: by
+    golden section in the plane, by shrinking clouds of directions above.
+    """
+    xp = namespace(like)
+    T = round_frame(norm, dim, like)
+
+    def ratio(u: Array) -> Array:
+        v = matvec(T, u)
+        return norm(-v) / norm(v)
+
+    def best_of(candidates: Array) -> Array:
+        values = ratio(candidates)
+        chosen = xp.argmax(values, axis=0)
+        candidates = candidates + xp.zeros_like(values)[..., None]
+        picked = xp.astype(xp.arange(values.shape[0], device=like.device), chosen.dtype)
+        picked = xp.reshape(picked, (-1,) + (1,) * chosen.ndim) == chosen
+        return xp.sum(xp.where(picked[..., None], candidates, 0.0), axis=0)
+
+    batch_ndim = T.ndim - 2
+    u = best_of(over_batch(scattered(dim, 512 if dim <= 2 else 4096), like, batch_ndim))
+    if dim == 2:
+        across = xp.stack((-u[..., 1], u[..., 0]), axis=-1)
+
+        def turned(angle: Array) -> Array:
+            return xp.cos(angle)[..., None] * u + xp.sin(angle)[..., None] * across
+
+        spacing = 2 * math.pi / 512 * xp.ones_like(u[..., 0])
+        u = turned(_golden_section(lambda angle: ratio(turned(angle)), -spacing, spacing))
+    elif dim > 2:
+        cloud = over_batch(scattered(dim, 64), like, batch_ndim)
+        for round_number in range(40):
+            u = best_of(xp.concat((u[None, ...], u + 0.5 * 0.7**round_number * cloud)))
+            u = u / xp.sqrt(dot(u, u))[..., None]
+    return matvec(T, u)
