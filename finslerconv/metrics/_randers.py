@@ -204,7 +204,9 @@ class Randers(FinslerMetric):
         return Randers(M, -a / lam, validate=False)
 
     def zermelo(self) -> Zermelo:
-        """Return the navigation data ``h = lambda (M - omega omega')``, ``W = -M^-1 omega / lambda``.
+        """Return the navigation data: the Riemannian sea ``h`` and the wind ``W``.
+
+        ``h = lambda (M - omega omega')`` and ``W = -M^-1 omega / lambda``.
 
         Returns
         -------

@@ -5,7 +5,7 @@ of :func:`round_frame` no direction is missed, however elongated the ball is.
 """
 
 import math
-from typing import Protocol
+from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float
@@ -14,10 +14,8 @@ from finslerconv._arrays import Array, constant_like, namespace
 from finslerconv.metrics._linalg import matvec
 
 
-class Norm(Protocol):
-    """A function of vectors, shape ``(..., d)`` to ``(...)``."""
-
-    def __call__(self, v: Array) -> Array: ...
+#: A function of vectors, shape ``(..., d)`` to ``(...)``.
+Norm = Callable[[Array], Array]
 
 
 def quadrature(dim: int, n: int = 32) -> tuple[Float[np.ndarray, "m d"], Float[np.ndarray, " m"]]:
