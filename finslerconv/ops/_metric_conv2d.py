@@ -1,0 +1,161 @@
+"""The metric convolution: taps at samples of the unit ball of a metric, pixel by pixel."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from finslerconv.balls import affine, radial
+from finslerconv.metrics import Randers, Riemannian
+from finslerconv.ops._checks import (
+    check_convolution,
+    check_over_output,
+    check_sample_groups,
+    compute_dtype,
+    n_points,
+)
+from finslerconv.ops._geometry import ConvGeometry, IntPair, PaddingMode
+from finslerconv.ops._reference import convolve_at
+
+#: How points are carried into a unit ball: :func:`finslerconv.balls.radial` or ``affine``.
+MapName = Literal["radial", "affine"]
+
+MAPS = {"radial": radial, "affine": affine}
+
+
+def metric_conv2d(
+    input: Float[Tensor, "batch channels height width"],
+    M: Float[Tensor, "batch *groups out_height out_width 2 2"],
+    omega: Float[Tensor, "batch *groups out_height out_width 2"] | None,
+    points: Float[Tensor, "taps 2"],
+    weight: Float[Tensor, "out_channels group_channels kernel_height kernel_width"],
+    bias: Float[Tensor, " out_channels"] | None = None,
+    stride: IntPair = 1,
+    padding: IntPair | str = 0,
+    dilation: IntPair = 1,
+    mask: Float[Tensor, "batch mask_channels out_height out_width"] | None = None,
+    *,
+    map: MapName = "radial",
+    padding_mode: PaddingMode = "zeros",
+) -> Float[Tensor, "batch out_channels out_height out_width"]:
+    """Convolve at samples of the unit balls of a field of Randers (or Riemannian) metrics.
+
+    At every output pixel the reference points are carried into the unit ball of that pixel's
+    metric, and the kernel's weights are applied there:
+    ``output(x) = bias + sum_k weight_k mask_k input(x + dilation * map(M(x), omega(x))(g_k))``.
+
+    Parameters
+    ----------
+    input : Tensor, shape (B, C, H, W)
+        Of any floating dtype and memory format.
+    M : Tensor, shape (B, Ho, Wo, 2, 2) or (B, G, Ho, Wo, 2, 2)
+        Symmetric positive definite matrices, in 1 / pixels^2 (at dilation 1; lengths are in
+        spacings between taps). With ``G``, one metric for each of the groups among which the
+        channels are split evenly. Values are taken as valid: check with
+        ``Randers(M, omega).validate()``.
+    omega : Tensor, shape (B, Ho, Wo, 2) or (B, G, Ho, Wo, 2), or None
+        One-forms, ``|omega|_{M^-1} < 1``; None for a Riemannian metric.
+    points : Tensor, shape (kh * kw, 2)
+        Reference points ``g_k`` of the Euclidean unit ball, in the order of the kernel (row-major).
+    weight : Tensor, shape (O, C // groups, kh, kw)
+        The weight groups are inferred.
+    bias : Tensor, shape (O,), optional
+    stride, padding, dilation : int or pair of int
+        As in ``torch.nn.functional.conv2d``, ``padding="same"`` and ``"valid"`` included.
+    mask : Tensor, shape (B, G * kh * kw, Ho, Wo), optional
+        A factor for every sample: a density on the ball.
+    map : {"radial", "affine"}
+        The map of the points into the ball.
+    padding_mode : {"zeros", "reflect", "replicate", "circular"}
+        The image's continuation, for every sample that falls outside.
+
+    Returns
+    -------
+    Tensor, shape (B, O, Ho, Wo)
+
+    Raises
+    ------
+    TypeError
+        If a tensor is not floating, or input and weight differ in dtype outside autocast.
+    ValueError
+        If the shapes do not fit; the message says what was expected.
+
+    References
+    ----------
+    Dagès, Lindenbaum, Bruckstein, "Metric Convolutions" (ICCV 2025).
+    """
+    geometry = ConvGeometry.of(weight.shape[-2:], stride, padding, dilation)
+    output_size = check_convolution(input, weight, bias, geometry, padding_mode)
+    if map not in MAPS:
+        raise ValueError(f"map: expected 'radial' or 'affine', got {map!r}")
+    taps = n_points(points, geometry)
+    M = _with_groups("M", M, input, output_size, 2)
+    groups = M.shape[1]
+    if omega is not None:
+        omega = _with_groups("omega", omega, input, output_size, 1)
+        if omega.shape[1] != groups:
+            raise ValueError(f"omega: expected the {groups} groups of M, got {omega.shape[1]}")
+    if mask is not None:
+        check_over_output("mask", mask, input)
+        if mask.shape != (input.shape[0], groups * taps, *output_size):
+            raise ValueError(
+                f"mask: expected shape {(input.shape[0], groups * taps, *output_size)}, {taps} "
+                f"channels for each of the {groups} metrics, got {tuple(mask.shape)}"
+            )
+        mask = mask.reshape(len(input), groups, taps, *output_size)
+    positions = metric_positions(M, omega, points, dilation=geometry.dilation, map=map)
+    displacements = positions.movedim((-2, -1), (2, 3))
+    return convolve_at(input, displacements, weight, bias, mask, geometry, padding_mode)
+
+
+def metric_positions(
+    M: Float[Tensor, "*batch 2 2"],
+    omega: Float[Tensor, "*batch 2"] | None,
+    points: Float[Tensor, "taps 2"],
+    *,
+    dilation: tuple[int, int] = (1, 1),
+    map: MapName = "radial",
+) -> Float[Tensor, "*batch taps 2"]:
+    """Return the displacements of a metric convolution's taps from the kernel's centre.
+
+    Parameters
+    ----------
+    M, omega, points, dilation, map
+        As for :func:`metric_conv2d`, with any batch.
+
+    Returns
+    -------
+    Tensor, shape (*batch, taps, 2)
+        In pixels, float32 at least.
+    """
+    dtype = torch.promote_types(compute_dtype(M), compute_dtype(points))
+    M = M.to(dtype)
+    metric: Randers | Riemannian
+    if omega is None:
+        metric = Riemannian(M, validate=False)
+    else:
+        metric = Randers(M, omega.to(dtype), validate=False)
+    g = points.to(dtype).reshape(-1, *(1,) * (M.ndim - 2), 2)
+    positions = MAPS[map](metric, g).movedim(0, -2)
+    if dilation == (1, 1):
+        return positions
+    return positions * torch.tensor(dilation, dtype=dtype, device=positions.device)
+
+
+def _with_groups(
+    name: str, field: Tensor, input: Tensor, output_size: tuple[int, int], trailing: int
+) -> Tensor:
+    """Return a checked metric field with its group axis, (B, G, Ho, Wo, 2[, 2])."""
+    check_over_output(name, field, input)
+    tail = (*output_size, *(2,) * trailing)
+    shape = tuple(field.shape)
+    if len(shape) == 3 + trailing and shape == (input.shape[0], *tail):
+        return field.unsqueeze(1)
+    if len(shape) == 4 + trailing and shape[0] == input.shape[0] and shape[2:] == tail:
+        check_sample_groups(name, shape[1], input)
+        return field
+    raise ValueError(
+        f"{name}: expected shape {(input.shape[0], *tail)}, or with an axis of G metric groups "
+        f"after the first, got {shape}"
+    )
