@@ -21,14 +21,12 @@ def namespace(*arrays: Array) -> Any:
     TypeError
         If an argument is no array, or if two kinds of array are mixed.
     """
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.compiler.is_compiling():
-        # Dynamo cannot look through array_namespace's caches without a warning for each.
+    if _is_compiling():
         import array_api_compat.torch as torch_namespace
 
         return torch_namespace
     for array in arrays:
-        if not array_api_compat.is_array_api_obj(array):
+        if not _is_array(array):
             raise TypeError(
                 f"expected an array (NumPy, PyTorch, CuPy, JAX, ...), got {type(array).__name__}; "
                 "convert it first, for example with numpy.asarray(..., dtype=float)"
@@ -36,8 +34,21 @@ def namespace(*arrays: Array) -> Any:
     try:
         return array_api_compat.array_namespace(*arrays)
     except TypeError as error:
-        kinds = ", ".join(sorted({f"{type(a).__module__}.{type(a).__name__}" for a in arrays}))
+        kinds = ", ".join(sorted({_kind(a) for a in arrays}))
         raise TypeError(f"all arrays must be of one kind, got {kinds}") from error
+
+
+def _is_compiling() -> bool:
+    """Return whether torch.compile is tracing: then all arrays are its tensors.
+
+    It cannot look through the caches of array_api_compat without a warning for each.
+    """
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.compiler.is_compiling()
+
+
+def _is_array(x: object) -> bool:
+    return _is_compiling() or array_api_compat.is_array_api_obj(x)
 
 
 def check_floating(**arrays: Array) -> Any:
@@ -49,7 +60,7 @@ def check_floating(**arrays: Array) -> Any:
         If one of them is no array, or not of a real floating-point dtype.
     """
     for name, array in arrays.items():
-        if not array_api_compat.is_array_api_obj(array):
+        if not _is_array(array):
             raise TypeError(
                 f"{name}: expected an array (NumPy, PyTorch, CuPy, JAX, ...), got "
                 f"{type(array).__name__}; convert it first, for example with "
@@ -71,13 +82,13 @@ def _is_real_floating(xp: Any, dtype: Any) -> bool:
     return xp.isdtype(dtype, "real floating") or str(dtype) in ("float16", "bfloat16")
 
 
-def check_vectors(name: str, v: Array, dim: int) -> Any:
+def check_vectors(name: str, v: Array, dim: int, like: Array | None = None) -> Any:
     """Return the namespace of the vectors ``v`` of shape ``(..., dim)``.
 
     Raises
     ------
     TypeError
-        If ``v`` is no array of real floats.
+        If ``v`` is no array of real floats, or of another kind than ``like``.
     ValueError
         If its last axis is not of length ``dim``.
     """
@@ -87,7 +98,16 @@ def check_vectors(name: str, v: Array, dim: int) -> Any:
             f"{name}: expected vectors of {dim} components on the last axis, shape (..., {dim}), "
             f"got shape {tuple(v.shape)}"
         )
+    if like is not None and xp is not namespace(like):
+        raise TypeError(
+            f"{name}: expected the kind of array that the metric holds, {_kind(like)}, got "
+            f"{_kind(v)}"
+        )
     return xp
+
+
+def _kind(array: Array) -> str:
+    return f"{type(array).__module__}.{type(array).__name__}"
 
 
 def check_matrices(name: str, matrix: Array) -> Any:
@@ -115,16 +135,23 @@ def first_index(mask: Array) -> tuple[int, ...]:
 
 
 def safe_sqrt(x: Array) -> Array:
-    """Return ``sqrt(max(x, 0))`` with derivative 0, not infinity, where ``x <= 0``."""
+    """Return ``sqrt(max(x, 0))`` with derivative 0, not infinity, where ``x <= 0``; NaN stays."""
     xp = namespace(x)
-    positive = x > 0
-    return xp.where(positive, xp.sqrt(xp.where(positive, x, xp.ones_like(x))), xp.zeros_like(x))
+    flat = x <= 0
+    return xp.where(flat, xp.zeros_like(x), xp.sqrt(xp.where(flat, xp.ones_like(x), x)))
 
 
 def constant_like(values: Array, like: Array) -> Array:
     """Return the NumPy array ``values`` as the kind, device and dtype of ``like``."""
     xp = namespace(like)
     return xp.asarray(values, dtype=like.dtype, device=array_api_compat.device(like))
+
+
+def identity_like(d: int, like: Array) -> Array:
+    """Return the ``d x d`` identity matrix as the kind, device and dtype of ``like``."""
+    # NumPy's arrays know their device since NumPy 2 only.
+    device = getattr(like, "device", None)
+    return namespace(like).eye(d, dtype=like.dtype, device=device)
 
 
 def detached(x: Array) -> Array:

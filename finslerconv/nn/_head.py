@@ -1,0 +1,171 @@
+"""The head of a metric convolution: a convolution whose channels become a metric at every pixel."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from finslerconv.metrics import Randers, Riemannian
+from finslerconv.nn._omega import OMEGA_CONSTRAINTS
+from finslerconv.nn._parametrization import PARAMETRIZATIONS, MatrixParametrization
+
+
+class MetricHead(nn.Module):
+    """Compute a field of metrics from features, equivariantly under shifts.
+
+    With weights and biases of zero the metric is ``I / radius^2``, whose unit ball is the disc
+    of ``radius`` pixels: so it starts.
+
+    Parameters
+    ----------
+    conv : nn.Conv2d
+        From the features to ``groups * channels_per_group(...)`` channels. It is initialised here.
+    parametrization : MatrixParametrization
+        From channels to ``M``.
+    eps_omega : float
+        How far ``|omega|_{M^-1}`` stays below 1; at 1 the metric is Riemannian and has no channels
+        for omega.
+    omega_constraint : {"sigmoid", "sigmoid_detached", "clip"}
+    groups : int
+        The number of metrics at each pixel.
+    radius : float
+        Radius of the initial unit ball, in pixels.
+    """
+
+    def __init__(
+        self,
+        conv: nn.Conv2d,
+        parametrization: MatrixParametrization,
+        eps_omega: float = 0.1,
+        omega_constraint: str = "sigmoid",
+        groups: int = 1,
+        radius: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if omega_constraint not in OMEGA_CONSTRAINTS:
+            raise ValueError(
+                f"omega_constraint: expected one of {list(OMEGA_CONSTRAINTS)}, got "
+                f"{omega_constraint!r}"
+            )
+        if conv.out_channels != groups * channels_per_group(parametrization, eps_omega):
+            raise ValueError(
+                f"conv: expected {groups * channels_per_group(parametrization, eps_omega)} output "
+                f"channels, got {conv.out_channels}"
+            )
+        self.conv = conv
+        self.parametrization = parametrization
+        self.eps_omega = eps_omega
+        self.omega_constraint = omega_constraint
+        self.groups = groups
+        self.radius = radius
+        self.reset_parameters()
+
+    def extra_repr(self) -> str:
+        """Return what the module's line in a printed model shows."""
+        return (
+            f"{self.parametrization}, eps_omega={self.eps_omega}, "
+            f"omega_constraint={self.omega_constraint!r}, groups={self.groups}, "
+            f"radius={self.radius}"
+        )
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Start at the metric ``I / radius^2``: all weights zero but those of directions."""
+        self.conv.reset_parameters()
+        directions = self.parametrization.n_direction_channels
+        for tensor in (self.conv.weight, self.conv.bias):
+            if tensor is not None:
+                tensor.unflatten(0, (self.groups, -1))[:, directions:] = 0
+
+    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Randers | Riemannian:
+        """Return the metrics at the output pixels.
+
+        Parameters
+        ----------
+        x : Tensor, shape (B, C, H, W)
+
+        Returns
+        -------
+        Randers or Riemannian
+            Of batch (B, Ho, Wo), or (B, G, Ho, Wo) for ``G > 1`` groups; in float32 at least.
+        """
+        raw = self.conv(x)
+        raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
+        raw = raw.unflatten(1, (self.groups, -1)).movedim(2, -1)
+        if self.groups == 1:
+            raw = raw.squeeze(1)
+        n = self.parametrization.n_channels
+        # Positions are geometry: half precision would move them by pixels.
+        with torch.autocast(raw.device.type, enabled=False):
+            M = self.parametrization.matrix(raw[..., :n])
+            if self.eps_omega == 1:
+                return Riemannian(M / self.radius**2, validate=False)
+            constraint = OMEGA_CONSTRAINTS[self.omega_constraint]
+            omega = constraint(raw[..., n:], M, self.eps_omega)
+            return Randers(M / self.radius**2, omega / self.radius, validate=False)
+
+
+def channels_per_group(parametrization: MatrixParametrization, eps_omega: float) -> int:
+    """Return the number of channels that make one metric.
+
+    Raises
+    ------
+    ValueError
+        If ``eps_omega`` is not in (0, 1].
+    """
+    if not 0 < eps_omega <= 1:
+        raise ValueError(
+            f"eps_omega: expected a number in (0, 1], 1 for a Riemannian metric, got {eps_omega}"
+        )
+    return parametrization.n_channels + (0 if eps_omega == 1 else 2)
+
+
+def parametrization(name: str) -> MatrixParametrization:
+    """Return the parametrisation called ``name``, with its default options.
+
+    Raises
+    ------
+    ValueError
+        If there is none of that name.
+    """
+    if name not in PARAMETRIZATIONS:
+        raise ValueError(f"head: expected one of {list(PARAMETRIZATIONS)}, got {name!r}")
+    return PARAMETRIZATIONS[name]()
+
+
+def metric_penalty(model: nn.Module, strength: float = 5000.0) -> Float[Tensor, ""]:
+    """Return the paper's regularisation of the metrics of a model, to be added to the loss.
+
+    ``strength`` times the mean absolute value of the weights and biases of all metric heads in
+    the model (a shared head counts once): it draws every metric towards the disc at which it
+    started.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any module with :class:`MetricConv2d` layers in it.
+    strength : float
+        The factor lambda; 5000 in the paper.
+
+    Returns
+    -------
+    Tensor, shape ()
+
+    Raises
+    ------
+    ValueError
+        If the model has no metric head.
+
+    References
+    ----------
+    Dagès, Lindenbaum, Bruckstein, "Metric Convolutions" (ICCV 2025), classification experiments.
+    """
+    parameters = [
+        parameter
+        for module in model.modules()
+        if isinstance(module, MetricHead)
+        for parameter in module.conv.parameters()
+    ]
+    if not parameters:
+        raise ValueError("model: expected a model with metric heads (MetricConv2d), found none")
+    total = torch.stack([parameter.abs().sum() for parameter in parameters]).sum()
+    return strength * total / sum(parameter.numel() for parameter in parameters)

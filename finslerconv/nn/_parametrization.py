@@ -1,0 +1,224 @@
+"""From unconstrained numbers to positive definite matrices, with zero for the identity.
+
+Each parametrisation takes what a convolution puts out and cannot leave the positive matrices; at
+zero it gives exactly the identity, so that a layer whose head puts out zero is the standard
+convolution.
+"""
+
+import abc
+import math
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class MatrixParametrization(abc.ABC):
+    """A smooth map from ``n_channels`` free numbers onto 2 x 2 positive definite matrices.
+
+    Parameters
+    ----------
+    eps_L : float
+        What keeps the factors (or eigenvalues) from zero, in (0, 1).
+    """
+
+    eps_L: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not 0 < self.eps_L < 1:
+            raise ValueError(f"eps_L: expected a number in (0, 1), got {self.eps_L}")
+
+    @property
+    @abc.abstractmethod
+    def n_channels(self) -> int:
+        """How many numbers make a matrix."""
+
+    @property
+    def n_direction_channels(self) -> int:
+        """How many of them, the first, are a direction.
+
+        At equal eigenvalues a direction has no effect and so no gradient: its weights must start
+        at random where all others start at zero.
+        """
+        return 0
+
+    @abc.abstractmethod
+    def matrix(self, raw: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch 2 2"]:
+        """Return the matrices ``M`` of the numbers ``raw``; zero gives the identity."""
+
+
+@final
+@dataclass(frozen=True)
+class Cholesky(MatrixParametrization):
+    """``M = L L'`` with ``L`` lower triangular, of diagonal ``|1 - eps_L + raw| + eps_L``."""
+
+    @property
+    def n_channels(self) -> int:
+        """Three: two diagonal entries, one below."""
+        return 3
+
+    def matrix(self, raw: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch 2 2"]:
+        """Return the matrices ``L L'``."""
+        first, second, below = raw.unbind(-1)
+        first, second = self._positive(first), self._positive(second)
+        return symmetric(first * first, first * below, below * below + second * second)
+
+    def _positive(self, raw: Tensor) -> Tensor:
+        return (1 - self.eps_L + raw).abs() + self.eps_L
+
+
+@final
+@dataclass(frozen=True)
+class LDL(MatrixParametrization):
+    """``M = L D L'`` with ``L`` unit lower triangular, ``D = |1 - eps_L + raw| + eps_L``."""
+
+    @property
+    def n_channels(self) -> int:
+        """Three: two diagonal entries, one below."""
+        return 3
+
+    def matrix(self, raw: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch 2 2"]:
+        """Return the matrices ``L D L'``."""
+        first, second, below = raw.unbind(-1)
+        first = (1 - self.eps_L + first).abs() + self.eps_L
+        second = (1 - self.eps_L + second).abs() + self.eps_L
+        return symmetric(first, below * first, below * below * first + second)
+
+
+@final
+@dataclass(frozen=True)
+class Spectral(MatrixParametrization):
+    """A direction and two eigenvalues ``|1 - eps_L + raw| + eps_L``.
+
+    The eigenvector of the first eigenvalue is the direction, normalised; the zero direction
+    counts as the first axis.
+    """
+
+    @property
+    def n_channels(self) -> int:
+        """Four: two of the direction, two eigenvalues."""
+        return 4
+
+    @property
+    def n_direction_channels(self) -> int:
+        """Two."""
+        return 2
+
+    def matrix(self, raw: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch 2 2"]:
+        """Return the matrices with these eigenvectors and eigenvalues."""
+        eigenvalues = (1 - self.eps_L + raw[..., 2:]).abs() + self.eps_L
+        return from_spectrum(raw[..., :2], eigenvalues[..., 0], eigenvalues[..., 1])
+
+
+@final
+@dataclass(frozen=True)
+class SpectralScaled(MatrixParametrization):
+    """A direction, two bounded eigenvalues and a common scale: the paper's head of networks.
+
+    The eigenvalues are ``2 sigmoid(raw)``, kept ``eps_L`` away from 0 and 2; the scale is a sigmoid
+    onto ``[scale_min, scale_max]``, shifted so that it is 1 at zero. The unit ball so stays
+    within fixed bounds.
+
+    Parameters
+    ----------
+    eps_L : float
+    scale_min, scale_max : float
+        Bounds of the scale, ``0 < scale_min < 1 < scale_max``.
+    """
+
+    scale_min: float = 0.1
+    scale_max: float = 1.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.scale_min < 1 < self.scale_max:
+            raise ValueError(
+                "scale_min, scale_max: expected 0 < scale_min < 1 < scale_max, so that the scale "
+                f"can start at 1, got {self.scale_min} and {self.scale_max}"
+            )
+
+    @property
+    def n_channels(self) -> int:
+        """Five: two of the direction, two eigenvalues, the scale."""
+        return 5
+
+    @property
+    def n_direction_channels(self) -> int:
+        """Two."""
+        return 2
+
+    def matrix(self, raw: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch 2 2"]:
+        """Return the matrices with these eigenvectors, eigenvalues and scale."""
+        share = (1 - self.scale_min) / (self.scale_max - self.scale_min)
+        shift = math.log(share / (1 - share))
+        scale = self.scale_min + (self.scale_max - self.scale_min) * torch.sigmoid(
+            raw[..., 4] + shift
+        )
+        span = 2 - 2 * self.eps_L
+        eigenvalues = scale[..., None] * (self.eps_L + span * torch.sigmoid(raw[..., 2:4]))
+        return from_spectrum(raw[..., :2], eigenvalues[..., 0], eigenvalues[..., 1])
+
+
+@final
+@dataclass(frozen=True)
+class LogEuclidean(MatrixParametrization):
+    """The matrix exponential of a symmetric matrix, in closed form; ``eps_L`` is not needed."""
+
+    @property
+    def n_channels(self) -> int:
+        """Three: the entries of a symmetric matrix."""
+        return 3
+
+    def matrix(self, raw: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch 2 2"]:
+        """Return the exponentials."""
+        first, second, off = raw.unbind(-1)
+        mean, half = (first + second) / 2, (first - second) / 2
+        square = half * half + off * off
+        # exp(mean I + S) with S^2 = square I; both factors are smooth functions of the square.
+        cosh, sinhc = _cosh_sinhc(square)
+        size = mean.exp()
+        return symmetric(
+            size * (cosh + sinhc * half), size * sinhc * off, size * (cosh - sinhc * half)
+        )
+
+
+#: The parametrisations by the names that ``MetricConv2d(head=...)`` takes.
+PARAMETRIZATIONS: dict[str, type[MatrixParametrization]] = {
+    "cholesky": Cholesky,
+    "ldl": LDL,
+    "spectral": Spectral,
+    "spectral_scaled": SpectralScaled,
+    "log_euclidean": LogEuclidean,
+}
+
+
+def symmetric(a: Tensor, b: Tensor, c: Tensor) -> Float[Tensor, "*batch 2 2"]:
+    """Return the matrices ``[[a, b], [b, c]]``."""
+    return torch.stack((torch.stack((a, b), dim=-1), torch.stack((b, c), dim=-1)), dim=-2)
+
+
+def from_spectrum(direction: Tensor, first: Tensor, second: Tensor) -> Float[Tensor, "*batch 2 2"]:
+    """Return the matrices with eigenvalue ``first`` along ``direction`` and ``second`` across."""
+    u, v = direction.unbind(-1)
+    square = u * u + v * v
+    known = square > 0
+    safe = torch.where(known, square, 1.0)
+    uu, uv = torch.where(known, u * u / safe, 1.0), torch.where(known, u * v / safe, 0.0)
+    excess = first - second
+    return symmetric(second + excess * uu, excess * uv, first - excess * uu)
+
+
+def _cosh_sinhc(square: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ``cosh(r)`` and ``sinh(r) / r`` as functions of ``square = r^2``, smooth at zero."""
+    small = square < 1e-2
+    series = torch.where(small, square, 0.0)
+    cosh_series = 1 + series / 2 * (1 + series / 12 * (1 + series / 30 * (1 + series / 56)))
+    sinhc_series = 1 + series / 6 * (1 + series / 20 * (1 + series / 42 * (1 + series / 72)))
+    r = torch.where(small, 1.0, square).sqrt()
+    return (
+        torch.where(small, cosh_series, r.cosh()),
+        torch.where(small, sinhc_series, r.sinh() / r),
+    )

@@ -1,0 +1,461 @@
+"""The metric convolution: at the start the one it replaces, and what its metric says afterwards."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from finslerconv import ops
+from finslerconv.balls import lattice, sunflower
+from finslerconv.metrics import CallableMetric, Randers, Riemannian
+from finslerconv.nn import MetricConv2d, MetricHead, SpectralScaled, metric_penalty
+from finslerconv.nn._omega import OMEGA_CONSTRAINTS
+from finslerconv.nn._parametrization import PARAMETRIZATIONS
+
+HEADS = list(PARAMETRIZATIONS)
+MAPS = ["radial", "affine"]
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def stirred(layer, amount=0.3):
+    """Move every head parameter, so that the layer samples real balls."""
+    with torch.no_grad():
+        for name, parameter in layer.named_parameters():
+            if name.startswith(("head.", "modulation_conv.")):
+                parameter.add_(amount * torch.randn_like(parameter))
+    return layer
+
+
+def slow_convolution(layer, x):
+    """Loop over output pixels and taps, with the metric's own norm and bilinear interpolation."""
+    metric = layer.metric(x)
+    rows, columns = layer.geometry().output_size(*x.shape[2:])
+    centre_rows, centre_columns = layer.geometry().centres((rows, columns), x)
+    kernel = layer.weight.flatten(2)
+    output = torch.zeros(len(x), layer.out_channels, rows, columns, dtype=x.dtype)
+    for b in range(len(x)):
+        for i in range(rows):
+            for j in range(columns):
+                here = metric[b, i, j]
+                for k, g in enumerate(torch.tensor(layer.reference.points, dtype=x.dtype)):
+                    y = g * g.norm() / here.norm(g) if g.norm() > 0 else g
+                    y = y * torch.tensor(layer.dilation, dtype=x.dtype)
+                    value = bilinear(x[b], centre_rows[i, 0] + y[0], centre_columns[0, j] + y[1])
+                    output[b, :, i, j] += kernel[:, :, k] @ value
+    return output + layer.bias[:, None, None]
+
+
+def bilinear(image, row, column):
+    total = torch.zeros(image.shape[0], dtype=image.dtype)
+    for i in range(image.shape[1]):
+        for j in range(image.shape[2]):
+            share = (1 - (row - i).abs()).clamp(min=0) * (1 - (column - j).abs()).clamp(min=0)
+            total = total + share * image[:, i, j]
+    return total
+
+
+@pytest.mark.parametrize("map", MAPS)
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(
+    ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"),
+    [
+        (3, 1, 1, 1, 1, "zeros"),
+        ((3, 5), 2, (1, 2), 2, 2, "reflect"),
+        (2, 1, 1, 1, 1, "circular"),
+        ((2, 3), (1, 2), 0, (2, 1), 4, "zeros"),
+        (1, 1, 0, 1, 1, "zeros"),
+        (7, 1, "same", 1, 2, "replicate"),
+        (5, 1, "valid", 2, 1, "zeros"),
+    ],
+)
+def test_it_begins_as_the_convolution_that_it_replaces(
+    kernel_size, stride, padding, dilation, groups, padding_mode, head, map
+):
+    conv = nn.Conv2d(
+        4, 8, kernel_size, stride, padding, dilation, groups, padding_mode=padding_mode
+    )
+    x = torch.randn(2, 4, 17, 19)
+    for metric_groups, modulation, eps_omega in ((1, False, 0.1), (2, True, 1.0)):
+        layer = MetricConv2d.from_conv2d(
+            conv, head=head, map=map, metric_groups=metric_groups, modulation=modulation,
+            eps_omega=eps_omega,
+        )  # fmt: skip
+        torch.testing.assert_close(layer(x), conv(x), rtol=0, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
+def test_same_padding_of_an_even_kernel_is_pytorchs():
+    conv = nn.Conv2d(2, 3, (4, 2), padding="same")
+    x = torch.randn(1, 2, 9, 8)
+    layer = MetricConv2d.from_conv2d(conv)
+    torch.testing.assert_close(layer(x), conv(x), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"stride": 2, "padding": 1, "dilation": 2},
+        {"kernel_size": (3, 2), "padding": (2, 0), "reference": "concentric"},
+    ],
+)
+def test_it_samples_where_the_metric_says(options):
+    layer = MetricConv2d(2, 3, **({"kernel_size": 3, "padding": 1} | options)).double()
+    stirred(layer)
+    x = torch.randn(2, 2, 6, 7, dtype=torch.float64)
+    torch.testing.assert_close(layer(x), slow_convolution(layer, x), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("reference", ["concentric", "polar", "sunflower", "lattice"])
+@pytest.mark.parametrize("map", MAPS)
+def test_positions_are_in_the_unit_ball(reference, map):
+    layer = stirred(MetricConv2d(3, 4, 5, padding=2, reference=reference, map=map).double())
+    x = torch.randn(1, 3, 8, 8, dtype=torch.float64)
+    metric, positions = layer.metric(x), layer.positions(x)
+    assert positions.shape == (1, 8, 8, 25, 2)
+    norms = metric.norm(positions.movedim(-2, 0))
+    inside = torch.tensor(layer.reference.points).norm(dim=-1) <= 1 + 1e-12
+    assert inside.any()
+    assert (norms[inside] <= 1 + 1e-9).all()
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("constraint", OMEGA_CONSTRAINTS)
+def test_the_metric_is_valid_whatever_the_head_puts_out(head, constraint):
+    layer = MetricConv2d(3, 4, 3, padding=1, head=head, omega_constraint=constraint, eps_omega=0.05)
+    stirred(layer, amount=0.5)
+    metric = layer.double().metric(torch.randn(2, 3, 9, 9, dtype=torch.float64))
+    assert isinstance(metric, Randers)
+    metric.validate()
+    assert (metric.omega_norm() <= 0.95 + 1e-9).all()
+
+
+def test_no_omega_channels_for_a_riemannian_metric():
+    layer = MetricConv2d(3, 4, 3, head="cholesky", eps_omega=1.0)
+    assert layer.head.conv.out_channels == 3
+    assert isinstance(layer.metric(torch.randn(1, 3, 8, 8)), Riemannian)
+
+
+SHIFTS = [
+    ({}, (3, -2)),
+    ({"stride": 2}, (2, 4)),
+    ({"metric_groups": 2, "modulation": True}, (1, 1)),
+]
+
+
+@pytest.mark.parametrize(("options", "shift"), SHIFTS)
+def test_shift_equivariance(options, shift):
+    """Theorem 3 of the paper: a shifted image gives the shifted output, in the interior."""
+    # Bounded balls, so that there is an interior: no sample is further than 6 pixels away.
+    head = SpectralScaled(eps_L=0.4, scale_min=0.9, scale_max=1.1)
+    layer = MetricConv2d(2, 3, 3, padding=1, head=head, eps_omega=0.7, **options).double()
+    stirred(layer)
+    x = torch.randn(1, 2, 40, 40, dtype=torch.float64)
+    assert 2 < layer.positions(x).abs().max() < 6
+    stride = layer.stride[0]
+    expected = torch.roll(layer(x), (shift[0] // stride, shift[1] // stride), dims=(2, 3))
+    moved = torch.roll(x, shift, dims=(2, 3))
+    margin = 12 // stride
+    interior = (..., slice(margin, -margin), slice(margin, -margin))
+    torch.testing.assert_close(layer(moved)[interior], expected[interior], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(("options", "shift"), SHIFTS)
+def test_shift_equivariance_everywhere_on_a_torus(options, shift):
+    layer = MetricConv2d(2, 3, 3, padding=1, padding_mode="circular", **options).double()
+    stirred(layer)
+    x = torch.randn(1, 2, 20, 20, dtype=torch.float64)
+    stride = layer.stride[0]
+    expected = torch.roll(layer(x), (shift[0] // stride, shift[1] // stride), dims=(2, 3))
+    moved = torch.roll(x, shift, dims=(2, 3))
+    torch.testing.assert_close(layer(moved), expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("map", MAPS)
+@pytest.mark.parametrize("constraint", ["sigmoid", "clip"])
+@pytest.mark.parametrize("head", HEADS)
+def test_gradcheck_through_heads_maps_and_constraints(head, constraint, map):
+    layer = MetricConv2d(
+        1, 1, 3, padding=1, head=head, map=map, omega_constraint=constraint, modulation=True
+    ).double()
+    stirred(layer, 0.1)
+    x = torch.randn(1, 1, 4, 4, dtype=torch.float64, requires_grad=True)
+    names, parameters = zip(*layer.named_parameters(), strict=True)
+
+    def function(x, *values):
+        return torch.func.functional_call(layer, dict(zip(names, values, strict=True)), x)
+
+    assert torch.autograd.gradcheck(function, (x, *parameters), fast_mode=True)
+
+
+def test_every_parameter_of_the_head_gets_a_gradient_after_the_first_step():
+    layer = MetricConv2d(3, 4, 3, padding=1, modulation=True, head="spectral_scaled")
+    optimiser = torch.optim.SGD(layer.parameters(), lr=0.05)
+    x, y = torch.randn(2, 3, 12, 12), torch.randn(2, 4, 12, 12)
+    losses = []
+    for _ in range(8):
+        optimiser.zero_grad()
+        loss = (layer(x) - y).square().mean()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    for name, parameter in layer.named_parameters():
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().max() > 0, name
+
+
+class TestAsAModule:
+    def test_deepcopy_pickle_and_state(self):
+        layer = stirred(MetricConv2d(3, 4, 3, padding=1, modulation=True, reference="concentric"))
+        x = torch.randn(1, 3, 8, 8)
+        expected = layer(x)
+        assert torch.equal(copy.deepcopy(layer)(x), expected)
+        assert torch.equal(pickle.loads(pickle.dumps(layer))(x), expected)
+        buffer = io.BytesIO()
+        torch.save(layer.state_dict(), buffer)
+        buffer.seek(0)
+        other = MetricConv2d(3, 4, 3, padding=1, modulation=True, reference="concentric")
+        other.load_state_dict(torch.load(buffer, weights_only=True))
+        assert torch.equal(other(x), expected)
+
+    def test_state_keys_hold_those_of_the_convolution(self):
+        keys = set(MetricConv2d(3, 4, 3).state_dict())
+        assert keys == {"weight", "bias", "head.conv.weight", "head.conv.bias"}
+
+    @pytest.mark.uninstrumented
+    def test_compile(self):
+        layer = stirred(MetricConv2d(3, 4, 3, padding=1, modulation=True))
+        x = torch.randn(1, 3, 8, 8)
+        compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(x), layer(x))
+        gradient = torch.autograd.grad(layer(x).square().sum(), layer.head.conv.weight)
+        again = torch.autograd.grad(compiled(x).square().sum(), layer.head.conv.weight)
+        torch.testing.assert_close(again, gradient)
+
+    def test_autocast(self):
+        layer = stirred(MetricConv2d(3, 4, 3, padding=1), 0.05)
+        x = torch.randn(2, 3, 12, 12)
+        with torch.autocast("cpu", torch.bfloat16):
+            output = layer(x)
+            metric = layer.metric(x)
+        assert output.dtype == torch.bfloat16
+        assert metric.M.dtype == torch.float32
+        output.float().square().sum().backward()
+        assert layer.head.conv.weight.grad.isfinite().all()
+        # 2^-8 is bfloat16's rounding; the head's own rounding moves the samples as well.
+        reference = layer(x)
+        assert (output - reference).abs().max() < 0.05 * reference.abs().max()
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+    def test_dtypes_and_moves_keep_the_reference_points_exact(self, dtype):
+        layer = MetricConv2d(3, 4, 7, padding=3).to(dtype)
+        assert layer(torch.randn(1, 3, 9, 9, dtype=dtype)).dtype == dtype
+        layer = layer.to(torch.bfloat16).double()
+        assert torch.equal(layer.points, torch.tensor(lattice(7).points))
+
+    def test_channels_last_in_channels_last_out(self):
+        layer = stirred(MetricConv2d(3, 4, 3, padding=1))
+        x = torch.randn(2, 3, 8, 9)
+        output = layer(x.contiguous(memory_format=torch.channels_last))
+        assert output.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(output, layer(x))
+
+    def test_unbatched_and_empty_batches(self):
+        layer = stirred(MetricConv2d(3, 4, 3, padding=1))
+        x = torch.randn(1, 3, 8, 9)
+        torch.testing.assert_close(layer(x[0]), layer(x)[0])
+        assert layer(x[:0]).shape == (0, 4, 8, 9)
+
+    def test_from_conv2d_takes_over_what_the_convolution_is(self):
+        conv = nn.Conv2d(3, 4, 3, bias=False).double().eval()
+        conv.weight.requires_grad_(False)
+        layer = MetricConv2d.from_conv2d(conv, eps_omega=0.5)
+        assert not layer.training
+        assert layer.bias is None
+        assert layer.weight.dtype == torch.float64
+        assert not layer.weight.requires_grad
+        assert layer.weight.data_ptr() != conv.weight.data_ptr()
+        assert layer.head.eps_omega == 0.5
+
+    def test_reset_parameters_starts_anew(self):
+        layer = stirred(MetricConv2d(3, 4, 3, padding=1, modulation=True))
+        layer.reset_parameters()
+        x = torch.randn(1, 3, 8, 8)
+        plain = nn.functional.conv2d(x, layer.weight, layer.bias, padding=1)
+        torch.testing.assert_close(layer(x), plain, rtol=0, atol=1e-5)
+
+    def test_meta_device(self):
+        layer = MetricConv2d(3, 4, 3, device="meta")
+        assert layer.points.device.type == "meta"
+        layer = layer.to_empty(device="cpu")
+        layer.reset_parameters()
+        assert torch.equal(layer.points, torch.tensor(lattice(3).points).float())
+
+
+def test_fixed_kernel_is_uniform_and_not_learned():
+    layer = MetricConv2d(4, 4, 3, groups=4, padding=1, bias=False, fixed_kernel=True)
+    assert {name for name, _ in layer.named_parameters()} == {"head.conv.weight", "head.conv.bias"}
+    x = torch.full((1, 4, 9, 9), 2.0)
+    torch.testing.assert_close(layer(x)[..., 1:-1, 1:-1], x[..., 1:-1, 1:-1])
+    layer.reset_parameters()
+    torch.testing.assert_close(layer.weight, torch.full((4, 1, 3, 3), 1 / 9))
+    assert "weight" in layer.state_dict()
+
+
+def test_modulation_multiplies_each_sample():
+    layer = stirred(MetricConv2d(2, 3, 3, padding=1, modulation=True, metric_groups=2).double())
+    x = torch.randn(1, 2, 6, 6, dtype=torch.float64)
+    mask = 2 * torch.sigmoid(layer.modulation_conv(x))
+    metric = layer.metric(x)
+    expected = ops.metric_conv2d(
+        x, metric.M, metric.omega, layer.points, layer.weight, layer.bias, padding=1, mask=mask
+    )
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_metric_groups_are_independent():
+    layer = stirred(MetricConv2d(4, 2, 3, padding=1, metric_groups=2).double())
+    x = torch.randn(1, 4, 8, 8, dtype=torch.float64)
+    metric = layer.metric(x)
+    assert metric.batch_shape == (1, 2, 8, 8)
+    halves = [
+        ops.metric_conv2d(
+            x[:, 2 * g : 2 * g + 2], metric.M[:, g], metric.omega[:, g], layer.points,
+            layer.weight[:, 2 * g : 2 * g + 2], padding=1,
+        )
+        for g in range(2)
+    ]  # fmt: skip
+    expected = halves[0] + halves[1] + layer.bias[:, None, None]
+    torch.testing.assert_close(layer(x), expected)
+
+
+class Cubic(nn.Module):
+    """A metric of one's own: a p-norm scaled by the image."""
+
+    def forward(self, x):
+        size = 1 + x.mean(1).abs()
+        return CallableMetric(lambda v: size * (v.abs() ** 3).sum(-1) ** (1 / 3), like=x)
+
+
+class Constant(nn.Module):
+    """A learned Randers metric, the same at every pixel."""
+
+    def __init__(self):
+        super().__init__()
+        self.M = nn.Parameter(torch.tensor([[1.3, 0.2], [0.2, 0.8]]))
+        self.omega = nn.Parameter(torch.tensor([0.1, -0.3]))
+
+    def forward(self, x):
+        batch = (len(x), *x.shape[2:])
+        return Randers(self.M.expand(*batch, 2, 2), self.omega.expand(*batch, 2), validate=False)
+
+
+def test_a_metric_of_ones_own():
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    layer = MetricConv2d(3, 4, 3, padding=1, metric=Cubic(), reference="concentric").double()
+    norms = layer.metric(x).norm(layer.positions(x).movedim(-2, 0))
+    radii = torch.tensor(layer.reference.points).norm(dim=-1)
+    torch.testing.assert_close(norms, radii[:, None, None, None].expand_as(norms))
+    assert layer(x).shape == (2, 4, 8, 8)
+
+
+def test_a_randers_metric_of_ones_own_trains():
+    layer = MetricConv2d(3, 4, 3, padding=1, metric=Constant())
+    layer(torch.randn(1, 3, 8, 8)).square().sum().backward()
+    assert layer.head.M.grad.abs().max() > 0
+    assert layer.head.omega.grad.abs().max() > 0
+
+
+def test_callable_and_closed_form_metrics_agree():
+    x = torch.randn(1, 3, 8, 8)
+    known = Constant()
+    metric = known(x)
+
+    class Opaque(nn.Module):
+        def forward(self, x):
+            return CallableMetric(metric.norm, like=x)
+
+    layer = MetricConv2d(3, 4, (3, 5), padding=(1, 2), dilation=(1, 1), metric=known)
+    opaque = copy.deepcopy(layer)
+    opaque.head = Opaque()
+    torch.testing.assert_close(opaque(x), layer(x))
+    torch.testing.assert_close(opaque.positions(x), layer.positions(x))
+
+
+@given(strength=st.floats(0.1, 1e4), seed=st.integers(0, 1000))
+def test_metric_penalty(strength, seed):
+    torch.manual_seed(seed)
+    model = nn.Sequential(
+        stirred(MetricConv2d(2, 3, 3)), nn.ReLU(), stirred(MetricConv2d(3, 2, 3, head="spectral"))
+    )
+    values = torch.cat(
+        [p.flatten() for n, p in model.named_parameters() if "head.conv" in n]
+    ).detach()
+    torch.testing.assert_close(
+        metric_penalty(model, strength).detach(), strength * values.abs().mean()
+    )
+
+
+def test_metric_penalty_is_zero_at_the_start():
+    assert metric_penalty(MetricConv2d(2, 3, 3, head="log_euclidean")) == 0
+
+
+@pytest.mark.unchecked
+class TestErrors:
+    def test_wrong_names(self):
+        with pytest.raises(ValueError, match=r"head: expected one of \['cholesky'"):
+            MetricConv2d(2, 2, 3, head="qr")
+        with pytest.raises(ValueError, match="map: expected 'radial' or 'affine', got 'linear'"):
+            MetricConv2d(2, 2, 3, map="linear")
+        with pytest.raises(ValueError, match="reference: expected 'lattice'"):
+            MetricConv2d(2, 2, 3, reference="hexagonal")
+        with pytest.raises(ValueError, match="omega_constraint: expected one of"):
+            MetricConv2d(2, 2, 3, omega_constraint="tanh")
+
+    def test_numbers_out_of_range(self):
+        with pytest.raises(ValueError, match=r"eps_omega: expected a number in \(0, 1\]"):
+            MetricConv2d(2, 2, 3, eps_omega=0)
+        with pytest.raises(ValueError, match="metric_groups: expected a divisor of the 4"):
+            MetricConv2d(4, 2, 3, metric_groups=3)
+
+    def test_a_reference_set_of_another_size(self):
+        with pytest.raises(ValueError, match=r"expected 9 points .* got 10 in dimension 2"):
+            MetricConv2d(2, 2, 3, reference=sunflower(10))
+
+    def test_from_conv2d(self):
+        with pytest.raises(TypeError, match=r"conv: expected an nn\.Conv2d, got Linear"):
+            MetricConv2d.from_conv2d(nn.Linear(2, 2))
+        with pytest.raises(TypeError, match="lazy"):
+            MetricConv2d.from_conv2d(nn.LazyConv2d(2, 3))
+        with pytest.raises(ValueError, match="fixed_kernel: would discard"):
+            MetricConv2d.from_conv2d(nn.Conv2d(2, 2, 3), fixed_kernel=True)
+
+    def test_input_shape(self):
+        with pytest.raises(ValueError, match=r"input: expected shape \(B, C, H, W\) or"):
+            MetricConv2d(2, 2, 3)(torch.randn(5, 5))
+
+    def test_no_heads_to_penalise(self):
+        with pytest.raises(ValueError, match="found none"):
+            metric_penalty(nn.Conv2d(2, 2, 3))
+
+    def test_head_of_the_wrong_width(self):
+        with pytest.raises(ValueError, match="conv: expected 7 output channels, got 6"):
+            MetricHead(nn.Conv2d(2, 6, 3), SpectralScaled())
+
+    def test_metric_of_the_wrong_batch(self):
+        class Flat(nn.Module):
+            def forward(self, x):
+                return CallableMetric(lambda v: v.abs().sum(-1), like=x)
+
+        with pytest.raises(ValueError, match=r"expected a field of batch \(B, Ho, Wo\)"):
+            MetricConv2d(2, 2, 3, metric=Flat())(torch.randn(1, 2, 5, 5))

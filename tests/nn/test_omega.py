@@ -1,0 +1,82 @@
+"""The constraints on omega keep its norm below one and its direction as it is."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finslerconv.nn._omega import OMEGA_CONSTRAINTS, clip, sigmoid, sigmoid_detached
+
+seeds = st.integers(0, 2**31)
+eps_omegas = st.floats(0.001, 1.0)
+
+
+def random_pair(seed, n=6):
+    generator = torch.Generator().manual_seed(seed)
+    A = torch.randn(n, 2, 2, dtype=torch.float64, generator=generator)
+    raw = torch.randn(n, 2, dtype=torch.float64, generator=generator)
+    return raw * 3, A @ A.mT + 0.1 * torch.eye(2, dtype=torch.float64)
+
+
+def norm(omega, M):
+    return torch.einsum("ni,ni->n", omega, torch.linalg.solve(M, omega)).sqrt()
+
+
+@pytest.mark.parametrize("name", OMEGA_CONSTRAINTS)
+@given(seed=seeds, eps=eps_omegas)
+def test_norm_is_held_and_direction_kept(name, seed, eps):
+    raw, M = random_pair(seed)
+    omega = OMEGA_CONSTRAINTS[name](raw, M, eps)
+    assert (norm(omega, M) <= (1 - eps) * (1 + 1e-12)).all()
+    cross = raw[:, 0] * omega[:, 1] - raw[:, 1] * omega[:, 0]
+    assert cross.abs().max() <= 1e-12 * raw.square().sum(-1).max()
+    assert ((raw * omega).sum(-1) >= 0).all()
+
+
+@given(seed=seeds, eps=eps_omegas)
+def test_sigmoid_law(seed, eps):
+    raw, M = random_pair(seed)
+    expected = (2 * torch.sigmoid(norm(raw, M)) - 1) * (1 - eps)
+    torch.testing.assert_close(norm(sigmoid(raw, M, eps), M), expected)
+
+
+@given(seed=seeds)
+def test_clip_law(seed):
+    raw, M = random_pair(seed)
+    expected = norm(raw, M).clamp(max=0.7)
+    torch.testing.assert_close(norm(clip(raw, M, 0.3), M), expected)
+
+
+@pytest.mark.parametrize("n", [0.0, 1e-9, 0.0999, 0.1001, 2.0, 50.0])
+def test_sigmoid_series_and_closed_form_meet(n):
+    raw = torch.tensor([[n, 0.0]], dtype=torch.float64)
+    omega = sigmoid(raw, torch.eye(2, dtype=torch.float64)[None], 0.1)
+    expected = 0.9 * torch.tanh(torch.tensor(n, dtype=torch.float64) / 2)
+    torch.testing.assert_close(omega[0, 0], expected, rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("constraint", [sigmoid, clip])
+def test_gradients(constraint):
+    raw, M = random_pair(1)
+    arguments = (raw.requires_grad_(), M.requires_grad_())
+    assert torch.autograd.gradcheck(lambda w, m: constraint(w, (m + m.mT) / 2, 0.2), arguments)
+    assert torch.autograd.gradgradcheck(lambda w, m: constraint(w, (m + m.mT) / 2, 0.2), arguments)
+
+
+def test_detached_has_the_factor_as_a_constant():
+    raw, M = random_pair(2)
+    raw.requires_grad_()
+    omega = sigmoid_detached(raw, M, 0.1)
+    torch.testing.assert_close(omega, sigmoid(raw, M, 0.1))
+    (gradient,) = torch.autograd.grad(omega.sum(), raw)
+    torch.testing.assert_close(gradient, (omega / raw).detach())
+
+
+@pytest.mark.parametrize("name", OMEGA_CONSTRAINTS)
+def test_zero_stays_zero_with_finite_gradients(name):
+    raw = torch.zeros(1, 2, dtype=torch.float64, requires_grad=True)
+    M = torch.eye(2, dtype=torch.float64)[None].requires_grad_()
+    omega = OMEGA_CONSTRAINTS[name](raw, M, 0.1)
+    assert torch.equal(omega, torch.zeros_like(omega))
+    for gradient in torch.autograd.grad(omega.sum(), (raw, M), allow_unused=True):
+        assert gradient is None or gradient.isfinite().all()
