@@ -160,7 +160,7 @@ def test_shift_equivariance(options, shift):
     layer = MetricConv2d(2, 3, 3, padding=1, head=head, eps_omega=0.7, **options).double()
     stirred(layer)
     x = torch.randn(1, 2, 40, 40, dtype=torch.float64)
-    assert 2 < layer.positions(x).abs().max() < 6
+    assert 1.5 < layer.positions(x).abs().max() < 6
     stride = layer.stride[0]
     expected = torch.roll(layer(x), (shift[0] // stride, shift[1] // stride), dims=(2, 3))
     moved = torch.roll(x, shift, dims=(2, 3))

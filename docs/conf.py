@@ -1,0 +1,43 @@
+"""Configuration of the Sphinx site."""
+
+import shutil
+from pathlib import Path
+
+import finslerconv
+
+project = "finslerconv"
+author = "The finslerconv developers"
+copyright = "2026, the finslerconv developers"
+version = release = finslerconv.__version__
+
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx.ext.mathjax",
+    "sphinx_copybutton",
+    "myst_nb",
+]
+exclude_patterns = ["_build"]
+
+# The theory notebooks live beside the docs; Sphinx reads what is below its own folder.
+here = Path(__file__).parent
+shutil.copytree(here.parent / "theory_notebooks", here / "notebooks", dirs_exist_ok=True)
+
+myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist"]
+myst_heading_anchors = 3
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 120
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+napoleon_google_docstring = False
+napoleon_use_rtype = False
+# Attributes of modules are documented where they are set.
+napoleon_use_ivar = True
+
+html_theme = "furo"
+html_title = f"finslerconv {release}"
+html_static_path = ["_static"]
