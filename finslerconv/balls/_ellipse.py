@@ -77,7 +77,7 @@ class Ellipse:
         xp = namespace(self.shape)
         large = self._mean() + self._spread()
         # The product of the eigenvalues is the determinant: no cancellation in the smaller.
-        return xp.sqrt(xp.stack((large, det(self.shape) / large), axis=-1))
+        return safe_sqrt(xp.stack((large, det(self.shape) / large), axis=-1))
 
     @property
     def angle(self) -> Float[Array, "*batch"]:
@@ -88,12 +88,13 @@ class Ellipse:
         xp = namespace(self.shape)
         sine, cosine = 2 * self.shape[..., 0, 1], self.shape[..., 1, 1] - self.shape[..., 0, 0]
         circle = (sine == 0) & (cosine == 0)
-        return xp.atan2(sine, xp.where(circle, xp.ones_like(cosine), cosine)) / 2
+        # Adding 0 turns -0 into 0, for which atan2 is pi, not -pi, on the negative axis.
+        return xp.atan2(sine + 0.0, xp.where(circle, xp.ones_like(cosine), cosine)) / 2
 
     @property
     def area(self) -> Float[Array, "*batch"]:
         """The area, ``pi / (lambda^{3/2} sqrt(det M))`` of a Randers metric, in pixels^2."""
-        return math.pi * namespace(self.shape).sqrt(det(self.shape))
+        return math.pi * safe_sqrt(det(self.shape))
 
     def support(self, p: Float[Array, "*_ 2"]) -> Float[Array, "..."]:
         """Return the support function ``max {p(v) : v in the ellipse}``: the dual norm.
@@ -103,7 +104,7 @@ class Ellipse:
         p : array, shape (..., 2)
             Covectors; their batch broadcasts against the ellipse's.
         """
-        check_vectors("p", p, 2)
+        check_vectors("p", p, 2, self.shape)
         return dot(p, self.centre) + safe_sqrt(dot(p, matvec(self.shape, p)))
 
     def boundary(self, n: int = 64) -> Float[Array, "{n} *batch 2"]:
@@ -122,7 +123,7 @@ class Ellipse:
 
     def contains(self, v: Float[Array, "*_ 2"]) -> Bool[Array, "..."]:
         """Return whether the vectors lie in the ellipse, boundary included, shape ``(...)``."""
-        check_vectors("v", v, 2)
+        check_vectors("v", v, 2, self.shape)
         offset = v - self.centre
         return dot(offset, matvec(inverse(self.shape), offset)) <= 1
 

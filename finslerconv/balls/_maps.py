@@ -60,8 +60,10 @@ def affine(metric: FinslerMetric, points: Float[Array, "*_ d"]) -> Float[Array, 
         case Euclidean():
             return points
         case Riemannian():
+            check_vectors("points", points, metric.dim, metric.M)
             return matvec(spd_sqrt(metric.dual().M), points)
         case Randers():
+            check_vectors("points", points, metric.dim, metric.M)
             # The dual metric is the ellipse: M* = h^{-1} and omega* = W.
             ellipse = metric.dual()
             return ellipse.omega + matvec(spd_sqrt(ellipse.M), points)

@@ -218,7 +218,7 @@ def radius(kernel_size: int | Sequence[int]) -> int:
 
 
 def _kernel_shape(kernel_size: int | Sequence[int]) -> tuple[int, ...]:
-    sizes = (kernel_size, kernel_size) if isinstance(kernel_size, int) else tuple(kernel_size)
+    sizes = tuple(kernel_size) if isinstance(kernel_size, Sequence) else (kernel_size,) * 2
     if not sizes or any(not isinstance(k, int) or k < 1 for k in sizes):
         raise ValueError(f"kernel_size: expected positive integers, got {kernel_size!r}")
     return sizes

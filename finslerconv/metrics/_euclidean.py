@@ -5,7 +5,7 @@ from typing import final
 
 from jaxtyping import Float
 
-from finslerconv._arrays import Array, check_vectors, constant_like, safe_sqrt
+from finslerconv._arrays import Array, check_vectors, constant_like, identity_like, safe_sqrt
 from finslerconv.metrics._base import FinslerMetric
 from finslerconv.metrics._linalg import dot
 
@@ -66,8 +66,7 @@ class Euclidean(FinslerMetric):
     def fundamental_tensor(self, v: Float[Array, "*_ d"]) -> Float[Array, "... d d"]:
         """Return the identity matrix for every ``v``, shape ``(..., d, d)``."""
         xp = check_vectors("v", v, self.d)
-        eye = xp.eye(self.d, dtype=v.dtype, device=v.device)
-        return eye + xp.zeros_like(v)[..., None]
+        return identity_like(self.d, v) + xp.zeros_like(v)[..., None]
 
     def validate(self) -> None:
         """Do nothing: the metric is always valid."""

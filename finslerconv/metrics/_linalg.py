@@ -5,10 +5,11 @@ inverses and roots are closed forms up to dimension 2, the dimension of images.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from jaxtyping import Float
 
-from finslerconv._arrays import Array, first_index, namespace
+from finslerconv._arrays import Array, first_index, identity_like, namespace, safe_sqrt
 
 
 def dot(u: Float[Array, "... d"], v: Float[Array, "... d"]) -> Float[Array, "..."]:
@@ -40,7 +41,7 @@ def det(A: Float[Array, "... d d"]) -> Float[Array, "..."]:
         case 2:
             return A[..., 0, 0] * A[..., 1, 1] - A[..., 0, 1] * A[..., 1, 0]
         case _:
-            return _single_or_better(namespace(A).linalg.det, A)
+            return single_or_better(namespace(A).linalg.det, A)
 
 
 def inverse(A: Float[Array, "... d d"]) -> Float[Array, "... d d"]:
@@ -56,7 +57,7 @@ def inverse(A: Float[Array, "... d d"]) -> Float[Array, "... d d"]:
             )
             return xp.stack(rows, axis=-2) / det(A)[..., None, None]
         case _:
-            return _single_or_better(xp.linalg.inv, A)
+            return single_or_better(xp.linalg.inv, A)
 
 
 def solve(A: Float[Array, "... d d"], b: Float[Array, "... d"]) -> Float[Array, "... d"]:
@@ -76,19 +77,19 @@ def spd_sqrt(A: Float[Array, "... d d"]) -> Float[Array, "... d d"]:
         case 1:
             return xp.sqrt(A)
         case 2:
-            root_det = xp.sqrt(det(A))
+            # A determinant below rounding may come out negative: then it counts as 0.
+            root_det = safe_sqrt(det(A))
             trace = A[..., 0, 0] + A[..., 1, 1]
-            identity = xp.eye(2, dtype=A.dtype, device=A.device)
-            numerator = A + root_det[..., None, None] * identity
+            numerator = A + root_det[..., None, None] * identity_like(2, A)
             return numerator / xp.sqrt(trace + 2.0 * root_det)[..., None, None]
         case _:
-            return _single_or_better(_denman_beavers, A)
+            return single_or_better(_denman_beavers, A)
 
 
 def _denman_beavers(A: Array) -> Array:
     xp = namespace(A)
     d = A.shape[-1]
-    Y, Z = A, xp.broadcast_to(xp.eye(d, dtype=A.dtype, device=A.device), A.shape)
+    Y, Z = A, xp.broadcast_to(identity_like(d, A), A.shape)
     # Each of the first steps scales the determinants to 1, which brings any condition number
     # that the dtype can hold to where the iteration converges quadratically.
     for step in range(20):
@@ -102,12 +103,18 @@ def _denman_beavers(A: Array) -> Array:
     return (Y + xp.matrix_transpose(Y)) / 2
 
 
-def _single_or_better(function: Callable[[Array], Array], A: Array) -> Array:
+def single_or_better(function: Callable[[Array], Array], A: Array) -> Array:
     """Apply ``function``, in single precision where ``A`` is half (LAPACK has no half)."""
     xp = namespace(A)
     if xp.finfo(A.dtype).bits >= 32:
         return function(A)
     return xp.astype(function(xp.astype(A, xp.float32)), A.dtype)
+
+
+def batch_index(index: Any) -> tuple[Any, ...]:
+    """Return ``index`` into a batch as a tuple that full slices of the last axes may follow."""
+    index = index if isinstance(index, tuple) else (index,)
+    return index if any(i is ... for i in index) else (*index, ...)
 
 
 def check_spd(name: str, A: Array) -> None:
@@ -120,7 +127,7 @@ def check_spd(name: str, A: Array) -> None:
     if A.shape[-1] <= 2:
         indefinite = (A[..., 0, 0] <= 0) | (det(A) <= 0)
     else:
-        indefinite = _single_or_better(xp.linalg.eigvalsh, A)[..., 0] <= 0
+        indefinite = single_or_better(xp.linalg.eigvalsh, A)[..., 0] <= 0
     _raise_at(name, A, indefinite, "positive definite")
 
 

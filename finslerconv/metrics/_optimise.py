@@ -9,8 +9,8 @@ import math
 
 import numpy as np
 
-from finslerconv._arrays import Array, constant_like, namespace
-from finslerconv.metrics._linalg import dot, matvec
+from finslerconv._arrays import Array, constant_like, identity_like, namespace
+from finslerconv.metrics._linalg import dot, matvec, single_or_better
 from finslerconv.metrics._sphere import Norm, over_batch, round_frame, scattered
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
@@ -95,7 +95,7 @@ def _dual_direction_space(norm: Norm, p: Array) -> Array:
     def energy(y: Array) -> Array:
         return norm(matvec(T, y)) ** 2 / 2
 
-    eps = xp.finfo(p.dtype).eps
+    eps = float(xp.finfo(p.dtype).eps)
     # The best multiple of the covector itself is a descent point that cannot be at zero.
     y = q / (2 * energy(q))[..., None]
     steps = constant_like(0.5 ** np.arange(12), p)
@@ -124,8 +124,8 @@ def _damped_inverse(H: Array) -> Array:
     xp = namespace(H)
     d = H.shape[-1]
     size = xp.max(xp.abs(H), axis=(-2, -1), keepdims=True)
-    eps = xp.finfo(H.dtype).eps
-    return xp.linalg.inv(H + eps**0.5 * size * xp.eye(d, dtype=H.dtype, device=H.device))
+    eps = float(xp.finfo(H.dtype).eps)
+    return single_or_better(xp.linalg.inv, H + eps**0.5 * size * identity_like(d, H))
 
 
 def gradient(function: Norm, v: Array, relative_step: float) -> Array:
@@ -133,7 +133,7 @@ def gradient(function: Norm, v: Array, relative_step: float) -> Array:
     xp = namespace(v)
     d = v.shape[-1]
     h = relative_step * xp.sqrt(dot(v, v))
-    eye = xp.eye(d, dtype=v.dtype, device=v.device)
+    eye = identity_like(d, v)
     shifts = [h[..., None] * eye[i, :] for i in range(d)]
     return xp.stack([(function(v + s) - function(v - s)) / (2 * h) for s in shifts], axis=-1)
 
@@ -143,7 +143,7 @@ def hessian(function: Norm, v: Array, relative_step: float) -> Array:
     xp = namespace(v)
     d = v.shape[-1]
     h = relative_step * xp.sqrt(dot(v, v))
-    eye = xp.eye(d, dtype=v.dtype, device=v.device)
+    eye = identity_like(d, v)
     shifts = [h[..., None] * eye[i, :] for i in range(d)]
 
     def entry(s: Array, t: Array) -> Array:
@@ -172,7 +172,9 @@ def asymmetric_direction(norm: Norm, dim: int, like: Array) -> Array:
         values = ratio(candidates)
         chosen = xp.argmax(values, axis=0)
         candidates = candidates + xp.zeros_like(values)[..., None]
-        picked = xp.astype(xp.arange(values.shape[0], device=like.device), chosen.dtype)
+        picked = xp.astype(
+            xp.arange(values.shape[0], device=getattr(like, "device", None)), chosen.dtype
+        )
         picked = xp.reshape(picked, (-1,) + (1,) * chosen.ndim) == chosen
         return xp.sum(xp.where(picked[..., None], candidates, 0.0), axis=0)
 

@@ -14,7 +14,7 @@ from finslerconv._arrays import (
     safe_sqrt,
 )
 from finslerconv.metrics._base import FinslerMetric, check_nonzero
-from finslerconv.metrics._linalg import check_spd, dot, inverse, matvec, outer, solve
+from finslerconv.metrics._linalg import batch_index, check_spd, dot, inverse, matvec, outer, solve
 from finslerconv.metrics._riemannian import Riemannian
 
 
@@ -94,12 +94,12 @@ class Randers(FinslerMetric):
     def __getitem__(self, index: Any) -> "Randers":
         """Return the metrics at an index of the batch, such as one pixel of a field."""
         xp = namespace(self.M)
-        index = index if isinstance(index, tuple) else (index,)
+        index = batch_index(index)
         M = xp.broadcast_to(self.M, (*self.batch_shape, self.dim, self.dim))
         omega = xp.broadcast_to(self.omega, (*self.batch_shape, self.dim))
         return Randers(
-            M[(*index, ..., slice(None), slice(None))],
-            omega[(*index, ..., slice(None))],
+            M[(*index, slice(None), slice(None))],
+            omega[(*index, slice(None))],
             validate=False,
         )
 
@@ -160,7 +160,7 @@ class Randers(FinslerMetric):
 
         At ``v = 0`` the derivative of the square root is taken as 0.
         """
-        check_vectors("v", v, self.dim)
+        check_vectors("v", v, self.dim, self.M)
         return safe_sqrt(dot(v, matvec(self.M, v))) + dot(self.omega, v)
 
     def dual_norm(self, p: Float[Array, "*_ d"]) -> Float[Array, "..."]:
@@ -178,7 +178,7 @@ class Randers(FinslerMetric):
         -------
         array, shape (...)
         """
-        xp = check_vectors("p", p, self.dim)
+        xp = check_vectors("p", p, self.dim, self.M)
         q, s, lam = self._dual_terms(p)
         root = safe_sqrt(lam * q + s * s)
         positive = s > 0
@@ -250,7 +250,7 @@ class Randers(FinslerMetric):
         ValueError
             If a vector is zero.
         """
-        check_vectors("v", v, self.dim)
+        check_vectors("v", v, self.dim, self.M)
         check_nonzero("v", v)
         Mv = matvec(self.M, v)
         alpha = safe_sqrt(dot(v, Mv))[..., None]

@@ -6,7 +6,7 @@ from jaxtyping import Float
 
 from finslerconv._arrays import Array, check_matrices, check_vectors, namespace, safe_sqrt
 from finslerconv.metrics._base import FinslerMetric
-from finslerconv.metrics._linalg import check_spd, dot, inverse, matvec, solve
+from finslerconv.metrics._linalg import batch_index, check_spd, dot, inverse, matvec, solve
 
 
 @final
@@ -51,8 +51,8 @@ class Riemannian(FinslerMetric):
 
     def __getitem__(self, index: Any) -> "Riemannian":
         """Return the metrics at an index of the batch, such as one pixel of a field."""
-        index = index if isinstance(index, tuple) else (index,)
-        return Riemannian(self.M[(*index, ..., slice(None), slice(None))], validate=False)
+        index = batch_index(index)
+        return Riemannian(self.M[(*index, slice(None), slice(None))], validate=False)
 
     @property
     def dim(self) -> int:
@@ -71,12 +71,12 @@ class Riemannian(FinslerMetric):
 
     def norm(self, v: Float[Array, "*_ d"]) -> Float[Array, "..."]:
         """Return the lengths ``sqrt(v' M v)``, shape ``(...)``; the derivative at 0 is 0."""
-        check_vectors("v", v, self.dim)
+        check_vectors("v", v, self.dim, self.M)
         return safe_sqrt(dot(v, matvec(self.M, v)))
 
     def dual_norm(self, p: Float[Array, "*_ d"]) -> Float[Array, "..."]:
         """Return the dual norms ``sqrt(p' M^-1 p)`` of covectors, shape ``(...)``."""
-        check_vectors("p", p, self.dim)
+        check_vectors("p", p, self.dim, self.M)
         return safe_sqrt(dot(p, solve(self.M, p)))
 
     def dual(self) -> "Riemannian":
@@ -97,7 +97,7 @@ class Riemannian(FinslerMetric):
 
     def fundamental_tensor(self, v: Float[Array, "*_ d"]) -> Float[Array, "... d d"]:
         """Return ``M`` for every ``v``, shape ``(..., d, d)``."""
-        xp = check_vectors("v", v, self.dim)
+        xp = check_vectors("v", v, self.dim, self.M)
         return self.M + xp.zeros_like(v)[..., None]
 
     def validate(self) -> None:

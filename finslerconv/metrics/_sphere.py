@@ -10,9 +10,8 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float
 
-from finslerconv._arrays import Array, constant_like, namespace
-from finslerconv.metrics._linalg import matvec
-
+from finslerconv._arrays import Array, constant_like, identity_like, namespace
+from finslerconv.metrics._linalg import matvec, single_or_better
 
 #: A function of vectors, shape ``(..., d)`` to ``(...)``.
 Norm = Callable[[Array], Array]
@@ -47,11 +46,15 @@ def quadrature(dim: int, n: int = 32) -> tuple[Float[np.ndarray, "m d"], Float[n
 
 
 def scattered(dim: int, n: int) -> Float[np.ndarray, "n d"]:
-    """Return ``n`` directions of R^dim: evenly spread on the circle, pseudo-random above it."""
+    """Return ``n`` directions of R^dim: evenly spread on the circle, pseudo-random above it.
+
+    Above it they are the axes of random frames, so that if ``n`` is a multiple of ``dim`` their
+    second moments are exactly those of the sphere.
+    """
     if dim <= 2:
         return quadrature(dim, n)[0]
-    points = np.random.default_rng(0).standard_normal((n, dim))
-    return points / np.linalg.norm(points, axis=-1, keepdims=True)
+    frames = np.random.default_rng(0).standard_normal((-(-n // dim), dim, dim))
+    return np.linalg.qr(frames)[0].reshape(-1, dim)[:n]
 
 
 def over_batch(points: Float[np.ndarray, "n d"], like: Array, batch_ndim: int) -> Array:
@@ -63,17 +66,20 @@ def over_batch(points: Float[np.ndarray, "n d"], like: Array, batch_ndim: int) -
 def round_frame(norm: Norm, dim: int, like: Array) -> Float[Array, "*batch d d"]:
     """Return the matrices ``T`` for which the ball of ``v -> norm(T v)`` is nearly round.
 
-    ``T T'`` approaches the second moments of the unit ball's boundary. A few rounds suffice
-    because every round looks in evenly spread directions of the frame found by the last.
+    To be exact, the ball of the symmetrised norm ``(F(v) + F(-v)) / 2``: directions are spread
+    around the origin, and a ball whose rim is close to the origin hides most of itself from them.
+    ``T T'`` approaches the second moments of its boundary. Every round looks in evenly spread
+    directions of the frame found by the last, so any elongation is found in a few.
     """
     xp = namespace(like)
-    eye = xp.eye(dim, dtype=like.dtype, device=like.device)
+    eye = identity_like(dim, like)
     T = eye + xp.zeros_like(norm(eye[0, :]))[..., None, None]
     directions = over_batch(scattered(dim, 32 * dim), like, T.ndim - 2)
-    for _ in range(8):
+    for _ in range(30):
         u = matvec(T, directions)
-        boundary = directions / norm(u)[..., None]
-        centred = boundary - xp.mean(boundary, axis=0)
-        moments = xp.mean(centred[..., :, None] * centred[..., None, :], axis=0)
-        T = xp.matmul(T, xp.linalg.cholesky(dim * moments))
+        boundary = directions / ((norm(u) + norm(-u)) / 2)[..., None]
+        moments = dim * xp.mean(boundary[..., :, None] * boundary[..., None, :], axis=0)
+        T = xp.matmul(T, single_or_better(xp.linalg.cholesky, moments))
+        if bool(xp.all(xp.abs(moments - eye) < 0.1)):
+            break
     return T

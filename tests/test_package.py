@@ -1,0 +1,110 @@
+"""The package as a whole: what an import loads, the layers, the public names, their examples."""
+
+import doctest
+import importlib
+import inspect
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import finslerconv
+from finslerconv import _arrays, balls, metrics
+
+ROOT = Path(__file__).parents[1]
+HEAVY = ("torch", "scipy", "sympy", "matplotlib", "skimage", "PIL", "typer", "rich")
+
+
+def run(code):
+    """Run ``code`` in a Python of its own and return what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_core_works_where_nothing_but_numpy_is_installed():
+    printed = run(
+        f"""
+import sys
+for name in {HEAVY!r}:
+    sys.modules[name] = None  # an import of it raises ImportError
+import numpy as np
+from finslerconv.balls import Ellipse, affine, lattice, overlap, volume
+from finslerconv.metrics import CallableMetric, Euclidean, Randers
+metric = Randers(np.eye(2), np.array([0.0, 0.6]))
+plain = CallableMetric(metric.norm)
+p = np.array([1.0, 0.0])
+print(metric.dual_norm(p), plain.dual_norm(p).round(12), plain.asymmetry_ratio().round(12))
+print(affine(metric, lattice(3).points).shape, volume(metric).round(6), Ellipse.of(metric).axes)
+print(overlap(metric, Euclidean()) < 1)
+"""
+    )
+    # F*(1, 0) = 1 / sqrt(lambda); area pi / lambda^(3/2).
+    assert printed.split("\n")[:3] == [
+        "1.25 1.25 4.0",
+        "(9, 2) 6.135923 [1.5625 1.25  ]",
+        "True",
+    ]
+
+
+@pytest.mark.parametrize("name", ["finslerconv", "finslerconv.metrics", "finslerconv.balls"])
+def test_import_loads_nothing_heavy(name):
+    loaded = run(f"import sys, {name}; print([m for m in {HEAVY!r} if m in sys.modules])")
+    assert loaded.strip() == "[]"
+
+
+def test_subpackages_are_imported_on_first_use():
+    assert run("import finslerconv; print(finslerconv.balls.lattice(3).name)").strip() == "lattice"
+    assert set(finslerconv.__all__) <= set(dir(finslerconv))
+    with pytest.raises(AttributeError, match="module 'finslerconv' has no attribute 'ball'"):
+        _ = finslerconv.ball
+
+
+def test_the_layers_hold():
+    lint_imports = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run(
+        [lint_imports, "--no-cache"], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("package", [metrics, balls], ids=lambda p: p.__name__)
+def test_public_names_exist_and_are_documented(package):
+    assert inspect.getdoc(package)
+    for name in package.__all__:
+        thing = getattr(package, name)
+        if inspect.isclass(thing):
+            assert inspect.getdoc(thing), name
+            for member, value in vars(thing).items():
+                if not member.startswith("_") and (callable(value) or isinstance(value, property)):
+                    assert inspect.getdoc(getattr(thing, member)), f"{name}.{member}"
+        elif inspect.isfunction(thing):
+            assert inspect.getdoc(thing), name
+    public = {
+        name
+        for name, value in vars(package).items()
+        if not name.startswith("_") and not inspect.ismodule(value)
+    }
+    assert public == set(package.__all__)
+
+
+MODULES = [_arrays, metrics, balls] + [
+    importlib.import_module(module.name)
+    for package in (metrics, balls)
+    for module in pkgutil.iter_modules(package.__path__, package.__name__ + ".")
+]
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__)
+def test_examples_in_the_docstrings(module):
+    assert inspect.getdoc(module)
+    assert doctest.testmod(module).failed == 0
+
+
+def test_the_examples_are_found():
+    """doctest would pass as well if it found none."""
+    assert sum(doctest.testmod(module).attempted for module in MODULES) >= 10
