@@ -1,1 +1,6 @@
-"""images."""
+"""Metrics computed from pictures, by convolution and differentiably."""
+
+from finslerconv.images._gradient import gradient_metric
+from finslerconv.images._structure import structure_tensor_metric
+
+__all__ = ["gradient_metric", "structure_tensor_metric"]

@@ -1,1 +1,22 @@
-"""plotting."""
+"""Pictures of metrics, unit balls, kernels and results.
+
+Every function takes NumPy arrays or tensors in array-axis order (down, right), draws on the ``ax``
+that it is given or on a new figure of pyplot's, and returns what it drew on. Only here are (row,
+column) turned into (x, y); axes run down and to the right, as in a picture. The colours are those
+of Okabe and Ito and of matplotlib's perceptually uniform maps, safe for colour-blind readers.
+"""
+
+from finslerconv.plotting._balls import ball_field, unit_balls
+from finslerconv.plotting._canvas import show
+from finslerconv.plotting._kernels import kernel_samples, reference_points
+from finslerconv.plotting._results import Zoom, side_by_side
+
+__all__ = [
+    "unit_balls",
+    "ball_field",
+    "kernel_samples",
+    "reference_points",
+    "side_by_side",
+    "Zoom",
+    "show",
+]

@@ -1,0 +1,286 @@
+"""The commands and their options.
+
+PyTorch, matplotlib and scikit-image are imported inside the commands: ``--help`` is quick.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from finslerconv import __version__
+from finslerconv.cli._errors import fail
+from finslerconv.cli._metric import MetricOptions
+
+if TYPE_CHECKING:
+    import torch
+    from matplotlib.figure import Figure
+
+    from finslerconv.cli._denoise import BallFilter, Score
+
+DEFAULT = MetricOptions()
+
+app = typer.Typer(
+    help="Convolutions from metrics: a kernel's positions are samples of a unit ball.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ImageArgument = Annotated[
+    Path | None,
+    typer.Argument(
+        help="A photograph, any file that Pillow reads; without it, a camera man.",
+        show_default=False,
+    ),
+]
+MaxSize = Annotated[
+    int, typer.Option(help="Reduce larger photographs to this many pixels on their longer side.")
+]
+Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...")]
+Radius = Annotated[float, typer.Option(help="Radius of the unit balls in flat regions, in pixels.")]
+Anisotropy = Annotated[
+    float, typer.Option(help="Stretch of the balls at the strongest edge, at least 0.")
+]
+Tau = Annotated[
+    float, typer.Option(help="Strength of the drift along the edges, between -1 and 1.")
+]
+Smoothing = Annotated[
+    float, typer.Option(help="Scale of the derivatives that find the edges, in pixels.")
+]
+
+
+def _show_version(wanted: bool) -> bool:
+    if wanted:
+        typer.echo(f"finslerconv {__version__}")
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and leave."
+        ),
+    ] = False,
+) -> None:
+    """Convolutions from metrics: a kernel's positions are samples of a unit ball."""
+
+
+@app.command()
+def denoise(
+    image: ImageArgument = None,
+    sigma: Annotated[
+        float, typer.Option(help="Standard deviation of the noise; the picture is in [0, 1].")
+    ] = 0.1,
+    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    kernel_size: Annotated[
+        int, typer.Option(help="Every filter has this many samples squared; odd, at least 3.")
+    ] = 11,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The figure to write.")] = Path(
+        "finslerconv-denoise.png"
+    ),
+    max_size: MaxSize = 512,
+    radius: Radius = DEFAULT.radius,
+    anisotropy: Anisotropy = DEFAULT.anisotropy,
+    tau: Tau = DEFAULT.tau,
+    smoothing: Smoothing = DEFAULT.smoothing,
+    device: Device = "cpu",
+) -> None:
+    """Add noise to a photograph and remove it by averaging over unit balls.
+
+    All filters take the mean of as many samples. They differ in the metric whose ball they
+    sample: a square, a larger square, a disc, ellipses along the edges, and these off
+    centre. The metrics are computed from the noisy picture.
+    """
+    _require(0 < sigma < math.inf, "--sigma", "a number above 0", sigma)
+    _require(seed >= 0, "--seed", "an integer of at least 0", seed)
+    _require(
+        kernel_size >= 3 and kernel_size % 2 == 1,
+        "--kernel-size",
+        "an odd number >= 3",
+        kernel_size,
+    )
+    options = _metric_options(radius, anisotropy, tau, smoothing)
+    _check_files(max_size, output)
+    pixels = _read(image, max_size)
+
+    import torch
+
+    from finslerconv.cli._denoise import Score, ball_filters, with_noise
+    from finslerconv.cli._figures import Panel, denoise_figure
+
+    target = _device(device)
+    noisy = with_noise(pixels, sigma, seed)
+    with torch.inference_mode():
+        tensor = torch.as_tensor(noisy, device=target)[None]
+        metric = options.of(tensor)
+        filters = ball_filters(metric, kernel_size, radius)
+        results = []
+        with _progress(len(filters) * kernel_size**2) as advance:
+            for ball_filter in filters:
+                results.append(ball_filter(tensor, advance)[0].cpu().numpy())
+        scores = [Score.of(result, pixels) for result in (noisy, *results)]
+        best = max(range(1, len(scores)), key=lambda i: scores[i].psnr)
+        captions = [
+            f"{name}, {score.psnr:.2f} dB"
+            for name, score in zip(("noisy", *(f.name for f in filters)), scores, strict=True)
+        ]
+        panels = [Panel(p, c) for p, c in zip((noisy, *results), captions, strict=True)]
+        figure = denoise_figure(panels, best, noisy, metric, filters[-1].reference)
+    _print_scores(filters, scores, best, kernel_size, sigma)
+    _save(figure, output)
+
+
+@app.command()
+def balls(
+    image: ImageArgument = None,
+    spacing: Annotated[
+        int | None,
+        typer.Option(help="Pixels between the balls; without it, 20 balls on the longer side."),
+    ] = None,
+    scale: Annotated[float, typer.Option(help="Draw the balls this many times as large.")] = 1.5,
+    colour_by: Annotated[
+        Literal["anisotropy", "asymmetry", "none"],
+        typer.Option(help="What the colour of the balls tells."),
+    ] = "anisotropy",
+    output: Annotated[Path, typer.Option("--output", "-o", help="The figure to write.")] = Path(
+        "finslerconv-balls.png"
+    ),
+    max_size: MaxSize = 512,
+    radius: Radius = DEFAULT.radius,
+    anisotropy: Anisotropy = DEFAULT.anisotropy,
+    tau: Tau = DEFAULT.tau,
+    smoothing: Smoothing = DEFAULT.smoothing,
+    device: Device = "cpu",
+) -> None:
+    """Draw the unit balls of a photograph's metric over it."""
+    _require(spacing is None or spacing >= 1, "--spacing", "a positive number", spacing)
+    _require(0 < scale < math.inf, "--scale", "a number above 0", scale)
+    options = _metric_options(radius, anisotropy, tau, smoothing)
+    _check_files(max_size, output)
+    pixels = _read(image, max_size)
+
+    import torch
+
+    from finslerconv.cli._figures import balls_figure
+
+    target = _device(device)
+    with _busy("Drawing the balls"), torch.inference_mode():
+        metric = options.of(torch.as_tensor(pixels, device=target)[None])
+        figure = balls_figure(
+            pixels, metric, spacing, scale, None if colour_by == "none" else colour_by
+        )
+    _save(figure, output)
+
+
+def _require(good: bool, option: str, wanted: str, value: Any) -> None:
+    if not good:
+        fail(f"{option}: expected {wanted}, got {value}")
+
+
+def _metric_options(
+    radius: float, anisotropy: float, tau: float, smoothing: float
+) -> MetricOptions:
+    _require(0 < radius < math.inf, "--radius", "a number above 0", radius)
+    _require(0 <= anisotropy < math.inf, "--anisotropy", "a number of at least 0", anisotropy)
+    _require(-1 < tau < 1, "--tau", "a number between -1 and 1", tau)
+    _require(0 < smoothing <= 100, "--smoothing", "a number above 0, at most 100", smoothing)
+    return MetricOptions(radius, anisotropy, tau, smoothing)
+
+
+def _check_files(max_size: int, output: Path) -> None:
+    """Refuse what cannot be written before anything is computed."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    from finslerconv.cli._picture import SMALLEST
+
+    _require(max_size >= SMALLEST, "--max-size", f"at least {SMALLEST} pixels", max_size)
+    formats = FigureCanvasBase.get_supported_filetypes()
+    if output.suffix[1:].lower() not in formats:
+        fail(
+            f"--output: expected a file ending in one of {', '.join(sorted(formats))}, got {output}"
+        )
+    if not output.parent.is_dir():
+        fail(f"--output: no such directory: {output.parent}")
+    if output.is_dir():
+        fail(f"--output: expected a file, got the directory {output}")
+
+
+def _read(path: Path | None, max_size: int) -> Any:
+    from finslerconv.cli._picture import PictureError, read_picture
+
+    try:
+        return read_picture(path, max_size)
+    except PictureError as error:
+        fail(str(error))
+
+
+def _device(name: str) -> "torch.device":
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        fail(f"--device: cannot compute on {name!r} ({reason})")
+    return device
+
+
+@contextmanager
+def _progress(taps: int) -> Iterator[Callable[[int], None]]:
+    columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("Filtering", total=taps)
+        yield lambda done: progress.advance(task, done)
+
+
+@contextmanager
+def _busy(what: str) -> Iterator[None]:
+    with Console(stderr=True).status(what):
+        yield
+
+
+def _print_scores(
+    filters: "Sequence[BallFilter]",
+    scores: "Sequence[Score]",
+    best: int,
+    kernel_size: int,
+    sigma: float,
+) -> None:
+    table = Table(
+        title=f"{kernel_size} x {kernel_size} equal weights, noise of standard deviation {sigma:g}",
+        title_justify="left",
+    )
+    table.add_column("filter")
+    table.add_column("takes the mean over")
+    table.add_column("PSNR (dB)", justify="right")
+    table.add_column("SSIM", justify="right")
+    names = [("none", "the noisy picture"), *((f.name, f.samples) for f in filters)]
+    for i, ((name, samples), score) in enumerate(zip(names, scores, strict=True)):
+        table.add_row(
+            name + (" (best)" if i == best else ""),
+            samples,
+            f"{score.psnr:.2f}",
+            f"{score.ssim:.3f}",
+            style="bold green" if i == best else None,
+        )
+    Console().print(table)
+
+
+def _save(figure: "Figure", path: Path) -> None:
+    try:
+        with _busy("Writing the figure"):
+            figure.savefig(path, dpi=130)
+    except OSError as error:
+        fail(f"--output: cannot write {path} ({error.strerror or error})")
+    typer.echo(f"Wrote {path}")

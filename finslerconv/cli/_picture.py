@@ -1,0 +1,109 @@
+"""Reading a photograph of any kind that Pillow reads, as floats in [0, 1]."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image, ImageOps
+
+#: The shortest side, in pixels, on which there is anything to see.
+SMALLEST = 16
+
+
+class PictureError(Exception):
+    """A file is no picture that can be worked on; the message says why in one line."""
+
+
+def read_picture(path: Path | None, max_size: int) -> Float[np.ndarray, "channels height width"]:
+    """Return a picture, reduced to at most ``max_size`` pixels on its longer side.
+
+    Parameters
+    ----------
+    path : Path or None
+        Any file that Pillow reads; None for the camera photograph that scikit-image ships.
+        Transparent parts become white, the orientation that a camera has noted is applied, of
+        several frames the first is taken.
+    max_size : int
+        In pixels.
+
+    Returns
+    -------
+    ndarray, shape (channels, height, width)
+        Float32 in [0, 1], one channel if the picture is grey (also if it is stored in colour),
+        else three.
+
+    Raises
+    ------
+    PictureError
+        If the file is missing, unreadable, no picture, or too small.
+    """
+    if path is None:
+        from skimage import data
+
+        pixels = data.camera()[None] / np.float32(255)
+        name = "the camera photograph"
+    else:
+        pixels = _decode(path)
+        name = str(path)
+    pixels = _reduced(pixels, max_size)
+    height, width = pixels.shape[1:]
+    if min(height, width) < SMALLEST:
+        raise PictureError(
+            f"{name}: expected at least {SMALLEST} x {SMALLEST} pixels (with the longer side at "
+            f"most {max_size}), got {height} x {width}"
+        )
+    return pixels
+
+
+def _decode(path: Path) -> Float[np.ndarray, "channels height width"]:
+    if not path.exists():
+        raise PictureError(f"{path}: no such file")
+    if path.is_dir():
+        raise PictureError(f"{path}: expected a picture, got a directory")
+    try:
+        with warnings.catch_warnings():
+            # Pillow's hints about unusual files; what cannot be read is an error all the same.
+            warnings.simplefilter("ignore")
+            with Image.open(path) as image:
+                image.load()
+                return _floats(ImageOps.exif_transpose(image))
+    # SyntaxError is what Pillow raises for some broken PNG files.
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise PictureError(f"{path}: cannot be read as a picture ({error})") from error
+
+
+def _floats(image: Image.Image) -> Float[np.ndarray, "channels height width"]:
+    if image.mode.startswith(("I", "F")):
+        return _deep_grey(np.asarray(image, dtype=np.float64), sixteen_bit=image.mode != "F")
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    pixels = np.asarray(image.convert("RGB"), dtype=np.float32) / 255
+    pixels = np.moveaxis(pixels, -1, 0)
+    return pixels[:1] if (pixels == pixels[:1]).all() else pixels
+
+
+def _deep_grey(
+    grey: Float[np.ndarray, "height width"], sixteen_bit: bool
+) -> Float[np.ndarray, "1 height width"]:
+    if not np.isfinite(grey).all():
+        raise ValueError("it holds values that are not finite")
+    low, high = (0.0, 65535.0) if sixteen_bit else (0.0, 1.0)
+    if grey.min() < low or grey.max() > high:
+        low, high = grey.min(), grey.max()
+    return ((grey - low) / (high - low))[None].astype(np.float32)
+
+
+def _reduced(
+    pixels: Float[np.ndarray, "channels height width"], max_size: int
+) -> Float[np.ndarray, "channels small_height small_width"]:
+    height, width = pixels.shape[1:]
+    factor = max_size / max(height, width)
+    if factor >= 1:
+        return np.ascontiguousarray(pixels)
+    size = max(1, round(width * factor)), max(1, round(height * factor))
+    channels = [
+        np.asarray(Image.fromarray(channel).resize(size, Image.Resampling.LANCZOS))
+        for channel in pixels
+    ]
+    return np.clip(np.stack(channels), 0, 1)

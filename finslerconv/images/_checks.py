@@ -1,0 +1,65 @@
+"""Checks of the arguments that the image metrics share."""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Direction = Literal["along", "across"]
+"""A direction relative to the gradient: along it, or across it (along the edge)."""
+
+Padding = Literal["reflect", "replicate"]
+"""How a picture goes on beyond its border: mirrored at its outermost pixels, or held constant."""
+
+
+def check_image(image: Tensor) -> None:
+    """Raise an error unless ``image`` is a finite, non-empty (B, C, H, W) tensor of floats."""
+    if not isinstance(image, Tensor):
+        raise TypeError(
+            f"image: expected a torch.Tensor, got {type(image).__name__}; convert it first, for "
+            "example with torch.as_tensor"
+        )
+    if image.dtype not in (torch.float32, torch.float64):
+        raise TypeError(
+            f"image: expected float32 or float64, got {image.dtype}; convert it explicitly (and "
+            "divide integers by their largest value)"
+        )
+    if image.ndim != 4 or 0 in image.shape[1:]:
+        raise ValueError(
+            "image: expected shape (batch, channels, height, width), none of the last three zero, "
+            f"got {tuple(image.shape)}; add axes with image[None, None] to a single grey picture"
+        )
+    bad = ~torch.isfinite(image.detach())
+    if bool(bad.any()):
+        index = tuple(int(i) for i in bad.nonzero()[0])
+        raise ValueError(
+            f"image: expected finite values, got {float(image[index].detach())} at index {index}"
+        )
+
+
+def check_number(
+    name: str, value: float, *, above: float | None = None, least: float | None = None
+) -> None:
+    """Raise a ValueError unless ``value`` is finite and above, or at least, a bound."""
+    wanted = "a finite number"
+    good = math.isfinite(value)
+    if above is not None:
+        wanted, good = f"a number above {above:g}", good and value > above
+    if least is not None:
+        wanted, good = f"a number of at least {least:g}", good and value >= least
+    if not good:
+        raise ValueError(f"{name}: expected {wanted}, got {value!r}")
+
+
+def check_tau(tau: float) -> None:
+    """Raise a ValueError unless ``-1 < tau < 1``."""
+    if not -1 < tau < 1:
+        raise ValueError(f"tau: expected -1 < tau < 1, so that the metric is positive, got {tau!r}")
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise a ValueError unless ``value`` is one of the ``choices``."""
+    if value not in choices:
+        wanted = " or ".join(repr(choice) for choice in choices)
+        raise ValueError(f"{name}: expected {wanted}, got {value!r}")

@@ -1,0 +1,295 @@
+"""Unit balls drawn where they belong: one in the plane, some over a photograph, or a field."""
+
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float, Int
+from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
+from matplotlib.colors import LogNorm
+
+from finslerconv.balls import Ellipse
+from finslerconv.metrics import Euclidean, FinslerMetric, Randers, Riemannian
+from finslerconv.metrics._linalg import matvec
+from finslerconv.metrics._sphere import over_batch, quadrature, round_frame
+from finslerconv.plotting._canvas import (
+    ORANGE,
+    axes_or_new,
+    mark_origin,
+    numpy_of,
+    plane,
+    show,
+)
+
+#: The metrics whose balls are ellipses in closed form.
+_ELLIPTICAL = (Euclidean, Riemannian, Randers)
+
+
+def unit_balls(
+    metric: FinslerMetric,
+    at: Any = None,
+    *,
+    image: Any = None,
+    colour: str = ORANGE,
+    label: str | None = None,
+    dim: float = 0.0,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw the unit ball of a metric, or those of a field at chosen pixels.
+
+    Parameters
+    ----------
+    metric : FinslerMetric
+        A planar metric: a single one, whose ball is drawn around the origin of the plane, or a
+        field of batch shape (H, W) or (1, H, W), whose balls are drawn around their pixels.
+    at : array of int, shape (n, 2) or (2,), optional
+        The pixels (row, column) of a field.
+    image : array, optional
+        A picture to show beneath, as for :func:`show`, of the field's height and width.
+    colour : str
+    label : str, optional
+        What a legend calls the balls.
+    dim : float
+        How far to fade the picture towards white, in [0, 1].
+    ax : Axes, optional
+
+    Returns
+    -------
+    Axes
+
+    Raises
+    ------
+    ValueError
+        If the metric is not planar, or is a field and no pixels are given, or a pixel is outside.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from matplotlib.figure import Figure
+    >>> from finslerconv.metrics import Randers
+    >>> from finslerconv.plotting import unit_balls
+    >>> metric = Randers(np.diag([1.0, 0.25]), np.array([0.3, 0.2]))
+    >>> ax = unit_balls(metric, ax=Figure().subplots())
+    """
+    shape = _field_shape(metric)
+    if shape is None:
+        if at is not None or image is not None:
+            raise ValueError(
+                "at, image: they belong to fields of metrics, of batch shape (H, W); this is a "
+                "single metric"
+            )
+        ax = axes_or_new(ax)
+        plane(ax)
+        pixels, boundaries = np.zeros((1, 2)), _boundary(metric).reshape(1, -1, 2)
+    else:
+        pixels = _check_pixels(at, shape)
+        ax = axes_or_new(ax)
+        _show_beneath(image, shape, ax, dim=dim)
+        boundaries = _boundaries_at(metric, pixels)
+    _draw(ax, pixels, boundaries, facecolors=colour, edgecolors=colour, label=label)
+    if shape is None:
+        ax.autoscale_view()
+    mark_origin(ax, pixels[:, 0], pixels[:, 1], size=14.0 if shape is not None else 28.0)
+    return ax
+
+
+def ball_field(
+    metric: FinslerMetric,
+    *,
+    image: Any = None,
+    spacing: int | None = None,
+    scale: float = 1.0,
+    colour_by: Literal["anisotropy", "asymmetry"] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw the unit balls of a field on a regular grid of its pixels.
+
+    Parameters
+    ----------
+    metric : FinslerMetric
+        A planar field of batch shape (H, W) or (1, H, W).
+    image : array, optional
+        A picture to show beneath, as for :func:`show`, of the field's height and width.
+    spacing : int, optional
+        Pixels between neighbouring balls; without it, about 20 balls on the longer side.
+    scale : float
+        The balls are drawn this many times as large as they are.
+    colour_by : {"anisotropy", "asymmetry"}, optional
+        Colour the balls, on a logarithmic scale with a colour bar, by the ratio of their long and
+        short half-axes (of the ellipse of the same second moments, if the ball is none), or by the
+        largest ratio ``F(-v) / F(v)``.
+    ax : Axes, optional
+
+    Returns
+    -------
+    Axes
+
+    Raises
+    ------
+    ValueError
+        If the metric is no planar field, or an option is out of range.
+    """
+    shape = _field_shape(metric)
+    if shape is None:
+        raise ValueError(
+            "metric: expected a field of batch shape (H, W) or (1, H, W), got a single metric; "
+            "unit_balls draws that"
+        )
+    spacing = max(1, round(max(shape) / 20)) if spacing is None else spacing
+    if not isinstance(spacing, int) or spacing < 1:
+        raise ValueError(f"spacing: expected a positive number of pixels, got {spacing!r}")
+    if not scale > 0:
+        raise ValueError(f"scale: expected a positive number, got {scale!r}")
+    if colour_by not in (None, "anisotropy", "asymmetry"):
+        raise ValueError(
+            f"colour_by: expected 'anisotropy', 'asymmetry' or None, got {colour_by!r}"
+        )
+    axes = [np.arange((size - 1) % spacing // 2, size, spacing) for size in shape]
+    pixels = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2)
+
+    ax = axes_or_new(ax)
+    _show_beneath(image, shape, ax, dim=0.4)
+    boundaries = scale * _boundaries_at(metric, pixels)
+    if colour_by is None:
+        _draw(ax, pixels, boundaries, facecolors=ORANGE, edgecolors=ORANGE)
+    else:
+        values = (_anisotropy if colour_by == "anisotropy" else _asymmetry)(metric, pixels)
+        norm = LogNorm(1.0, max(1.1, float(values.max())))
+        balls = _draw(ax, pixels, boundaries, array=values, cmap="plasma", norm=norm, alpha=0.75)
+        bar = ax.figure.colorbar(balls, ax=ax, shrink=0.75, pad=0.02, format="%g")
+        bar.ax.tick_params(which="both", labelsize=8, length=2)
+        bar.ax.minorticks_off()
+        steps = [base * 10**power for power in range(6) for base in (1, 2, 5)]
+        bar.set_ticks([step for step in steps if step <= norm.vmax])
+        bar.outline.set_visible(False)
+        bar.set_label(
+            "long / short half-axis" if colour_by == "anisotropy" else "largest F(−v) / F(v)"
+        )
+    ax.scatter(pixels[:, 1], pixels[:, 0], s=2.5, color="white", edgecolor="none", zorder=5)
+    return ax
+
+
+def _draw(ax: Axes, pixels: np.ndarray, boundaries: np.ndarray, **style: Any) -> PolyCollection:
+    outlines = (pixels[:, None, :] + boundaries)[..., ::-1]  # to (x, y)
+    # A field's picture sets the limits; in the plane, the balls do.
+    autolim = ax.get_autoscale_on()
+    if "facecolors" in style:
+        shade = PolyCollection(list(outlines), facecolors=style["facecolors"], alpha=0.3, zorder=3)
+        ax.add_collection(shade, autolim=autolim)
+        style["facecolors"] = "none"
+    balls = PolyCollection(list(outlines), linewidths=1.1, zorder=4, **style)
+    ax.add_collection(balls, autolim=autolim)
+    return balls
+
+
+def _show_beneath(image: Any, shape: tuple[int, int], ax: Axes, dim: float = 0.0) -> None:
+    if image is None:
+        ax.autoscale(False)
+        ax.set_xlim(-0.5, shape[1] - 0.5)
+        ax.set_ylim(shape[0] - 0.5, -0.5)
+        ax.set_aspect("equal")
+        ax.set_xticks([])
+        ax.set_yticks([])
+        return
+    show(image, dim=dim, ax=ax)
+    ax.autoscale(False)
+    drawn = ax.images[-1].get_array()
+    assert drawn is not None
+    if drawn.shape[:2] != shape:
+        raise ValueError(
+            f"image: expected the height and width of the field, {shape}, got {drawn.shape[:2]}"
+        )
+
+
+def _field_shape(metric: FinslerMetric) -> tuple[int, int] | None:
+    """Return the height and width of a field, None for a single metric."""
+    if metric.dim != 2:
+        raise ValueError(f"metric: expected a planar metric (dim 2), got dim {metric.dim}")
+    shape = metric.batch_shape
+    if shape == ():
+        return None
+    if len(shape) == 3 and shape[0] == 1:
+        shape = shape[1:]
+    if len(shape) != 2 or 0 in shape:
+        raise ValueError(
+            "metric: expected a single metric or one field, of batch shape (H, W) or (1, H, W), "
+            f"got batch shape {metric.batch_shape}; take one of a batch with metric[i]"
+        )
+    return shape[0], shape[1]
+
+
+def _check_pixels(at: Any, shape: tuple[int, int]) -> Int[np.ndarray, "n 2"]:
+    if at is None:
+        raise ValueError(
+            "at: expected the pixels at which to draw the balls of a field; ball_field draws a grid"
+        )
+    pixels = numpy_of("at", at)
+    if pixels.shape == (2,):
+        pixels = pixels[None]
+    if pixels.ndim != 2 or pixels.shape[1] != 2 or pixels.dtype.kind not in "iu":
+        raise ValueError(
+            f"at: expected integer pixels (row, column), shape (n, 2), got shape {pixels.shape} of "
+            f"dtype {pixels.dtype}"
+        )
+    outside = ((pixels < 0) | (pixels >= shape)).any(axis=1)
+    if outside.any():
+        i = int(np.argmax(outside))
+        raise ValueError(
+            f"at: expected pixels of a field of {shape[0]} rows and {shape[1]} columns, got "
+            f"{pixels[i].tolist()} at index {i}"
+        )
+    return pixels
+
+
+def _boundary(metric: FinslerMetric, n: int = 180) -> Float[np.ndarray, "n *batch 2"]:
+    """Return points around the balls of any metric, evenly spread however elongated they are."""
+    if isinstance(metric, _ELLIPTICAL):
+        return numpy_of("metric", Ellipse.of(metric).boundary(n))
+    frame = round_frame(metric.norm, 2, metric.like)
+    directions = over_batch(quadrature(2, n)[0], frame, frame.ndim - 2)
+    return numpy_of("metric", metric.indicatrix(matvec(frame, directions)))
+
+
+def _boundaries_at(
+    metric: FinslerMetric, pixels: Int[np.ndarray, "n 2"]
+) -> Float[np.ndarray, "n points 2"]:
+    part, index = _part(metric, pixels)
+    return np.moveaxis(_boundary(part)[(slice(None), *index)], 0, 1)
+
+
+def _anisotropy(metric: FinslerMetric, pixels: Int[np.ndarray, "n 2"]) -> Float[np.ndarray, " n"]:
+    if isinstance(metric, _ELLIPTICAL):
+        part, index = _part(metric, pixels)
+        axes = numpy_of("metric", Ellipse.of(part).axes)[index]
+    else:
+        moments = _second_moments(_boundaries_at(metric, pixels))
+        axes = np.sqrt(np.linalg.eigvalsh(moments)[:, ::-1])
+    return (axes[:, 0] / axes[:, 1]).astype(float)
+
+
+def _second_moments(polygons: Float[np.ndarray, "n points 2"]) -> Float[np.ndarray, "n 2 2"]:
+    """Return the central second moments of polygons around the origin, as sums over triangles."""
+    p, q = polygons, np.roll(polygons, 1, axis=1)
+    area = np.abs(p[..., 0] * q[..., 1] - p[..., 1] * q[..., 0]) / 2
+    share = (area / area.sum(axis=1, keepdims=True))[..., None, None]
+    # Of a triangle (0, p, q): the centroid (p + q) / 3, the moments (pp' + qq' + (p+q)(p+q)') / 12.
+    centroid = (share[..., 0] * (p + q)).sum(axis=1) / 3
+    products = sum(x[..., :, None] * x[..., None, :] for x in (p, q, p + q))
+    return (share * products).sum(axis=1) / 12 - centroid[:, :, None] * centroid[:, None, :]
+
+
+def _asymmetry(metric: FinslerMetric, pixels: Int[np.ndarray, "n 2"]) -> Float[np.ndarray, " n"]:
+    part, index = _part(metric, pixels)
+    return numpy_of("metric", part.asymmetry_ratio())[index].astype(float)
+
+
+def _part(
+    metric: FinslerMetric, pixels: Int[np.ndarray, "n 2"]
+) -> tuple[FinslerMetric, tuple[Any, ...]]:
+    """Return a metric that holds the pixels, and the index at which it holds them."""
+    index: tuple[Any, ...] = (pixels[:, 0], pixels[:, 1])
+    if len(metric.batch_shape) == 3:
+        index = (0, *index)
+    if isinstance(metric, Randers | Riemannian):
+        return metric[index], (slice(None),)
+    return metric, index  # metrics of other kinds need not be indexable

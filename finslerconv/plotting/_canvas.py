@@ -1,0 +1,137 @@
+"""What all pictures share: the axes, the colours, and photographs as matplotlib wants them."""
+
+from typing import Any, Final
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+
+#: The palette of Okabe and Ito, without black.
+ORANGE: Final = "#E69F00"
+SKY: Final = "#56B4E9"
+GREEN: Final = "#009E73"
+YELLOW: Final = "#F0E442"
+BLUE: Final = "#0072B2"
+VERMILION: Final = "#D55E00"
+PURPLE: Final = "#CC79A7"
+INK: Final = "#22272E"
+GREY: Final = "#8A9099"
+
+
+def axes_or_new(ax: Axes | None, size: tuple[float, float] = (5.0, 5.0)) -> Axes:
+    """Return ``ax``, or the axes of a new figure of pyplot's, so that notebooks show it."""
+    if ax is not None:
+        return ax
+    # pyplot chooses a window system when it is imported: not before somebody wants a window.
+    from matplotlib import pyplot
+
+    return pyplot.subplots(figsize=size, layout="constrained")[1]
+
+
+def numpy_of(name: str, array: Any) -> np.ndarray:
+    """Return any array or tensor as NumPy's, without its gradient.
+
+    Raises
+    ------
+    TypeError
+        If it is neither numeric nor boolean.
+    """
+    if hasattr(array, "detach"):
+        array = array.detach().cpu()
+        if str(array.dtype) == "torch.bfloat16":  # NumPy has none
+            array = array.float()
+    converted = np.asarray(array)
+    if converted.dtype.kind not in "biuf":
+        raise TypeError(
+            f"{name}: expected real numbers, got {type(array).__name__} of dtype {converted.dtype}"
+        )
+    return converted
+
+
+def photograph(name: str, image: Any) -> Float[np.ndarray, "height width *channels"]:
+    """Return a picture as matplotlib draws it, (H, W) or (H, W, 3), clipped to [0, 1].
+
+    Parameters
+    ----------
+    image : array
+        Of shape (H, W), (C, H, W), (1, C, H, W) or (H, W, C), with 1 or 3 channels; floats in
+        [0, 1], or integers, which are divided by the largest of their type.
+    """
+    pixels = numpy_of(name, image)
+    if pixels.dtype.kind in "iu":
+        pixels = pixels / np.iinfo(pixels.dtype).max
+    pixels = pixels.astype(float)
+    if pixels.ndim == 4 and pixels.shape[0] == 1:
+        pixels = pixels[0]
+    if pixels.ndim == 3 and pixels.shape[0] in (1, 3):
+        pixels = np.moveaxis(pixels, 0, -1)
+    if pixels.ndim == 3 and pixels.shape[-1] == 1:
+        pixels = pixels[..., 0]
+    if not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[-1] == 3)) or 0 in pixels.shape:
+        raise ValueError(
+            f"{name}: expected one picture of shape (H, W), (C, H, W) or (1, C, H, W) with 1 or 3 "
+            f"channels, got {np.shape(numpy_of(name, image))}"
+        )
+    return np.clip(np.nan_to_num(pixels, nan=0.0), 0.0, 1.0)
+
+
+def check_points(name: str, array: Any) -> Float[np.ndarray, "n 2"]:
+    """Return points of the plane as a NumPy array (n, 2) of finite numbers."""
+    points = numpy_of(name, array).astype(float)
+    if points.ndim != 2 or points.shape[1] != 2:
+        raise ValueError(f"{name}: expected points (row, column), shape (n, 2), got {points.shape}")
+    good = np.isfinite(points).all(axis=1)
+    if not good.all():
+        row = int(np.argmin(good))
+        raise ValueError(f"{name}: expected finite points, got {points[row]} at index {row}")
+    return points
+
+
+def show(image: Any, *, dim: float = 0.0, ax: Axes | None = None) -> Axes:
+    """Show a picture, pixel centres at whole numbers, without ticks.
+
+    Parameters
+    ----------
+    image : array
+        Of shape (H, W), (C, H, W), (1, C, H, W) or (H, W, C) with 1 or 3 channels; floats in [0, 1]
+        (clipped), or integers, which are divided by the largest of their type.
+    dim : float
+        How far to fade it towards white, in [0, 1], for what is drawn over it.
+    ax : Axes, optional
+
+    Returns
+    -------
+    Axes
+
+    Raises
+    ------
+    ValueError
+        If it is no picture.
+    """
+    pixels = photograph("image", image)
+    if not 0 <= dim <= 1:
+        raise ValueError(f"dim: expected a number in [0, 1], got {dim!r}")
+    ax = axes_or_new(ax)
+    ax.imshow(dim + (1 - dim) * pixels, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    ax.set_xticks([])
+    ax.set_yticks([])
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+    return ax
+
+
+def plane(ax: Axes) -> None:
+    """Make the axes a piece of the tangent plane: equal units, rows down, quiet ticks."""
+    ax.set_aspect("equal", adjustable="box")
+    if not ax.yaxis_inverted():
+        ax.invert_yaxis()
+    ax.set_axisbelow(True)
+    ax.grid(color="#E6E8EB", linewidth=0.8)
+    ax.tick_params(length=0, labelsize=8, labelcolor=GREY)
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+
+
+def mark_origin(ax: Axes, rows: Any, columns: Any, size: float = 14.0) -> None:
+    """Mark the pixels that unit balls belong to."""
+    ax.scatter(columns, rows, s=size, marker="o", color="white", edgecolor=INK, lw=0.9, zorder=5)

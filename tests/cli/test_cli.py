@@ -1,0 +1,264 @@
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage import data
+from torch.nn import functional
+from typer.testing import CliRunner
+
+from finslerconv import __version__
+from finslerconv.cli import app
+from finslerconv.cli._denoise import Score, ball_filters, with_noise
+from finslerconv.cli._metric import MetricOptions
+from finslerconv.cli._picture import PictureError, read_picture
+
+SMALL = ["--max-size", "40", "--kernel-size", "3"]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+    return tmp_path
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def psnr_of(output, name):
+    (row,) = (line for line in output.splitlines() if name in line)
+    return float(re.search(r"(\d+\.\d\d) ", row)[1])
+
+
+def test_denoise_on_the_default_photograph(here):
+    """At the paper's size: ellipses beat both squares by several decibels."""
+    result = run("denoise", "--max-size", 256)
+    assert result.exit_code == 0, result.output
+    names = "box", "dilated box", "isotropic ball", "Riemannian ball", "Randers ball"
+    box, dilated, isotropic, riemannian, randers = (
+        psnr_of(result.stdout, f"│ {name} ") for name in names
+    )
+    assert psnr_of(result.stdout, "noisy picture") == pytest.approx(20, abs=0.2)
+    assert max(riemannian, randers) > max(box, dilated) + 3
+    assert max(riemannian, randers) > isotropic + 0.5
+    best = max((riemannian, "Riemannian"), (randers, "Randers"))[1]
+    assert f"{best} ball (best)" in result.stdout
+    with Image.open(here / "finslerconv-denoise.png") as figure:
+        assert min(figure.size) > 500
+
+
+def test_balls(here):
+    result = run("balls", "--max-size", 64, "-o", "balls.pdf", "--colour-by", "none")
+    assert result.exit_code == 0, result.output
+    assert (here / "balls.pdf").read_bytes().startswith(b"%PDF")
+    assert "Wrote balls.pdf" in result.stdout
+
+
+def test_same_seed_same_noise(here):
+    first, second, other = (run("denoise", *SMALL, "--seed", seed).stdout for seed in (1, 1, 2))
+    assert first == second
+    assert first != other
+
+
+def test_version():
+    result = run("--version")
+    assert result.exit_code == 0
+    assert result.stdout.strip() == f"finslerconv {__version__}"
+
+
+def test_help_loads_nothing_heavy():
+    code = (
+        "import sys, finslerconv.cli;"
+        "sys.exit(bool({'torch', 'matplotlib', 'skimage', 'numpy'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# A smooth picture, 24 rows and 36 columns, in every mode.
+RAMP = np.add.outer(np.linspace(0, 120, 24), np.linspace(0, 120, 36))
+
+
+def picture(mode):
+    grey = Image.fromarray(RAMP.astype(np.uint8))
+    if mode == "I;16":
+        return Image.fromarray((RAMP * 257).astype(np.uint16))
+    if mode == "I":
+        return Image.fromarray((RAMP * 257).astype(np.int32))
+    if mode == "F":
+        return Image.fromarray((RAMP / 255).astype(np.float32))
+    return grey.convert(mode)
+
+
+@pytest.mark.parametrize(
+    ("mode", "ending"),
+    [
+        ("L", "png"),
+        ("L", "jpg"),
+        ("RGB", "bmp"),
+        ("RGBA", "png"),
+        ("LA", "png"),
+        ("P", "gif"),
+        ("CMYK", "tif"),
+        ("I;16", "png"),
+        ("I;16", "tif"),
+        ("I", "tif"),
+        ("F", "tif"),
+    ],
+)
+def test_reads_every_kind_of_file(mode, ending, tmp_path):
+    path = tmp_path / f"picture.{ending}"
+    picture(mode).save(path)
+    pixels = read_picture(path, 512)
+    assert pixels.dtype == np.float32
+    assert pixels.shape == (1, 24, 36)  # grey, however it is stored
+    np.testing.assert_allclose(pixels[0], RAMP / 255, atol=0.02)
+
+
+def test_black_and_white(tmp_path):
+    picture("1").save(tmp_path / "picture.png")
+    assert set(np.unique(read_picture(tmp_path / "picture.png", 512))) == {0.0, 1.0}
+
+
+def test_colour_has_three_channels(tmp_path):
+    Image.fromarray(data.astronaut()[:40, :50]).save(tmp_path / "picture.png")
+    pixels = read_picture(tmp_path / "picture.png", 512)
+    expected = np.moveaxis(data.astronaut()[:40, :50], -1, 0) / 255
+    np.testing.assert_allclose(pixels, expected, atol=1e-6)
+
+
+def test_transparent_is_white(tmp_path):
+    rgba = np.zeros((20, 20, 4), np.uint8)
+    rgba[:, 10:, 3] = 255
+    Image.fromarray(rgba).save(tmp_path / "picture.png")
+    pixels = read_picture(tmp_path / "picture.png", 512)
+    assert (pixels[0, :, :10] == 1).all()
+    assert (pixels[0, :, 10:] == 0).all()
+
+
+def test_orientation_of_the_camera_is_applied(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: show it turned clockwise
+    picture("L").save(tmp_path / "picture.png", exif=exif)
+    pixels = read_picture(tmp_path / "picture.png", 512)
+    np.testing.assert_allclose(pixels[0], np.rot90(RAMP, -1) / 255, atol=0.01)
+
+
+def test_large_pictures_are_reduced(tmp_path):
+    picture("L").resize((360, 240)).save(tmp_path / "picture.png")
+    assert read_picture(tmp_path / "picture.png", 60).shape == (1, 40, 60)
+
+
+def test_floats_beyond_one_are_stretched(tmp_path):
+    Image.fromarray((3 * RAMP - 7).astype(np.float32)).save(tmp_path / "picture.tif")
+    np.testing.assert_allclose(
+        read_picture(tmp_path / "picture.tif", 512)[0], RAMP / RAMP.max(), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("make", [lambda: picture("L"), lambda: Image.new("L", (30, 30), 90)])
+def test_commands_on_a_grey_and_on_a_flat_picture(make, here):
+    make().save("picture.png")
+    assert run("denoise", "picture.png", "--kernel-size", 3).exit_code == 0
+    assert run("balls", "picture.png").exit_code == 0
+
+
+def test_denoise_in_colour(here):
+    Image.fromarray(data.astronaut()[:64, 200:280]).save("picture.png")
+    result = run("denoise", "picture.png", *SMALL)
+    assert result.exit_code == 0, result.output
+
+
+def test_box_filters_are_those_of_torch():
+    image = torch.rand(1, 3, 30, 25)
+    metric = MetricOptions().of(image)
+    for ball_filter, dilation in zip(ball_filters(metric, 5, 3.2)[:2], (1, 2), strict=True):
+        reach = 2 * dilation
+        padded = functional.pad(image, (reach,) * 4, mode="replicate")
+        weight = torch.full((3, 1, 5, 5), 1 / 25)
+        expected = functional.conv2d(padded, weight, dilation=dilation, groups=3)
+        torch.testing.assert_close(ball_filter(image), expected, rtol=0, atol=1e-5)
+
+
+def test_progress_hears_of_every_tap():
+    taps = []
+    image = torch.rand(1, 1, 20, 20)
+    ball_filters(MetricOptions().of(image), 5, 3.2)[-1](image, taps.append)
+    assert sum(taps) == 25
+
+
+def test_equal_weights_keep_a_flat_picture():
+    image = torch.full((1, 1, 20, 20), 0.3)
+    for ball_filter in ball_filters(MetricOptions().of(image), 5, 3.2):
+        torch.testing.assert_close(ball_filter(image), image)
+
+
+def test_noise_has_the_stated_deviation():
+    clean = np.zeros((1, 400, 400), np.float32)
+    noisy = with_noise(clean, 0.2, 3)
+    assert noisy.std() == pytest.approx(0.2, rel=0.01)
+    assert Score.of(noisy, clean).psnr == pytest.approx(-20 * np.log10(0.2), abs=0.1)
+    assert Score.of(clean + 1e-6, clean).ssim == pytest.approx(1)
+
+
+def refused(result, message):
+    assert result.exit_code == 2, result.output
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert re.search(message, result.stderr), result.stderr
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize("command", ["denoise", "balls"])
+def test_bad_files(command, here):
+    refused(run(command, "missing.png"), "missing.png: no such file")
+    refused(run(command, "."), "got a directory")
+    (here / "text.png").write_text("This is no picture.")
+    refused(run(command, "text.png"), "text.png: cannot be read as a picture")
+    picture("L").save("whole.png")
+    (here / "cut.png").write_bytes((here / "whole.png").read_bytes()[:80])
+    refused(run(command, "cut.png"), "cut.png: cannot be read as a picture")
+    Image.new("L", (15, 40)).save("small.png")
+    refused(run(command, "small.png"), "at least 16 x 16 pixels .* got 40 x 15")
+    Image.fromarray(np.full((20, 20), np.nan, np.float32)).save("nan.tif")
+    refused(run(command, "nan.tif"), "values that are not finite")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["denoise", "--sigma", 0], "--sigma: expected a number above 0, got 0"),
+        (["denoise", "--sigma", "nan"], "--sigma: expected"),
+        (["denoise", "--sigma", "inf"], "--sigma: expected"),
+        (["denoise", "--seed", -1], "--seed: expected an integer of at least 0"),
+        (["denoise", "--kernel-size", 4], "--kernel-size: expected an odd number .* got 4"),
+        (["denoise", "--kernel-size", 1], "--kernel-size: expected an odd number"),
+        (["denoise", "--radius", 0], "--radius: expected"),
+        (["denoise", "--anisotropy", -1], "--anisotropy: expected"),
+        (["denoise", "--tau", 1], "--tau: expected a number between -1 and 1"),
+        (["denoise", "--smoothing", 0], "--smoothing: expected"),
+        (["denoise", "--max-size", 8], "--max-size: expected at least 16"),
+        (["denoise", "--device", "tpu9"], "--device: cannot compute on 'tpu9'"),
+        (["denoise", "--output", "result.doc"], "--output: expected a file ending in one of"),
+        (["denoise", "--output", "nowhere/result.png"], "--output: no such directory: nowhere"),
+        (["balls", "--spacing", 0], "--spacing: expected"),
+        (["balls", "--scale", 0], "--scale: expected"),
+    ],
+)
+def test_bad_options(arguments, message, here):
+    refused(run(*arguments), message)
+    assert list(here.iterdir()) == []
+
+
+def test_unknown_words_are_refused_with_exit_code_2():
+    assert run("balls", "--colour-by", "taste").exit_code == 2
+    assert run("denoise", "--sigma", "much").exit_code == 2
+    assert run("paint").exit_code == 2
+
+
+def test_picture_errors_name_the_file(tmp_path):
+    with pytest.raises(PictureError, match=r"missing\.png"):
+        read_picture(tmp_path / "missing.png", 512)
