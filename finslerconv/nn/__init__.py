@@ -1,4 +1,8 @@
-"""PyTorch modules: convolutions that sample unit balls, in the place of ``nn.Conv2d``."""
+"""PyTorch modules: convolutions that sample unit balls, in the place of ``nn.Conv2d``.
+
+:class:`MetricConv2d` samples the unit balls of metrics that it computes from its input;
+the weighted convolutions put a density on a kernel's taps.
+"""
 
 from finslerconv.nn._head import MetricHead, metric_penalty
 from finslerconv.nn._metric_conv import MetricConv2d
@@ -9,6 +13,32 @@ from finslerconv.nn._parametrization import (
     MatrixParametrization,
     Spectral,
     SpectralScaled,
+)
+from finslerconv.nn.weighted import (
+    Density,
+    DensitySearch,
+    Evaluation,
+    FreeProfile,
+    GaussianProfile,
+    MetricDensity,
+    PowerProfile,
+    Profile,
+    SeparableDensity,
+    TensorDensity,
+    TrainableRanders,
+    WeightedConv1d,
+    WeightedConv2d,
+    WeightedConv3d,
+    density_parameter_groups,
+    fold,
+    load_reference_checkpoint,
+    paper_bounds,
+    paper_profile,
+    plot_density_search,
+    search_density,
+    to_weighted,
+    unweight_convolution,
+    weight_convolution,
 )
 
 __all__ = [
@@ -21,4 +51,28 @@ __all__ = [
     "Spectral",
     "SpectralScaled",
     "LogEuclidean",
+    "WeightedConv1d",
+    "WeightedConv2d",
+    "WeightedConv3d",
+    "Density",
+    "SeparableDensity",
+    "TensorDensity",
+    "MetricDensity",
+    "Profile",
+    "GaussianProfile",
+    "PowerProfile",
+    "FreeProfile",
+    "TrainableRanders",
+    "paper_profile",
+    "weight_convolution",
+    "unweight_convolution",
+    "to_weighted",
+    "fold",
+    "density_parameter_groups",
+    "load_reference_checkpoint",
+    "search_density",
+    "DensitySearch",
+    "Evaluation",
+    "paper_bounds",
+    "plot_density_search",
 ]

@@ -1,0 +1,220 @@
+"""The modules: ``nn.Conv1d``, ``nn.Conv2d`` and ``nn.Conv3d`` with a density on their taps."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from finslerconv.nn.weighted._density import Density, as_density
+from finslerconv.nn.weighted._fused import Geometry, same_padding, weighted_conv
+
+PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
+
+#: What a layer takes as its density: an object, a tensor of the kernel's shape, or a profile.
+DensityLike = Density | Tensor | Sequence[float] | Sequence[Sequence[float]]
+
+
+class _Weighted(nn.modules.conv._ConvNd):
+    """What the three modules share: a density beside the weight, and the forward pass."""
+
+    density: Density
+
+    @property
+    def effective_weight(self) -> Float[Tensor, "..."]:
+        """The kernel that is applied, ``weight * Phi``; the parameter ``weight`` lacks Phi."""
+        return self.weight * self.density().to(self.weight.dtype)
+
+    def _weighted_forward(self, x: Tensor) -> Tensor:
+        padding: Any = self.padding
+        if padding == "same":
+            padding = same_padding(self.kernel_size, self.dilation)
+        elif padding == "valid":
+            padding = (0,) * len(self.kernel_size)
+        if self.padding_mode != "zeros" or padding is None:
+            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+            x = functional.pad(x, self._reversed_padding_repeated_twice, mode=mode)
+            padding = (0,) * len(self.kernel_size)
+        geometry = Geometry(self.stride, padding, self.dilation, self.groups)
+        return weighted_conv(self, x, self.weight, self.density(), self.bias, geometry)
+
+
+class WeightedConv1d(_Weighted, nn.Conv1d):
+    r"""``nn.Conv1d`` whose kernel is multiplied tap by tap with a density.
+
+    The arguments of :class:`torch.nn.Conv1d`, and ``density``; see :class:`WeightedConv2d`.
+
+    Examples
+    --------
+    >>> WeightedConv1d(1, 1, 3, density=[0.7])(torch.ones(1, 1, 8)).shape
+    torch.Size([1, 1, 6])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int],
+        stride: int | tuple[int] = 1,
+        padding: str | int | tuple[int] = 0,
+        dilation: int | tuple[int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: PaddingMode = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        density: DensityLike,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+            device,
+            dtype,
+        )
+        self.density = as_density(density, self.kernel_size, self.weight)
+
+    def forward(
+        self,
+        input: Float[Tensor, "*batch channels length"],
+    ) -> Float[Tensor, "*batch out_channels out_length"]:
+        """Convolve ``input`` by ``weight * Phi``."""
+        return self._weighted_forward(input)
+
+
+class WeightedConv2d(_Weighted, nn.Conv2d):
+    r"""``nn.Conv2d`` whose kernel is multiplied tap by tap with a density.
+
+    .. math:: y(x) = b + \sum_g \Phi(g) \, w(g) \, f(x + g)
+
+    The arguments of :class:`torch.nn.Conv2d`, and ``density``. It has as many trainable weights
+    as ``nn.Conv2d`` (and those of the density, if it is trained), is one to every ``isinstance``,
+    and :func:`fold` makes it one again, with the same output. The parameter ``weight`` is the
+    kernel without Phi; ``effective_weight`` is the kernel that is applied.
+
+    Parameters
+    ----------
+    in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode
+        As in :class:`torch.nn.Conv2d`.
+    device, dtype
+        As there; a density made from a profile or a tensor follows them.
+    density : Density, Tensor, or sequence
+        A density for this kernel size, which may be shared with other layers; or a tensor of the
+        kernel's shape (a fixed :class:`TensorDensity`); or a profile such as ``[0.2, 0.8]``, or
+        one per axis (a fixed :class:`SeparableDensity`).
+
+    Raises
+    ------
+    TypeError
+        If ``density`` is none of these.
+    ValueError
+        If it does not fit the kernel size.
+
+    Notes
+    -----
+    Source: Cammarasana and Patanè, arXiv 2505.24558. ``state_dict`` keys: ``weight``, ``bias`` as
+    in ``nn.Conv2d``, and ``density.phi`` (fixed) or the density's parameters under ``density.``.
+
+    Examples
+    --------
+    >>> conv = WeightedConv2d(3, 8, 5, padding=2, density=[0.2, 0.8])
+    >>> conv(torch.rand(1, 3, 16, 16)).shape
+    torch.Size([1, 8, 16, 16])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: str | int | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: PaddingMode = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        density: DensityLike,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+            device,
+            dtype,
+        )
+        self.density = as_density(density, self.kernel_size, self.weight)
+
+    def forward(
+        self,
+        input: Float[Tensor, "*batch channels height width"],
+    ) -> Float[Tensor, "*batch out_channels out_height out_width"]:
+        """Convolve ``input`` by ``weight * Phi``."""
+        return self._weighted_forward(input)
+
+
+class WeightedConv3d(_Weighted, nn.Conv3d):
+    r"""``nn.Conv3d`` whose kernel is multiplied tap by tap with a density.
+
+    The arguments of :class:`torch.nn.Conv3d`, and ``density``; see :class:`WeightedConv2d`.
+
+    Examples
+    --------
+    >>> WeightedConv3d(1, 1, 3, density=[0.8])(torch.ones(1, 1, 8, 8, 8)).shape
+    torch.Size([1, 1, 6, 6, 6])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int, int],
+        stride: int | tuple[int, int, int] = 1,
+        padding: str | int | tuple[int, int, int] = 0,
+        dilation: int | tuple[int, int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: PaddingMode = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        density: DensityLike,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+            device,
+            dtype,
+        )
+        self.density = as_density(density, self.kernel_size, self.weight)
+
+    def forward(
+        self,
+        input: Float[Tensor, "*batch channels depth height width"],
+    ) -> Float[Tensor, "*batch out_channels out_depth out_height out_width"]:
+        """Convolve ``input`` by ``weight * Phi``."""
+        return self._weighted_forward(input)

@@ -1,0 +1,248 @@
+"""Any existing convolution made weighted in place, by a parametrization, and made plain again."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils import parametrize
+
+from finslerconv.nn.weighted._density import Density, as_density, check_no_zero
+from finslerconv.nn.weighted._modules import (
+    DensityLike,
+    WeightedConv1d,
+    WeightedConv2d,
+    WeightedConv3d,
+    _Weighted,
+)
+
+#: The module of this library for each of PyTorch's, and back.
+WEIGHTED: dict[type[_ConvNd], type[_Weighted]] = {
+    nn.Conv1d: WeightedConv1d,
+    nn.Conv2d: WeightedConv2d,
+    nn.Conv3d: WeightedConv3d,
+}
+PLAIN: dict[type[_Weighted], type[_ConvNd]] = {ours: theirs for theirs, ours in WEIGHTED.items()}
+
+Conv = TypeVar("Conv", bound=_ConvNd)
+
+
+class Weighting(nn.Module):
+    """The parametrization ``weight = original * Phi`` that :func:`weight_convolution` registers.
+
+    Parameters
+    ----------
+    density : Density
+        Phi; several parametrizations may hold the same one.
+
+    Notes
+    -----
+    Assigning to ``conv.weight`` sets the kernel that is applied: ``original`` becomes what is
+    assigned, divided by Phi, which must then have no zero.
+    """
+
+    def __init__(self, density: Density) -> None:
+        super().__init__()
+        self.density = density
+        self._identity = False
+
+    def forward(self, original: Tensor) -> Tensor:
+        """Return the kernel that is applied."""
+        return original * self.density().to(original.dtype)
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """Return the original that gives ``weight``."""
+        if self._identity:
+            return weight
+        phi = self.density().to(weight.dtype)
+        check_no_zero(phi, "when a weight is assigned")
+        return weight / phi
+
+
+def weight_convolution(conv: Conv, density: DensityLike, *, preserve: bool = False) -> Conv:
+    """Put a density on the taps of any convolution, transposed ones too, in place.
+
+    Parameters
+    ----------
+    conv : nn.Module
+        A convolution of PyTorch, or of a class derived from one. It keeps its identity, its hooks
+        and its parameter objects, so an optimiser that holds them goes on working (a trainable
+        density's parameters are new to it).
+    density : Density, Tensor, or sequence
+        As in :class:`WeightedConv2d`.
+    preserve : bool
+        Whether to divide the weights by Phi, so that the layer computes what it did and only
+        its training changes. Otherwise the weights stay, and the layer's output changes.
+
+    Returns
+    -------
+    nn.Module
+        ``conv``.
+
+    Raises
+    ------
+    TypeError
+        If ``conv`` is no convolution.
+    ValueError
+        If the density does not fit, the convolution is weighted already, or ``preserve`` is set
+        and Phi has a zero.
+
+    Notes
+    -----
+    Built on :mod:`torch.nn.utils.parametrize`: ``conv.weight`` becomes ``original * Phi``, and
+    the ``state_dict`` keys are ``parametrizations.weight.original`` and, under
+    ``parametrizations.weight.0.density.``, those of the density. PyTorch refuses to pickle
+    parametrized modules; one that is parametrized by this function alone can be pickled and
+    copied. For a plain ``nn.ConvNd``, :func:`to_weighted` keeps the keys ``weight``, ``bias`` and
+    is faster.
+
+    Examples
+    --------
+    >>> conv = weight_convolution(nn.ConvTranspose2d(2, 4, 3), [0.7])
+    >>> conv(torch.rand(1, 2, 8, 8)).shape
+    torch.Size([1, 4, 10, 10])
+    """
+    if not isinstance(conv, _ConvNd):
+        raise TypeError(f"conv must be a convolution of PyTorch; got {type(conv).__name__}")
+    if isinstance(conv, nn.modules.lazy.LazyModuleMixin) and conv.has_uninitialized_params():
+        raise ValueError("conv has no weights yet; run it once, then put a density on it")
+    if weighting_of(conv) is not None:
+        raise ValueError("conv is weighted already; make it plain first (unweight_convolution)")
+    density = as_density(density, conv.kernel_size, conv.weight)
+    if preserve:
+        with torch.no_grad():
+            check_no_zero(density().to(conv.weight.dtype), "with preserve=True")
+    weighting = Weighting(density)
+    weighting._identity = not preserve
+    parametrize.register_parametrization(conv, "weight", weighting, unsafe=True)
+    weighting._identity = False
+    # PyTorch has made a class for this object alone: it can carry a way to pickle it.
+    type(conv).__reduce_ex__ = _reduce_weighted  # type: ignore[assignment, method-assign]
+    return conv
+
+
+def unweight_convolution(conv: Conv, *, keep: str = "function") -> Conv:
+    """Take the density off a convolution that :func:`weight_convolution` weighted, in place.
+
+    Parameters
+    ----------
+    conv : nn.Module
+        The convolution.
+    keep : {"function", "weights"}
+        ``"function"``: the weights become ``weight * Phi``, and the layer computes what it did.
+        ``"weights"``: the weights are those below Phi, as if there had never been a density.
+
+    Returns
+    -------
+    nn.Module
+        ``conv``, of its former class, with the same parameter objects.
+
+    Raises
+    ------
+    ValueError
+        If it has no such density, or ``keep`` is neither value.
+
+    Examples
+    --------
+    >>> conv = nn.Conv2d(1, 1, 3)
+    >>> unweight_convolution(weight_convolution(conv, [0.7]), keep="weights") is conv
+    True
+    """
+    if keep not in ("function", "weights"):
+        raise ValueError(f"keep must be 'function' or 'weights'; got {keep!r}")
+    if isinstance(conv, _Weighted):
+        raise ValueError(
+            f"{type(conv).__name__} is weighted by its class, which cannot be taken off in place; "
+            "fold(conv) gives a plain convolution with the same output"
+        )
+    if weighting_of(conv) is None:
+        raise ValueError("conv has no density on it (weight_convolution puts one)")
+    if len(conv.parametrizations["weight"]) > 1:  # type: ignore[index]
+        raise ValueError(
+            "conv.weight has other parametrizations beside the density; remove all of them with "
+            "torch.nn.utils.parametrize.remove_parametrizations, or use fold"
+        )
+    remove_parametrizations(conv, leave_parametrized=keep == "function")
+    return conv
+
+
+def remove_parametrizations(module: nn.Module, *, leave_parametrized: bool) -> None:
+    """Remove all parametrizations of a module's weight, and of no copy's."""
+    # PyTorch makes one class for each parametrized module, but its copies share that class, and
+    # to remove the parametrization from one would take the weight from all.
+    cls = type(module)
+    module.__class__ = type(cls.__name__, cls.__bases__, dict(cls.__dict__))
+    parametrize.remove_parametrizations(module, "weight", leave_parametrized=leave_parametrized)
+
+
+def weighting_of(module: nn.Module) -> Density | None:
+    """Return the density on a module's taps, put there by either way, or None."""
+    if isinstance(module, _Weighted):
+        return module.density
+    if parametrize.is_parametrized(module, "weight"):
+        for parametrization in module.parametrizations["weight"]:  # type: ignore[index]
+            if isinstance(parametrization, Weighting):
+                return parametrization.density
+    return None
+
+
+def recast(module: nn.Module, cls: type[Any]) -> Any:
+    """Make a module of another class with the same parameters, hooks, and attributes."""
+    new = nn.Module.__new__(cls)
+    # The containers are copied, their contents shared: hooks and parameters keep their identity.
+    new.__dict__.update({k: _shallow(v) for k, v in module.__dict__.items()})
+    return new
+
+
+def replace_modules(model: nn.Module, new: Callable[[str, nn.Module], nn.Module]) -> nn.Module:
+    """Replace each module of a model, once, wherever it occurs, by what ``new`` makes of it."""
+    made: dict[int, nn.Module] = {}
+
+    def visit(name: str, module: nn.Module) -> nn.Module:
+        if id(module) in made:
+            return made[id(module)]
+        replacement = made[id(module)] = new(name, module)
+        if replacement is module:
+            for child_name, child in module._modules.items():
+                if child is not None:
+                    path = f"{name}.{child_name}" if name else child_name
+                    module._modules[child_name] = visit(path, child)
+        return replacement
+
+    return visit("", model)
+
+
+def _shallow(value: Any) -> Any:
+    return value.copy() if isinstance(value, dict) else value
+
+
+def _reduce_weighted(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
+    """Pickle a weighted convolution as the plain one and its density."""
+    state = self.__dict__
+    parametrizations = state["_modules"]["parametrizations"]
+    names = list(parametrizations)
+    if names != ["weight"] or len(parametrizations["weight"]) != 1:
+        raise RuntimeError(
+            "only a convolution whose sole parametrization is its density can be pickled; got "
+            f"parametrizations of {names}; save its state_dict() instead"
+        )
+    plain_class = type(self).__mro__[1]
+    modules = {k: v for k, v in state["_modules"].items() if k != "parametrizations"}
+    plain = {**state, "_modules": modules}
+    weights = parametrizations["weight"]
+    return (
+        plain_class.__new__,
+        (plain_class,),
+        (plain, weights.original, weights[0].density),
+        None,
+        None,
+        _restore_weighted,
+    )
+
+
+def _restore_weighted(conv: nn.Module, state: tuple[dict[str, Any], Tensor, Density]) -> None:
+    plain, weight, density = state
+    conv.__dict__.update(plain)
+    conv._parameters["weight"] = weight  # type: ignore[assignment]
+    weight_convolution(conv, density)  # type: ignore[type-var]
