@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from scipy.optimize import direct
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -199,6 +198,9 @@ def search_density(
             if path is not None:
                 _append(path, {"profile": profile, "values": values})
         return known[profile]
+
+    # SciPy's optimisers take a while to import, and few programs search.
+    from scipy.optimize import direct
 
     columns = (
         TextColumn("{task.description}"),
