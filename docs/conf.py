@@ -12,9 +12,9 @@ version = release = finslerconv.__version__
 
 extensions = [
     "sphinx.ext.autodoc",
-    "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "sphinx.ext.mathjax",
+    "numpydoc",
     "sphinx_copybutton",
     "myst_nb",
 ]
@@ -33,10 +33,8 @@ nb_execution_timeout = 120
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
-napoleon_google_docstring = False
-napoleon_use_rtype = False
-# Attributes of modules are documented where they are set.
-napoleon_use_ivar = True
+# automodule lists the members itself.
+numpydoc_show_class_members = False
 
 html_theme = "furo"
 html_title = f"finslerconv {release}"

@@ -28,7 +28,7 @@ def volume(metric: FinslerMetric) -> Float[Array, "*batch"]:
 
     Returns
     -------
-    array, shape (*batch)
+    array, shape (...)
         In pixels^d.
     """
     return _volume(metric.norm, metric.dim, metric.like)
@@ -44,7 +44,7 @@ def overlap(first: FinslerMetric, second: FinslerMetric) -> Float[Array, "*batch
 
     Returns
     -------
-    array, shape (*batch)
+    array, shape (...)
         In (0, 1], 1 for equal balls.
 
     Raises

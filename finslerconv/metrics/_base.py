@@ -181,7 +181,7 @@ class FinslerMetric(abc.ABC):
 
         Returns
         -------
-        array, shape (*batch)
+        array, shape (...)
         """
         with no_gradient():
             v = detached(_optimise.asymmetric_direction(self.norm, self.dim, self.like))
