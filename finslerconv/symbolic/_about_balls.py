@@ -1,0 +1,214 @@
+"""Identities of the unit ball: Zermelo data, the ellipse, its area."""
+
+from typing import Any
+
+import sympy
+
+from finslerconv.symbolic import _conditions as given
+from finslerconv.symbolic._balls import Ellipse, sqrtm
+from finslerconv.symbolic._identity import Identity
+from finslerconv.symbolic._linear_algebra import (
+    determinant,
+    dot,
+    identity_like,
+    inverse,
+    zeros_like,
+)
+from finslerconv.symbolic._parameters import Parameters
+from finslerconv.symbolic._randers import Randers
+from finslerconv.symbolic._riemannian import Riemannian
+
+_SCALE = sympy.Symbol("s", real=True)
+
+
+def _unit_ball(P: Parameters) -> tuple[Any, Any]:
+    F = P.metric
+    h, W = F.zermelo()
+    return dot(P.v - W, h, P.v - W) - 1, F.lam * (F.norm(P.v) - 1) * (F.norm(-P.v) + 1)
+
+
+def _wind_norm(P: Parameters) -> tuple[Any, Any]:
+    h, W = P.metric.zermelo()
+    return dot(W, h, W), dot(P.omega, inverse(P.M), P.omega)
+
+
+def _round_trip(P: Parameters) -> tuple[Any, Any]:
+    back = Randers.from_zermelo(*P.metric.zermelo())
+    return (back.M, back.omega), (P.M, P.omega)
+
+
+def _other_round_trip(P: Parameters) -> tuple[Any, Any]:
+    F = P.navigated
+    # Written out, so that the statement shows the formulas.
+    h, W = Randers.zermelo(F)
+    return (h, W), (P.h, P.W)
+
+
+def _riemannian(P: Parameters) -> tuple[Any, Any]:
+    metric = Randers(P.M, zeros_like(P.omega))
+    ball, dual = metric.zermelo(), metric.dual()
+    zero = zeros_like(P.omega)
+    return (ball.h, ball.W, dual.M, dual.omega), (P.M, zero, Riemannian(P.M).dual().M, zero)
+
+
+def _reversed(P: Parameters) -> tuple[Any, Any]:
+    h, W = P.metric.zermelo()
+    return tuple(P.metric.reverse().zermelo()), (h, -W)
+
+
+def _dilated(P: Parameters) -> tuple[Any, Any]:
+    h, W = P.metric.zermelo()
+    dilated = Randers(P.M / _SCALE**2, P.omega / _SCALE).zermelo()
+    return tuple(dilated), (h / _SCALE**2, _SCALE * W)
+
+
+def _volume(P: Parameters) -> tuple[Any, Any]:
+    unit_ball = sympy.pi ** (P.d / 2) / sympy.gamma(P.d / 2 + 1)
+    power = P.metric.lam ** ((P.d + 1) / 2)
+    return Ellipse.of(P.metric).volume, unit_ball / (power * sympy.sqrt(determinant(P.M)))
+
+
+def _area(P: Parameters) -> tuple[Any, Any]:
+    power = P.metric.lam ** sympy.Rational(3, 2)
+    return Ellipse.of(P.metric).area, sympy.pi / (power * sympy.sqrt(determinant(P.M)))
+
+
+# The symbols of M serve as a general positive definite matrix in what follows.
+
+
+def _axes(P: Parameters) -> tuple[Any, Any]:
+    axes = Ellipse(P.W, P.M).axes
+    characteristic = [determinant(P.M - axis**2 * identity_like(P.M)) for axis in axes]
+    zero = sympy.S.Zero
+    return (*characteristic, axes[0] ** 2 * axes[1] ** 2), (zero, zero, determinant(P.M))
+
+
+def _angle(P: Parameters) -> tuple[Any, Any]:
+    ellipse = Ellipse(P.W, P.M)
+    [double_angle] = ellipse.angle.atoms(sympy.atan2)
+    sine, cosine = double_angle.args  # up to their common length
+    length = sympy.sqrt(sine**2 + cosine**2)
+    reflection = sympy.ImmutableMatrix([[-cosine, sine], [sine, cosine]]) / length
+    projection = (identity_like(P.M) + reflection) / 2
+    return P.M * projection, ellipse.axes[0] ** 2 * projection
+
+
+IDENTITIES = (
+    Identity(
+        "unit_ball",
+        "The unit ball {F <= 1} is the ellipse {(v - W)' h (v - W) <= 1}: lambda > 0, and "
+        "F(-v) + 1 > 0 (see norm_product), so both sides have the sign of F(v) - 1. Squaring "
+        "sqrt(v' M v) = 1 - omega' v brings in the branch F(-v) = -1, which is empty.",
+        sides=_unit_ball,
+        positive=given.metric_and_vector,
+    ),
+    Identity(
+        "wind_norm",
+        "|W|_h = |omega| in M^-1: one is below 1 exactly if the other is. In other words "
+        "lambda = mu = 1 - W' h W.",
+        sides=_wind_norm,
+        positive=given.metric,
+    ),
+    Identity(
+        "zermelo_lambda",
+        "For the metric (M, omega) made from Zermelo data (h, W): positive for |W|_h < 1.",
+        sides=lambda P: (P.navigated.lam, 1 - dot(P.W, P.h, P.W)),
+        positive=given.wind,
+    ),
+    Identity(
+        "zermelo_round_trip",
+        "From a metric to Zermelo data and back. (Bao, Robles and Shen, Zermelo navigation on "
+        "Riemannian manifolds, J. Differential Geom. 66, 2004.)",
+        sides=_round_trip,
+        positive=given.metric,
+    ),
+    Identity(
+        "zermelo_inverse_round_trip",
+        "From Zermelo data to a metric and back. So every ellipse that holds the origin inside is "
+        "the unit ball of exactly one Randers metric.",
+        sides=_other_round_trip,
+        positive=given.wind,
+    ),
+    Identity(
+        "zermelo_determinant",
+        "By the determinant theorem for a change of rank one, det(M - omega omega') = "
+        "lambda det M.",
+        sides=lambda P: (
+            determinant(P.metric.zermelo().h),
+            P.metric.lam ** (P.d + 1) * determinant(P.M),
+        ),
+        positive=given.metric,
+    ),
+    Identity(
+        "volume",
+        "The volume of the unit ball: that of the Euclidean one over sqrt(det h).",
+        sides=_volume,
+        positive=given.metric,
+    ),
+    Identity(
+        "area",
+        "The area of the unit ball in the plane, pi over sqrt(det h).",
+        sides=_area,
+        positive=given.metric,
+        dimensions=(2,),
+        left=r"\frac{\pi}{\sqrt{\det(h)}}",
+        right=r"\frac{\pi}{\lambda^{3/2} \sqrt{\det(M)}}",
+    ),
+    Identity(
+        "axes",
+        "The squared half-axes a >= b of an ellipse in the plane are the eigenvalues of its shape "
+        "A = h^-1.",
+        sides=_axes,
+        positive=lambda P: given.definite(P.M),
+        dimensions=(2,),
+        left=r"\left(\det(A - a^{2} I),\ \det(A - b^{2} I),\ a^{2} b^{2}\right)",
+        right=r"\left(0,\ 0,\ \det(A)\right),"
+        r"\quad a, b = \sqrt{\tfrac{1}{2} \left(\operatorname{tr} A "
+        r"\pm \sqrt{(A_{00} - A_{11})^{2} + 4 A_{01}^{2}}\right)}",
+    ),
+    Identity(
+        "angle",
+        "The direction u of the large half-axis of an ellipse of shape A that is no circle. Proved "
+        "for the projection u u', whose entries are those of the double angle.",
+        sides=_angle,
+        positive=lambda P: given.definite(P.M),
+        dimensions=(2,),
+        left=r"A\, u u^{T}",
+        right=r"a^{2}\, u u^{T},\quad u = \left(\sin \theta,\ \cos \theta\right),"
+        r"\ \theta = \tfrac{1}{2} \operatorname{atan2}(2 A_{01}, A_{11} - A_{00})",
+    ),
+    Identity(
+        "riemannian_ball",
+        "A Riemannian metric is the Randers metric of omega = 0: its ball is centred, of matrix M.",
+        sides=_riemannian,
+        positive=lambda P: given.definite(P.M),
+        left=r"\left(h,\ W,\ M^{*},\ \omega^{*}\right)_{\omega = 0}",
+        right=r"\left(M,\ 0,\ M^{-1},\ 0\right)",
+    ),
+    Identity(
+        "reversed_ball",
+        "The ball of the reversed metric (marked -) is the point reflection of the ball.",
+        sides=_reversed,
+        positive=given.metric,
+    ),
+    Identity(
+        "dilated_ball",
+        "The ball of (M / s^2, omega / s) is s times the ball: to dilate a kernel is to scale the "
+        "metric.",
+        sides=_dilated,
+        positive=lambda P: (_SCALE, *given.metric(P)),
+        left=r"\left(h,\ W\right)_{M / s^{2},\ \omega / s}",
+        right=r"\left(\tfrac{1}{s^{2}} h,\ s W\right)_{M,\ \omega}",
+    ),
+    Identity(
+        "sqrtm",
+        "The root of a positive definite 2 x 2 matrix. It is positive definite itself, as a sum of "
+        "such matrices, hence the principal root.",
+        sides=lambda P: (sqrtm(P.M) ** 2, P.M),
+        positive=lambda P: given.definite(P.M),
+        dimensions=(1, 2),
+        left=r"\left(\frac{A + \sqrt{\det(A)}\, I}{\sqrt{\operatorname{tr} A + "
+        r"2 \sqrt{\det(A)}}}\right)^{2}",
+        right="A",
+    ),
+)

@@ -1,0 +1,115 @@
+"""Identities of the maps that carry the Euclidean unit ball into the unit ball of a metric."""
+
+from typing import Any
+
+import sympy
+
+from finslerconv.symbolic import _conditions as given
+from finslerconv.symbolic._balls import Ellipse, affine, radial, radial_jacobian
+from finslerconv.symbolic._identity import Identity
+from finslerconv.symbolic._linear_algebra import (
+    determinant,
+    dot,
+    identity_like,
+    inverse,
+    zeros_like,
+)
+from finslerconv.symbolic._parameters import Parameters
+from finslerconv.symbolic._randers import Randers
+
+_RADIUS = sympy.Symbol("r", real=True)
+
+
+def _length(P: Parameters) -> sympy.Expr:
+    return sympy.sqrt(dot(P.g, P.g))
+
+
+def _radial_derivative(P: Parameters) -> tuple[Any, Any]:
+    return radial(P.metric, P.g).jacobian(P.g), radial_jacobian(P.metric, P.g)
+
+
+def _radial_determinant(P: Parameters) -> tuple[Any, Any]:
+    stretch = _length(P) / P.metric.norm(P.g)
+    return determinant(radial_jacobian(P.metric, P.g)), stretch**P.d
+
+
+def _affine_level(P: Parameters) -> tuple[Any, Any]:
+    F = P.navigated
+    v = Ellipse(P.W, inverse(P.h)).image(P.g)
+    return F.lam * (dot(v, F.M, v) - (1 - dot(F.omega, v)) ** 2), dot(P.g, P.g) - 1
+
+
+def _affine_determinant(P: Parameters) -> tuple[Any, Any]:
+    if isinstance(P.h, sympy.MatrixBase):
+        derivative = Ellipse(P.W, inverse(P.h)).image(P.g).jacobian(P.g)
+    else:
+        derivative = P.h ** sympy.Rational(-1, 2)
+    power = P.navigated.lam ** ((P.d + 1) / 2)
+    return determinant(derivative), 1 / (power * sympy.sqrt(determinant(P.navigated.M)))
+
+
+def _lattice(P: Parameters) -> tuple[Any, Any]:
+    metric = Randers(identity_like(P.M) / _RADIUS**2, zeros_like(P.omega))
+    return (radial(metric, P.g), affine(metric, P.g)), (_RADIUS * P.g, _RADIUS * P.g)
+
+
+IDENTITIES = (
+    Identity(
+        "indicatrix",
+        "The ray along v leaves the unit ball in v / F(v).",
+        sides=lambda P: (P.metric.norm(P.v / P.metric.norm(P.v)), sympy.S.One),
+        positive=given.positive_norm,
+    ),
+    Identity(
+        "radial_level",
+        "The radial map g |g| / F(g) carries {|g| <= s} onto {F <= s}.",
+        sides=lambda P: (P.metric.norm(radial(P.metric, P.g)), _length(P)),
+        positive=given.reference_point,
+    ),
+    Identity(
+        "radial_derivative",
+        "The derivative of the radial map, by differentiation of the components.",
+        sides=_radial_derivative,
+        positive=given.reference_point,
+        dimensions=(1, 2, 3),
+        left=r"\frac{\partial}{\partial g} \frac{|g|\, g}{F(g)}",
+        right=r"\frac{|g|}{F(g)} "
+        r"\left(I + g \left(\frac{g}{|g|^{2}} - \frac{\nabla F(g)}{F(g)}\right)^{T}\right)",
+    ),
+    Identity(
+        "radial_determinant",
+        "The Jacobian determinant of the radial map: the term of rank one adds nothing, since "
+        "g' (g / |g|^2 - grad F / F) = 1 - 1 = 0 (euler).",
+        sides=_radial_determinant,
+        positive=given.reference_point,
+    ),
+    Identity(
+        "affine_level",
+        "For v = W + h^{-1/2} g the left side is lambda (F(v) - 1)(F(-v) + 1), so F(v) = 1 exactly "
+        "where |g| = 1, and F(v) < 1 where |g| < 1. Proved with (M, omega) made from Zermelo data, "
+        "which by zermelo_inverse_round_trip is no restriction.",
+        sides=_affine_level,
+        positive=given.wind,
+        dimensions=(1, 2, "any"),
+    ),
+    Identity(
+        "affine_determinant",
+        "The Jacobian determinant of the affine map is constant: equal areas stay equal. Proved "
+        "with (M, omega) made from Zermelo data.",
+        sides=_affine_determinant,
+        positive=given.wind,
+        dimensions=(1, 2, "any"),
+    ),
+    Identity(
+        "lattice",
+        "With M = I / r^2 and omega = 0 the radial and the affine map multiply by r > 0: the k x k "
+        "lattice divided by r = k // 2 becomes the taps of the standard convolution. With r = 1, "
+        "the Euclidean metric, both maps are the identity.",
+        sides=_lattice,
+        positive=lambda P: (_RADIUS, *given.nonzero(P.g)),
+        dimensions=(1, 2, "any"),
+        left=r"\left(\tfrac{|g|}{F(g)}\, g,\ W + h^{-1/2} g\right)",
+        right=r"\left(r g,\ r g\right),"
+        r"\quad M = \tfrac{1}{r^{2}} I,\ \omega = 0",
+    ),
+)

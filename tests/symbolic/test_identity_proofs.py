@@ -1,0 +1,250 @@
+"""Every identity is proved; and no wrong one is."""
+
+from dataclasses import replace
+
+import pytest
+import sympy
+
+from finslerconv.symbolic import Randers, identities, parameters
+from finslerconv.symbolic._linear_algebra import determinant, dot, inverse
+
+ALL = tuple(identities().values())
+CASES = [(identity, dimension) for identity in ALL for dimension in identity.dimensions]
+
+
+def label(case):
+    return f"{case.name}" if hasattr(case, "name") else str(case)
+
+
+@pytest.mark.parametrize(("identity", "dimension"), CASES, ids=label)
+def test_identity_is_proved(identity, dimension):
+    proof = identity.prove(dimension)
+    assert proof
+    assert all(part == 0 for part in proof.remainders[dimension])
+
+
+def test_the_registry_holds_the_identities_by_name():
+    assert all(identities()[identity.name] is identity for identity in ALL)
+    assert {
+        "unit_ball",
+        "zermelo_round_trip",
+        "zermelo_inverse_round_trip",
+        "zermelo_lambda",
+        "wind_norm",
+        "zermelo_determinant",
+        "area",
+        "dual_norm",
+        "dual_involution",
+        "dual_lambda",
+        "support_bound",
+        "support_attained",
+        "radial_level",
+        "radial_determinant",
+        "affine_level",
+        "affine_determinant",
+        "lattice",
+        "symmetrisation",
+        "reversal",
+        "sqrtm",
+        "fundamental_determinant",
+        "legendre_inverse",
+    } <= set(identities())
+
+
+def part_changed(side, change):
+    """Return a side with its first component that is not zero changed."""
+    if not isinstance(side, tuple):
+        return change(side)
+    first = next(i for i, part in enumerate(side) if part != 0)
+    return tuple(change(part) if i == first else part for i, part in enumerate(side))
+
+
+@pytest.mark.parametrize("identity", ALL, ids=label)
+def test_twice_and_minus_the_right_side_are_not_proved(identity):
+    def wrong(change):
+        def sides(P):
+            lhs, rhs = identity.sides(P)
+            return lhs, part_changed(rhs, change)
+
+        return replace(identity, sides=sides)
+
+    general = "any" if "any" in identity.dimensions else 2
+    assert not wrong(lambda x: 2 * x).prove(2)
+    assert not wrong(lambda x: -x).prove(general)
+
+
+def changed(name, **sides):
+    """Return cases of an identity with wrong sides, by the kind of the mistake."""
+    return [
+        pytest.param(replace(identities()[name], sides=wrong), id=f"{name}-{mistake}")
+        for mistake, wrong in sides.items()
+    ]
+
+
+def randers_ball(P, h, W, branch=1):
+    F = P.metric
+    return dot(P.v - W, h, P.v - W) - 1, F.lam * (F.norm(P.v) - 1) * (F.norm(-P.v) + branch)
+
+
+def sea(P, power=1, sign=-1):
+    return P.metric.lam**power * (P.M + sign * P.omega * P.omega.T)
+
+
+def wind(P, power=1, sign=-1):
+    return sign * inverse(P.M) * P.omega / P.metric.lam**power
+
+
+def dual(P, power=2, sign=1):
+    A, lam = inverse(P.M), P.metric.lam
+    return (lam * A + sign * A * P.omega * P.omega.T * A) / lam**power
+
+
+def dual_zermelo(P, M):
+    h, W = P.metric.zermelo()
+    return (M, P.metric.dual().omega), (inverse(h), W)
+
+
+def affine_level(P, power, sign=1):
+    F = P.navigated
+    v = sign * P.W + P.h**power * P.g
+    return F.lam * (dot(v, F.M, v) - (1 - dot(F.omega, v)) ** 2), dot(P.g, P.g) - 1
+
+
+WRONG = [
+    *changed(
+        "unit_ball",
+        sea_without_lambda=lambda P: randers_ball(P, sea(P, power=0), wind(P)),
+        sea_of_lambda_squared=lambda P: randers_ball(P, sea(P, power=2), wind(P)),
+        sea_plus_omega=lambda P: randers_ball(P, sea(P, sign=1), wind(P)),
+        wind_reversed=lambda P: randers_ball(P, sea(P), wind(P, sign=1)),
+        wind_without_lambda=lambda P: randers_ball(P, sea(P), wind(P, power=0)),
+        other_branch=lambda P: randers_ball(P, sea(P), wind(P), branch=-1),
+    ),
+    *changed(
+        "zermelo_determinant",
+        exponent_d=lambda P: (
+            determinant(P.metric.zermelo().h),
+            P.metric.lam**P.d * determinant(P.M),
+        ),
+        exponent_d_plus_2=lambda P: (
+            determinant(P.metric.zermelo().h),
+            P.metric.lam ** (P.d + 2) * determinant(P.M),
+        ),
+    ),
+    *changed(
+        "dual_zermelo",
+        over_lambda=lambda P: dual_zermelo(P, dual(P, power=1)),
+        minus_omega=lambda P: dual_zermelo(P, dual(P, sign=-1)),
+    ),
+    *changed(
+        "zermelo_round_trip",
+        wind_reversed=lambda P: (
+            (Randers.from_zermelo(sea(P), wind(P, sign=1)).omega,),
+            (P.omega,),
+        ),
+    ),
+    *changed(
+        "dual_norm",
+        dual_of_the_reversed=lambda P: (
+            P.metric.dual_norm(P.p),
+            P.metric.reverse().dual_norm(P.p),
+        ),
+    ),
+    *changed(
+        "legendre_inverse",
+        without_the_dual_norm=lambda P: (
+            P.metric.dual().gradient(P.metric.legendre(P.v)),
+            P.v,
+        ),
+    ),
+    *changed(
+        "fundamental_determinant",
+        exponent_d=lambda P: (
+            determinant(P.metric.fundamental_tensor(P.v)),
+            (P.metric.norm(P.v) / sympy.sqrt(dot(P.v, P.M, P.v))) ** P.d * determinant(P.M),
+        ),
+    ),
+    *changed(
+        "radial_level",
+        without_length=lambda P: (
+            P.metric.norm(P.g / P.metric.norm(P.g)),
+            sympy.sqrt(dot(P.g, P.g)),
+        ),
+        reversed_metric=lambda P: (
+            P.metric.norm(P.g * sympy.sqrt(dot(P.g, P.g)) / P.metric.norm(-P.g)),
+            sympy.sqrt(dot(P.g, P.g)),
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("dimension", [1, 2, "any"])
+def test_a_wrong_formula_is_not_proved(wrong, dimension):
+    assert not wrong.prove(dimension)
+
+
+def test_a_wrong_affine_map_is_not_proved():
+    level = identities()["affine_level"]
+    half = sympy.Rational(1, 2)
+    right = replace(level, sides=lambda P: affine_level(P, -half))
+    assert right.prove("any")
+    for power, sign in [(half, 1), (-1, 1), (-half, -1)]:
+        wrong = replace(level, sides=lambda P, power=power, sign=sign: affine_level(P, power, sign))
+        assert not wrong.prove("any")
+
+
+def test_a_wrong_exponent_of_the_area_is_not_proved():
+    area = identities()["area"]
+    for exponent in (sympy.Rational(1, 2), 1, 2, sympy.Rational(5, 2)):
+
+        def sides(P, exponent=exponent):
+            scale = P.metric.lam**exponent * sympy.sqrt(determinant(P.M))
+            return area.sides(P)[0], sympy.pi / scale
+
+        assert not replace(area, sides=sides).prove()
+
+
+def test_without_its_assumption_a_root_is_not_split():
+    # |g| / F(g) leaves the root only where it is positive.
+    radial = identities()["radial_level"]
+
+    def fewer(P):
+        return radial.positive(P)[:-1]
+
+    assert not replace(radial, positive=fewer).prove(2)
+
+
+def test_a_proof_with_nothing_to_prove_is_none():
+    nothing = replace(identities()["euler"], sides=lambda P: ((), ()))
+    assert not nothing.prove(2)
+
+
+def test_identities_can_be_used_from_a_notebook():
+    P = parameters(2)
+    identity = identities()["zermelo_determinant"]
+    lam = Randers(P.M, P.omega).lam
+    assert identity.rhs == lam**3 * determinant(P.M)
+    assert sympy.simplify(identity.lhs - identity.rhs) == 0
+    minors = [P.M[0, 0], P.M[1, 1], determinant(P.M), lam]
+    assert identity.assumptions == tuple(sympy.Gt(x, 0) for x in minors)
+    assert identity._repr_latex_() == f"$\\displaystyle {identity.statement}$"
+    assert str(identity.prove(2)) == "zermelo_determinant: proved for d = 2"
+
+
+def test_statements_are_printed_from_the_sides():
+    statements = {name: identity.statement for name, identity in identities().items()}
+    assert statements["zermelo_determinant"] == r"\det(h) = \lambda^{d + 1} \det(M)"
+    assert statements["dual_zermelo"] == (
+        r"\left(M^{*},\ \omega^{*}\right) = \left(h^{-1},\ W\right)"
+    )
+    for statement in statements.values():
+        assert " = " in statement
+        assert statement.count("{") == statement.count("}")
+        assert statement.count(r"\left") == statement.count(r"\right")
+
+
+@pytest.mark.unchecked
+def test_an_identity_is_refused_in_another_dimension():
+    with pytest.raises(ValueError, match=r"dimension: area is stated for \(2,\), not for 3"):
+        identities()["area"].prove(3)
