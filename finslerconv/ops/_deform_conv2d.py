@@ -4,8 +4,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from finslerconv.ops._checks import check_convolution, check_field, compute_dtype
+from finslerconv.ops._dispatch import convolve
 from finslerconv.ops._geometry import ConvGeometry, IntPair, PaddingMode
-from finslerconv.ops._reference import convolve_at
+from finslerconv.ops._positions import Positions
 
 
 def deform_conv2d(
@@ -60,9 +61,6 @@ def deform_conv2d(
     output_size = check_convolution(input, weight, bias, geometry, padding_mode)
     taps = geometry.n_taps
     groups = check_field("offset", offset, input, 2 * taps, output_size)
-    dtype = compute_dtype(offset)
-    displacements = offset.to(dtype).reshape(len(input), groups, taps, 2, *output_size)
-    displacements = displacements + geometry.taps(displacements)[..., None, None]
     if mask is not None:
         mask_groups = check_field("mask", mask, input, taps, output_size)
         if mask_groups != groups:
@@ -70,5 +68,6 @@ def deform_conv2d(
                 f"mask: expected {groups * taps} channels, {taps} for each of the {groups} offset "
                 f"groups, got {mask.shape[1]}"
             )
-        mask = mask.reshape(len(input), groups, taps, *output_size)
-    return convolve_at(input, displacements, weight, bias, mask, geometry, padding_mode)
+    points = geometry.taps(offset.new_empty(0, dtype=compute_dtype(offset)))
+    positions = Positions("offsets", offset, None, points)
+    return convolve(input, positions, weight, bias, mask, geometry, padding_mode)

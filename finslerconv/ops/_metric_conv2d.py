@@ -1,27 +1,17 @@
 """The metric convolution: taps at samples of the unit ball of a metric, pixel by pixel."""
 
-from typing import Literal
-
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from finslerconv.balls import affine, radial
-from finslerconv.metrics import Randers, Riemannian
 from finslerconv.ops._checks import (
     check_convolution,
     check_over_output,
     check_sample_groups,
-    compute_dtype,
     n_points,
 )
+from finslerconv.ops._dispatch import convolve
 from finslerconv.ops._geometry import ConvGeometry, IntPair, PaddingMode
-from finslerconv.ops._reference import convolve_at
-
-#: How points are carried into a unit ball: :func:`finslerconv.balls.radial` or ``affine``.
-MapName = Literal["radial", "affine"]
-
-MAPS = {"radial": radial, "affine": affine}
+from finslerconv.ops._positions import MAPS, MapName, Positions
 
 
 def metric_conv2d(
@@ -103,44 +93,8 @@ def metric_conv2d(
                 f"mask: expected shape {(input.shape[0], groups * taps, *output_size)}, {taps} "
                 f"channels for each of the {groups} metrics, got {tuple(mask.shape)}"
             )
-        mask = mask.reshape(len(input), groups, taps, *output_size)
-    positions = metric_positions(M, omega, points, dilation=geometry.dilation, map=map)
-    displacements = positions.movedim((-2, -1), (2, 3))
-    return convolve_at(input, displacements, weight, bias, mask, geometry, padding_mode)
-
-
-def metric_positions(
-    M: Float[Tensor, "*batch 2 2"],
-    omega: Float[Tensor, "*batch 2"] | None,
-    points: Float[Tensor, "taps 2"],
-    *,
-    dilation: tuple[int, int] = (1, 1),
-    map: MapName = "radial",
-) -> Float[Tensor, "*batch taps 2"]:
-    """Return the displacements of a metric convolution's taps from the kernel's centre.
-
-    Parameters
-    ----------
-    M, omega, points, dilation, map
-        As for :func:`metric_conv2d`, with any batch.
-
-    Returns
-    -------
-    Tensor, shape (*batch, taps, 2)
-        In pixels, float32 at least.
-    """
-    dtype = torch.promote_types(compute_dtype(M), compute_dtype(points))
-    M = M.to(dtype)
-    metric: Randers | Riemannian
-    if omega is None:
-        metric = Riemannian(M, validate=False)
-    else:
-        metric = Randers(M, omega.to(dtype), validate=False)
-    g = points.to(dtype).reshape(-1, *(1,) * (M.ndim - 2), 2)
-    positions = MAPS[map](metric, g).movedim(0, -2)
-    if dilation == (1, 1):
-        return positions
-    return positions * torch.tensor(dilation, dtype=dtype, device=positions.device)
+    positions = Positions(map, M, omega, points)
+    return convolve(input, positions, weight, bias, mask, geometry, padding_mode)
 
 
 def _with_groups(

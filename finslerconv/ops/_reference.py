@@ -11,9 +11,27 @@ from torch import Tensor
 from torch.nn import functional
 
 from finslerconv.ops._geometry import ConvGeometry, PaddingMode
+from finslerconv.ops._layout import memory_format
+from finslerconv.ops._positions import Positions
 
 # Coordinates beyond this are outside every image; integers and floats hold it exactly.
 _FAR = 2.0**30
+
+
+def convolve(
+    input: Float[Tensor, "batch channels height width"],
+    positions: Positions,
+    weight: Float[Tensor, "out_channels group_channels kernel_height kernel_width"],
+    bias: Float[Tensor, " out_channels"] | None,
+    mask: Float[Tensor, "batch mask_channels out_height out_width"] | None,
+    geometry: ConvGeometry,
+    padding_mode: PaddingMode,
+) -> Float[Tensor, "batch out_channels out_height out_width"]:
+    """Return the convolution at the positions. Arguments are taken as checked."""
+    if mask is not None:
+        mask = mask.reshape(len(mask), positions.groups, geometry.n_taps, *mask.shape[2:])
+    displacements = positions.displacements(geometry.dilation)
+    return convolve_at(input, displacements, weight, bias, mask, geometry, padding_mode)
 
 
 def convolve_at(
@@ -54,9 +72,7 @@ def convolve_at(
         bias,
         groups=channels // weight.shape[1],
     )
-    if _is_channels_last(input):
-        output = output.contiguous(memory_format=torch.channels_last)
-    return output
+    return output.contiguous(memory_format=memory_format(input))
 
 
 def _bilinear(
@@ -106,7 +122,3 @@ def _wrap(
     if mode == "replicate":
         inside = torch.ones_like(inside)
     return index.clamp(0, size - 1), inside
-
-
-def _is_channels_last(x: Tensor) -> bool:
-    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()

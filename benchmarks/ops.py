@@ -1,0 +1,289 @@
+"""The operators against nn.Conv2d, torchvision's deform_conv2d and the reference backend.
+
+Claim: on a CPU a convolution at displaced taps costs at most twice an nn.Conv2d of the same size
+forwards, at most 2.5 times with its backward pass, and at most twice the memory; the cost is linear
+in pixels, channels and taps.
+
+    python benchmarks/ops.py                         # all shapes, k = 3, 5, 7
+    python benchmarks/ops.py --quick --clock cpu     # k = 3; processor time, on a busy machine
+    python benchmarks/ops.py --device cuda --dtype float16 --json results/ops.json
+
+The contestants take turns, round after round, and every ratio is taken within a round: its median
+and quartiles are reported. Memory is that of one forward and backward pass beyond the arguments,
+each measured in a process of its own.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from torch import Tensor
+from torch.nn import functional
+
+from finslerconv import ops
+from finslerconv.balls import lattice
+
+SHAPES = [(4, 64, 56, 64), (4, 256, 14, 256), (1, 3, 1024, 16)]
+SCALING = {
+    "pixels": [(1, 32, side, 32, 3) for side in (32, 64, 128, 256)],
+    "channels": [(1, c, 64, 32, 3) for c in (16, 32, 64, 128)],
+    "taps": [(1, 32, 64, 32, k) for k in (1, 3, 5, 7)],
+}
+CONTESTANTS = ["conv", "deform", "metric", "reference", "torchvision"]
+
+Size = tuple[int, int, int, int, int]
+
+
+def torchvision_function() -> Callable[..., Tensor] | None:
+    """Return torchvision's operator, or None where it cannot be used."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from torchvision.ops import deform_conv2d
+    except (ImportError, RuntimeError, AttributeError):
+        return None
+    return deform_conv2d
+
+
+def contestant(name: str, size: Size, device: str, dtype: torch.dtype) -> Callable[[bool], None]:
+    """Return a function that runs a contestant, with its backward pass or without."""
+    batch, channels, side, outputs, k = size
+    torch.manual_seed(0)
+
+    def normal(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+        return torch.randn(*shape, device=device, dtype=dtype)
+
+    x = normal(batch, channels, side, side)
+    weight = normal(outputs, channels, k, k) / (channels * k * k) ** 0.5
+    offset = normal(batch, 2 * k * k, side, side)
+    M = (
+        torch.eye(2, device=device) * 0.2
+        + 0.05 * normal(batch, side, side, 1, 1, dtype=torch.float32).abs()
+    )
+    omega = 0.1 * torch.rand(batch, side, side, 2, device=device)
+    points = torch.as_tensor(lattice(k).points, dtype=torch.float32, device=device)
+    pad = k // 2
+    theirs = torchvision_function()
+    calls: dict[str, tuple[list[Tensor], Callable[[], Tensor]]] = {
+        "conv": ([x, weight], lambda: functional.conv2d(x, weight, padding=pad)),
+        "deform": (
+            [x, offset, weight],
+            lambda: ops.deform_conv2d(x, offset, weight, padding=pad),
+        ),
+        "metric": (
+            [x, M, omega, weight],
+            lambda: ops.metric_conv2d(x, M, omega, points, weight, padding=pad),
+        ),
+        "reference": (
+            [x, offset, weight],
+            lambda: ops.deform_conv2d(x, offset, weight, padding=pad),
+        ),
+        "torchvision": (
+            [x, offset, weight],
+            lambda: theirs(x, offset, weight, padding=pad) if theirs else x,
+        ),
+    }
+    tensors, call = calls[name]
+    direction = normal(batch, outputs, side, side)
+
+    def run(backward: bool) -> None:
+        with ops.use_backend("reference" if name == "reference" else "auto"):
+            for tensor in tensors:
+                tensor.requires_grad_(backward)
+            if backward:
+                torch.autograd.grad(call(), tensors, direction)
+            else:
+                with torch.no_grad():
+                    call()
+
+    return run
+
+
+def peak_memory(name: str, size: Size, device: str, dtype: torch.dtype) -> int:
+    """Return the bytes that one forward and backward pass takes beyond its arguments."""
+    small: Size = (1, size[1], 8, size[3], size[4])
+    contestant(name, small, device, dtype)(True)  # libraries, compiled code
+    run = contestant(name, size, device, dtype)
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run(True)
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    status, peak = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    peak.write_text("5")  # forget the peak so far
+    before = memory(status, "VmRSS")
+    run(True)
+    return memory(status, "VmHWM") - before
+
+
+def memory(status: Path, field: str) -> int:
+    line = next(line for line in status.read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024
+
+
+def rounds(
+    names: list[str], size: Size, backward: bool, options: argparse.Namespace
+) -> dict[str, list[float]]:
+    """Return the times of the contestants in milliseconds, round by round."""
+    clock = time.process_time if options.clock == "cpu" else time.perf_counter
+    runs = {name: contestant(name, size, options.device, options.dtype) for name in names}
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for run in runs.values():
+        run(backward)
+    deadline = time.monotonic() + options.seconds
+    while True:
+        for name, run in runs.items():
+            wait(options.device)
+            start = clock()
+            run(backward)
+            wait(options.device)
+            times[name].append(1e3 * (clock() - start))
+        done = len(times[names[0]])
+        if done >= options.rounds or (done >= 3 and time.monotonic() > deadline):
+            return times
+
+
+def wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def summary(times: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    """Return each contestant's least time, and the quartiles of its ratio to the convolution."""
+    result = {}
+    for name, values in times.items():
+        ratios = [t / base for t, base in zip(values, times["conv"], strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        result[name] = {"ms": min(values), "low": low, "ratio": middle, "high": high}
+    return result
+
+
+def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Run everything, with a progress bar."""
+    names = [n for n in CONTESTANTS if n != "torchvision" or torchvision_function()]
+    names = [n for n in names if not options.only or n in options.only or n == "conv"]
+    sizes: list[Size] = [(*s, k) for s in SHAPES for k in ((3,) if options.quick else (3, 5, 7))]
+    results = []
+    scaling = [] if options.quick else [s for group in SCALING.values() for s in group]
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task("measuring", total=len(sizes) * (2 + len(names)) + len(scaling))
+        for size in sizes:
+            entry: dict[str, Any] = {"size": size}
+            for label, backward in (("forward", False), ("both", True)):
+                progress.update(task, description=f"{size} {label}")
+                entry[label] = summary(rounds(names, size, backward, options))
+                progress.advance(task)
+            entry["memory"] = {}
+            for name in names:
+                entry["memory"][name] = in_process(name, size, options)
+                progress.advance(task)
+            results.append(entry)
+        for size in scaling:
+            progress.update(task, description=f"{size} scaling")
+            times = rounds(["conv", "deform"], size, True, options)
+            results.append({"size": size, "scaling": min(times["deform"])})
+            progress.advance(task)
+    return results
+
+
+def in_process(name: str, size: Size, options: argparse.Namespace) -> int | None:
+    """Return :func:`peak_memory`, taken in a fresh process; None where there is no way to tell."""
+    if options.device == "cpu" and not Path("/proc/self/clear_refs").exists():
+        return None
+    command = [sys.executable, __file__, "--memory", name, *map(str, size)]
+    command += ["--device", options.device, "--dtype", str(options.dtype).split(".")[1]]
+    command += ["--threads", str(torch.get_num_threads())]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return int(done.stdout.split()[-1])
+
+
+def show(results: list[dict[str, Any]], console: Console) -> None:
+    """Print the tables."""
+    for label, title in (("forward", "forward"), ("both", "forward + backward")):
+        table = Table(title=f"{title}: ms, and ratio to nn.Conv2d (quartiles)")
+        table.add_column("B, C, H, O, k")
+        shown = [r for r in results if label in r]
+        names = list(shown[0][label])
+        for name in names:
+            table.add_column(name, justify="right")
+        for r in shown:
+            cells = [
+                f"{v['ms']:.1f}  {v['ratio']:.2f} ({v['low']:.2f}-{v['high']:.2f})"
+                for v in r[label].values()
+            ]
+            table.add_row(", ".join(map(str, r["size"])), *cells)
+        console.print(table)
+    table = Table(title="peak extra memory, forward + backward: MB")
+    table.add_column("B, C, H, O, k")
+    for name in names:
+        table.add_column(name, justify="right")
+    for r in shown:
+        cells = ["-" if m is None else f"{m / 1e6:.1f}" for m in r["memory"].values()]
+        table.add_row(", ".join(map(str, r["size"])), *cells)
+    console.print(table)
+    times = {r["size"]: r["scaling"] for r in results if "scaling" in r}
+    if times:
+        table = Table(title="deform, forward + backward: microseconds per unit of what grows")
+        for column in ("what", "amounts", "each"):
+            table.add_column(column)
+        for what, sizes in SCALING.items():
+            index = {"pixels": 2, "channels": 1, "taps": 4}[what]
+            amounts = [s[index] if what == "channels" else s[index] ** 2 for s in sizes]
+            each = [1e3 * times[s] / a for s, a in zip(sizes, amounts, strict=True)]
+            table.add_row(what, " ".join(map(str, amounts)), " ".join(f"{e:.3g}" for e in each))
+        console.print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--dtype", default="float32", type=lambda name: getattr(torch, name))
+    parser.add_argument("--threads", type=int, help="as torch.set_num_threads")
+    parser.add_argument("--clock", default="wall", choices=["wall", "cpu"])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--seconds", type=float, default=20, help="for one size, after 3 rounds")
+    parser.add_argument("--quick", action="store_true", help="k = 3 only, no scaling")
+    parser.add_argument("--only", nargs="*", choices=CONTESTANTS, help="beside nn.Conv2d")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--memory", nargs=6, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if options.memory:
+        name, *numbers = options.memory
+        b, c, h, o, k = map(int, numbers)
+        print(peak_memory(name, (b, c, h, o, k), options.device, options.dtype))
+        return
+    results = measure(options)
+    machine = {
+        "torch": torch.__version__,
+        "processor": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if options.device == "cuda" else "cpu",
+        "clock": options.clock,
+        "dtype": str(options.dtype),
+    }
+    console = Console(width=160)
+    console.print(machine)
+    show(results, console)
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps({"machine": machine, "results": results}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""From checked arguments to the backend that computes them."""
+
+import torch
+from torch import Tensor
+
+from finslerconv.ops import _library, _reference
+from finslerconv.ops._backend import is_compiled
+from finslerconv.ops._geometry import ConvGeometry, PaddingMode
+from finslerconv.ops._layout import is_transformed
+from finslerconv.ops._positions import Positions
+
+
+def convolve(
+    input: Tensor,
+    positions: Positions,
+    weight: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    geometry: ConvGeometry,
+    padding_mode: PaddingMode,
+) -> Tensor:
+    """Return the convolution, by the backend chosen for the device of the input."""
+    # The transforms of torch.func need formulas to go through.
+    if not is_compiled(input.device) or is_transformed():
+        return _reference.convolve(input, positions, weight, bias, mask, geometry, padding_mode)
+    points = positions.points
+    if positions.kind != "offsets" and points.requires_grad and torch.is_grad_enabled():
+        # The operators differentiate in the metric alone; learned reference points go the long
+        # way, through the positions.
+        displacements = positions.displacements(geometry.dilation)
+        points = geometry.taps(displacements)
+        offsets = (displacements - points[..., None, None]).flatten(1, 3)
+        positions = Positions("offsets", offsets, None, points)
+    return _library.convolve(input, positions, weight, bias, mask, geometry, padding_mode)

@@ -1,0 +1,346 @@
+"""The CPU backend: tensors in and out of the compiled kernels, cut into one part for each thread.
+
+How the work is cut depends on the shapes and on ``torch.get_num_threads()`` alone, and partial
+results are added up in a fixed order, so equal calls give equal bits.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from finslerconv.ops import _numba_kernels as kernels
+from finslerconv.ops import _numba_simd as simd
+from finslerconv.ops import _pool
+from finslerconv.ops._geometry import ConvGeometry
+from finslerconv.ops._gradients import Gradients
+from finslerconv.ops._layout import is_channels_last
+from finslerconv.ops._positions import Positions
+
+_KINDS = {"offsets": kernels.OFFSETS, "radial": kernels.RADIAL, "affine": kernels.AFFINE}
+_MODES = {
+    "zeros": kernels.ZEROS,
+    "replicate": kernels.REPLICATE,
+    "reflect": kernels.REFLECT,
+    "circular": kernels.CIRCULAR,
+}
+
+# The columns held at once should leave room in a second-level cache of 512 KiB and more.
+_COLUMN_BYTES = 256 * 1024
+
+# Below so many multiplications a second thread costs more than it brings.
+_PART_WORK = 500_000
+
+# With fewer images than threads, the threads beyond the first on an image hold a gradient of it
+# each; this bounds how many.
+_PARTS_PER_IMAGE = 4
+_LEAST_PARTS = 8
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The arguments that both passes hand to the kernels, as flat arrays of one dtype."""
+
+    plan: kernels.Plan
+    image: np.ndarray
+    field: np.ndarray
+    omega: np.ndarray
+    points: np.ndarray
+    centre: np.ndarray
+    dilation: np.ndarray
+    mask: np.ndarray
+    weight: np.ndarray
+    dtype: torch.dtype
+
+    @property
+    def pixels(self) -> int:
+        return self.plan.batch * self.plan.out_height * self.plan.out_width
+
+    @property
+    def work(self) -> int:
+        plan = self.plan
+        depth = plan.taps * (plan.channels // plan.weight_groups + 8)
+        return self.pixels * depth * max(plan.out_channels, 16)
+
+
+def forward(
+    input: Tensor,
+    positions: Positions,
+    weight: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    geometry: ConvGeometry,
+    padding_mode: str,
+) -> Tensor:
+    """Return the convolution; arguments are taken as checked."""
+    rows, columns = positions.out_size
+    last = is_channels_last(input)
+    out = torch.empty(
+        (len(input), len(weight), rows, columns),
+        dtype=input.dtype,
+        memory_format=torch.channels_last if last else torch.contiguous_format,
+    )
+    if out.numel() == 0:
+        return out
+    job = _job(input, positions, weight, mask, geometry, padding_mode)
+    plan = job.plan
+    parts = _parts(job, job.pixels)
+    groups = plan.weight_groups
+    panels = groups * _ceil(plan.out_channels // groups, plan.out_vectors * plan.lanes)
+    depth = plan.taps * (plan.channels // groups)
+    packed = _empty(panels * depth * plan.out_vectors * plan.lanes, job)
+
+    def pack(part: int) -> None:
+        kernels.pack_outputs(plan, job.weight, packed, *_share(panels, part, parts))
+
+    job = _with_image(input, job, parts, pack)
+    shift = np.zeros(plan.out_channels, packed.dtype) if bias is None else _flat(bias, job.dtype)
+    result = out if out.dtype == job.dtype else torch.empty_like(out, dtype=job.dtype)
+    result_flat = _flat_pixels(result, last)
+
+    def convolve(part: int) -> None:
+        kernels.forward(
+            plan, *_share(job.pixels, part, parts, simd.TILE_ROWS), job.image, job.field,
+            job.omega, job.points, job.centre, job.dilation, job.mask, packed, shift,
+            result_flat, last,
+        )  # fmt: skip
+
+    _pool.run(convolve, parts)
+    return out if result is out else out.copy_(result)
+
+
+def backward(
+    gradient: Tensor,
+    input: Tensor,
+    positions: Positions,
+    weight: Tensor,
+    mask: Tensor | None,
+    geometry: ConvGeometry,
+    padding_mode: str,
+    *,
+    needs_input: bool = True,
+    needs_positions: bool = True,
+    needs_weight: bool = True,
+) -> Gradients:
+    """Return the gradients, from that of the output; ``needs_positions`` includes the mask."""
+    job = _job(input, positions, weight, mask, geometry, padding_mode)
+    plan = job.plan
+    g_field = torch.zeros(positions.field.shape, dtype=job.dtype) if needs_positions else None
+    g_omega = g_mask = None
+    if needs_positions and positions.omega is not None:
+        g_omega = torch.zeros(positions.omega.shape, dtype=job.dtype)
+    if needs_positions and mask is not None:
+        g_mask = torch.zeros(mask.shape, dtype=job.dtype)
+    g_input = g_weight = None
+    if input.numel() == 0 or gradient.numel() == 0:
+        g_input = torch.zeros_like(input) if needs_input else None
+        g_weight = torch.zeros_like(weight) if needs_weight else None
+        return Gradients(g_input, g_field, g_omega, g_weight, g_mask)
+
+    limit = max(_LEAST_PARTS, _PARTS_PER_IMAGE * plan.batch)
+    parts = min(_parts(job, job.pixels), limit)
+    groups = plan.weight_groups
+    channels, outputs = plan.channels // groups, plan.out_channels // groups
+    chunks = _ceil(plan.taps, plan.chunk)
+    line = _ceil(plan.chunk * channels, plan.column_vectors * plan.lanes)
+    line *= plan.column_vectors * plan.lanes
+    packed = _empty(groups * chunks * outputs * line, job)
+
+    def pack(part: int) -> None:
+        kernels.pack_columns(plan, job.weight, packed, *_share(groups * chunks, part, parts))
+
+    job = _with_image(input, job, parts, pack)
+    slope_last = is_channels_last(gradient)
+    slope = _flat_pixels(gradient.to(job.dtype), slope_last)
+
+    image_size = plan.channels * plan.height * plan.width
+    out_pixels = plan.out_height * plan.out_width
+    ranges = [_share(job.pixels, part, parts, simd.TILE_ROWS) for part in range(parts)]
+    total = np.zeros(plan.batch * image_size, packed.dtype) if needs_input else _nothing(job)
+    # A part that begins inside an image keeps what it adds to that image to itself.
+    private = [
+        np.zeros(image_size, packed.dtype)
+        if needs_input and begin < end and begin % out_pixels != 0
+        else None
+        for begin, end in ranges
+    ]
+    out_line = _ceil(outputs, plan.out_vectors * plan.lanes) * plan.out_vectors * plan.lanes
+    weight_size = groups * plan.taps * channels * out_line
+    weights = [
+        np.zeros(weight_size, packed.dtype) if needs_weight else _nothing(job) for _ in range(parts)
+    ]
+    field_flat, omega_flat, mask_flat = (
+        _nothing(job) if g is None else g.numpy().reshape(-1) for g in (g_field, g_omega, g_mask)
+    )
+
+    def differentiate(part: int) -> None:
+        own = private[part]
+        kernels.backward(
+            plan, *ranges[part], job.image, slope, slope_last, job.field, job.omega, job.points,
+            job.centre, job.dilation, job.mask, packed, total,
+            _nothing(job) if own is None else own, weights[part], field_flat, omega_flat,
+            mask_flat, needs_input, needs_weight, needs_positions,
+        )  # fmt: skip
+
+    _pool.run(differentiate, parts)
+    if needs_input:
+        for (begin, _), own in zip(ranges, private, strict=True):
+            if own is not None:
+                image = begin // out_pixels
+                total[image * image_size : (image + 1) * image_size] += own
+        del private
+        g_input = _image_gradient(total, input, job, parts)
+    if needs_weight:
+        for other in weights[1:]:
+            weights[0] += other
+        summed = torch.from_numpy(weights[0]).reshape(groups, plan.taps, channels, out_line)
+        g_weight = summed[..., :outputs].permute(0, 3, 2, 1).reshape(weight.shape).contiguous()
+    return Gradients(g_input, g_field, g_omega, g_weight, g_mask)
+
+
+def _job(
+    input: Tensor,
+    positions: Positions,
+    weight: Tensor,
+    mask: Tensor | None,
+    geometry: ConvGeometry,
+    padding_mode: str,
+) -> _Job:
+    """Cut up a convolution; the image is still missing."""
+    dtype = positions.dtype
+    for tensor in (input, weight, mask):
+        if tensor is not None:
+            dtype = torch.promote_types(dtype, tensor.dtype)
+    batch, channels, height, width = input.shape
+    taps = geometry.n_taps
+    groups = channels // weight.shape[1]
+    lanes = simd.lanes(dtype.itemsize)
+    line = weight.shape[1] * dtype.itemsize
+    # Large weights are read once for every tile: then larger tiles.
+    large = weight.numel() * dtype.itemsize > 512 * 1024
+    tile = 192 if large or taps * line * 192 <= _COLUMN_BYTES else 96
+    chunk = min(taps, max(1, _COLUMN_BYTES // (tile * line)))
+    chunk = _ceil(taps, _ceil(taps, chunk))
+    plan = kernels.Plan(
+        batch=batch,
+        height=height,
+        width=width,
+        channels=channels,
+        out_height=positions.out_size[0],
+        out_width=positions.out_size[1],
+        out_channels=weight.shape[0],
+        taps=taps,
+        sample_groups=positions.groups,
+        weight_groups=groups,
+        stride_y=geometry.stride[0],
+        stride_x=geometry.stride[1],
+        kind=_KINDS[positions.kind],
+        mode=_MODES[padding_mode],
+        has_omega=int(positions.omega is not None),
+        has_mask=int(mask is not None),
+        tile=tile,
+        chunk=chunk,
+        out_vectors=_vectors(weight.shape[0] // groups, lanes),
+        column_vectors=_vectors(chunk * weight.shape[1], lanes),
+        lanes=lanes,
+    )
+    centre = [
+        step * (k - 1) / 2 - before
+        for step, k, before in zip(
+            geometry.dilation, geometry.kernel_size, geometry.padding_before, strict=True
+        )
+    ]
+    nothing = torch.empty(0)
+    return _Job(
+        plan=plan,
+        image=_flat(nothing, dtype),
+        field=_flat(positions.field, dtype),
+        omega=_flat(nothing if positions.omega is None else positions.omega, dtype),
+        points=_flat(positions.points, dtype),
+        centre=_flat(torch.tensor(centre, dtype=torch.float64), dtype),
+        dilation=_flat(torch.tensor(geometry.dilation, dtype=torch.float64), dtype),
+        mask=_flat(nothing if mask is None else mask, dtype),
+        weight=_flat(weight, dtype),
+        dtype=dtype,
+    )
+
+
+def _with_image(input: Tensor, job: _Job, parts: int, pack: Any) -> _Job:
+    """Add the image, channels last and without a copy if it is so already; pack the weights."""
+    plan = job.plan
+    tensor = input.detach().to(job.dtype)
+    if tensor.is_contiguous(memory_format=torch.channels_last):
+        _pool.run(pack, parts)
+        return replace(job, image=_flat_pixels(tensor, True))
+    source = tensor.contiguous().numpy().reshape(-1)
+    image = np.empty(source.size, source.dtype)
+    pixels = plan.height * plan.width
+
+    def prepare(part: int) -> None:
+        begin, end = _share(plan.batch * pixels, part, parts)
+        kernels.channels_last(source, image, plan.batch, plan.channels, pixels, begin, end)
+        pack(part)
+
+    _pool.run(prepare, parts)
+    return replace(job, image=image)
+
+
+def _image_gradient(total: np.ndarray, input: Tensor, job: _Job, parts: int) -> Tensor:
+    """Return the gradient, which comes channels last, in the layout and dtype of the input."""
+    plan = job.plan
+    batch, channels, height, width = input.shape
+    if is_channels_last(input) or channels == 1:
+        gradient = torch.from_numpy(total).reshape(batch, height, width, channels)
+        return gradient.permute(0, 3, 1, 2).to(input.dtype)
+    gradient = torch.empty(input.shape, dtype=job.dtype)
+    flat = gradient.numpy().reshape(-1)
+    pixels = height * width
+
+    def turn(part: int) -> None:
+        begin, end = _share(plan.batch * pixels, part, parts)
+        kernels.channels_first(total, flat, plan.batch, plan.channels, pixels, begin, end)
+
+    _pool.run(turn, parts)
+    return gradient.to(input.dtype)
+
+
+def _vectors(columns: int, lanes: int) -> int:
+    """Return how many vectors a row of the register tile should have: little waste, then width."""
+    slowness = {4: 1.0, 2: 1.1, 1: 1.4}
+    return min(simd.TILE_VECTORS, key=lambda n: _ceil(columns, n * lanes) * n * slowness[n])
+
+
+def _parts(job: _Job, units: int) -> int:
+    return max(1, min(torch.get_num_threads(), job.work // _PART_WORK, _ceil(units, 24)))
+
+
+def _share(units: int, part: int, parts: int, multiple: int = 1) -> tuple[int, int]:
+    """Return the range of the units that belongs to a part, cut at multiples."""
+    pieces = _ceil(units, multiple)
+    begin, end = (pieces * p // parts * multiple for p in (part, part + 1))
+    return min(begin, units), min(end, units)
+
+
+def _ceil(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def _flat(tensor: Tensor, dtype: torch.dtype) -> np.ndarray:
+    return tensor.detach().to(dtype).contiguous().numpy().reshape(-1)
+
+
+def _flat_pixels(tensor: Tensor, last: bool) -> np.ndarray:
+    tensor = tensor.detach()
+    if last:
+        return tensor.permute(0, 2, 3, 1).numpy().reshape(-1)
+    return tensor.contiguous().numpy().reshape(-1)
+
+
+def _empty(size: int, job: _Job) -> np.ndarray:
+    return np.empty(size, job.weight.dtype)
+
+
+def _nothing(job: _Job) -> np.ndarray:
+    return np.empty(0, job.weight.dtype)

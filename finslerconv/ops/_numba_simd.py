@@ -1,0 +1,332 @@
+"""Vector instructions for the compiled CPU kernels, written out in LLVM's own language.
+
+Numba leaves vectorisation to LLVM's guesses about loops. The few inner loops on which everything
+depends are spelled out here instead, over vectors of the widest kind that the machine has: the tile
+of a matrix product held in registers, and the sampling of all the channels of a pixel. The compiled
+kernels are cached by the date of their own file: touch it when this one changes.
+"""
+
+from typing import Any, no_type_check
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+
+def _vector_bytes() -> int:
+    features = llvm.get_host_cpu_features()
+    if features.get("avx512f"):
+        return 64
+    if features.get("avx2"):
+        return 32
+    return 16
+
+
+#: Width of the machine's vectors in bytes.
+VECTOR_BYTES = _vector_bytes()
+
+# Rows of the register tile for each number of vectors in a row: enough independent sums to hide
+# the latency of the multiply-adds, and no more registers than the machine has (16 with AVX2, 32
+# with AVX-512 and on Arm).
+_REGISTER_TILES = {2: 6, 1: 12} if VECTOR_BYTES == 32 else {4: 6, 2: 12, 1: 12}
+
+#: The numbers of vectors that a row of the register tile can have, widest first.
+TILE_VECTORS = tuple(_REGISTER_TILES)
+
+#: Rows of every register tile divide this.
+TILE_ROWS = 12
+
+
+def lanes(itemsize: int) -> int:
+    """Return how many numbers of ``itemsize`` bytes a vector holds."""
+    return VECTOR_BYTES // itemsize
+
+
+# Every intrinsic takes flat arrays, each followed by the index at which it starts.
+
+
+def _data(context: Any, builder: Any, array_type: Any, array: Any) -> Any:
+    return context.make_array(array_type)(context, builder, array).data
+
+
+def _at(builder: Any, pointer: Any, index: Any, element: Any) -> Any:
+    return builder.gep(builder.bitcast(pointer, element.as_pointer()), [index])
+
+
+def _splat(builder: Any, scalar: Any, width: int) -> Any:
+    if width == 1:
+        return scalar
+    vector = ir.VectorType(scalar.type, width)
+    undefined = ir.Constant(vector, ir.Undefined)
+    single = builder.insert_element(undefined, scalar, ir.Constant(ir.IntType(32), 0))
+    zeros = ir.Constant(ir.VectorType(ir.IntType(32), width), [0] * width)
+    return builder.shuffle_vector(single, undefined, zeros)
+
+
+def _load(builder: Any, pointer: Any, element: Any, width: int) -> Any:
+    kind = element if width == 1 else ir.VectorType(element, width)
+    pointer = builder.bitcast(pointer, kind.as_pointer())
+    return builder.load(pointer, align=_bytes(element))
+
+
+def _store(builder: Any, value: Any, pointer: Any, element: Any) -> None:
+    pointer = builder.bitcast(pointer, value.type.as_pointer())
+    builder.store(value, pointer, align=_bytes(element))
+
+
+def _bytes(element: Any) -> int:
+    return 8 if isinstance(element, ir.DoubleType) else 4
+
+
+def _fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    # "muladd" fuses where the machine can and never calls a slow software routine.
+    kind = a.type
+    vector = isinstance(kind, ir.VectorType)
+    name = f"f{8 * _bytes(kind.element if vector else kind)}"
+    function = cgutils.get_or_insert_function(
+        builder.module,
+        ir.FunctionType(kind, [kind] * 3),
+        f"llvm.fmuladd.v{kind.count}{name}" if vector else f"llvm.fmuladd.{name}",
+    )
+    return builder.call(function, [a, b, c])
+
+
+def _each_vector(builder: Any, count: Any, widest: int, body: Any) -> None:
+    """Emit ``body(offset, width)`` over ``count`` numbers: whole vectors, then ever halved ones."""
+    index = count.type
+    step = ir.Constant(index, widest)
+    whole = builder.sub(count, builder.srem(count, step))
+    with cgutils.for_range_slice(builder, ir.Constant(index, 0), whole, step, index) as (at, _):
+        body(at, widest)
+    offset = cgutils.alloca_once_value(builder, whole)
+    width = widest // 2
+    while width >= 1:
+        bit = builder.and_(count, ir.Constant(index, width))
+        with builder.if_then(builder.icmp_signed("!=", bit, ir.Constant(index, 0))):
+            at = builder.load(offset)
+            body(at, width)
+            builder.store(builder.add(at, ir.Constant(index, width)), offset)
+        width //= 2
+
+
+def _accumulators(builder: Any, element: Any, width: int, count: int) -> list[Any]:
+    vector = ir.VectorType(element, width)
+    zero = ir.Constant(vector, [0.0] * width)
+    return [cgutils.alloca_once_value(builder, zero) for _ in range(count)]
+
+
+def _accumulate(builder: Any, slot: Any, a: Any, b: Any, element: Any, width: int) -> None:
+    total = _load(builder, slot, element, width)
+    _store(builder, _fma(builder, a, b, total), slot, element)
+
+
+def _sum_lanes(builder: Any, vector: Any) -> Any:
+    """Add up the lanes in halves, the same tree on every machine of this width."""
+    element, width = vector.type.element, vector.type.count
+    undefined = ir.Constant(vector.type, ir.Undefined)
+    while width > 1:
+        width //= 2
+        kind = ir.VectorType(ir.IntType(32), width)
+        low = ir.Constant(kind, list(range(width)))
+        high = ir.Constant(kind, list(range(width, 2 * width)))
+        vector = builder.fadd(
+            builder.shuffle_vector(vector, undefined, low),
+            builder.shuffle_vector(vector, undefined, high),
+        )
+        undefined = ir.Constant(vector.type, ir.Undefined)
+    assert vector.type.element == element
+    return builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))
+
+
+def _product_tile(vectors: int, rows: int) -> Any:
+    @no_type_check
+    def product_tile(typing, a, a_at, a_row, a_k, b, b_at, b_k, c, c_at, c_row, depth, add):
+        """``c[rows, vectors * lanes] (+)= a[rows, depth] @ b[depth, vectors * lanes]``."""
+        signature = types.void(a, a_at, a_row, a_k, b, b_at, b_k, c, c_at, c_row, depth, add)
+
+        @no_type_check
+        def codegen(context, builder, signature, arguments):
+            a, a_at, a_row, a_k, b, b_at, b_k, c, c_at, c_row, depth, add = arguments
+            element = context.get_value_type(signature.args[0].dtype)
+            width = lanes(_bytes(element))
+            size = depth.type
+            a_data = _at(builder, _data(context, builder, signature.args[0], a), a_at, element)
+            b_data = _at(builder, _data(context, builder, signature.args[4], b), b_at, element)
+            c_data = _at(builder, _data(context, builder, signature.args[7], c), c_at, element)
+            a_rows = [
+                _at(builder, a_data, builder.mul(a_row, ir.Constant(size, i)), element)
+                for i in range(rows)
+            ]
+            c_places = [
+                _at(
+                    builder,
+                    _at(builder, c_data, builder.mul(c_row, ir.Constant(size, i)), element),
+                    ir.Constant(size, j * width),
+                    element,
+                )
+                for i in range(rows)
+                for j in range(vectors)
+            ]
+            vector = ir.VectorType(element, width)
+            zero = ir.Constant(vector, [0.0] * width)
+            adds = builder.icmp_signed("!=", add, ir.Constant(add.type, 0))
+            entry = builder.block
+            with builder.if_then(adds):
+                before = [_load(builder, place, element, width) for place in c_places]
+                loading = builder.block
+            start = builder.block
+            initial = []
+            for value in before:
+                phi = builder.phi(vector)
+                phi.add_incoming(zero, entry)
+                phi.add_incoming(value, loading)
+                initial.append(phi)
+            loop = builder.append_basic_block("product.loop")
+            body = builder.append_basic_block("product.body")
+            done = builder.append_basic_block("product.done")
+            builder.branch(loop)
+            builder.position_at_end(loop)
+            k = builder.phi(size)
+            sums = [builder.phi(vector) for _ in initial]
+            k.add_incoming(ir.Constant(size, 0), start)
+            for phi, value in zip(sums, initial, strict=True):
+                phi.add_incoming(value, start)
+            builder.cbranch(builder.icmp_signed("<", k, depth), body, done)
+            builder.position_at_end(body)
+            b_line = _at(builder, b_data, builder.mul(k, b_k), element)
+            b_values = [
+                _load(
+                    builder,
+                    _at(builder, b_line, ir.Constant(size, j * width), element),
+                    element,
+                    width,
+                )
+                for j in range(vectors)
+            ]
+            a_offset = builder.mul(k, a_k)
+            after = []
+            for i in range(rows):
+                scalar = _load(builder, _at(builder, a_rows[i], a_offset, element), element, 1)
+                factor = _splat(builder, scalar, width)
+                after += [
+                    _fma(builder, factor, b_values[j], sums[i * vectors + j])
+                    for j in range(vectors)
+                ]
+            k.add_incoming(builder.add(k, ir.Constant(size, 1)), builder.block)
+            for phi, value in zip(sums, after, strict=True):
+                phi.add_incoming(value, builder.block)
+            builder.branch(loop)
+            builder.position_at_end(done)
+            for place, value in zip(c_places, sums, strict=True):
+                _store(builder, value, place, element)
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    return intrinsic(product_tile)
+
+
+#: Register tiles of the matrix product, by the number of vectors in a row.
+product_tiles = {vectors: _product_tile(vectors, rows) for vectors, rows in _REGISTER_TILES.items()}
+
+#: Rows of the register tile, by the number of vectors in a row.
+tile_rows = dict(_REGISTER_TILES)
+
+
+@intrinsic
+@no_type_check
+def blend(typing, source, i0, i1, i2, i3, w0, w1, w2, w3, out, out_at, count):
+    """``out[c] = sum_j w_j source[i_j + c]`` over ``count`` channels."""
+    signature = types.void(source, i0, i1, i2, i3, w0, w1, w2, w3, out, out_at, count)
+
+    @no_type_check
+    def codegen(context, builder, signature, arguments):
+        source, *corners, out, out_at, count = arguments
+        element = context.get_value_type(signature.args[0].dtype)
+        data = _data(context, builder, signature.args[0], source)
+        places = [_at(builder, data, i, element) for i in corners[:4]]
+        out = _at(builder, _data(context, builder, signature.args[9], out), out_at, element)
+
+        def body(offset, width):
+            total = None
+            for place, weight in zip(places, corners[4:], strict=True):
+                value = _load(builder, _at(builder, place, offset, element), element, width)
+                weight = _splat(builder, weight, width)
+                if total is None:
+                    total = builder.fmul(weight, value)
+                else:
+                    total = _fma(builder, weight, value, total)
+            _store(builder, total, _at(builder, out, offset, element), element)
+
+        _each_vector(builder, count, lanes(_bytes(element)), body)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+def _blend_backward(scatters: bool) -> Any:
+    @no_type_check
+    def blend_backward(
+        typing, source, i0, i1, i2, i3, w0, w1, w2, w3, column, column_at, target, target_at, count
+    ):
+        """Run :func:`blend` and its derivative in one pass over the channels.
+
+        ``column`` comes in as the gradient of the blend and goes out as the blend. Returned are
+        the products ``sum_c gradient[c] source[i_j + c]``, one for each corner; the gradients
+        ``w_j gradient[c]`` are added to ``target`` (if it scatters at all), corner after corner,
+        since corners may coincide.
+        """
+        result = types.UniTuple(source.dtype, 4)
+        signature = result(
+            source, i0, i1, i2, i3, w0, w1, w2, w3, column, column_at, target, target_at, count
+        )
+
+        @no_type_check
+        def codegen(context, builder, signature, arguments):
+            source, *corners, column, column_at, target, target_at, count = arguments
+            element = context.get_value_type(signature.args[0].dtype)
+            widest = lanes(_bytes(element))
+            data = _data(context, builder, signature.args[0], source)
+            places = [_at(builder, data, i, element) for i in corners[:4]]
+            target = _at(
+                builder, _data(context, builder, signature.args[11], target), target_at, element
+            )
+            targets = [_at(builder, target, i, element) for i in corners[:4]]
+            column = _at(
+                builder, _data(context, builder, signature.args[9], column), column_at, element
+            )
+            sums = _accumulators(builder, element, widest, 4)
+
+            def body(offset, width):
+                here = _at(builder, column, offset, element)
+                gradient = _load(builder, here, element, width)
+                total = None
+                for j in range(4):
+                    value = _load(builder, _at(builder, places[j], offset, element), element, width)
+                    weight = _splat(builder, corners[4 + j], width)
+                    if total is None:
+                        total = builder.fmul(weight, value)
+                    else:
+                        total = _fma(builder, weight, value, total)
+                    _accumulate(builder, sums[j], gradient, value, element, width)
+                _store(builder, total, here, element)
+                if scatters:
+                    for j in range(4):
+                        there = _at(builder, targets[j], offset, element)
+                        weight = _splat(builder, corners[4 + j], width)
+                        value = _load(builder, there, element, width)
+                        _store(builder, _fma(builder, weight, gradient, value), there, element)
+
+            _each_vector(builder, count, widest, body)
+            products = [_sum_lanes(builder, _load(builder, s, element, widest)) for s in sums]
+            return context.make_tuple(builder, signature.return_type, products)
+
+        return signature, codegen
+
+    return intrinsic(blend_backward)
+
+
+blend_backward = _blend_backward(scatters=False)
+blend_scatter = _blend_backward(scatters=True)

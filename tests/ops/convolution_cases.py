@@ -1,0 +1,235 @@
+"""Convolutions to be compared: their arguments, at random, and the slow, obvious truth."""
+
+import itertools
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+
+from finslerconv import ops
+from finslerconv.ops import ConvGeometry
+
+MODES = ("zeros", "reflect", "replicate", "circular")
+
+
+@dataclass(frozen=True)
+class Case:
+    """The arguments of one convolution, as they determine tensors."""
+
+    kind: str = "offsets"
+    batch: int = 2
+    channels: int = 4
+    size: tuple[int, int] = (7, 8)
+    out_channels: int = 6
+    kernel: tuple[int, int] = (3, 3)
+    groups: int = 1
+    sample_groups: int = 1
+    stride: Any = 1
+    padding: Any = 1
+    dilation: Any = 1
+    padding_mode: str = "zeros"
+    mask: bool = True
+    omega: bool = True
+    bias: bool = True
+    channels_last: bool = False
+    dtype: torch.dtype = torch.float64
+    spread: float = 2.0
+    seed: int = 0
+
+    @property
+    def out_size(self):
+        return self.geometry.output_size(*self.size)
+
+    @property
+    def geometry(self):
+        return ConvGeometry.of(self.kernel, self.stride, self.padding, self.dilation)
+
+    def tensors(self):
+        """Return input, field, omega, weight, bias, mask; absent ones are None."""
+        generator = torch.Generator().manual_seed(self.seed)
+
+        def normal(*shape):
+            return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+        taps, groups, out_size = self.geometry.n_taps, self.sample_groups, self.out_size
+        input = normal(self.batch, self.channels, *self.size)
+        weight = normal(self.out_channels, self.channels // self.groups, *self.kernel)
+        omega = None
+        if self.kind == "offsets":
+            where = self.spread * normal(self.batch, groups * taps * 2, *out_size)
+        else:
+            root = normal(self.batch, groups, *out_size, 2, 2)
+            where = (root @ root.mT + 0.3 * torch.eye(2)) / self.spread**2
+            if self.omega:
+                omega = normal(self.batch, groups, *out_size, 2)
+                norm = (omega * torch.linalg.solve(where, omega)).sum(-1, keepdim=True).sqrt()
+                omega = 0.9 * omega / (1 + norm)
+        tensors = [
+            input,
+            where,
+            omega,
+            weight / math.sqrt(weight[0].numel()),
+            normal(self.out_channels) if self.bias else None,
+            torch.rand(self.batch, groups * taps, *out_size, generator=generator).double()
+            if self.mask
+            else None,
+        ]
+        tensors = [None if t is None else t.to(self.dtype) for t in tensors]
+        if self.channels_last:
+            tensors[0] = tensors[0].contiguous(memory_format=torch.channels_last)
+        return tensors
+
+    @cached_property
+    def points(self):
+        """Reference points in the unit square, the first at the origin."""
+        generator = torch.Generator().manual_seed(self.seed + 1)
+        points = 2 * torch.rand(self.geometry.n_taps, 2, generator=generator) - 1
+        points[0] = 0
+        return points.to(self.dtype)
+
+    def __call__(self, input, where, omega, weight, bias, mask):
+        """Return the convolution of such tensors, by the current backend."""
+        common = (weight, bias, self.stride, self.padding, self.dilation, mask)
+        if self.kind == "offsets":
+            return ops.deform_conv2d(input, where, *common, padding_mode=self.padding_mode)
+        return ops.metric_conv2d(
+            input, where, omega, self.points, *common, map=self.kind, padding_mode=self.padding_mode
+        )
+
+    def results(self, backend, tensors=None):
+        """Return the output and the gradients of all arguments, along a random direction."""
+        tensors = self.tensors() if tensors is None else tensors
+        live = [t.detach().requires_grad_() if t is not None else None for t in tensors]
+        with ops.use_backend(backend):
+            output = self(*live)
+        generator = torch.Generator().manual_seed(self.seed + 2)
+        direction = torch.randn(output.shape, generator=generator, dtype=torch.float64)
+        wanted = [t for t in live if t is not None]
+        gradients = torch.autograd.grad(output, wanted, direction.to(output))
+        return [output.detach(), *gradients]
+
+
+def as_pair(value):
+    return value if isinstance(value, tuple) else (value, value)
+
+
+@st.composite
+def cases(draw, dtypes=(torch.float64, torch.float32), most=20):
+    """Draw a convolution of any shape and arguments."""
+    groups, sample_groups = draw(st.sampled_from((1, 1, 2, 4))), draw(st.sampled_from((1, 1, 2, 4)))
+    channels = 4 * draw(st.integers(1, most // 4))
+    kernel = draw(st.sampled_from(((3, 3), (1, 1), (2, 2), (1, 3), (5, 4))))
+    stride = draw(st.sampled_from((1, 1, 2, (2, 1))))
+    padding = draw(st.sampled_from((0, 1, (2, 3), "same"))) if stride == 1 else 1
+    dilation = draw(st.sampled_from((1, 1, 2, (1, 2))))
+    # From the least size upwards, so that a single row or pixel of output comes now and then.
+    reach = [d * (k - 1) for k, d in zip(kernel, as_pair(dilation), strict=True)]
+    around = reach if padding == "same" else [2 * p for p in as_pair(padding)]
+    size = tuple(
+        max(1, r + 1 - a) + draw(st.integers(0, most // 2))
+        for r, a in zip(reach, around, strict=True)
+    )
+    return Case(
+        kind=draw(st.sampled_from(("offsets", "radial", "affine"))),
+        batch=draw(st.integers(1, 3)),
+        channels=channels,
+        size=size,
+        out_channels=4 * draw(st.integers(1, most // 4)),
+        kernel=kernel,
+        groups=groups,
+        sample_groups=sample_groups,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        padding_mode=draw(st.sampled_from(MODES)),
+        mask=draw(st.booleans()),
+        omega=draw(st.booleans()),
+        bias=draw(st.booleans()),
+        channels_last=draw(st.booleans()),
+        dtype=draw(st.sampled_from(dtypes)),
+        spread=draw(st.sampled_from((0.5, 2.0, 6.0))),
+        seed=draw(st.integers(0, 2**20)),
+    )
+
+
+def assert_equal_results(found, expected, dtype):
+    """Compare outputs and gradients, each relative to its largest entry (1 at least: the data's).
+
+    In float32 a position near a pixel's centre line may fall to either side, where the gradient of
+    the position jumps: then a few entries may differ, and the rest must agree.
+    """
+    for got, wanted in zip(found, expected, strict=True):
+        assert got.shape == wanted.shape
+        assert got.dtype == wanted.dtype
+        if wanted.numel() == 0:
+            continue
+        error = (got - wanted).abs() / wanted.abs().amax().clamp(min=1)
+        if dtype == torch.float64:
+            assert error.amax() < 1e-11
+        else:
+            assert (error > 3e-4).double().mean() < 2e-3
+            assert error.median() < 2e-6
+
+
+def slow_convolution(input, positions, weight, bias, mask, groups, padding_mode):
+    """Convolve with loops over everything, sample by sample.
+
+    ``positions`` (B, G, taps, 2, Ho, Wo) are absolute, ``mask`` (B, G, taps, Ho, Wo).
+    """
+    batch, channels, height, width = input.shape
+    sample_groups, taps = positions.shape[1:3]
+    rows, columns = positions.shape[-2:]
+    out_channels = weight.shape[0]
+    output = torch.zeros(batch, out_channels, rows, columns, dtype=input.dtype)
+    pixel = Pixels(input.tolist(), (height, width), padding_mode)
+    for b, o, r, c in itertools.product(*map(range, (batch, out_channels, rows, columns))):
+        group = o // (out_channels // groups)
+        total = 0.0 if bias is None else float(bias[o])
+        for i, k in itertools.product(range(channels // groups), range(taps)):
+            channel = group * (channels // groups) + i
+            s = channel // (channels // sample_groups)
+            y, x = positions[b, s, k, :, r, c].tolist()
+            factor = 1.0 if mask is None else float(mask[b, s, k, r, c])
+            tap = weight[o, i].flatten()[k]
+            total += float(tap) * factor * pixel.between(b, channel, y, x)
+        output[b, o, r, c] = total
+    return output
+
+
+class Pixels:
+    """An image continued over the whole plane."""
+
+    def __init__(self, values, size, mode):
+        self.values, self.size, self.mode = values, size, mode
+
+    def between(self, b, channel, y, x):
+        if not (math.isfinite(y) and math.isfinite(x)):
+            return 0.0
+        top, left = math.floor(y), math.floor(x)
+        return sum(
+            (1 - abs(y - i)) * (1 - abs(x - j)) * self.at(b, channel, i, j)
+            for i in (top, top + 1)
+            for j in (left, left + 1)
+        )
+
+    def at(self, b, channel, i, j):
+        folded = [self.fold(index, n) for index, n in zip((i, j), self.size, strict=True)]
+        if None in folded:
+            return 0.0
+        return self.values[b][channel][folded[0]][folded[1]]
+
+    def fold(self, index, n):
+        if 0 <= index < n:
+            return index
+        if self.mode == "zeros":
+            return None
+        if self.mode == "replicate":
+            return 0 if index < 0 else n - 1
+        if self.mode == "circular":
+            return index % n
+        while not 0 <= index < n:  # reflect: bounce until inside
+            index = -index if index < 0 else 2 * (n - 1) - index
+        return index

@@ -1,0 +1,166 @@
+"""The compiled CPU backend: equal to the reference, and well behaved beside threads and forks."""
+
+import dataclasses
+import multiprocessing
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from convolution_cases import Case, assert_equal_results, cases
+from hypothesis import given, settings
+
+import finslerconv
+from finslerconv import ops
+
+pytest.importorskip("numba")
+
+
+@pytest.fixture
+def threads():
+    """Set the number of threads for one test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@settings(max_examples=120)
+@given(case=cases())
+def test_equals_the_reference(case):
+    assert_equal_results(case.results("numba"), case.results("reference"), case.dtype)
+
+
+LARGE = [
+    Case(channels=48, out_channels=70, size=(40, 37), batch=3),
+    Case(channels=32, out_channels=34, size=(61, 50), batch=1, sample_groups=2, groups=2),
+    Case(kind="radial", channels=3, out_channels=16, size=(70, 60), batch=1, kernel=(7, 7)),
+    Case(kind="affine", channels=260, out_channels=20, size=(20, 20), batch=2, kernel=(5, 5)),
+]
+
+
+@pytest.mark.parametrize("case", LARGE, ids=str)
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_several_tiles_chunks_and_parts(case, count, threads):
+    threads(count)
+    assert_equal_results(case.results("numba"), case.results("reference"), case.dtype)
+
+
+@pytest.mark.parametrize("case", LARGE[:2], ids=str)
+def test_equal_calls_give_equal_bits(case, threads):
+    threads(3)
+    case = dataclasses.replace(case, dtype=torch.float32)
+    first, second = case.results("numba"), case.results("numba")
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("kind", ["offsets", "radial"])
+def test_half_precision_computes_in_single(kind, dtype):
+    case = Case(kind=kind, channels=16, size=(9, 9))
+    tensors = case.tensors()
+    low = [None if t is None else t.to(dtype) for t in tensors]
+    low[1] = tensors[1].float()  # positions keep their precision
+    low[2] = None if low[2] is None else tensors[2].float()
+    found = case.results("numba", low)
+    exact = case.results("numba", [None if t is None else t.double() for t in low])
+    assert found[0].dtype == dtype
+    for got, wanted in zip(found, exact, strict=True):
+        error = (got.double() - wanted).abs().amax() / wanted.abs().amax()
+        assert error < 2 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("kind", ["offsets", "affine"])
+def test_empty_batches(kind):
+    case = Case(kind=kind, batch=0)
+    found = case.results("numba")
+    assert found[0].shape == (0, 6, 7, 8)
+    assert found[-3].abs().sum() == 0  # the weight's gradient
+
+
+def test_learned_reference_points_have_gradients():
+    case = Case(kind="radial")
+    input, M, omega, weight, bias, mask = case.tensors()
+    gradients = []
+    for backend in ("numba", "reference"):
+        points = case.points.requires_grad_()
+        with ops.use_backend(backend):
+            output = ops.metric_conv2d(input, M, omega, points, weight, bias, 1, 1, 1, mask)
+        gradients.append(torch.autograd.grad(output.square().sum(), points)[0])
+    torch.testing.assert_close(*gradients, rtol=1e-11, atol=1e-11)
+
+
+def test_keeps_the_layout_of_the_input():
+    case = Case(channels=8, channels_last=True)
+    input, offset, _, weight, bias, mask = case.tensors()
+    with ops.use_backend("numba"):
+        output = case(input.requires_grad_(), offset, None, weight, bias, mask)
+    assert output.is_contiguous(memory_format=torch.channels_last)
+    (gradient,) = torch.autograd.grad(output.sum(), input)
+    assert gradient.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_two_threads_at_once():
+    ones = [Case(size=(30, 31), seed=seed, dtype=torch.float32) for seed in range(6)]
+    alone = [case.results("numba") for case in ones]
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(lambda case: case.results("numba"), ones))
+    for a, b in zip(alone, together, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def _in_a_child(queue):
+    # OpenMP's threads do not survive a fork, so PyTorch is told to use one, as in the workers of
+    # a DataLoader; the pool of the kernels is asked for two all the same.
+    torch.set_num_threads(1)
+    torch.get_num_threads = lambda: 2
+    queue.put(Case(size=(40, 40), channels=16).results("numba")[0].sum().item())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_works_in_a_forked_child(threads):
+    threads(2)
+    expected = Case(size=(40, 40), channels=16).results("numba")[0].sum().item()
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+    child = context.Process(target=_in_a_child, args=(queue,))
+    child.start()
+    child.join(120)
+    assert child.exitcode == 0
+    assert queue.get() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX permissions")
+def test_needs_no_writable_place_for_its_cache(tmp_path):
+    package = tmp_path / "site" / "finslerconv"
+    shutil.copytree(
+        Path(finslerconv.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__")
+    )
+    # A file where Numba would make a folder, in the package and at home: nobody may write there,
+    # not even root.
+    (package / "ops" / "__pycache__").touch()
+    home = tmp_path / "home"
+    home.touch()
+    package.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    script = (
+        "from finslerconv.ops import _numba_kernels as k\n"
+        "import numpy as np\n"
+        "a = np.arange(6.0); b = np.empty(6)\n"
+        "k.channels_last(a, b, 1, 2, 3, 0, 3)\n"
+        "assert b.tolist() == [0, 3, 1, 4, 2, 5], b\n"
+    )
+    environment = {
+        **os.environ, "PYTHONPATH": str(tmp_path / "site"), "HOME": str(home),
+        "XDG_CACHE_HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1",
+    }  # fmt: skip
+    environment.pop("NUMBA_CACHE_DIR", None)
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=environment, capture_output=True, text=True, cwd=tmp_path, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
