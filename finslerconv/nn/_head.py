@@ -1,5 +1,7 @@
 """The head of a metric convolution: a convolution whose channels become a metric at every pixel."""
 
+import contextlib
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -22,8 +24,8 @@ class MetricHead(nn.Module):
     parametrization : MatrixParametrization
         From channels to ``M``.
     eps_omega : float
-        How far ``|omega|_{M^-1}`` stays below 1; at 1 the metric is Riemannian and has no channels
-        for omega.
+        How far ``|omega|_{M^-1}`` stays below 1, in [0.001, 1]; at 1 the metric is Riemannian and
+        has no channels for omega.
     omega_constraint : {"sigmoid", "sigmoid_detached", "clip"}
     groups : int
         The number of metrics at each pixel.
@@ -95,7 +97,7 @@ class MetricHead(nn.Module):
             raw = raw.squeeze(1)
         n = self.parametrization.n_channels
         # Positions are geometry: half precision would move them by pixels.
-        with torch.autocast(raw.device.type, enabled=False):
+        with _full_precision(raw.device.type):
             M = self.parametrization.matrix(raw[..., :n])
             if self.eps_omega == 1:
                 return Riemannian(M / self.radius**2, validate=False)
@@ -104,32 +106,45 @@ class MetricHead(nn.Module):
             return Randers(M / self.radius**2, omega / self.radius, validate=False)
 
 
+def _full_precision(device_type: str) -> contextlib.AbstractContextManager[object]:
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return contextlib.nullcontext()
+
+
 def channels_per_group(parametrization: MatrixParametrization, eps_omega: float) -> int:
     """Return the number of channels that make one metric.
 
     Raises
     ------
     ValueError
-        If ``eps_omega`` is not in (0, 1].
+        If ``eps_omega`` is not in [0.001, 1].
     """
-    if not 0 < eps_omega <= 1:
+    # Closer to 1 than that, single precision no longer keeps |omega| below it.
+    if not 1e-3 <= eps_omega <= 1:
         raise ValueError(
-            f"eps_omega: expected a number in (0, 1], 1 for a Riemannian metric, got {eps_omega}"
+            "eps_omega: expected a number in [0.001, 1], 1 for a Riemannian metric, got "
+            f"{eps_omega}"
         )
     return parametrization.n_channels + (0 if eps_omega == 1 else 2)
 
 
-def parametrization(name: str) -> MatrixParametrization:
-    """Return the parametrisation called ``name``, with its default options.
+def parametrization(head: str | MatrixParametrization) -> MatrixParametrization:
+    """Return the parametrisation of that name, with its default options, or the object given.
 
     Raises
     ------
     ValueError
-        If there is none of that name.
+        If it is neither the name of one nor one.
     """
-    if name not in PARAMETRIZATIONS:
-        raise ValueError(f"head: expected one of {list(PARAMETRIZATIONS)}, got {name!r}")
-    return PARAMETRIZATIONS[name]()
+    if isinstance(head, MatrixParametrization):
+        return head
+    if head not in PARAMETRIZATIONS:
+        raise ValueError(
+            f"head: expected one of {list(PARAMETRIZATIONS)} or a MatrixParametrization such as "
+            f"Cholesky(eps_L=0.1), got {head!r}"
+        )
+    return PARAMETRIZATIONS[head]()
 
 
 def metric_penalty(model: nn.Module, strength: float = 5000.0) -> Float[Tensor, ""]:

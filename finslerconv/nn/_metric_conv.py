@@ -12,7 +12,7 @@ from finslerconv.balls import ReferenceSet, radius, reference_set
 from finslerconv.metrics import FinslerMetric, Randers, Riemannian
 from finslerconv.nn._head import MetricHead, channels_per_group, parametrization
 from finslerconv.nn._parametrization import MatrixParametrization
-from finslerconv.ops._metric_conv2d import MAPS
+from finslerconv.ops._positions import MAPS
 
 Size = int | tuple[int, int]
 
@@ -31,9 +31,13 @@ _CONV_ARGUMENTS = (
 class MetricConv2d(nn.Conv2d):
     """A convolution that samples the unit balls of metrics computed from its own input.
 
-    A drop-in for ``nn.Conv2d``, with its arguments, its weight, its bias and its state: at the
-    start it *is* that convolution (with the reference set ``"lattice"``), and it learns the shape
-    of its support, pixel by pixel, through 3 to 7 numbers.
+    A drop-in for ``nn.Conv2d``, with its arguments, its weight and its bias: at the start it *is*
+    that convolution (with the reference set ``"lattice"``), and it learns the shape of its
+    support, pixel by pixel, through 3 to 7 numbers.
+
+    It is an ``nn.Conv2d`` to ``isinstance`` too, and holds others (``head.conv``), which whoever
+    walks a model for convolutions should leave alone. The ``state_dict`` of an ``nn.Conv2d``
+    lacks the head: load it before converting (:meth:`from_conv2d`), or with ``strict=False``.
 
     Parameters
     ----------
@@ -52,8 +56,8 @@ MatrixParametrization
     map : {"radial", "affine"}
         How the reference points are carried into the ball.
     eps_omega : float
-        How far ``|omega|_{M^-1}`` stays below 1, in (0, 1]; 1 for Riemannian metrics, which need no
-        channels for omega.
+        How far ``|omega|_{M^-1}`` stays below 1, in [0.001, 1]; 1 for Riemannian metrics, which
+        need no channels for omega.
     omega_constraint : {"sigmoid", "sigmoid_detached", "clip"}
         How omega is held to that.
     fixed_kernel : bool
@@ -132,7 +136,7 @@ MatrixParametrization
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
             padding_mode, device, dtype,
         )  # fmt: skip
-        if metric_groups < 1 or in_channels % metric_groups != 0:
+        if not isinstance(metric_groups, int) or metric_groups < 1 or in_channels % metric_groups:
             raise ValueError(
                 f"metric_groups: expected a divisor of the {in_channels} input channels, got "
                 f"{metric_groups}"
@@ -153,18 +157,24 @@ MatrixParametrization
             )  # fmt: skip
 
         if metric is None:
-            kind = parametrization(head) if isinstance(head, str) else head
+            kind = parametrization(head)
             channels = metric_groups * channels_per_group(kind, eps_omega)
             metric = MetricHead(
                 conv(channels), kind, eps_omega, omega_constraint, metric_groups,
                 radius(self.kernel_size),
             )  # fmt: skip
+        elif not isinstance(metric, nn.Module):
+            raise TypeError(
+                f"metric: expected an nn.Module from the input to a FinslerMetric, got "
+                f"{type(metric).__name__}"
+            )
         self.head = metric
         self.modulation_conv = conv(metric_groups * len(self.reference)) if modulation else None
         if fixed_kernel:
-            uniform = torch.full_like(self.weight.detach(), 1 / self.weight[0].numel())
+            weight = self.weight.detach()
             del self.weight
-            self.register_buffer("weight", uniform)
+            self.register_buffer("weight", weight)
+            self._reset_fixed_kernel()
         self._constructed = True
         self._reset_modulation()
 
@@ -176,7 +186,8 @@ MatrixParametrization
         ----------
         conv : nn.Conv2d
             Its arguments, weights, device, dtype, training mode and ``requires_grad`` are taken
-            over; it is left as it is, and shares nothing with the result.
+            over; it is left as it is, and shares nothing with the result. Not a class that
+            computes something else from them, such as a ``MetricConv2d``.
         **options
             The keyword arguments of :class:`MetricConv2d` after ``dtype``. With the reference set
             ``"lattice"`` (the default) the output is that of ``conv`` until training moves it.
@@ -190,6 +201,12 @@ MatrixParametrization
         """
         if not isinstance(conv, nn.Conv2d):
             raise TypeError(f"conv: expected an nn.Conv2d, got {type(conv).__name__}")
+        if type(conv).forward is not nn.Conv2d.forward:
+            raise TypeError(
+                f"conv: {type(conv).__name__} computes something else than nn.Conv2d, which would "
+                "be lost; make it a plain convolution first (finslerconv.nn.fold does for a "
+                "weighted one)"
+            )
         if isinstance(conv.weight, nn.UninitializedParameter):
             raise TypeError("conv: is lazy and has no weights yet; run it once first")
         if options.get("fixed_kernel"):
@@ -223,11 +240,12 @@ MatrixParametrization
 
     def reset_parameters(self) -> None:
         """Start anew: the weights as ``nn.Conv2d`` does, the metric as the disc."""
+        if self._constructed and self.fixed_kernel:
+            self._reset_fixed_kernel()
+        else:
+            super().reset_parameters()
         if not self._constructed:
-            super().reset_parameters()
             return
-        if not self.fixed_kernel:
-            super().reset_parameters()
         reset_head = getattr(self.head, "reset_parameters", None)
         if reset_head is not None:
             reset_head()
@@ -246,7 +264,13 @@ MatrixParametrization
             Of batch (B, Ho, Wo), or (B, metric_groups, Ho, Wo) if there is more than one group;
             lengths in spacings between taps (pixels, at dilation 1).
         """
-        return self.head(_batched(x))
+        metric = self.head(self._batched(x))
+        if not isinstance(metric, FinslerMetric):
+            raise TypeError(
+                "metric: expected the module to return a FinslerMetric, got "
+                f"{type(metric).__name__}"
+            )
+        return metric
 
     def positions(self, x: Float[Tensor, "*batch channels height width"]) -> Float[Tensor, "..."]:
         """Return the sampling positions for the input ``x``.
@@ -280,8 +304,9 @@ MatrixParametrization
         -------
         Tensor, shape (B, O, Ho, Wo) or (O, Ho, Wo)
         """
-        x = _batched(input)
+        x = self._batched(input)
         metric = self.metric(x)
+        self._check_batch(metric, x)
         mask = None
         if self.modulation_conv is not None:
             mask = 2 * torch.sigmoid(self.modulation_conv(x))
@@ -314,15 +339,39 @@ MatrixParametrization
     def _offsets(self, metric: FinslerMetric) -> Tensor:
         """Return the positions as ``deform_conv2d`` wants them: from the standard taps."""
         positions = self._positions(metric)
-        if positions.ndim not in (5, 6):
-            raise ValueError(
-                "metric: expected a field of batch (B, Ho, Wo) or (B, metric_groups, Ho, Wo), got "
-                f"batch shape {metric.batch_shape}"
-            )
         offsets = positions - self.geometry().taps(positions)
         if offsets.ndim == 5:
             offsets = offsets.unsqueeze(1)
         return offsets.movedim((-2, -1), (2, 3)).flatten(1, 3)
+
+    def _batched(self, x: Tensor) -> Tensor:
+        """Return a checked input with its batch axis."""
+        if not isinstance(x, Tensor):
+            raise TypeError(f"input: expected a Tensor, got {type(x).__name__}")
+        if x.ndim not in (3, 4) or x.shape[-3] != self.in_channels:
+            raise ValueError(
+                f"input: expected shape (B, {self.in_channels}, H, W) or "
+                f"({self.in_channels}, H, W), got {tuple(x.shape)}"
+            )
+        autocast = torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(
+            x.device.type
+        )
+        if x.dtype != self.weight.dtype and not autocast:
+            raise TypeError(
+                f"input: expected the layer's dtype {self.weight.dtype}, got {x.dtype}; convert "
+                "the input or the layer (layer.to(...))"
+            )
+        return x if x.ndim == 4 else x.unsqueeze(0)
+
+    def _check_batch(self, metric: FinslerMetric, x: Tensor) -> None:
+        rows, columns = self.geometry().output_size(x.shape[2], x.shape[3])
+        groups = () if self.metric_groups == 1 else (self.metric_groups,)
+        expected = (len(x), *groups, rows, columns)
+        if metric.batch_shape != expected:
+            raise ValueError(
+                f"metric: expected one metric for each output pixel, batch shape {expected}, got "
+                f"{metric.batch_shape}"
+            )
 
     def _place_points(self) -> None:
         """Put the reference points on the weight's device, in float32 or better, from float64."""
@@ -336,6 +385,12 @@ MatrixParametrization
         return self
 
     @torch.no_grad()
+    def _reset_fixed_kernel(self) -> None:
+        self.weight.fill_(1 / self.weight[0].numel())
+        if self.bias is not None:
+            self.bias.zero_()
+
+    @torch.no_grad()
     def _reset_modulation(self) -> None:
         if self.modulation_conv is not None:
             self.modulation_conv.weight.zero_()
@@ -346,6 +401,10 @@ MatrixParametrization
 def _as_reference(reference: str | ReferenceSet, kernel_size: tuple[int, int]) -> ReferenceSet:
     if isinstance(reference, str):
         return reference_set(reference, kernel_size)
+    if not isinstance(reference, ReferenceSet):
+        raise TypeError(
+            f"reference: expected a name or a ReferenceSet, got {type(reference).__name__}"
+        )
     if reference.dim != 2 or len(reference) != kernel_size[0] * kernel_size[1]:
         raise ValueError(
             f"reference: expected {kernel_size[0] * kernel_size[1]} points in the plane for a "
@@ -353,9 +412,3 @@ def _as_reference(reference: str | ReferenceSet, kernel_size: tuple[int, int]) -
             f"{reference.dim}"
         )
     return reference
-
-
-def _batched(x: Tensor) -> Tensor:
-    if x.ndim not in (3, 4):
-        raise ValueError(f"input: expected shape (B, C, H, W) or (C, H, W), got {tuple(x.shape)}")
-    return x if x.ndim == 4 else x.unsqueeze(0)

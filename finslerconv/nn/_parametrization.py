@@ -1,8 +1,8 @@
 """From unconstrained numbers to positive definite matrices, with zero for the identity.
 
-Each parametrisation takes what a convolution puts out and cannot leave the positive matrices; at
-zero it gives exactly the identity, so that a layer whose head puts out zero is the standard
-convolution.
+Each parametrisation takes what a convolution puts out and cannot leave the positive matrices, not
+even by the rounding of single precision; at zero it gives exactly the identity, so that a layer
+whose head puts out zero is the standard convolution.
 """
 
 import abc
@@ -13,6 +13,13 @@ from typing import final
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+# The determinant of [[a, b], [b, c]] loses the ratio of a c to itself in digits. Held below the
+# square of this, it keeps two of single precision's seven.
+_MAX_SHEAR = 300.0
+
+# Symmetric matrices of entries up to this have exponentials of condition numbers up to 5000.
+_MAX_LOGARITHM = 3.0
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,10 @@ class MatrixParametrization(abc.ABC):
 @final
 @dataclass(frozen=True)
 class Cholesky(MatrixParametrization):
-    """``M = L L'`` with ``L`` lower triangular, of diagonal ``|1 - eps_L + raw| + eps_L``."""
+    """``M = L L'`` with ``L`` lower triangular, of diagonal ``|1 - eps_L + raw| + eps_L``.
+
+    The entry below the diagonal is softly held to 300 times the diagonal entry beside it.
+    """
 
     @property
     def n_channels(self) -> int:
@@ -64,6 +74,7 @@ class Cholesky(MatrixParametrization):
         """Return the matrices ``L L'``."""
         first, second, below = raw.unbind(-1)
         first, second = self._positive(first), self._positive(second)
+        below = soft_clip(below, _MAX_SHEAR * second)
         return symmetric(first * first, first * below, below * below + second * second)
 
     def _positive(self, raw: Tensor) -> Tensor:
@@ -73,7 +84,10 @@ class Cholesky(MatrixParametrization):
 @final
 @dataclass(frozen=True)
 class LDL(MatrixParametrization):
-    """``M = L D L'`` with ``L`` unit lower triangular, ``D = |1 - eps_L + raw| + eps_L``."""
+    """``M = L D L'`` with ``L`` unit lower triangular, ``D = |1 - eps_L + raw| + eps_L``.
+
+    The entry below the diagonal is softly held where the determinant would be lost to rounding.
+    """
 
     @property
     def n_channels(self) -> int:
@@ -85,6 +99,7 @@ class LDL(MatrixParametrization):
         first, second, below = raw.unbind(-1)
         first = (1 - self.eps_L + first).abs() + self.eps_L
         second = (1 - self.eps_L + second).abs() + self.eps_L
+        below = soft_clip(below, _MAX_SHEAR * (second / first).sqrt())
         return symmetric(first, below * first, below * below * first + second)
 
 
@@ -165,7 +180,11 @@ class SpectralScaled(MatrixParametrization):
 @final
 @dataclass(frozen=True)
 class LogEuclidean(MatrixParametrization):
-    """The matrix exponential of a symmetric matrix, in closed form; ``eps_L`` is not needed."""
+    """The matrix exponential of a symmetric matrix, in closed form; ``eps_L`` is not needed.
+
+    The entries of the symmetric matrix are softly held to [-3, 3]: the half-axes of the ball then
+    stay between ``exp(-3)`` and ``exp(3)`` times those at the start.
+    """
 
     @property
     def n_channels(self) -> int:
@@ -174,7 +193,7 @@ class LogEuclidean(MatrixParametrization):
 
     def matrix(self, raw: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch 2 2"]:
         """Return the exponentials."""
-        first, second, off = raw.unbind(-1)
+        first, second, off = soft_clip(raw, _MAX_LOGARITHM).unbind(-1)
         mean, half = (first + second) / 2, (first - second) / 2
         square = half * half + off * off
         # exp(mean I + S) with S^2 = square I; both factors are smooth functions of the square.
@@ -193,6 +212,11 @@ PARAMETRIZATIONS: dict[str, type[MatrixParametrization]] = {
     "spectral_scaled": SpectralScaled,
     "log_euclidean": LogEuclidean,
 }
+
+
+def soft_clip(x: Tensor, bound: Tensor | float) -> Tensor:
+    """Return ``bound tanh(x / bound)``: ``x`` where it is small, and never beyond ``bound``."""
+    return bound * torch.tanh(x / bound)
 
 
 def symmetric(a: Tensor, b: Tensor, c: Tensor) -> Float[Tensor, "*batch 2 2"]:

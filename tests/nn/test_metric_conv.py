@@ -2,8 +2,10 @@
 
 import copy
 import io
+import itertools
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -13,7 +15,13 @@ from torch import nn
 from finslerconv import ops
 from finslerconv.balls import lattice, sunflower
 from finslerconv.metrics import CallableMetric, Randers, Riemannian
-from finslerconv.nn import MetricConv2d, MetricHead, SpectralScaled, metric_penalty
+from finslerconv.nn import (
+    MetricConv2d,
+    MetricHead,
+    SpectralScaled,
+    WeightedConv2d,
+    metric_penalty,
+)
 from finslerconv.nn._omega import OMEGA_CONSTRAINTS
 from finslerconv.nn._parametrization import PARAMETRIZATIONS
 
@@ -137,6 +145,22 @@ def test_the_metric_is_valid_whatever_the_head_puts_out(head, constraint):
     assert isinstance(metric, Randers)
     metric.validate()
     assert (metric.omega_norm() <= 0.95 + 1e-9).all()
+
+
+@pytest.mark.parametrize("spread", [1.0, 10.0, 100.0])
+@pytest.mark.parametrize("map", MAPS)
+@pytest.mark.parametrize("head", HEADS)
+def test_single_precision_survives_a_head_gone_wild(head, map, spread):
+    layer = MetricConv2d(2, 2, 3, padding=1, head=head, map=map, eps_omega=1e-3)
+    stirred(layer, spread)
+    x = torch.randn(1, 2, 24, 24)
+    assert (layer.metric(x).omega_norm() < 1).all()
+    assert layer.positions(x).isfinite().all()
+    output = layer(x)
+    assert output.isfinite().all()
+    output.square().sum().backward()
+    for name, parameter in layer.named_parameters():
+        assert parameter.grad.isfinite().all(), name
 
 
 def test_no_omega_channels_for_a_riemannian_metric():
@@ -300,6 +324,13 @@ class TestAsAModule:
         layer = layer.to_empty(device="cpu")
         layer.reset_parameters()
         assert torch.equal(layer.points, torch.tensor(lattice(3).points).float())
+        fixed = MetricConv2d(4, 4, 3, device="meta", fixed_kernel=True).to_empty(device="cpu")
+        fixed.reset_parameters()
+        torch.testing.assert_close(fixed.weight, torch.full((4, 4, 3, 3), 1 / 36))
+
+    def test_forward_on_the_meta_device(self):
+        layer = MetricConv2d(3, 4, 3, padding=1, device="meta")
+        assert layer(torch.empty(2, 3, 8, 8, device="meta")).shape == (2, 4, 8, 8)
 
 
 def test_fixed_kernel_is_uniform_and_not_learned():
@@ -307,6 +338,7 @@ def test_fixed_kernel_is_uniform_and_not_learned():
     assert {name for name, _ in layer.named_parameters()} == {"head.conv.weight", "head.conv.bias"}
     x = torch.full((1, 4, 9, 9), 2.0)
     torch.testing.assert_close(layer(x)[..., 1:-1, 1:-1], x[..., 1:-1, 1:-1])
+    layer.weight.zero_()
     layer.reset_parameters()
     torch.testing.assert_close(layer.weight, torch.full((4, 1, 3, 3), 1 / 9))
     assert "weight" in layer.state_dict()
@@ -317,9 +349,13 @@ def test_modulation_multiplies_each_sample():
     x = torch.randn(1, 2, 6, 6, dtype=torch.float64)
     mask = 2 * torch.sigmoid(layer.modulation_conv(x))
     metric = layer.metric(x)
-    expected = ops.metric_conv2d(
-        x, metric.M, metric.omega, layer.points, layer.weight, layer.bias, padding=1, mask=mask
-    )
+    expected = layer.bias[:, None, None].expand(1, 3, 6, 6)
+    # One tap at a time, of a kernel that is zero elsewhere, each with its own factors.
+    for group, tap in itertools.product(range(2), range(9)):
+        kernel = torch.zeros_like(layer.weight)
+        kernel[:, group].view(3, 9)[:, tap] = layer.weight[:, group].view(3, 9)[:, tap]
+        sampled = ops.metric_conv2d(x, metric.M, metric.omega, layer.points, kernel, padding=1)
+        expected = expected + sampled * mask[:, 9 * group + tap, None]
     torch.testing.assert_close(layer(x), expected)
 
 
@@ -423,7 +459,7 @@ class TestErrors:
             MetricConv2d(2, 2, 3, omega_constraint="tanh")
 
     def test_numbers_out_of_range(self):
-        with pytest.raises(ValueError, match=r"eps_omega: expected a number in \(0, 1\]"):
+        with pytest.raises(ValueError, match=r"eps_omega: expected a number in \[0\.001, 1\]"):
             MetricConv2d(2, 2, 3, eps_omega=0)
         with pytest.raises(ValueError, match="metric_groups: expected a divisor of the 4"):
             MetricConv2d(4, 2, 3, metric_groups=3)
@@ -435,14 +471,27 @@ class TestErrors:
     def test_from_conv2d(self):
         with pytest.raises(TypeError, match=r"conv: expected an nn\.Conv2d, got Linear"):
             MetricConv2d.from_conv2d(nn.Linear(2, 2))
+        for conv in (MetricConv2d(2, 2, 3), WeightedConv2d(2, 2, 3, density=[0.5])):
+            with pytest.raises(TypeError, match="computes something else than"):
+                MetricConv2d.from_conv2d(conv)
         with pytest.raises(TypeError, match="lazy"):
             MetricConv2d.from_conv2d(nn.LazyConv2d(2, 3))
         with pytest.raises(ValueError, match="fixed_kernel: would discard"):
             MetricConv2d.from_conv2d(nn.Conv2d(2, 2, 3), fixed_kernel=True)
 
     def test_input_shape(self):
-        with pytest.raises(ValueError, match=r"input: expected shape \(B, C, H, W\) or"):
+        with pytest.raises(ValueError, match=r"input: expected shape \(B, 2, H, W\) or"):
             MetricConv2d(2, 2, 3)(torch.randn(5, 5))
+        with pytest.raises(
+            ValueError, match=r"expected shape \(B, 2, H, W\) .* got \(1, 3, 5, 5\)"
+        ):
+            MetricConv2d(2, 2, 3)(torch.randn(1, 3, 5, 5))
+        with pytest.raises(
+            TypeError, match=r"the layer's dtype torch\.float32, got torch\.float64"
+        ):
+            MetricConv2d(2, 2, 3)(torch.randn(1, 2, 5, 5).double())
+        with pytest.raises(TypeError, match="input: expected a Tensor, got ndarray"):
+            MetricConv2d(2, 2, 3)(np.zeros((1, 2, 5, 5)))
 
     def test_no_heads_to_penalise(self):
         with pytest.raises(ValueError, match="found none"):
@@ -457,5 +506,19 @@ class TestErrors:
             def forward(self, x):
                 return CallableMetric(lambda v: v.abs().sum(-1), like=x)
 
-        with pytest.raises(ValueError, match=r"expected a field of batch \(B, Ho, Wo\)"):
+        with pytest.raises(ValueError, match=r"batch shape \(1, 3, 3\), got \(\)"):
             MetricConv2d(2, 2, 3, metric=Flat())(torch.randn(1, 2, 5, 5))
+        with pytest.raises(ValueError, match=r"batch shape \(1, 3, 3\), got \(1, 5, 5\)"):
+            MetricConv2d(2, 2, 3, metric=Cubic())(torch.randn(1, 2, 5, 5))
+
+    def test_metric_of_the_wrong_kind(self):
+        with pytest.raises(TypeError, match=r"metric: expected an nn\.Module"):
+            MetricConv2d(2, 2, 3, metric=lambda x: x)
+        with pytest.raises(TypeError, match="to return a FinslerMetric, got Tensor"):
+            MetricConv2d(2, 2, 3, metric=nn.Identity())(torch.randn(1, 2, 5, 5))
+        with pytest.raises(
+            TypeError, match="reference: expected a name or a ReferenceSet, got int"
+        ):
+            MetricConv2d(2, 2, 3, reference=3)
+        with pytest.raises(ValueError, match="or a MatrixParametrization"):
+            MetricConv2d(2, 2, 3, head=SpectralScaled)

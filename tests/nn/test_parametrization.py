@@ -41,34 +41,53 @@ def test_every_positive_matrix_is_reached_by_the_free_parametrisations(seed):
     eps = 0.01
     L = torch.linalg.cholesky(M)
     diagonal = L.diagonal(dim1=-2, dim2=-1)
-    raw = torch.stack((diagonal[:, 0] - 1, diagonal[:, 1] - 1, L[:, 1, 0]), dim=-1)
+    # The soft bounds on what is below the diagonal, and on logarithms, are undone.
+    bound = 300 * diagonal[:, 1]
+    below = bound * torch.atanh(L[:, 1, 0] / bound)
+    raw = torch.stack((diagonal[:, 0] - 1, diagonal[:, 1] - 1, below), dim=-1)
     torch.testing.assert_close(Cholesky(eps).matrix(raw), M)
     D = diagonal**2
     # D - 1 gives |1 - eps + D - 1| + eps = D where D >= eps.
-    raw = torch.stack((D[:, 0] - 1, D[:, 1] - 1, L[:, 1, 0] / L[:, 0, 0]), dim=-1)
+    bound = 300 * (D[:, 1] / D[:, 0]).sqrt()
+    below = bound * torch.atanh(L[:, 1, 0] / L[:, 0, 0] / bound)
+    raw = torch.stack((D[:, 0] - 1, D[:, 1] - 1, below), dim=-1)
     reachable = (eps < D).all(-1)
     torch.testing.assert_close(LDL(eps).matrix(raw)[reachable], M[reachable])
     values, vectors = torch.linalg.eigh(M)
     raw = torch.cat((3 * vectors[:, :, 0], values - 1), dim=-1)
     torch.testing.assert_close(Spectral(eps).matrix(raw), M)
     S = vectors @ torch.diag_embed(values.log()) @ vectors.mT
-    raw = torch.stack((S[:, 0, 0], S[:, 1, 1], S[:, 0, 1]), dim=-1)
-    torch.testing.assert_close(LogEuclidean().matrix(raw), M)
+    raw = 3 * torch.atanh(torch.stack((S[:, 0, 0], S[:, 1, 1], S[:, 0, 1]), dim=-1) / 3)
+    reachable = raw.isfinite().all(-1)
+    torch.testing.assert_close(LogEuclidean().matrix(raw)[reachable], M[reachable])
 
 
 @given(seed=seeds)
 def test_log_euclidean_is_the_matrix_exponential(seed):
     raw = raw_numbers(LogEuclidean(), seed)
-    a, c, b = raw.unbind(-1)
+    a, c, b = (3 * torch.tanh(raw / 3)).unbind(-1)
     S = torch.stack((torch.stack((a, b), -1), torch.stack((b, c), -1)), -2)
     torch.testing.assert_close(LogEuclidean().matrix(raw), torch.linalg.matrix_exp(S))
 
 
 @pytest.mark.parametrize("square", [0.0, 1e-12, 9.999e-3, 1.0001e-2, 3.0])
 def test_log_euclidean_series_and_closed_form_meet(square):
-    raw = torch.tensor([square**0.5, -(square**0.5), 0.0], dtype=torch.float64)
-    expected = torch.diag(torch.exp(raw[:2]))
-    torch.testing.assert_close(LogEuclidean().matrix(raw), expected, rtol=1e-14, atol=1e-15)
+    entries = torch.tensor([square**0.5, -(square**0.5), 0.0], dtype=torch.float64)
+    M = LogEuclidean().matrix(3 * torch.atanh(entries / 3))
+    expected = torch.diag(torch.exp(entries[:2]))
+    torch.testing.assert_close(M, expected, rtol=1e-13, atol=1e-15)
+
+
+@pytest.mark.parametrize("spread", [1.0, 10.0, 100.0])
+@pytest.mark.parametrize("kind", ALL, ids=repr)
+@given(seed=seeds)
+def test_single_precision_cannot_leave_the_positive_matrices(kind, spread, seed):
+    raw = raw_numbers(kind, seed, spread, n=200).float().requires_grad_()
+    M = kind.matrix(raw)
+    determinant = M[:, 0, 0] * M[:, 1, 1] - M[:, 0, 1] * M[:, 1, 0]
+    assert (determinant > 0).all()
+    (gradient,) = torch.autograd.grad(torch.log(determinant).sum() + M.sum(), raw)
+    assert gradient.isfinite().all()
 
 
 @given(seed=seeds)
