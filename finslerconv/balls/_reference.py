@@ -26,8 +26,8 @@ class ReferenceSet:
         The points ``g``, in array-axis order, n the product of ``kernel_shape``.
     weights : ndarray, shape (n,)
         The area of each point's cell: ``sum(weights * f(points))`` approximates the integral of
-        ``f`` over the region that the set covers, the unit disc (the square [-1, 1]^d for
-        a lattice).
+        ``f`` over the region that the set covers: the unit disc; for a lattice the square
+        [-1, 1]^d, or the strip of it that a rectangular kernel covers.
 
     Raises
     ------
@@ -219,9 +219,9 @@ def radius(kernel_size: int | Sequence[int]) -> int:
 
 def _kernel_shape(kernel_size: int | Sequence[int]) -> tuple[int, ...]:
     sizes = tuple(kernel_size) if isinstance(kernel_size, Sequence) else (kernel_size,) * 2
-    if not sizes or any(not isinstance(k, int) or k < 1 for k in sizes):
+    if not sizes or not all(_is_count(k) for k in sizes):
         raise ValueError(f"kernel_size: expected positive integers, got {kernel_size!r}")
-    return sizes
+    return tuple(int(k) for k in sizes)
 
 
 def _pair(name: str, kernel_size: int | Sequence[int]) -> tuple[int, int]:
@@ -231,7 +231,11 @@ def _pair(name: str, kernel_size: int | Sequence[int]) -> tuple[int, int]:
     return sizes[0], sizes[1]
 
 
+def _is_count(k: object) -> bool:
+    return isinstance(k, int | np.integer) and bool(k >= 1)
+
+
 def _check_counts(name: str, **counts: int) -> None:
     for argument, count in counts.items():
-        if not isinstance(count, int) or count < 1:
+        if not _is_count(count):
             raise ValueError(f"{argument}: {name} needs a positive integer, got {count!r}")

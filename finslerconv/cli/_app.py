@@ -145,12 +145,17 @@ def balls(
     image: ImageArgument = None,
     spacing: Annotated[
         int | None,
-        typer.Option(help="Pixels between the balls; without it, 20 balls on the longer side."),
+        typer.Option(
+            help="Pixels between the balls; without it, about 20 balls on the longer side."
+        ),
     ] = None,
     scale: Annotated[float, typer.Option(help="Draw the balls this many times as large.")] = 1.5,
     colour_by: Annotated[
         Literal["anisotropy", "asymmetry", "none"],
-        typer.Option(help="What the colour of the balls tells."),
+        typer.Option(
+            help="What the colour of the balls tells. The asymmetry is that of tau wherever the "
+            "picture has a gradient."
+        ),
     ] = "anisotropy",
     output: Annotated[Path, typer.Option("--output", "-o", help="The figure to write.")] = Path(
         "finslerconv-balls.png"
@@ -283,4 +288,6 @@ def _save(figure: "Figure", path: Path) -> None:
             figure.savefig(path, dpi=130)
     except OSError as error:
         fail(f"--output: cannot write {path} ({error.strerror or error})")
+    except RuntimeError as error:  # formats that need a program, such as LaTeX for .pgf
+        fail(f"--output: cannot write {path} ({str(error).splitlines()[0]}); try .png or .pdf")
     typer.echo(f"Wrote {path}")

@@ -107,7 +107,9 @@ def _stretch(metric: Randers) -> Float[np.ndarray, "height width"]:
     """Return how far the balls are from discs, the logarithm of the ratio of their half-axes."""
     M = metric.M[0].detach().cpu().numpy().astype(float)
     trace, determinant = M[..., 0, 0] + M[..., 1, 1], np.linalg.det(M)
-    return np.arccosh(np.maximum(trace / (2 * np.sqrt(determinant)), 1))
+    # Rounding may leave the determinant of an extreme metric at zero or below.
+    root = np.sqrt(np.maximum(determinant, np.finfo(float).tiny))
+    return np.arccosh(np.maximum(trace / (2 * root), 1))
 
 
 def _telling_detail(metric: Randers) -> Zoom:

@@ -37,6 +37,8 @@ class CallableMetric(FinslerMetric):
     def __init__(
         self, function: Callable[[Array], Array], dim: int = 2, like: Array | None = None
     ) -> None:
+        if not callable(function):
+            raise TypeError(f"function: expected a callable, got {type(function).__name__}")
         if dim < 1:
             raise ValueError(f"dim: expected a dimension of at least 1, got {dim}")
         self.function = function

@@ -126,9 +126,21 @@ def check_spd(name: str, A: Array) -> None:
     _raise_at(name, A, skew > xp.finfo(A.dtype).eps ** 0.5 * scale, "symmetric")
     if A.shape[-1] <= 2:
         indefinite = (A[..., 0, 0] <= 0) | (det(A) <= 0)
+    elif _has_cholesky(A):
+        return
     else:
+        # Slower, but it says which.
         indefinite = single_or_better(xp.linalg.eigvalsh, A)[..., 0] <= 0
     _raise_at(name, A, indefinite, "positive definite")
+
+
+def _has_cholesky(A: Array) -> bool:
+    xp = namespace(A)
+    try:
+        L = single_or_better(xp.linalg.cholesky, A)
+    except Exception:  # every array library raises an error of its own
+        return False
+    return bool(xp.all(xp.isfinite(L)))
 
 
 def _raise_at(name: str, A: Array, bad: Array, wanted: str) -> None:

@@ -1,6 +1,7 @@
 """The geometry that all operators share: where a kernel stands, and how large the output is."""
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -121,10 +122,15 @@ class ConvGeometry:
 
 
 def _pair(name: str, value: IntPair, least: int) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
+    pair = tuple(value) if isinstance(value, Sequence) else (value,)
+    try:
+        # NumPy's integers are none of Python's, nor are the sizes that torch.jit.trace sees.
+        pair = tuple(x if isinstance(x, int) else operator.index(x) for x in pair)
+    except TypeError:
+        pair = ()
     if len(pair) == 1:
         pair = pair * 2
-    if len(pair) != 2 or any(not isinstance(x, int) or x < least for x in pair):
+    if len(pair) != 2 or min(pair) < least:
         raise ValueError(f"{name}: expected one or two integers of at least {least}, got {value!r}")
     return pair[0], pair[1]
 

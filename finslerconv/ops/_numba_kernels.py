@@ -214,7 +214,8 @@ def _ellipse(plan, M, omega, at, out):
     d01 = i01 / lam + a0 * a1 / (lam * lam)
     d10 = i10 / lam + a1 * a0 / (lam * lam)
     d11 = i11 / lam + a1 * a1 / (lam * lam)
-    s = np.sqrt(d00 * d11 - d01 * d10)
+    # A determinant below rounding may come out negative: then it counts as 0.
+    s = np.sqrt(max(d00 * d11 - d01 * d10, out.dtype.type(0)))
     n = np.sqrt(d00 + d11 + 2 * s)
     out[0] = -a0 / lam
     out[1] = -a1 / lam
@@ -242,13 +243,13 @@ def _ellipse_backward(plan, M, omega, at, g, gM, gomega):
     d01 = i01 / lam + a0 * a1 / l2
     d10 = i10 / lam + a1 * a0 / l2
     d11 = i11 / lam + a1 * a1 / l2
-    s = np.sqrt(d00 * d11 - d01 * d10)
+    s = np.sqrt(max(d00 * d11 - d01 * d10, g.dtype.type(0)))
     n = np.sqrt(d00 + d11 + 2 * s)
     gW0, gW1, g00, g01, g10, g11 = g[0], g[1], g[2], g[3], g[4], g[5]
     gn = -(g00 * (d00 + s) + g01 * d01 + g10 * d10 + g11 * (d11 + s)) / (n * n)
     gs = (g00 + g11) / n + gn / n
     gt = gn / (2 * n)
-    gd = gs / (2 * s)
+    gd = gs / (2 * s) if s > 0 else g.dtype.type(0)
     g00 = g00 / n + gt + gd * d11
     g11 = g11 / n + gt + gd * d00
     g01 = g01 / n - gd * d10

@@ -98,7 +98,8 @@ def _dual(m00, m01, m10, m11, w0, w1):
     d01 = i01 / lam + a0 * a1 / (lam * lam)
     d10 = i10 / lam + a1 * a0 / (lam * lam)
     d11 = i11 / lam + a1 * a1 / (lam * lam)
-    s = tl.sqrt(d00 * d11 - d01 * d10)
+    # A determinant below rounding may come out negative: then it counts as 0.
+    s = tl.sqrt(tl.maximum(d00 * d11 - d01 * d10, 0.0))
     n = tl.sqrt(d00 + d11 + 2.0 * s)
     return det, i00, i01, i10, i11, a0, a1, lam, d00, d01, d10, d11, s, n
 
@@ -430,7 +431,7 @@ def _affine_gradient(
     gn = -(g00 * (d00 + s) + g01 * d01 + g10 * d10 + g11 * (d11 + s)) / (n * n)
     gs = (g00 + g11) / n + gn / n
     gt = gn / (2.0 * n)
-    gd = gs / (2.0 * s)
+    gd = tl.where(s > 0.0, gs / (2.0 * tl.where(s > 0.0, s, 1.0)), 0.0)
     h00 = g00 / n + gt + gd * d11
     h11 = g11 / n + gt + gd * d00
     h01 = g01 / n - gd * d10

@@ -1,5 +1,6 @@
 """Unit balls drawn where they belong: one in the plane, some over a photograph, or a field."""
 
+import math
 from typing import Any, Literal
 
 import numpy as np
@@ -111,7 +112,8 @@ def ball_field(
     image : array, optional
         A picture to show beneath, as for :func:`show`, of the field's height and width.
     spacing : int, optional
-        Pixels between neighbouring balls; without it, about 20 balls on the longer side.
+        Pixels between neighbouring balls; without it, about 20 balls on the longer side, or as
+        many as leave most of them apart.
     scale : float
         The balls are drawn this many times as large as they are.
     colour_by : {"anisotropy", "asymmetry"}, optional
@@ -135,18 +137,17 @@ def ball_field(
             "metric: expected a field of batch shape (H, W) or (1, H, W), got a single metric; "
             "unit_balls draws that"
         )
-    spacing = max(1, round(max(shape) / 20)) if spacing is None else spacing
-    if not isinstance(spacing, int) or spacing < 1:
-        raise ValueError(f"spacing: expected a positive number of pixels, got {spacing!r}")
     if not scale > 0:
         raise ValueError(f"scale: expected a positive number, got {scale!r}")
+    if spacing is None:
+        spacing = max(1, round(max(shape) / 20), math.ceil(2.2 * scale * _typical_radius(metric)))
+    if not isinstance(spacing, int | np.integer) or spacing < 1:
+        raise ValueError(f"spacing: expected a positive number of pixels, got {spacing!r}")
     if colour_by not in (None, "anisotropy", "asymmetry"):
         raise ValueError(
             f"colour_by: expected 'anisotropy', 'asymmetry' or None, got {colour_by!r}"
         )
-    axes = [np.arange((size - 1) % spacing // 2, size, spacing) for size in shape]
-    pixels = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2)
-
+    pixels = _grid(shape, spacing)
     ax = axes_or_new(ax)
     _show_beneath(image, shape, ax, dim=0.4)
     boundaries = scale * _boundaries_at(metric, pixels)
@@ -167,6 +168,19 @@ def ball_field(
         )
     ax.scatter(pixels[:, 1], pixels[:, 0], s=2.5, color="white", edgecolor="none", zorder=5)
     return ax
+
+
+def _grid(shape: tuple[int, int], spacing: int) -> Int[np.ndarray, "n 2"]:
+    axes = [np.arange((size - 1) % spacing // 2, size, spacing) for size in shape]
+    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2)
+
+
+def _typical_radius(metric: FinslerMetric) -> float:
+    """Return the median over a coarse grid of the balls' root mean square radii."""
+    shape = _field_shape(metric)
+    assert shape is not None
+    boundaries = _boundaries_at(metric, _grid(shape, max(1, max(shape) // 16)))
+    return float(np.median(np.sqrt((boundaries**2).sum(-1).mean(-1))))
 
 
 def _draw(ax: Axes, pixels: np.ndarray, boundaries: np.ndarray, **style: Any) -> PolyCollection:
