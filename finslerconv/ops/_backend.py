@@ -100,7 +100,6 @@ def is_compiled(device: torch.device) -> bool:
     return False
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _available(backend: str) -> bool:
     if backend not in _loaded:
         try:
@@ -117,6 +116,10 @@ def _available(backend: str) -> bool:
         else:
             _loaded[backend] = True
     return _loaded[backend]
+
+
+# What torch.compiler.assume_constant_result does, without its two seconds of importing Dynamo.
+_available._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _import(backend: str) -> None:
