@@ -1,4 +1,4 @@
-"""The operators against nn.Conv2d, torchvision's deform_conv2d and the reference backend.
+"""The operators and the layer against nn.Conv2d, torchvision's deform_conv2d and the reference.
 
 Claim: on a CPU a convolution at displaced taps costs at most twice an nn.Conv2d of the same size
 forwards, at most 2.5 times with its backward pass, and at most twice the memory; the cost is linear
@@ -8,9 +8,10 @@ in pixels, channels and taps.
     python benchmarks/ops.py --quick --clock cpu     # k = 3; processor time, on a busy machine
     python benchmarks/ops.py --device cuda --dtype float16 --json results/ops.json
 
-The contestants take turns, round after round, and every ratio is taken within a round: its median
-and quartiles are reported. Memory is that of one forward and backward pass beyond the arguments,
-each measured in a process of its own.
+``layer`` is MetricConv2d, its head included; ``paper`` computes the same as the paper's code does,
+by an offset tensor and torchvision's operator. The contestants take turns, round after round, and
+every ratio is taken within a round: its median and quartiles are reported. Memory is that of one
+forward and backward pass beyond the arguments, each measured in a process of its own.
 """
 
 import argparse
@@ -34,6 +35,7 @@ from torch.nn import functional
 
 from finslerconv import ops
 from finslerconv.balls import lattice
+from finslerconv.nn import MetricConv2d
 
 SHAPES = [(4, 64, 56, 64), (4, 256, 14, 256), (1, 3, 1024, 16)]
 SCALING = {
@@ -41,7 +43,7 @@ SCALING = {
     "channels": [(1, c, 64, 32, 3) for c in (16, 32, 64, 128)],
     "taps": [(1, 32, 64, 32, k) for k in (1, 3, 5, 7)],
 }
-CONTESTANTS = ["conv", "deform", "metric", "reference", "torchvision"]
+CONTESTANTS = ["conv", "deform", "metric", "layer", "reference", "torchvision", "paper"]
 
 Size = tuple[int, int, int, int, int]
 
@@ -76,6 +78,16 @@ def contestant(name: str, size: Size, device: str, dtype: torch.dtype) -> Callab
     points = torch.as_tensor(lattice(k).points, dtype=torch.float32, device=device)
     pad = k // 2
     theirs = torchvision_function()
+    layer = MetricConv2d(channels, outputs, k, padding=pad, device=device, dtype=dtype)
+    torch.nn.init.normal_(layer.head.conv.weight, std=0.01)
+    learned = [x, *layer.parameters()]
+
+    def as_the_paper_does() -> Tensor:
+        positions = layer.positions(x)
+        offsets = (positions - layer.geometry().taps(positions)).movedim((-2, -1), (1, 2))
+        assert theirs
+        return theirs(x, offsets.flatten(1, 2).to(dtype), layer.weight, layer.bias, padding=pad)
+
     calls: dict[str, tuple[list[Tensor], Callable[[], Tensor]]] = {
         "conv": ([x, weight], lambda: functional.conv2d(x, weight, padding=pad)),
         "deform": (
@@ -86,6 +98,8 @@ def contestant(name: str, size: Size, device: str, dtype: torch.dtype) -> Callab
             [x, M, omega, weight],
             lambda: ops.metric_conv2d(x, M, omega, points, weight, padding=pad),
         ),
+        "layer": (learned, lambda: layer(x)),
+        "paper": (learned, as_the_paper_does),
         "reference": (
             [x, offset, weight],
             lambda: ops.deform_conv2d(x, offset, weight, padding=pad),
@@ -174,7 +188,7 @@ def summary(times: dict[str, list[float]]) -> dict[str, dict[str, float]]:
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Run everything, with a progress bar."""
-    names = [n for n in CONTESTANTS if n != "torchvision" or torchvision_function()]
+    names = [n for n in CONTESTANTS if n not in ("torchvision", "paper") or torchvision_function()]
     names = [n for n in names if not options.only or n in options.only or n == "conv"]
     sizes: list[Size] = [(*s, k) for s in SHAPES for k in ((3,) if options.quick else (3, 5, 7))]
     results = []
