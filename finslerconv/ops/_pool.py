@@ -1,18 +1,31 @@
-"""A pool of threads for compiled code that runs without Python's lock.
+"""Threads for compiled code that runs without Python's lock.
 
-Numba's own parallel loops are not safe to enter from two threads at once, nor after a fork, and
-they bring a second set of workers. These are ordinary Python threads, as many as
-``torch.set_num_threads`` allows to each call, started when first wanted, and anew after a fork.
+Where PyTorch computes with GNU OpenMP (its Linux wheels do), tasks run on those same threads. They
+spin for some milliseconds after every operation of PyTorch's before they sleep, and threads
+beside them would share the cores with that: it doubles the time of a convolution.
+
+Elsewhere, and in a forked child, where OpenMP's threads do not exist and asking for them hangs,
+tasks run on ordinary Python threads, as many as ``torch.set_num_threads`` allows to each call,
+started when first wanted. Numba's own parallel loops are not safe to enter from two threads at
+once.
 """
 
+import ctypes
 import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
 from threading import Lock
+
+import torch
 
 _lock = Lock()
 _pool: ThreadPoolExecutor | None = None
 _workers = 0
+_forked = False
+
+_OUTLINED = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 def run(task: Callable[[int], object], parts: int) -> None:
@@ -24,6 +37,53 @@ def run(task: Callable[[int], object], parts: int) -> None:
         if parts == 1:
             task(0)
         return
+    openmp = None if _forked else _openmp()
+    if openmp is not None:
+        _run_team(openmp, task, parts)
+    else:
+        _run_pool(task, parts)
+
+
+@cache
+def _openmp() -> ctypes.CDLL | None:
+    """Return the OpenMP library of PyTorch's wheel, or None if it has none of GNU's."""
+    root = Path(torch.__file__).parent
+    for folder in (root / "lib", root.parent / "torch.libs"):
+        for path in folder.glob("libgomp*.so*"):
+            try:
+                library = ctypes.CDLL(str(path))
+                library.GOMP_parallel.argtypes = (
+                    _OUTLINED,
+                    ctypes.c_void_p,
+                    ctypes.c_uint,
+                    ctypes.c_uint,
+                )
+                library.GOMP_parallel.restype = None
+                return library
+            except (OSError, AttributeError):
+                continue
+    return None
+
+
+def _run_team(openmp: ctypes.CDLL, task: Callable[[int], object], parts: int) -> None:
+    errors: list[BaseException] = []
+
+    def outlined(_: object) -> None:
+        try:
+            # The team may be smaller than asked for: within another parallel region it is one.
+            size = openmp.omp_get_num_threads()
+            for part in range(openmp.omp_get_thread_num(), parts, size):
+                task(part)
+        except BaseException as error:  # it cannot pass through OpenMP
+            errors.append(error)
+
+    # A team of PyTorch's own size, whatever the parts: OpenMP ends the threads of a larger one.
+    openmp.GOMP_parallel(_OUTLINED(outlined), None, max(parts, torch.get_num_threads()), 0)
+    if errors:
+        raise errors[0]
+
+
+def _run_pool(task: Callable[[int], object], parts: int) -> None:
     futures = _submit(task, parts)
     try:
         task(0)
@@ -48,9 +108,9 @@ def _submit(task: Callable[[int], object], parts: int) -> list[Future[object]]:
 
 def _forget() -> None:
     """Forget the parent's threads in a forked child, where they do not exist."""
-    global _pool, _workers, _lock
+    global _pool, _workers, _lock, _forked
     _lock = Lock()
-    _pool, _workers = None, 0
+    _pool, _workers, _forked = None, 0, True
 
 
 if hasattr(os, "register_at_fork"):

@@ -1,0 +1,58 @@
+"""Every way to run tasks side by side runs each of them once, and hands on what they raise."""
+
+import functools
+import threading
+
+import pytest
+import torch
+
+from finslerconv.ops import _pool
+
+
+def _ways():
+    yield pytest.param(_pool.run, id="run")
+    yield pytest.param(_pool._run_pool, id="python threads")
+    openmp = _pool._openmp()
+    missing = pytest.mark.skipif(openmp is None, reason="PyTorch has no OpenMP of GNU's here")
+    yield pytest.param(functools.partial(_pool._run_team, openmp), id="openmp", marks=missing)
+
+
+@pytest.mark.parametrize("run", _ways())
+@pytest.mark.parametrize("parts", [1, 2, 3, 17])
+def test_each_part_runs_once(run, parts):
+    counts = [0] * parts
+    lock = threading.Lock()
+
+    def task(part):
+        with lock:
+            counts[part] += 1
+
+    run(task, parts)
+    assert counts == [1] * parts
+
+
+@pytest.mark.parametrize("run", _ways())
+def test_errors_reach_the_caller_when_all_have_ended(run):
+    ended = []
+
+    def task(part):
+        ended.append(part)
+        if part == 2:
+            raise RuntimeError("part 2")
+
+    with pytest.raises(RuntimeError, match="part 2"):
+        run(task, 4)
+    assert sorted(ended) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("run", _ways())
+def test_parts_run_beside_each_other(run):
+    """Each of two parts waits for the other: in turn they would wait for ever."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        barrier = threading.Barrier(2, timeout=60)
+        run(lambda part: barrier.wait(), 2)
+        assert not barrier.broken
+    finally:
+        torch.set_num_threads(before)
