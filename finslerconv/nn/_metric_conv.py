@@ -261,8 +261,9 @@ MatrixParametrization
         Returns
         -------
         FinslerMetric
-            Of batch (B, Ho, Wo), or (B, metric_groups, Ho, Wo) if there is more than one group;
-            lengths in spacings between taps (pixels, at dilation 1).
+            Of batch (B, Ho, Wo), or (B, metric_groups, Ho, Wo) if there is more than one group
+            (B = 1 for an input without batch); lengths in spacings between taps (pixels, at
+            dilation 1).
         """
         metric = self.head(self._batched(x))
         if not isinstance(metric, FinslerMetric):
