@@ -325,11 +325,6 @@ MatrixParametrization
         return output if input.ndim == 4 else output.squeeze(0)
 
     def _positions(self, metric: FinslerMetric) -> Tensor:
-        if isinstance(metric, Randers | Riemannian):
-            omega = metric.omega if isinstance(metric, Randers) else None
-            return ops.metric_positions(
-                metric.M, omega, self.points, dilation=self.dilation, map=self.map
-            )
         batch_ndim = len(metric.batch_shape)
         points = self.points.reshape(-1, *(1,) * batch_ndim, 2)
         positions = MAPS[self.map](metric, points).movedim(0, -2)
