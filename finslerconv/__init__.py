@@ -3,16 +3,18 @@
 The subpackages, from the mathematics to the tools, are imported on first use, so that
 ``import finslerconv`` is quick and the geometry core never loads PyTorch:
 
-========================  ==========================================================
-``finslerconv.metrics``   pointwise Finsler geometry: norms, duals, unit balls
-``finslerconv.balls``     reference point sets, maps into a unit ball, ellipses
-``finslerconv.symbolic``  the same formulas in sympy, with their proofs
-``finslerconv.images``    metrics computed from pictures
-``finslerconv.ops``       the convolution operators
-``finslerconv.nn``        PyTorch modules
-``finslerconv.plotting``  pictures
-``finslerconv.cli``       the command ``finslerconv``
-========================  ==========================================================
+=========================  ==========================================================
+``finslerconv.metrics``    pointwise Finsler geometry: norms, duals, unit balls
+``finslerconv.balls``      reference point sets, maps into a unit ball, ellipses
+``finslerconv.symbolic``   the same formulas in sympy, with their proofs
+``finslerconv.geodesics``  distances, geodesics and geodesic balls of metric fields
+``finslerconv.images``     metrics computed from pictures
+``finslerconv.ops``        the convolution operators
+``finslerconv.nn``         PyTorch modules
+``finslerconv.implicit``   existing convolutions read as metrics
+``finslerconv.plotting``   pictures
+``finslerconv.cli``        the command ``finslerconv``
+=========================  ==========================================================
 """
 
 from importlib import import_module
@@ -20,7 +22,9 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_SUBPACKAGES = ("metrics", "balls", "symbolic", "images", "ops", "nn", "plotting", "cli")
+_SUBPACKAGES = (
+    "metrics", "balls", "symbolic", "geodesics", "images", "ops", "nn", "implicit", "plotting", "cli",
+)  # fmt: skip
 
 __all__ = ["__version__", *_SUBPACKAGES]
 

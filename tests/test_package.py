@@ -11,7 +11,18 @@ from pathlib import Path
 import pytest
 
 import finslerconv
-from finslerconv import balls, cli, images, metrics, nn, ops, plotting, symbolic
+from finslerconv import (
+    balls,
+    cli,
+    geodesics,
+    images,
+    implicit,
+    metrics,
+    nn,
+    ops,
+    plotting,
+    symbolic,
+)
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "scipy", "sympy", "matplotlib", "skimage", "PIL", "typer", "rich")
@@ -72,7 +83,7 @@ def test_the_layers_hold():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-PACKAGES = [metrics, balls, symbolic, images, ops, nn, plotting, cli]
+PACKAGES = [metrics, balls, symbolic, geodesics, images, ops, nn, implicit, plotting, cli]
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda p: p.__name__)

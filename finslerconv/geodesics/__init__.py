@@ -1,0 +1,3 @@
+"""Metric fields on grids: geodesic distances, geodesics, geodesic balls."""
+
+__all__: list[str] = []

@@ -1,0 +1,3 @@
+"""Convolutions read as metrics: from a layer's sampling positions to the metric they imply."""
+
+__all__: list[str] = []
