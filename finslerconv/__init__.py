@@ -23,8 +23,17 @@ from typing import Any
 __version__ = "0.1.0"
 
 _SUBPACKAGES = (
-    "metrics", "balls", "symbolic", "geodesics", "images", "ops", "nn", "implicit", "plotting", "cli",
-)  # fmt: skip
+    "metrics",
+    "balls",
+    "symbolic",
+    "geodesics",
+    "images",
+    "ops",
+    "nn",
+    "implicit",
+    "plotting",
+    "cli",
+)
 
 __all__ = ["__version__", *_SUBPACKAGES]
 
