@@ -1,9 +1,14 @@
 """PyTorch modules: convolutions that sample unit balls, in the place of ``nn.Conv2d``.
 
-:class:`MetricConv2d` samples the unit balls of metrics that it computes from its input;
-the weighted convolutions put a density on a kernel's taps.
+:class:`MetricConv2d` samples the unit balls of metrics that it computes from its input,
+:class:`GeodesicConv2d` their unit geodesic balls; :class:`DeformConv2d` and :class:`ShiftedConv2d`
+are their relatives without a metric; the weighted convolutions put a density on a kernel's taps.
+:func:`convert` puts any of them into a whole model.
 """
 
+from finslerconv.nn._adaptive import AdaptiveConv2d
+from finslerconv.nn._deform_conv import DeformConv2d
+from finslerconv.nn._geodesic_conv import GeodesicConv2d
 from finslerconv.nn._head import MetricHead, metric_penalty
 from finslerconv.nn._metric_conv import MetricConv2d
 from finslerconv.nn._parametrization import (
@@ -13,6 +18,19 @@ from finslerconv.nn._parametrization import (
     MatrixParametrization,
     Spectral,
     SpectralScaled,
+)
+from finslerconv.nn._shifted_conv import ShiftedConv2d
+from finslerconv.nn.conversion import (
+    Conversion,
+    ConversionReport,
+    Converted,
+    Cost,
+    LeftAlone,
+    Selection,
+    convert,
+    convert_back,
+    convert_resnet,
+    select,
 )
 from finslerconv.nn.weighted import (
     Density,
@@ -43,6 +61,10 @@ from finslerconv.nn.weighted import (
 
 __all__ = [
     "MetricConv2d",
+    "GeodesicConv2d",
+    "DeformConv2d",
+    "ShiftedConv2d",
+    "AdaptiveConv2d",
     "MetricHead",
     "metric_penalty",
     "MatrixParametrization",
@@ -51,6 +73,16 @@ __all__ = [
     "Spectral",
     "SpectralScaled",
     "LogEuclidean",
+    "convert",
+    "select",
+    "convert_back",
+    "convert_resnet",
+    "Conversion",
+    "ConversionReport",
+    "Converted",
+    "LeftAlone",
+    "Cost",
+    "Selection",
     "WeightedConv1d",
     "WeightedConv2d",
     "WeightedConv3d",

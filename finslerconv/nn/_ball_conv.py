@@ -1,0 +1,158 @@
+"""What the layers share that sample balls of metrics computed from their own input."""
+
+import abc
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from finslerconv.balls import ReferenceSet, lattice, radius, reference_set
+from finslerconv.metrics import FinslerMetric
+from finslerconv.nn._adaptive import AdaptiveConv2d, nonzero, own_tensor
+from finslerconv.nn._head import MetricHead, channels_per_group, parametrization
+from finslerconv.nn._parametrization import MatrixParametrization
+
+
+class BallConv2d(AdaptiveConv2d):
+    """A convolution that samples balls of metrics, by a way that a subclass says: the base class.
+
+    It holds the head, which computes the metrics, and the reference points, which the subclass
+    carries into the balls.
+
+    Parameters
+    ----------
+    *arguments, **options
+        Those of :class:`AdaptiveConv2d`.
+    metric_groups, head, reference, eps_omega, omega_constraint, metric
+        As in :class:`MetricConv2d`.
+    """
+
+    _groups_argument = "metric_groups"
+
+    def __init__(
+        self,
+        *arguments: Any,
+        metric_groups: int = 1,
+        head: str | MatrixParametrization = "cholesky",
+        reference: str | ReferenceSet = "lattice",
+        eps_omega: float = 0.1,
+        omega_constraint: str = "sigmoid",
+        metric: nn.Module | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(*arguments, sample_groups=metric_groups, **options)
+        self.metric_groups = metric_groups
+        self.reference = _as_reference(reference, self.kernel_size)
+        self.register_buffer("points", None, persistent=False)
+        self._place_points()
+        if metric is None:
+            kind = parametrization(head)
+            channels = metric_groups * channels_per_group(kind, eps_omega)
+            metric = MetricHead(
+                self._conv_over_output(channels), kind, eps_omega, omega_constraint, metric_groups,
+                radius(self.kernel_size),
+            )  # fmt: skip
+        elif not isinstance(metric, nn.Module):
+            raise TypeError(
+                f"metric: expected an nn.Module from the input to a FinslerMetric, got "
+                f"{type(metric).__name__}"
+            )
+        self.head = metric
+
+    @abc.abstractmethod
+    def _positions_in(self, metric: FinslerMetric, x: Tensor) -> Tensor:
+        """Return the positions of a batched input whose metrics are known."""
+
+    def metric(self, x: Float[Tensor, "*batch channels height width"]) -> FinslerMetric:
+        """Return the metrics whose balls the layer samples for the input ``x``.
+
+        Parameters
+        ----------
+        x : Tensor, shape (B, C, H, W) or (C, H, W)
+
+        Returns
+        -------
+        FinslerMetric
+            Over the output pixels, of batch (B, Ho, Wo), or (B, metric_groups, Ho, Wo) if there is
+            more than one group (B = 1 for an input without batch); lengths in spacings between
+            taps (pixels, at dilation 1).
+        """
+        return self._metric(self._batched(x))
+
+    def _metric(self, x: Tensor) -> FinslerMetric:
+        metric = self.head(x)
+        if not isinstance(metric, FinslerMetric):
+            raise TypeError(
+                "metric: expected the module to return a FinslerMetric, got "
+                f"{type(metric).__name__}"
+            )
+        size = self.geometry().output_size(x.shape[2], x.shape[3])
+        groups = () if self.metric_groups == 1 else (self.metric_groups,)
+        expected = (len(x), *groups, *size)
+        if metric.batch_shape != expected:
+            raise ValueError(
+                f"metric: expected one metric for each output pixel, batch shape {expected}, got "
+                f"{metric.batch_shape}"
+            )
+        return metric
+
+    def _positions(self, x: Tensor) -> Tensor:
+        return self._positions_in(self._metric(x), x)
+
+    def _reset_sampling(self) -> None:
+        reset_head = getattr(self.head, "reset_parameters", None)
+        if reset_head is not None:
+            reset_head()
+
+    def _sampling_departure(self) -> str | None:
+        standard = lattice(self.kernel_size).points
+        if self.reference.points.shape != standard.shape or (
+            abs(self.reference.points - standard).max() > 1e-12
+        ):
+            return f"its reference set is {self.reference.name!r}, not the lattice"
+        if not isinstance(self.head, MetricHead):
+            return f"its metric is a module of its own, {type(self.head).__name__}"
+        for name in ("weight", "bias"):
+            values = getattr(self.head.conv, name)
+            if values is not None:
+                # A direction has no effect as long as the eigenvalues are equal.
+                directions = self.head.parametrization.n_direction_channels
+                values = values.unflatten(0, (self.metric_groups, -1))[:, directions:]
+            reason = nonzero(f"head.conv.{name}", values)
+            if reason is not None:
+                return reason
+        return None
+
+    def _repr_parts(self) -> Sequence[str]:
+        groups = [] if self.metric_groups == 1 else [f"metric_groups={self.metric_groups}"]
+        return [f"reference={self.reference.name!r}", *groups]
+
+    def _place_points(self) -> None:
+        """Put the reference points on the weight's device, in float32 or better, from float64."""
+        like = own_tensor(self)
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        self.points = torch.as_tensor(self.reference.points, dtype=dtype, device=like.device)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "BallConv2d":
+        # A move to half precision must not round the points, nor one to float64 keep rounded ones.
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._place_points()
+        return self
+
+
+def _as_reference(reference: str | ReferenceSet, kernel_size: tuple[int, int]) -> ReferenceSet:
+    if isinstance(reference, str):
+        return reference_set(reference, kernel_size)
+    if not isinstance(reference, ReferenceSet):
+        raise TypeError(
+            f"reference: expected a name or a ReferenceSet, got {type(reference).__name__}"
+        )
+    if reference.dim != 2 or len(reference) != kernel_size[0] * kernel_size[1]:
+        raise ValueError(
+            f"reference: expected {kernel_size[0] * kernel_size[1]} points in the plane for a "
+            f"kernel of {kernel_size[0]} x {kernel_size[1]}, got {len(reference)} in dimension "
+            f"{reference.dim}"
+        )
+    return reference

@@ -1,0 +1,19 @@
+"""Whole models converted: ordinary convolutions made adaptive ones, with a report, and back."""
+
+from finslerconv.nn.conversion._convert import Conversion, convert, convert_back
+from finslerconv.nn.conversion._report import ConversionReport, Converted, Cost, LeftAlone
+from finslerconv.nn.conversion._resnet import convert_resnet
+from finslerconv.nn.conversion._selection import Selection, select
+
+__all__ = [
+    "convert",
+    "select",
+    "convert_back",
+    "convert_resnet",
+    "Conversion",
+    "ConversionReport",
+    "Converted",
+    "LeftAlone",
+    "Cost",
+    "Selection",
+]

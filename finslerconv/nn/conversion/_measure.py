@@ -1,0 +1,106 @@
+"""How long each convolution of a model takes with an example, and how large its output is."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Example = Tensor | Sequence[Any] | Mapping[str, Any]
+
+_REPEATS = 3
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What an example showed.
+
+    Attributes
+    ----------
+    seconds : float
+        Of the whole model: the quickest of several passes forward, without gradients.
+    layers : dict
+        For each layer that was run, by its identity: the spatial size of its (last) output, and
+        the seconds of all its calls within a pass, in the quickest.
+    """
+
+    seconds: float
+    layers: dict[int, tuple[tuple[int, ...], float]]
+
+
+@torch.no_grad()
+def measure(model: nn.Module, layers: Sequence[nn.Module], example: Example) -> Measurement:
+    """Run a model with an example, in evaluation mode, and time it and some of its layers."""
+    sizes: dict[int, tuple[int, ...]] = {}
+    running: dict[int, float] = {}
+    started: dict[int, float] = {}
+
+    def before(module: nn.Module, _: Any) -> None:
+        _synchronize()
+        started[id(module)] = time.perf_counter()
+
+    def after(module: nn.Module, _: Any, output: Any) -> None:
+        _synchronize()
+        key = id(module)
+        running[key] = running.get(key, 0.0) + time.perf_counter() - started[key]
+        sizes[key] = tuple(output.shape[2:]) if isinstance(output, Tensor) else ()
+
+    totals: list[float] = []
+    passes: list[dict[int, float]] = []
+    with _evaluating(model):
+        _run(model, example)
+        # The whole model is timed without the hooks, which make a GPU wait at every layer.
+        for _ in range(_REPEATS):
+            _synchronize()
+            start = time.perf_counter()
+            _run(model, example)
+            _synchronize()
+            totals.append(time.perf_counter() - start)
+        handles = [
+            handle
+            for layer in layers
+            for handle in (
+                layer.register_forward_pre_hook(before),
+                layer.register_forward_hook(after),
+            )
+        ]
+        try:
+            for _ in range(_REPEATS):
+                running.clear()
+                _run(model, example)
+                passes.append(dict(running))
+        finally:
+            for handle in handles:
+                handle.remove()
+    keys = {key for run in passes for key in run}
+    seconds = {key: min(run[key] for run in passes if key in run) for key in keys}
+    return Measurement(min(totals), {key: (sizes[key], seconds[key]) for key in seconds})
+
+
+def _run(model: nn.Module, example: Example) -> None:
+    if isinstance(example, Tensor):
+        model(example)
+    elif isinstance(example, Mapping):
+        model(**example)
+    else:
+        model(*example)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode, and each of its modules back into its own after it."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

@@ -1,0 +1,188 @@
+"""Which convolutions of a model are meant."""
+
+import fnmatch
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+#: What ``where`` may be: a kernel size, a pattern of names, a predicate, or all (None).
+Where = int | Sequence[int] | str | re.Pattern[str] | Callable[[str, nn.Module], bool] | None
+
+# "layer3", "stage3", "stages.3", "block3": how networks number their stages.
+_STAGE = re.compile(r"(?:^|\.)(?:layer|stages?|blocks?)[._]?(\d+)(?=\.|$)")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A predicate on the names and modules of a model that can be combined with others.
+
+    ``a & b``, ``a | b`` and ``~a`` are selections too, and ``b`` may be any function of a name and
+    a module. :func:`select` makes selections.
+
+    Parameters
+    ----------
+    matches : callable
+        From a dotted name and a module to whether it is meant.
+    description : str
+        What is shown.
+    """
+
+    matches: Callable[[str, nn.Module], bool]
+    description: str
+
+    def __call__(self, name: str, module: nn.Module) -> bool:
+        return bool(self.matches(name, module))
+
+    def __and__(self, other: Callable[[str, nn.Module], bool]) -> "Selection":
+        return Selection(
+            lambda name, module: self(name, module) and bool(other(name, module)),
+            f"({self} & {_description(other)})",
+        )
+
+    def __or__(self, other: Callable[[str, nn.Module], bool]) -> "Selection":
+        return Selection(
+            lambda name, module: self(name, module) or bool(other(name, module)),
+            f"({self} | {_description(other)})",
+        )
+
+    def __invert__(self) -> "Selection":
+        return Selection(lambda name, module: not self(name, module), f"~{self}")
+
+    def __str__(self) -> str:
+        return self.description
+
+
+def select(
+    *,
+    kernel_size: int | Sequence[int] | None = None,
+    name: str | re.Pattern[str] | None = None,
+    stage: int | Iterable[int] | None = None,
+    type: type[nn.Module] | tuple[type[nn.Module], ...] | None = None,  # noqa: A002
+    predicate: Callable[[str, nn.Module], bool] | None = None,
+) -> Selection:
+    """Select the convolutions for which everything that is given holds.
+
+    Parameters
+    ----------
+    kernel_size : int or sequence of int, optional
+        The kernel size; an integer for one that is the same along all axes.
+    name : str or compiled regular expression, optional
+        A pattern as for file names that the whole dotted name matches (``"layer[234].*"``), or an
+        expression of :mod:`re` that is found somewhere in it.
+    stage : int or iterable of int, optional
+        The number of the stage, as it stands in the name: 3 for ``layer3.0.conv1``,
+        ``stage3.conv``, ``stages.3.blocks.0.conv`` (the first such number counts).
+    type : class or tuple of classes, optional
+        A class of which the module is an instance.
+    predicate : callable, optional
+        From a name and a module to whether it is meant.
+
+    Returns
+    -------
+    Selection
+        A function of a name and a module; selections combine by ``&``, ``|`` and ``~``.
+
+    Raises
+    ------
+    TypeError
+        If an argument is of another kind.
+
+    Examples
+    --------
+    >>> late = select(kernel_size=3, stage=(3, 4))
+    >>> late("layer3.0.conv1", nn.Conv2d(8, 8, 3)), late("layer2.0.conv1", nn.Conv2d(8, 8, 3))
+    (True, False)
+    >>> print(late & ~select(name="*.conv1"))
+    (select(kernel_size=3, stage=(3, 4)) & ~select(name='*.conv1'))
+    """
+    tests: list[Callable[[str, nn.Module], bool]] = []
+    if kernel_size is not None:
+        tests.append(_has_kernel_size(kernel_size))
+    if name is not None:
+        tests.append(_has_name(name))
+    if stage is not None:
+        tests.append(_is_in_stage(stage))
+    if type is not None:
+        wanted = type
+        tests.append(lambda _, module: isinstance(module, wanted))
+    if predicate is not None:
+        if not callable(predicate):
+            raise TypeError(f"predicate: expected a function of (name, module), got {predicate!r}")
+        tests.append(predicate)
+    given = {
+        "kernel_size": kernel_size, "name": name, "stage": stage, "type": type,
+        "predicate": predicate,
+    }  # fmt: skip
+    shown = ", ".join(f"{k}={_shown(v)}" for k, v in given.items() if v is not None)
+    return Selection(
+        lambda name, module: all(test(name, module) for test in tests), f"select({shown})"
+    )
+
+
+def as_selection(where: Where) -> Selection:
+    """Return what an argument ``where`` stands for."""
+    if where is None:
+        return Selection(lambda name, module: True, "all")
+    if isinstance(where, Selection):
+        return where
+    if isinstance(where, str):
+        return select(name=where)
+    if isinstance(where, re.Pattern):
+        return select(name=where)
+    if callable(where) and not isinstance(where, nn.Module):
+        return Selection(where, _description(where))
+    if isinstance(where, int | Sequence):
+        kernel_size: Any = where
+        return select(kernel_size=kernel_size)
+    raise TypeError(
+        "where: expected a selection such as select(kernel_size=3), a pattern of names, a kernel "
+        f"size, or a function of (name, module), got {where!r}"
+    )
+
+
+def _has_kernel_size(kernel_size: int | Sequence[int]) -> Callable[[str, nn.Module], bool]:
+    sizes = (kernel_size,) if isinstance(kernel_size, int) else tuple(kernel_size)
+    if not sizes or not all(isinstance(k, int) and not isinstance(k, bool) for k in sizes):
+        raise TypeError(f"kernel_size: expected integers, got {kernel_size!r}")
+
+    def matches(_: str, module: nn.Module) -> bool:
+        if not isinstance(module, _ConvNd):
+            return False
+        wanted = sizes * len(module.kernel_size) if isinstance(kernel_size, int) else sizes
+        return tuple(module.kernel_size) == wanted
+
+    return matches
+
+
+def _has_name(pattern: str | re.Pattern[str]) -> Callable[[str, nn.Module], bool]:
+    if isinstance(pattern, re.Pattern):
+        return lambda name, _: pattern.search(name) is not None
+    if not isinstance(pattern, str):
+        raise TypeError(f"name: expected a string or a compiled expression, got {pattern!r}")
+    return lambda name, _: fnmatch.fnmatchcase(name, pattern)
+
+
+def _is_in_stage(stage: int | Iterable[int]) -> Callable[[str, nn.Module], bool]:
+    stages = {stage} if isinstance(stage, int) else set(stage)
+    if not all(isinstance(number, int) for number in stages):
+        raise TypeError(f"stage: expected integers, got {stage!r}")
+
+    def matches(name: str, _: nn.Module) -> bool:
+        found = _STAGE.search(name)
+        return found is not None and int(found[1]) in stages
+
+    return matches
+
+
+def _description(where: Callable[[str, nn.Module], bool]) -> str:
+    return str(where) if isinstance(where, Selection) else getattr(where, "__name__", repr(where))
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, re.Pattern):
+        return repr(value.pattern)
+    return getattr(value, "__name__", None) or repr(value)

@@ -1,0 +1,79 @@
+"""One module put in the place of another: what the model and its owner hold goes with it."""
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from finslerconv.nn.weighted._parametrize import replace_modules
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+_STATE_HOOKS = (
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
+
+
+def replace(model: nn.Module, new: dict[int, nn.Module]) -> nn.Module:
+    """Put new modules, by the identity of the old, into a model, wherever the old ones are."""
+    return replace_modules(model, lambda _, module: new.get(id(module), module))
+
+
+def take_over_weights(old: nn.Module, new: nn.Module) -> None:
+    """Give a layer the parameters of another, themselves: whoever holds them goes on to do so.
+
+    Parametrisations go with them.
+    """
+    for name in ("weight", "bias"):
+        if parametrize.is_parametrized(old, name):
+            _take_over_parametrization(old, new, name)
+        else:
+            setattr(new, name, getattr(old, name))
+
+
+def take_over_surroundings(old: nn.Module, new: nn.Module) -> tuple[str, ...]:
+    """Give a module the hooks, mode and attributes of another, and return what is to be told."""
+    new.train(old.training)
+    notes = []
+    if any(getattr(old, name) for name in _HOOKS):
+        notes.append("hooks carried over")
+    for name in _HOOKS:
+        theirs, ours = getattr(old, name), getattr(new, name)
+        if theirs:
+            # The old dictionary itself, so that handle.remove() goes on to work.
+            theirs.update(ours)
+            setattr(new, name, theirs)
+    if old._is_full_backward_hook is not None:
+        new._is_full_backward_hook = old._is_full_backward_hook
+    for name, value in vars(old).items():
+        if not name.startswith("_") and name not in vars(new) and not isinstance(value, nn.Module):
+            setattr(new, name, value)
+    if any(getattr(old, name, None) for name in _STATE_HOOKS):
+        notes.append("its state_dict hooks are not carried over")
+    return tuple(notes)
+
+
+def _take_over_parametrization(old: nn.Module, new: nn.Module, name: str) -> None:
+    functions: nn.Module = old.parametrizations[name]  # type: ignore[index, assignment]
+    modes = {module: module.training for module in functions.modules()}
+    training = new.training
+    # Registering evaluates them, and some change themselves at every evaluation in training; it
+    # gives them the mode of the new module, too.
+    new.eval()
+    functions.eval()
+    try:
+        with torch.no_grad():
+            parametrize.transfer_parametrizations_and_params(old, new, name)
+    finally:
+        new.train(training)
+        for module, mode in modes.items():
+            module.training = mode
