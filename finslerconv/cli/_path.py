@@ -1,0 +1,94 @@
+"""The shortest path between two pixels of a photograph, there and back, and its figure."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from matplotlib.figure import Figure
+
+from finslerconv import plotting
+from finslerconv.geodesics import DistanceMap, GridMetric, distance, path_length
+from finslerconv.metrics import Randers
+
+Pixel = tuple[float, float]
+Picture = Float[np.ndarray, "channels height width"]
+Curve = Float[np.ndarray, "n 2"]
+
+
+@dataclass(frozen=True, eq=False)
+class Way:
+    """A path, and its length by the metric and in pixels beside the straight one's."""
+
+    name: str
+    curve: Curve
+    length: float
+    pixels: float
+
+    @classmethod
+    def along(cls, name: str, curve: Curve, field: GridMetric) -> "Way":
+        """Measure a curve."""
+        length = float(path_length(field, curve))
+        return cls(name, curve, length, float(np.linalg.norm(np.diff(curve, axis=0), axis=1).sum()))
+
+
+@dataclass(frozen=True, eq=False)
+class Journey:
+    """The shortest paths between two pixels, and the distances from the first of them."""
+
+    ways: list[Way]
+    distances: DistanceMap
+
+
+def journey(metric: Randers, start: Pixel, end: Pixel) -> Journey:
+    """Find the shortest paths of a picture's metric from ``start`` to ``end`` and back."""
+    field = GridMetric(
+        metric.M[0].double().cpu().numpy(),
+        metric.omega[0].double().cpu().numpy(),
+        interpolation="linear",
+    )
+    there, back = (distance(field, at, full=True) for at in (start, end))
+    straight = np.linspace(start, end, max(2, 4 * int(np.hypot(*np.subtract(start, end)))))
+    ways = [
+        Way.along("there", np.asarray(there.path(end)), field),
+        Way.along("back", np.asarray(back.path(start)), field),
+        Way.along("straight line there", straight, field),
+    ]
+    return Journey(ways, there)
+
+
+def path_figure(image: Picture, found: Journey) -> Figure:
+    """Draw the paths over the picture, and the distances that they descend."""
+    height, width = image.shape[1:]
+    figure = Figure(figsize=(12, 0.5 + 5.2 * height / width), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    there, back, _ = found.ways
+    plotting.paths([there.curve, back.curve], labels=["there", "back"], image=image, ax=left)
+    left.set_title("shortest paths", fontsize=11)
+    plotting.distance_map(found.distances, image=image, ax=right)
+    plotting.paths([there.curve], ax=right)
+    right.set_title("distances from the start, and the path there", fontsize=11)
+    for ax in (left, right):
+        ax.set_xlim(-0.5, width - 0.5)
+        ax.set_ylim(height - 0.5, -0.5)
+    return figure
+
+
+def default_ends(metric: Randers) -> tuple[Pixel, Pixel]:
+    """Return two pixels far apart, on the strongest edges near opposite corners of a picture."""
+    M = metric.M[0].double()
+    # Across a strong edge M is large.
+    strength = torch.linalg.eigvalsh(M)[..., -1].cpu().numpy()
+    height, width = strength.shape
+    rows, columns = height // 4, width // 4
+    first = _strongest(strength[rows : 2 * rows, columns : 2 * columns])
+    last = _strongest(strength[-rows - 1 : -1, -columns - 1 : -1])
+    return (
+        (float(first[0] + rows), float(first[1] + columns)),
+        (float(last[0] + height - rows - 1), float(last[1] + width - columns - 1)),
+    )
+
+
+def _strongest(strength: np.ndarray) -> tuple[int, int]:
+    row, column = np.unravel_index(int(strength.argmax()), strength.shape)
+    return int(row), int(column)

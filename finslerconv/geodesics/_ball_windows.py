@@ -1,0 +1,301 @@
+"""Geodesic balls as the level sets of local distances, on a window around each centre.
+
+A window is a grid in the frame of the centre's own unit ball: with ``h`` and ``W`` its Zermelo data
+and ``A = radius h^{-1/2}``, node ``xi`` lies at ``x + A xi``, where the metric is ``A' M A`` and
+``A' omega``. Whatever the metric, its ball is about a unit disc there, and a few dozen nodes resolve
+it. The ray of a sample is followed from the centre until the distance is the sample's.
+"""
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any, Literal, no_type_check
+
+import numba
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from finslerconv.balls import affine, radial
+from finslerconv.geodesics._fast_marching import fast_marching
+from finslerconv.geodesics._grid import GridMetric, MetricField
+from finslerconv.geodesics._heat import heat_windows
+from finslerconv.geodesics._sources import Seeds
+from finslerconv.metrics import Randers
+from finslerconv.metrics._linalg import dot, inverse, matvec, spd_sqrt
+
+# Nodes that are solved for at once.
+_TILE = 2**19
+
+# Half the side of a window, in radii of the tangent ball; where the geodesic ball does not fit, the
+# next is tried.
+_MARGINS = (1.5, 3.0, 6.0, 12.0)
+
+_MAPS = {"radial": radial, "affine": affine}
+
+Solver = Callable[[Tensor, Tensor, float, Tensor], Tensor]
+"""From metrics, one-forms, spacing and the centres' indices to distances, for many windows."""
+
+
+def window_ball(
+    field: MetricField,
+    x: Float[Tensor, "*centres d"],
+    points: Float[Tensor, "n d"],
+    radius: float,
+    method: Literal["eikonal", "heat"],
+    map: Literal["radial", "affine"],
+    resolution: int,
+) -> Float[Tensor, "n *centres d"]:
+    """Return the samples of geodesic balls that local distances give.
+
+    With ``v`` the image of ``radius g`` in the tangent space, the sample is the first point of the
+    straight ray from ``x`` along ``v`` whose distance from ``x`` is ``F_x(v)``.
+
+    Raises
+    ------
+    ValueError
+        If a ball does not fit a window of twelve times the tangent ball's size.
+    """
+    solver = _eikonal if method == "eikonal" else _heat
+    batch = field.batch_shape if isinstance(field, GridMetric) else ()
+    if isinstance(field, GridMetric):
+        field = field.torch()
+    d = x.shape[-1]
+    whole = x.reshape(*batch, -1, d)
+    count = whole.shape[-2]
+    reach = max(1.0, float(torch.linalg.norm(points.detach(), dim=-1).max()))
+    found: list[Tensor] = []
+    tile = max(1, _TILE // (math.prod(batch) * _side(_MARGINS[0] * reach, resolution) ** d))
+    for begin in range(0, count, tile):
+        some = whole[..., begin : begin + tile, :]
+        found.append(_tile(field, some, points, radius, reach, solver, map, resolution, begin))
+    if not found:
+        return x.new_empty(len(points), *x.shape)
+    return torch.cat(found, dim=-2).reshape(len(points), *x.shape)
+
+
+def _tile(
+    field: MetricField,
+    x: Tensor,
+    points: Tensor,
+    radius: float,
+    reach: float,
+    solver: Solver,
+    map: Literal["radial", "affine"],
+    resolution: int,
+    begin: int,
+) -> Tensor:
+    """Return the samples (n, *batch, centres, d) of some centres (*batch, centres, d)."""
+    metric = field.at(x)
+    lead = points.reshape(-1, *(1,) * (x.ndim - 1), points.shape[-1])
+    v = radius * _MAPS[map](metric, lead)
+    stretch = _stretch(field, metric, x, v, radius, reach * _MARGINS[0], solver, resolution)
+    outside = ~stretch.isfinite().all(0)
+    for margin in _MARGINS[1:]:
+        if not bool(outside.any()):
+            break
+        # Larger windows for the centres whose balls did not fit, one by one for lack of memory.
+        for index in torch.nonzero(outside.any(tuple(range(outside.ndim - 1)))).flatten().tolist():
+            one = (..., slice(index, index + 1))
+            again = _stretch(
+                field, metric[one], x[(*one, slice(None))], v[(*one, slice(None))], radius,
+                reach * margin, solver, resolution,
+            )  # fmt: skip
+            stretch = torch.cat((stretch[..., :index], again, stretch[..., index + 1 :]), dim=-1)
+        outside = ~stretch.isfinite().all(0)
+    if bool(outside.any()):
+        index = torch.nonzero(outside)[0].tolist()
+        index[-1] += begin
+        raise ValueError(
+            f"radius: the geodesic ball of radius {radius:g} around centre {tuple(index)} reaches "
+            f"beyond {_MARGINS[-1]:g} times the size of its tangent ball, since the field changes "
+            "too much within it; use a smaller radius or a smoother field"
+        )
+    return x + stretch[..., None] * v
+
+
+def _stretch(
+    field: MetricField,
+    metric: Randers,
+    x: Tensor,
+    v: Tensor,
+    radius: float,
+    margin: float,
+    solver: Solver,
+    resolution: int,
+) -> Tensor:
+    """Return the factors (n, *batch, centres) by which ``v`` must be stretched; inf: not inside."""
+    d = x.shape[-1]
+    batch = x.shape[:-1]
+    side = _side(margin, resolution)
+    ellipse = metric.dual()
+    # The frame is a way to look at the field, not a part of it: it carries no gradients.
+    A = (radius * spd_sqrt(ellipse.M)).detach()
+    wind = matvec(inverse(A), radius * ellipse.omega.detach())
+    centre = side // 2 - (wind * resolution).round().long()
+    axes = torch.meshgrid(*[torch.arange(side, device=x.device)] * d, indexing="ij")
+    steps = torch.stack(axes, dim=-1).reshape(-1, d) - centre[..., None, :]
+    xi = steps.to(x.dtype) / resolution
+    local = field.at(x[..., None, :] + matvec(A[..., None, :, :], xi))
+    M = A.mT[..., None, :, :] @ local.M @ A[..., None, :, :]
+    omega = matvec(A.mT[..., None, :, :], local.omega)
+    distance = solver(
+        M.reshape(-1, *(side,) * d, d, d), omega.reshape(-1, *(side,) * d, d), 1 / resolution,
+        centre.reshape(-1, d),
+    ).reshape(*batch, -1)  # fmt: skip
+
+    # Near the centre the distance is a cone; what is read between nodes is its ratio to the
+    # cone of the centre's own metric, which is smooth.
+    forms = matvec(A.mT, metric.omega)
+    cone = Randers(A.mT @ metric.M @ A, forms, validate=False)[..., None].norm(xi)
+    middle = (steps == 0).all(-1)
+    ratio = torch.where(middle, 1.0, distance / torch.where(middle, 1.0, cone))
+    u = matvec(inverse(A), v).movedim(0, -2)  # (*batch, n, d)
+    t, slope = _crossings(ratio, u, centre, side, resolution)
+    if not (torch.is_grad_enabled() and (ratio.requires_grad or u.requires_grad)):
+        return t.movedim(-1, 0)
+    # One step of Newton's at the crossing changes nothing but carries the gradient.
+    fits = t.isfinite() & (slope > 0)
+    safe = torch.where(fits, t, 0.0)
+    level = safe * _read(ratio, safe[..., None] * u, centre, side, resolution)
+    moved = t - torch.where(fits, (level - level.detach()) / torch.where(fits, slope, 1.0), 0.0)
+    return moved.movedim(-1, 0)
+
+
+def _side(margin: float, resolution: int) -> int:
+    """Return the number of nodes along a side of a window, an odd one."""
+    return 2 * math.ceil(margin * resolution) + 1
+
+
+def _eikonal(M: Tensor, omega: Tensor, spacing: float, centre: Tensor) -> Tensor:
+    """Return the distances (P, *window) from each window's centre by fast marching."""
+    zero = torch.zeros(1, dtype=torch.float64)
+    seeds = [Seeds(i[None] * spacing, zero) for i in centre.double().cpu()]
+    front = fast_marching(M.cpu(), omega.cpu(), spacing, 0.0, seeds, order=2, factorise=True)
+    return front.distance.to(M.device)
+
+
+def _heat(M: Tensor, omega: Tensor, spacing: float, centre: Tensor) -> Tensor:
+    """Return the distances (P, *window) from each window's centre by the heat method."""
+    return heat_windows(M, omega, spacing, centre)
+
+
+def _read(ratio: Tensor, xi: Tensor, centre: Tensor, side: int, resolution: int) -> Tensor:
+    """Return ``ratio`` (*batch, nodes) between the nodes at ``xi`` (*batch, n, d), linearly."""
+    d = xi.shape[-1]
+    c = xi * resolution + centre[..., None, :]
+    i = c.detach().floor().clamp(0, side - 2)
+    f = c - i
+    total = torch.zeros_like(xi[..., 0])
+    for corner in itertools.product((0, 1), repeat=d):
+        index = torch.zeros_like(i[..., 0]).long()
+        weight = torch.ones_like(total)
+        for axis, bit in enumerate(corner):
+            index = index * side + i[..., axis].long() + bit
+            weight = weight * (f[..., axis] if bit else 1 - f[..., axis])
+        total = total + weight * torch.gather(ratio, -1, index)
+    return total
+
+
+def _crossings(
+    ratio: Tensor, u: Tensor, centre: Tensor, side: int, resolution: int
+) -> tuple[Tensor, Tensor]:
+    """Return the first ``t > 0`` with ``t ratio(t u) = 1`` (inf: outside), and the slope there."""
+    batch, (n, d) = u.shape[:-2], u.shape[-2:]
+    t = np.empty((math.prod(batch), n))
+    slope = np.empty_like(t)
+    arrays = (a.detach().cpu().double().contiguous().numpy() for a in (ratio, u, centre))
+    values, rays, middle = arrays
+    _cross(
+        values.reshape(len(t), -1), rays.reshape(-1, n, d), middle.reshape(-1, d), side,
+        float(resolution), t, slope,
+    )  # fmt: skip
+    back = (torch.from_numpy(a).to(u).reshape(*batch, n) for a in (t, slope))
+    return next(back), next(back)
+
+
+def _jit(function: Callable[..., Any]) -> Any:
+    return numba.njit(nogil=True, error_model="numpy")(function)
+
+
+def _entry(function: Callable[..., Any]) -> Any:
+    """Compile a kernel that Python calls, and keep the machine code on disk where one may write."""
+    try:
+        return numba.njit(nogil=True, error_model="numpy", cache=True)(function)
+    except RuntimeError:  # nowhere to keep it: compile in every process
+        return numba.njit(nogil=True, error_model="numpy")(function)
+
+
+@_jit
+@no_type_check
+def _level(values, u, centre, side, rate, t):
+    """Return ``t ratio(t u) - 1``, or NaN outside the window."""
+    d = len(u)
+    total = 0.0
+    for corner in range(1 << d):
+        index = 0
+        weight = 1.0
+        for axis in range(d):
+            c = t * u[axis] * rate + centre[axis]
+            if not (c >= 0.0 and c <= side - 1):
+                return np.nan
+            i = min(int(c), side - 2)
+            f = c - i
+            bit = (corner >> axis) & 1
+            index = index * side + i + bit
+            weight *= f if bit else 1.0 - f
+        total += weight * values[index]
+    return t * total - 1.0
+
+
+@_entry
+@no_type_check
+def _cross(values, rays, centre, side, rate, out, slope):
+    """Follow every ray of every window, a node at a time, to where its level first is reached."""
+    windows, n, d = rays.shape
+    for w in range(windows):
+        for ray in range(n):
+            u = rays[w, ray]
+            length = 0.0
+            for axis in range(d):
+                length += u[axis] * u[axis]
+            length = np.sqrt(length)
+            if length == 0.0:
+                out[w, ray] = 1.0
+                slope[w, ray] = 0.0
+                continue
+            step = min(0.25, 1.0 / (rate * length))
+            low, f_low = 0.0, -1.0
+            high = step
+            f_high = _level(values[w], u, centre[w], side, rate, high)
+            while f_high < 0.0:
+                low, f_low = high, f_high
+                high += step
+                f_high = _level(values[w], u, centre[w], side, rate, high)
+            if not f_high >= 0.0:
+                out[w, ray] = np.inf
+                slope[w, ray] = 0.0
+                continue
+            slope[w, ray] = (f_high - f_low) / (high - low)
+            # The false position, each end's value halved when it stays (Illinois).
+            t = high
+            last = 0
+            for _ in range(60):
+                if f_high == f_low:
+                    break
+                t = (low * f_high - high * f_low) / (f_high - f_low)
+                f = _level(values[w], u, centre[w], side, rate, t)
+                if abs(f) < 1e-13:
+                    break
+                if f > 0.0:
+                    high, f_high = t, f
+                    if last == 1:
+                        f_low *= 0.5
+                    last = 1
+                else:
+                    low, f_low = t, f
+                    if last == -1:
+                        f_high *= 0.5
+                    last = -1
+            out[w, ray] = t

@@ -1,0 +1,405 @@
+"""Unit geodesic balls: reference points carried to the points at their distance from a centre."""
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.spatial import Delaunay, QhullError
+from torch import Tensor
+
+from finslerconv._arrays import Array, first_index
+from finslerconv.balls import ReferenceSet, affine, concentric, radial
+from finslerconv.geodesics._ball_windows import window_ball
+from finslerconv.geodesics._exponential import Schedule, exponential, shoot
+from finslerconv.geodesics._grid import GridMetric, MetricField, Outside
+from finslerconv.geodesics._hamiltonian import Grid, grid_metric, grid_table
+from finslerconv.geodesics._kinds import as_tensor, as_tensors, like
+from finslerconv.metrics import Randers
+
+MapName = Literal["radial", "affine"]
+
+BallMethod = Literal["exp", "eikonal", "heat"]
+"""How geodesic balls are found: by geodesics, by local distances, by a local heat flow."""
+
+_MAPS = {"radial": radial, "affine": affine}
+
+
+class InjectivityWarning(UserWarning):
+    """Geodesics from a centre cross before they end: the ball's samples fold over.
+
+    Attributes
+    ----------
+    centres : ndarray of int, shape (k, ...)
+        The indices of those centres among all, row-major.
+    """
+
+    def __init__(self, message: str, centres: np.ndarray) -> None:
+        super().__init__(message)
+        self.centres = centres
+
+
+@dataclass(frozen=True, eq=False)
+class Fan:
+    """Reference points as rays from the centre, those on the same ray one after the other.
+
+    Make it with :func:`fan`, once for many calls of :func:`geodesic_positions`.
+    """
+
+    ends: Float[Tensor, "rays d"]
+    """The outermost point of each ray, float64 on the CPU unless they carry gradients."""
+
+    schedule: Schedule
+    map: MapName
+
+
+def fan(points: Float[Array, "n d"], *, map: MapName = "radial", steps: int = 4) -> Fan:
+    """Return reference points as a fan of rays.
+
+    Under the radial map points on one ray from the origin stay on one geodesic, which is integrated
+    once for all of them. Under the affine map, and for points that carry gradients, every point has
+    a geodesic of its own.
+
+    Parameters
+    ----------
+    points : array, shape (n, d)
+    map : {"radial", "affine"}
+    steps : int
+        Integration steps of the longest ray; shorter ones take fewer, in proportion, and at
+        least one from a point to the next.
+    """
+    if not isinstance(points, Tensor):
+        points = torch.as_tensor(np.asarray(points, dtype=np.float64))
+    g = points.detach().double().cpu().numpy()
+    length = np.linalg.norm(g, axis=-1)
+    longest = float(length.max(initial=0.0)) or 1.0
+    rays: list[list[int]] = [[i] for i in range(len(g))]
+    if map == "radial" and not points.requires_grad:
+        rays = _same_direction(g, length)
+    ends = [ray[-1] for ray in rays]
+    records = [[(float(length[i] / (length[ray[-1]] or 1.0)), i) for i in ray] for ray in rays]
+    for record, ray in zip(records, rays, strict=True):
+        record[-1] = (1.0, ray[-1])
+    counts = [max(1, math.ceil(steps * length[i] / longest - 1e-9)) for i in ends]
+    chosen = points[ends] if points.requires_grad else torch.from_numpy(g[ends])
+    return Fan(chosen, Schedule.of(records, counts), map)
+
+
+def _same_direction(g: np.ndarray, length: np.ndarray) -> list[list[int]]:
+    """Return the indices of the points on each ray from the origin, from the inside out."""
+    rays: list[list[int]] = []
+    directions = np.empty((len(g), g.shape[-1]))
+    for i in np.argsort(length, kind="stable"):
+        if length[i] > 0:
+            u = g[i] / length[i]
+            near = np.flatnonzero(np.abs(directions[: len(rays)] - u).max(axis=-1) < 1e-12)
+            # Two points in one place need two records, and time to pass between them.
+            if near.size and length[i] > (1 + 1e-12) * length[rays[near[0]][-1]]:
+                rays[near[0]].append(int(i))
+                continue
+            directions[len(rays)] = u
+        else:
+            directions[len(rays)] = np.nan
+        rays.append([int(i)])
+    return rays
+
+
+def geodesic_positions(
+    M: Float[Tensor, "batch *grid d d"],
+    omega: Float[Tensor, "batch *grid d"] | None,
+    points: Float[Tensor, "n d"] | Fan,
+    *,
+    spacing: float | Sequence[float] = 1.0,
+    origin: float | Sequence[float] = 0.0,
+    centres: Float[Tensor, "*centres d"] | None = None,
+    map: MapName = "radial",
+    steps: int = 4,
+    outside: Outside = "constant",
+    compiled: bool | None = None,
+) -> Float[Tensor, "batch *_ n d"]:
+    r"""Return where reference points lie in geodesic balls, as displacements from the centres.
+
+    What a convolution on geodesic balls samples: ``exp_x(v) - x`` with ``v`` the image of the
+    reference point in the unit tangent ball of ``x``. Differentiable in ``M`` and ``omega``, in the
+    centres, and in the points where these carry gradients; arguments are not checked.
+
+    Parameters
+    ----------
+    M : Tensor, shape (B, \*grid, d, d)
+        Fields on a planar or spatial grid, read linearly between the nodes, float32 or float64.
+        A layer of stride s has its metrics at nodes s pixels apart: ``spacing=s``.
+    omega : Tensor, shape (B, \*grid, d), or None
+    points : Tensor, shape (n, d), or Fan
+        Reference points; a tensor's values are looked at (where it is on a GPU, the host waits),
+        so that a layer should keep the ``Fan`` that :func:`fan` makes of them. ``map`` and
+        ``steps`` are the fan's then.
+    spacing, origin : float or sequence of float
+        Of the grid, in the units of the metric (pixels): node ``i`` lies at ``origin + spacing i``.
+    centres : Tensor, shape (\*centres, d), optional
+        Physical positions, the same for every field; the nodes unless given. The metric at a
+        centre between nodes is interpolated.
+    map : {"radial", "affine"}
+        How reference points are carried into the tangent ball.
+    steps : int
+        Integration steps (of order 4) of the longest ray.
+    outside : {"constant", "reflect"}
+        How the field goes on outside the grid.
+    compiled : bool, optional
+        Whether to use the compiled kernels, which serve planar grids on the CPU; where possible
+        unless given. PyTorch's operations take the same steps and agree to rounding; they run in
+        tiles, whose states are computed again in the backward pass, so that memory stays bounded.
+
+    Returns
+    -------
+    Tensor, shape (B, \*centres, n, d)
+        Displacements in the units of the metric; ``centres`` is the grid's shape for the nodes.
+        A reference point 0 stays, under the radial map.
+    """
+    batch, d = len(M), M.shape[-1]
+    shape = tuple(M.shape[1:-2])
+    step, first = _per_axis(spacing, d), _per_axis(origin, d)
+    grid = Grid(shape, step, outside)
+    rays = points if isinstance(points, Fan) else fan(points, map=map, steps=steps)
+    table = grid_table(M, omega)
+    ends = rays.ends.to(table)
+    if centres is None:
+        axes = [torch.arange(n, dtype=M.dtype, device=M.device) for n in shape]
+        starts = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
+        forms = torch.zeros_like(M[..., 0]) if omega is None else omega
+        metric = Randers(M.flatten(1, -3)[:, :, None], forms.flatten(1, -2)[:, :, None],
+                         validate=False)  # fmt: skip
+    else:
+        starts = (centres - M.new_tensor(first)) / M.new_tensor(step)
+        rows = torch.arange(batch, device=M.device)[:, None] * math.prod(shape)
+        metric = grid_metric(grid, table, rows, starts.reshape(1, -1, d))
+        metric = metric[:, :, None]
+    velocities = _MAPS[rays.map](metric, ends)
+    fans = starts.reshape(1, -1, d).expand(batch, -1, d)
+    out = shoot(grid, table, fans, velocities, rays.schedule, compiled=compiled)
+    return out.reshape(batch, *starts.shape[:-1], -1, d)
+
+
+def geodesic_ball(
+    field: MetricField,
+    centres: Float[Array, "*_ d"] | None = None,
+    reference: ReferenceSet | Float[Array, "n d"] | None = None,
+    radius: float = 1.0,
+    *,
+    method: BallMethod = "exp",
+    map: MapName = "radial",
+    steps: int = 8,
+    resolution: int = 24,
+) -> Float[Array, "n *_ d"]:
+    r"""Return the positions of reference points in the geodesic balls ``{y : d(x, y) <= radius}``.
+
+    Parameters
+    ----------
+    field : GridMetric, FunctionMetric or MetricField
+    centres : array, shape (\*batch, ..., d), optional
+        Physical positions ``x``; of a :class:`GridMetric` of several fields the first axes are
+        their batch. Unless given, the nodes of the grid.
+    reference : ReferenceSet or array, shape (n, d), optional
+        Points ``g`` of the Euclidean unit ball; ``finslerconv.balls.concentric(11)`` in the plane
+        unless given.
+    radius : float
+        In the units of the metric's lengths.
+    method : {"exp", "eikonal", "heat"}
+        How the ball is found. With ``v`` the image of ``radius g`` in the tangent space at ``x``
+        (see ``map``), the position is
+
+        - ``"exp"``: ``exp_x(v)``, on a geodesic that sets out along ``v``;
+        - ``"eikonal"``: where the straight ray from ``x`` along ``v`` first is at distance
+          ``F_x(v)`` from ``x``, by fast marching on a window around each centre;
+        - ``"heat"``: the same, of the distance that a heat flow on the window finds.
+
+        All three parametrise one ball where it is within the injectivity radius, differently: the
+        same sets, not the same points.
+    map : {"radial", "affine"}
+        How reference points are carried into the tangent ball: ``radial`` to ``g |g| / F(g)``, so
+        that the position of ``g`` is at distance ``radius |g|``; ``affine`` to ``W + h^{-1/2} g``.
+    steps : int
+        Integration steps of ``"exp"`` for fields on grids (other fields: adaptive).
+    resolution : int
+        Nodes of a window between the centre and the rim of the ball, for the other two methods.
+
+    Returns
+    -------
+    array, shape (n, \*batch, ..., d)
+        Positions; samples lead, as :func:`finslerconv.balls.radial`'s do. Differentiable in the
+        field.
+
+    Warns
+    -----
+    InjectivityWarning
+        If geodesics of ``"exp"`` cross inside the ball (as far as neighbouring samples show: some
+        triangle of them has turned over). The positions beyond the crossing are nearer to the
+        centre than they should be.
+
+    Raises
+    ------
+    TypeError
+        If arrays are of different kinds, or not of float32 or float64.
+    ValueError
+        If shapes do not fit, ``radius`` is not positive, or an option is unknown.
+
+    References
+    ----------
+    Dagès, Lindenbaum, Bruckstein, "Metric Convolutions" (ICCV 2025): unit geodesic balls from a
+    Finsler heat flow.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from finslerconv.balls import polar
+    >>> from finslerconv.geodesics import GridMetric, geodesic_ball
+    >>> from finslerconv.metrics import Riemannian
+    >>> field = GridMetric.from_metric(Riemannian(np.diag([1.0, 0.25])), (16, 16))
+    >>> geodesic_ball(field, np.array([8.0, 8.0]), polar(1, 4)).round(12) + 0.0
+    array([[ 8., 10.],
+           [ 9.,  8.],
+           [ 8.,  6.],
+           [ 7.,  8.]])
+    """
+    if method not in ("exp", "eikonal", "heat"):
+        raise ValueError(f"method: expected 'exp', 'eikonal' or 'heat', got {method!r}")
+    if map not in _MAPS:
+        raise ValueError(f"map: expected 'radial' or 'affine', got {map!r}")
+    if not (isinstance(radius, int | float) and 0 < radius < math.inf):
+        raise ValueError(f"radius: expected a positive number, got {radius!r}")
+    for name, number in (("steps", steps), ("resolution", resolution)):
+        if not isinstance(number, int) or number < 1:
+            raise ValueError(f"{name}: expected a positive integer, got {number!r}")
+    x, kind = _centres(field, centres)
+    points = _points(field, reference, x)
+    if method == "exp":
+        positions = _by_exp(field, x, points, radius, map, steps)
+        _warn_of_crossings(positions, points)
+    else:
+        positions = window_ball(field, x, points, radius, method, map, resolution)
+    return like(positions, kind)
+
+
+def _by_exp(
+    field: MetricField, x: Tensor, points: Tensor, radius: float, map: MapName, steps: int
+) -> Tensor:
+    """Return the positions (n, *centres, d) by geodesics."""
+    batch = field.batch_shape if isinstance(field, GridMetric) else ()
+    if isinstance(field, GridMetric) and field.interpolation == "linear":
+        field = field.torch()
+        d = field.dim
+        rays = fan(points, map=map, steps=steps)
+        grid = Grid(field.grid_shape, field.spacing, field.outside)
+        table = grid_table(field.M, field.omega).to(x)
+        starts = (x - x.new_tensor(field.origin)) / x.new_tensor(field.spacing)
+        starts = starts.reshape(math.prod(batch), -1, d)
+        first = torch.arange(len(starts), device=x.device)[:, None] * math.prod(grid.shape)
+        metric = grid_metric(grid, table, first, starts)[:, :, None]
+        velocities = radius * _MAPS[map](metric, rays.ends.to(x))
+        out = shoot(grid, table, starts, velocities, rays.schedule)
+        return x + out.movedim(-2, 0).reshape(len(points), *x.shape)
+    metric = field.at(x)
+    lead = points.reshape(-1, *(1,) * (x.ndim - 1), points.shape[-1])
+    v = radius * _MAPS[map](metric, lead)
+    # The axes of a batch of fields come first.
+    v = v.movedim(0, -2)
+    positions = exponential(field, x[..., None, :], v, steps=steps)
+    return positions.movedim(-2, 0)
+
+
+def _warn_of_crossings(positions: Tensor, points: Tensor) -> None:
+    """Warn of the centres around which a simplex of neighbouring samples has turned over."""
+    with torch.no_grad():
+        g = points.detach().double().cpu().numpy()
+        d = g.shape[-1]
+        try:
+            simplices = Delaunay(g).simplices if len(g) > d else np.empty((0, d + 1), int)
+        except QhullError:  # all on a line: nothing can turn over
+            return
+        corners = g[simplices]
+        volumes = np.linalg.det(corners[:, 1:] - corners[:, :1])
+        # Slivers between points on a line or circle may turn without meaning.
+        thick = np.abs(volumes) > 1e-3 * np.abs(volumes).max(initial=0.0)
+        simplices, volumes = simplices[thick], volumes[thick]
+        folded = torch.zeros(positions.shape[1:-1], dtype=torch.bool, device=positions.device)
+        for simplex, volume in zip(simplices.tolist(), volumes.tolist(), strict=True):
+            edges = [positions[i] - positions[simplex[0]] for i in simplex[1:]]
+            folded |= _volume(edges) * volume < 0
+        if not bool(folded.any()):
+            return
+        centres = torch.nonzero(folded).cpu().numpy()
+    index = tuple(centres[0].tolist())
+    where = f", the first at index {index}" if index else ""
+    warnings.warn(
+        InjectivityWarning(
+            f"geodesics from {len(centres)} of {folded.numel()} centres cross inside the ball"
+            f"{where}: there it leaves the injectivity radius, and samples beyond the crossing are "
+            "nearer than they should be. Use a smaller radius, a smoother field, or "
+            "method='eikonal'; the warning's .centres has the indices",
+            centres,
+        ),
+        stacklevel=3,
+    )
+
+
+def _volume(edges: list[Tensor]) -> Tensor:
+    if len(edges) == 2:
+        a, b = edges
+        return a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]
+    return torch.linalg.det(torch.stack(edges, dim=-1))
+
+
+def _centres(field: MetricField, centres: Array | None) -> tuple[Tensor, Array]:
+    """Return the centres as a tensor, and an array of the kind of the result."""
+    batch = field.batch_shape if isinstance(field, GridMetric) else ()
+    if centres is None:
+        if not isinstance(field, GridMetric):
+            raise ValueError(
+                "centres: a field without a grid has no nodes; say where the balls' centres are"
+            )
+        x = as_tensor("centres", field.nodes())
+        return x.expand(*batch, *x.shape), field.M
+    (x,) = as_tensors(centres=centres)
+    d = field.dim
+    if x.ndim == 0 or x.shape[-1] != d or x.shape[: len(batch)] != batch or x.ndim <= len(batch):
+        lead = f"*{batch}, ..." if batch else "..."
+        raise ValueError(f"centres: expected shape ({lead}, {d}), got {tuple(x.shape)}")
+    bad = ~x.detach().isfinite().all(-1)
+    if bool(bad.any()):
+        index = first_index(bad)
+        where = f" at index {index}" if index else ""
+        raise ValueError(
+            f"centres: expected finite numbers, got {x.detach()[index].tolist()}{where}"
+        )
+    return x, centres
+
+
+def _points(
+    field: MetricField, reference: ReferenceSet | Array | None, x: Tensor
+) -> Float[Tensor, "n d"]:
+    d = field.dim
+    if reference is None:
+        if d != 2:
+            raise ValueError(
+                f"reference: there is no default in dimension {d}; give a reference set, such as "
+                f"finslerconv.balls.lattice({(5,) * d}), or an array of points"
+            )
+        reference = concentric(11)
+    if isinstance(reference, ReferenceSet):
+        points = torch.as_tensor(reference.points)
+    else:
+        points = as_tensor("reference", reference)
+    if points.ndim != 2 or points.shape[-1] != d or len(points) == 0:
+        raise ValueError(f"reference: expected points of shape (n, {d}), got {tuple(points.shape)}")
+    if not bool(points.detach().isfinite().all()):
+        raise ValueError("reference: expected finite points")
+    return points.to(x)
+
+
+def _per_axis(value: float | Sequence[float], d: int) -> tuple[float, ...]:
+    if isinstance(value, int | float):
+        return (float(value),) * d
+    return tuple(float(v) for v in value)

@@ -1,0 +1,138 @@
+r"""Distances between nearby points in closed form: the length of the chord, or an estimate of it.
+
+Error orders. Let ``h = |b - a|`` and let the field be smooth. The chord ``x(t) = a + t (b - a)``
+has the length ``L = int_0^1 f(t) dt`` with ``f(t) = F_{x(t)}(b - a)``, and ``d(a, b) <= L``.
+
+*The chord against the geodesic: O(h^3).* A geodesic turns from its chord by an angle of O(h),
+since its second derivative is a smooth function of its velocity. Geodesics are stationary for the
+length, so that what a path of length O(h) gains by the turn is of second order in it:
+``L - d = O(h) O(h)^2``. It is 0 where geodesics are straight: constant metrics, Funk's.
+
+*Quadrature against the chord.* ``F`` is homogeneous in ``b - a``, which each derivative along the
+chord multiplies once more: the k-th derivative of ``f`` is O(h^{k+1}). So ``f(0)`` is wrong by
+``f'/2 = O(h^2)``, the midpoint by ``f''/24 = O(h^3)``, and Gauss's rule of ``n`` points, exact
+for polynomials of degree ``2 n - 1``, by ``f^(2n)``, O(h^{2n+1}).
+
+Together: O(h^2) for "start", O(h^3) for "midpoint" and for "gauss", whose error beyond ``n = 1``
+is that of the chord alone: never below the distance, up to O(h^{2n+1}), and much smaller than the
+midpoint's where geodesics are nearly straight. Relative to the distance, one order less each.
+"""
+
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from finslerconv._arrays import Array
+from finslerconv.geodesics._grid import MetricField
+from finslerconv.geodesics._kinds import as_tensors, like
+
+ChordRule = Literal["start", "midpoint", "gauss"]
+"""Where along the chord the field is read."""
+
+
+def chord_distance(
+    field: MetricField,
+    a: Float[Array, "*#batch d"],
+    b: Float[Array, "*#batch d"],
+    rule: ChordRule = "gauss",
+    n: int | None = None,
+) -> Float[Array, "*batch"]:
+    r"""Return estimates of the distances from ``a`` to ``b``, for points that are near each other.
+
+    In closed form, for as many pairs as one likes, and differentiable in everything. With
+    ``h = |b - a|`` and a smooth field the error is
+
+    ==========  =======================================  ========  =======================
+    rule        value                                    error     exact for
+    ==========  =======================================  ========  =======================
+    "start"     ``F_a(b - a)``                           O(h^2)    constant metrics
+    "midpoint"  ``F_{(a+b)/2}(b - a)``                   O(h^3)    constant metrics
+    "gauss"     length of the chord, by ``n`` points     O(h^3)    straight geodesics
+    ==========  =======================================  ========  =======================
+
+    where the last is exact up to the quadrature's own O(h^{2n+1}). A chord is a path, so the value
+    of "gauss" is an upper bound of the distance, up to the same. At a distance that is not
+    small beside the scale on which the field varies, use
+    :func:`finslerconv.geodesics.distance`.
+
+    Parameters
+    ----------
+    field : MetricField
+        Of which only ``at`` is used; read between its nodes where it is a
+        :class:`finslerconv.geodesics.GridMetric`.
+    a, b : array, shape (..., d)
+        Positions, whose batches broadcast (for a batch of fields with its axes first).
+    rule : {"start", "midpoint", "gauss"}
+        Where along the chord the field is read.
+    n : int, optional
+        The number of points of Gauss's rule, 3 unless told.
+
+    Returns
+    -------
+    array, shape (...)
+        In the kind of ``a`` and ``b``.
+
+    Raises
+    ------
+    TypeError
+        If an array is of another kind than the field.
+    ValueError
+        If the shapes do not fit, a position is not finite, the rule is unknown, or ``n`` is given
+        to a rule that has none.
+
+    Notes
+    -----
+    *Why these orders.* Along the chord let ``f(t) = F_{x(t)}(b - a)``; as ``F`` is homogeneous,
+    the k-th derivative of ``f`` is O(h^{k+1}): one point at the start is wrong by O(h^2), one in
+    the middle by O(h^3), ``n`` points by O(h^{2n+1}). A geodesic turns from its chord by an angle
+    of O(h) and is stationary for the length, so the chord is longer by O(h) O(h)^2.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.geodesics import FunctionMetric, chord_distance
+    >>> from finslerconv.metrics import Riemannian
+    >>> half_plane = FunctionMetric(
+    ...     lambda x: Riemannian(torch.eye(2, dtype=x.dtype) / x[..., :1, None] ** 2)
+    ... )
+    >>> a, b = torch.tensor([1.0, 0.0]).double(), torch.tensor([1.2, 0.0]).double()
+    >>> [round(float(chord_distance(half_plane, a, b, rule)), 5)
+    ...  for rule in ("start", "midpoint", "gauss")]  # log(1.2) = 0.18232
+    [0.2, 0.18182, 0.18232]
+    """
+    nodes, weights = _points(rule, n)
+    x, y = as_tensors(a=a, b=b)
+    for name, points in (("a", x), ("b", y)):
+        if points.ndim == 0 or points.shape[-1] != field.dim:
+            raise ValueError(
+                f"{name}: expected {field.dim} coordinates on the last axis, shape (..., "
+                f"{field.dim}), got shape {tuple(points.shape)}"
+            )
+    try:
+        shape = np.broadcast_shapes(tuple(x.shape), tuple(y.shape))
+    except ValueError as error:
+        raise ValueError(
+            f"a, b: expected shapes that broadcast, got {tuple(x.shape)} and {tuple(y.shape)}"
+        ) from error
+    start, v = like(x.expand(shape), a), like((y - x).expand(shape), a)
+    lengths = [w * field.at(start + t * v).norm(v) for t, w in zip(nodes, weights, strict=True)]
+    total = lengths[0]
+    for length in lengths[1:]:
+        total = total + length
+    return total
+
+
+def _points(rule: str, n: int | None) -> tuple[list[float], list[float]]:
+    """Return the nodes in [0, 1] and the weights of a rule."""
+    if rule not in ("start", "midpoint", "gauss"):
+        raise ValueError(f"rule: expected 'start', 'midpoint' or 'gauss', got {rule!r}")
+    if rule != "gauss":
+        if n is not None:
+            raise ValueError(f"n: expected None, because {rule!r} reads one point, got {n!r}")
+        return ([0.0] if rule == "start" else [0.5]), [1.0]
+    n = 3 if n is None else n
+    if n < 1:
+        raise ValueError(f"n: expected a positive number of points, got {n!r}")
+    nodes, weights = np.polynomial.legendre.leggauss(n)
+    return ((1 + nodes) / 2).tolist(), (weights / 2).tolist()

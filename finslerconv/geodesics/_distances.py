@@ -1,0 +1,293 @@
+"""Distances of a metric field on its grid, by any of the methods."""
+
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, final, overload
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from finslerconv._arrays import Array
+from finslerconv.geodesics._fast_marching import fast_marching
+from finslerconv.geodesics._fast_sweeping import fast_sweeping
+from finslerconv.geodesics._graph import graph_distance
+from finslerconv.geodesics._grid import GridMetric, validate_fields
+from finslerconv.geodesics._heat import heat_distance
+from finslerconv.geodesics._kinds import as_tensors, is_numpy, is_tensor, like
+from finslerconv.geodesics._paths import minimal_path
+from finslerconv.geodesics._sources import Problems, seeds_of
+
+Method = Literal["fast_marching", "fast_sweeping", "heat", "graph"]
+"""How distances are computed: see :func:`distance`."""
+
+_SOLVERS: dict[str, Callable[..., Any]] = {
+    "fast_marching": fast_marching,
+    "fast_sweeping": fast_sweeping,
+    "heat": heat_distance,
+    "graph": graph_distance,
+}
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class DistanceMap:
+    r"""Distances from sources to every node of a grid, with the fronts that carried them.
+
+    All arrays are of the kind and on the device of the field.
+    """
+
+    distance: Float[Array, "*problems_and_grid"]
+    r"""The distances, shape (\*problems, \*grid); infinite where no path leads, or none within the
+    radius."""
+
+    label: Int[Array, "*problems_and_grid"]
+    """The index of the nearest source, which makes the Voronoi diagram; -1 where none arrives."""
+
+    flow: Float[Array, "*problems_and_grid d"]
+    r"""The velocity of the shortest path at the node, of unit speed ``F(flow) = 1``: with which it
+    arrives from the source, or with ``reverse`` leaves for it. 0 at the sources and where none
+    arrives. Without gradients. Shape (\*problems, \*grid, d)."""
+
+    field: GridMetric
+    """The field whose distances these are."""
+
+    reverse: bool
+    """Whether the distances are those *to* the sources."""
+
+    def path(self, to: Any, *, step: float = 0.25) -> Array | list[Array]:
+        """Return the shortest path from the source to the position ``to`` (from it, ``reverse``).
+
+        See :func:`finslerconv.geodesics.minimal_path`.
+        """
+        return minimal_path(self, to, step=step)
+
+
+@overload
+def distance(
+    field: GridMetric,
+    sources: Any,
+    method: Method = ...,
+    *,
+    values: Any = ...,
+    reverse: bool = ...,
+    mask: Array | None = ...,
+    radius: float = ...,
+    full: Literal[False] = ...,
+    **options: Any,
+) -> Array: ...
+
+
+@overload
+def distance(
+    field: GridMetric,
+    sources: Any,
+    method: Method = ...,
+    *,
+    values: Any = ...,
+    reverse: bool = ...,
+    mask: Array | None = ...,
+    radius: float = ...,
+    full: Literal[True],
+    **options: Any,
+) -> DistanceMap: ...
+
+
+def distance(
+    field: GridMetric,
+    sources: Any,
+    method: Method = "fast_marching",
+    *,
+    values: Any = None,
+    reverse: bool = False,
+    mask: Array | None = None,
+    radius: float = math.inf,
+    full: bool = False,
+    **options: Any,
+) -> Any:
+    r"""Return the lengths of the shortest paths from sources to every node of a grid.
+
+    The length of a path ``x(t)`` is the integral of ``F_{x(t)}(x'(t))``; for a Randers metric the
+    way there and the way back differ.
+
+    Parameters
+    ----------
+    field : GridMetric
+        A field, or a batch of them.
+    sources : array, Curve or list
+        Where distances are 0, each problem a set of sources of which the nearest counts:
+
+        - positions, of shape (d,), (sources, d) or (\*problems, sources, d), physical (those of
+          nodes are their indices where spacing is 1 and origin 0), between nodes too; integers and
+          nested lists of numbers are welcome;
+        - a boolean array of shape (\*grid) or (\*problems, \*grid), true at the nodes that are
+          sources;
+        - a :class:`Curve`, whose points are sources at most half a step apart;
+        - a list with one of those for each problem, of as many sources as each likes.
+
+        The axes of the problems broadcast with those of the batch of fields.
+    method : {"fast_marching", "fast_sweeping", "heat", "graph"}
+        How: see the notes.
+    values : array, optional
+        The distances at which the sources start instead of 0, of a shape that broadcasts with
+        (\*problems, sources).
+    reverse : bool
+        Whether to measure the distances *to* the sources.
+    mask : bool array, optional
+        True where one may walk, of shape (\*grid) or with axes before it that broadcast with the
+        problems. Paths go around the obstacles, and where none leads the distance is infinite.
+    radius : float
+        The distance at which to stop: beyond it the result is infinite, and nothing is computed.
+    full : bool
+        Whether to return a :class:`DistanceMap`, with the front's labels and flow.
+    \*\*options
+        Of the method, see the notes.
+
+    Returns
+    -------
+    array, shape (\*problems, \*grid), or DistanceMap
+        Of the kind, dtype and device of the field. Differentiable in ``field.M``, ``field.omega``,
+        the positions of the sources and ``values`` where those are tensors, but for "graph".
+
+    Raises
+    ------
+    TypeError
+        If an argument is of the wrong kind, or an option is not one of the method's.
+    ValueError
+        If there is no source, or one outside the grid or inside an obstacle or not finite; if the
+        metrics, the mask or an option are not what they must be. The message names the first.
+
+    Notes
+    -----
+    ===============  =============================================  ==========================
+    method           what it does                                   options
+    ===============  =============================================  ==========================
+    "fast_marching"  a front, by a priority queue: once over the    ``order`` (2), ``factorise``
+                     nodes, compiled, on the CPU                    (True)
+    "fast_sweeping"  the fixed point of fast marching of first      ``factorise``,
+                     order, by iteration over all nodes and         ``tolerance``,
+                     problems at once: PyTorch, on a GPU too        ``max_iterations``
+    "heat"           two linear solves: smooth in everything        ``time``, ``kernel``
+    "graph"          Dijkstra over straight steps of up to          ``ring`` (3), ``rule``
+                     ``ring`` nodes; no gradients                   ("midpoint")
+    ===============  =============================================  ==========================
+
+    The functions of the same names in the package's private modules document them.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from finslerconv.geodesics import GridMetric, distance
+    >>> from finslerconv.metrics import Randers
+    >>> wind = Randers(np.eye(2), np.array([0.0, 0.5]))  # dear to the right, cheap to the left
+    >>> field = GridMetric.from_metric(wind, (5, 5))
+    >>> distance(field, (2, 2))[2].round(6)
+    array([1. , 0.5, 0. , 1.5, 3. ])
+    >>> distance(field, (2, 2), reverse=True)[2].round(6)
+    array([3. , 1.5, 0. , 0.5, 1. ])
+    """
+    if not isinstance(field, GridMetric):
+        raise TypeError(
+            f"field: expected a GridMetric, got {type(field).__name__}; GridMetric.from_metric and "
+            "GridMetric.from_function make one"
+        )
+    solver = _solver(method, options)
+    if full and method == "heat":
+        raise ValueError(
+            "full: expected False, because 'heat' has no front whose label and flow could be; "
+            "use 'fast_marching'"
+        )
+    if not radius > 0:  # NaN neither
+        raise ValueError(f"radius: expected a positive number, got {radius!r}")
+    M, omega = as_tensors(M=field.M, omega=field.omega)
+    validate_fields(M.detach(), None if omega is None else omega.detach())
+    if (
+        method == "graph"
+        and torch.is_grad_enabled()
+        and _wants_gradients(M, omega, sources, values)
+    ):
+        raise ValueError(
+            "method: 'graph' gives no gradients, and an argument asks for them; detach it "
+            "(field.detach()), or use 'fast_marching'"
+        )
+    walkable = None if mask is None else _mask(field, mask)
+    problems = seeds_of(field, sources, values, walkable)
+    d = field.dim
+    M = _per_problem(M, d, 2, problems)
+    omega = None if omega is None else _per_problem(-omega if reverse else omega, d, 1, problems)
+    if walkable is not None:
+        walkable = _per_problem(walkable, d, 0, problems)
+    grid = (M, omega, field.spacing, field.origin, problems.seeds)
+    if method == "heat":
+        # All nodes at once: nothing is saved by stopping early, and no front leaves a trace.
+        reached = solver(*grid, mask=walkable, **options)
+        reached = torch.where(reached <= radius, reached, math.inf)
+        return like(reached.reshape(*problems.shape, *field.grid_shape), field.M)
+    front = solver(*grid, mask=walkable, radius=radius, **options)
+    shape = (*problems.shape, *field.grid_shape)
+    lengths = like(front.distance.reshape(shape), field.M)
+    if not full:
+        return lengths
+    flow = front.flow.reshape(*shape, d)
+    return DistanceMap(
+        distance=lengths,
+        label=like(front.label.reshape(shape), field.M),
+        flow=like(-flow if reverse else flow, field.M),
+        field=field,
+        reverse=reverse,
+    )
+
+
+def _solver(method: str, options: dict[str, Any]) -> Any:
+    if method not in _SOLVERS:
+        hint = "; chord_distance compares pairs of points" if method == "chord" else ""
+        wanted = ", ".join(repr(name) for name in _SOLVERS)
+        raise ValueError(f"method: expected one of {wanted}, got {method!r}{hint}")
+    known = _options(method)
+    for name in options:
+        if name not in known:
+            others = [repr(other) for other in _SOLVERS if name in _options(other)]
+            hint = f" (one of {' and '.join(others)})" if others else ""
+            raise TypeError(
+                f"{name}: method {method!r} has no such option{hint}; it has {', '.join(known)}"
+            )
+    return _SOLVERS[method]
+
+
+def _options(method: str) -> list[str]:
+    """Return the names of the options that only this method has: those of its function."""
+    parameters = inspect.signature(_SOLVERS[method]).parameters.values()
+    names = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    return [name for name in names if name not in ("mask", "radius")]
+
+
+def _wants_gradients(*arguments: Any) -> bool:
+    return any(is_tensor(x) and x.requires_grad for x in arguments)
+
+
+def _mask(field: GridMetric, mask: Array) -> Bool[Tensor, "*problems_and_grid"]:
+    """Return the mask as a tensor on the device of the field."""
+    if not (is_numpy(mask) or is_tensor(mask)) or not str(mask.dtype).endswith("bool"):
+        kind = getattr(mask, "dtype", type(mask).__name__)
+        raise TypeError(
+            f"mask: expected a boolean array, true where one may walk, got {kind}; compare it, for "
+            "example mask > 0"
+        )
+    shape, grid = tuple(mask.shape), field.grid_shape
+    if shape[len(shape) - field.dim :] != grid:
+        raise ValueError(
+            f"mask: expected the shape of the grid {grid}, or axes of problems before it, "
+            f"got {shape}"
+        )
+    tensor = torch.as_tensor(mask if is_tensor(mask) else mask.copy())
+    return tensor.to(field.M.device if is_tensor(field.M) else "cpu")
+
+
+def _per_problem(x: Tensor, d: int, core: int, problems: Problems) -> Tensor:
+    """Return ``x`` with one axis of problems: of length 1 where it is the same for all."""
+    batch, rest = x.shape[: x.ndim - d - core], x.shape[x.ndim - d - core :]
+    if math.prod(batch) == 1:
+        return x.reshape(1, *rest)
+    return x.expand(*problems.shape, *rest).reshape(-1, *rest)

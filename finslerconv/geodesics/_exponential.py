@@ -1,0 +1,684 @@
+"""The exponential map: geodesics from their starts and first velocities."""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal, NamedTuple, cast
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from torchdiffeq import odeint
+
+from finslerconv._arrays import Array, first_index
+from finslerconv.geodesics import _exponential_numba as kernels
+from finslerconv.geodesics._grid import GridMetric, MetricField
+from finslerconv.geodesics._hamiltonian import (
+    Grid,
+    grid_metric,
+    grid_rates,
+    grid_table,
+    momentum,
+    rates,
+    velocity,
+)
+from finslerconv.geodesics._kinds import as_tensors, like
+
+Method = Literal["auto", "rk4", "dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun"]
+"""How geodesics are integrated: Runge-Kutta of fixed steps, or torchdiffeq's adaptive methods."""
+
+_ADAPTIVE = ("dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun")
+
+# Rays that are integrated at once by PyTorch; of more, the states between steps would fill memory.
+_TILE = 2**17
+
+# Below so many evaluations of the field a second thread costs more than it brings.
+_PART_WORK = 20_000
+_MOST_PARTS = 16
+
+
+class GeodesicFlow(NamedTuple):
+    r"""Geodesics at given times: where they are, how fast, and with which momentum.
+
+    All of shape (times, \*batch, d).
+    """
+
+    position: Array
+    velocity: Array
+    """Of constant length ``F_x(velocity)`` along a geodesic."""
+
+    momentum: Array
+    """``p = F dF(velocity)``, of constant dual length."""
+
+
+def exponential(
+    field: MetricField,
+    x: Float[Array, "*_ d"],
+    v: Float[Array, "*_ d"],
+    *,
+    time: float = 1.0,
+    method: Method = "auto",
+    steps: int = 16,
+    tolerance: float | None = None,
+) -> Float[Array, "*_ d"]:
+    r"""Return ``exp_x(time v)``: where the geodesics from ``x`` with velocity ``v`` are at a time.
+
+    A geodesic's speed ``F(v)`` stays what it is at first, so ``exp_x(v)`` is at distance ``F_x(v)``
+    from ``x`` as long as no other path is shorter. Differentiable in ``x``, ``v`` and the field; at
+    ``v = 0`` the value is ``x`` and the derivatives are those of ``x + v``.
+
+    Parameters
+    ----------
+    field : GridMetric, FunctionMetric or MetricField
+    x : array, shape (\*batch, ..., d)
+        Starts, physical positions; float32 or float64, NumPy or PyTorch. Of a
+        :class:`GridMetric` of several fields the first axes are the batch of the fields.
+    v : array, shape (\*batch, ..., d)
+        Velocities, in positions per unit of time; broadcast against ``x``.
+    time : float
+        The time of the journey; negative for where the geodesic came from.
+    method : {"auto", "rk4", "dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun"}
+        ``"rk4"`` takes ``steps`` equal steps of the classical method of order 4: for a planar
+        :class:`GridMetric` with linear interpolation on the CPU it is compiled and runs on all
+        threads, elsewhere it goes through PyTorch in tiles. The others are the adaptive methods of
+        torchdiffeq. ``"auto"`` is ``"rk4"`` for grids and ``"dopri8"`` for other fields.
+    steps : int
+        Number of steps of ``"rk4"``.
+    tolerance : float, optional
+        Error per step of the adaptive methods, relative and absolute, of the worst geodesic;
+        1e-10 in float64 and 1e-5 in float32 unless given.
+
+    Returns
+    -------
+    array, shape (\*batch, ..., d)
+
+    Raises
+    ------
+    TypeError
+        If arrays are of different kinds, or not of float32 or float64.
+    ValueError
+        If shapes do not fit, numbers are not finite, or an option is unknown.
+
+    Notes
+    -----
+    Geodesics are the flow of ``H(x, p) = F*_x(p)^2 / 2`` from ``p = F(v) dF_x(v)``. The error of
+    ``"rk4"`` falls with the fourth power of ``steps`` for smooth fields; a linearly interpolated
+    grid has a kink at every line of nodes, across which it falls with the second.
+
+    Examples
+    --------
+    In the hyperbolic half-plane the geodesic that sets out sideways is a half-circle, and
+    comes down to height ``1 / cosh(t)``:
+
+    >>> import torch
+    >>> from finslerconv.geodesics import FunctionMetric, exponential
+    >>> from finslerconv.metrics import Riemannian
+    >>> half_plane = FunctionMetric(
+    ...     lambda x: Riemannian(torch.eye(2, dtype=x.dtype) / x[..., :1, None] ** 2)
+    ... )
+    >>> x, v = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    >>> exponential(half_plane, x, v)
+    tensor([0.6481, 0.7616], dtype=torch.float64)
+    """
+    start, speed = _checked(field, x, v)
+    still = (speed == 0).all(-1, keepdim=True)
+    (position,) = _flow(field, start, speed, [float(time)], method, steps, tolerance).position
+    return like(torch.where(still, start + time * speed, position), x)
+
+
+def geodesic_flow(
+    field: MetricField,
+    x: Float[Array, "*_ d"],
+    v: Float[Array, "*_ d"],
+    times: Sequence[float] | Float[Array, " times"],
+    *,
+    method: Method = "auto",
+    steps: int = 16,
+    tolerance: float | None = None,
+) -> GeodesicFlow:
+    r"""Return the geodesics of :func:`exponential` at several times, with their velocities.
+
+    Parameters
+    ----------
+    field, x, v, method, tolerance
+        As of :func:`exponential`.
+    times : sequence of float
+        All positive or all negative, away from zero; zero may come first.
+    steps : int
+        Number of steps of ``"rk4"`` until the last time, at least one between two times.
+
+    Returns
+    -------
+    GeodesicFlow
+        Positions, velocities and momenta, each of shape (times, \*batch, d), in the kind of ``x``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`exponential`, and if ``times`` do not run away from zero.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from finslerconv.geodesics import GridMetric, geodesic_flow
+    >>> from finslerconv.metrics import Randers
+    >>> wind = GridMetric.from_metric(Randers(np.eye(2), np.array([0.0, 0.5])), (8, 8))
+    >>> flow = geodesic_flow(wind, np.array([2.0, 2.0]), np.array([0.0, 1.0]), [0.0, 1.0, 3.0])
+    >>> flow.position
+    array([[2., 2.],
+           [2., 3.],
+           [2., 5.]])
+    """
+    start, speed = _checked(field, x, v)
+    moments = [float(t) for t in times]
+    _check_times(moments)
+    flow = _flow(field, start, speed, moments, method, steps, tolerance)
+    return GeodesicFlow(*(like(u, x) for u in flow))
+
+
+def _flow(
+    field: MetricField,
+    x: Tensor,
+    v: Tensor,
+    times: list[float],
+    method: Method,
+    steps: int,
+    tolerance: float | None,
+) -> GeodesicFlow:
+    if method not in ("auto", "rk4", *_ADAPTIVE):
+        raise ValueError(f"method: expected 'auto', 'rk4' or one of {_ADAPTIVE}, got {method!r}")
+    if not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps: expected a positive integer, got {steps!r}")
+    if tolerance is not None and not tolerance > 0:
+        raise ValueError(f"tolerance: expected a positive number, got {tolerance!r}")
+    on_grid = isinstance(field, GridMetric)
+    if isinstance(field, GridMetric):
+        field = field.torch()
+    if method == "auto":
+        method = "rk4" if on_grid else "dopri8"
+    if method == "rk4":
+        if isinstance(field, GridMetric) and field.interpolation == "linear":
+            return _grid_flow(field, x, v, times, steps)
+        return _plain_flow(field, x, v, times, _fixed_steps(steps))
+    if tolerance is None:
+        tolerance = 1e-10 if x.dtype == torch.float64 else 1e-5
+    return _plain_flow(field, x, v, times, _adaptive(method, tolerance))
+
+
+# Any field, through PyTorch.
+
+_Rates = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+_Solver = Callable[[MetricField, Tensor, Tensor, Tensor, list[float]], tuple[Tensor, Tensor]]
+
+
+def _plain_flow(
+    field: MetricField, x: Tensor, v: Tensor, times: list[float], solver: _Solver
+) -> GeodesicFlow:
+    here = field.at(x.detach())
+    tracked = any(u.requires_grad for u in (x, v, here.M, here.omega))
+    with torch.set_grad_enabled(tracked and torch.is_grad_enabled()):
+        metric = field.at(x)
+        # Rays that stand still have no derivative in p; exponential() gives them theirs.
+        positions, momenta = solver(field, x, momentum(metric, v), metric.norm(v), times)
+        velocities = [velocity(field.at(x), p) for x, p in zip(positions, momenta, strict=True)]
+        return GeodesicFlow(positions, torch.stack(velocities), momenta)
+
+
+def _fixed_steps(steps: int) -> _Solver:
+    def solve(
+        field: MetricField, x: Tensor, p: Tensor, length: Tensor, times: list[float]
+    ) -> tuple[Tensor, Tensor]:
+        def f(x: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+            return rates(field, x, p, length)
+
+        states = []
+        for span, count in _segments(times, steps):
+            for _ in range(count):
+                x, p = _rk4(f, x, p, span / count)
+            states.append((x, p))
+        positions, momenta = zip(*states, strict=True)
+        return torch.stack(positions), torch.stack(momenta)
+
+    return solve
+
+
+def _adaptive(method: str, tolerance: float) -> _Solver:
+    def solve(
+        field: MetricField, x: Tensor, p: Tensor, length: Tensor, times: list[float]
+    ) -> tuple[Tensor, Tensor]:
+        d = x.shape[-1]
+
+        def norm(y: Tensor) -> Tensor:
+            return (y.reshape(-1, 2 * d) ** 2).mean(-1).max().sqrt()
+
+        def f(_: Tensor, state: Tensor) -> Tensor:
+            return torch.cat(rates(field, state[..., :d], state[..., d:]), dim=-1)
+
+        # Steps end at the times that are asked for: between them the interpolant is of order 4 only.
+        t = torch.tensor([0.0, *times], dtype=torch.float64, device=x.device)
+        first = int(times[0] == 0)
+        state = torch.cat((x, p), dim=-1)
+        if len(t) - first == 1 or state.numel() == 0:
+            flow = state.expand(len(times), *state.shape)
+        else:
+            flow = odeint(
+                f, state, t[first:], rtol=tolerance, atol=tolerance, method=method,
+                options={"norm": norm, "step_t": t[first:]},
+            )[1 - first :]  # fmt: skip
+        return flow[..., :d], flow[..., d:]
+
+    return solve
+
+
+def _rk4(f: _Rates, x: Tensor, p: Tensor, h: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Return the state after a step of the classical Runge-Kutta method."""
+    e1, f1 = f(x, p)
+    e2, f2 = f(x + h / 2 * e1, p + h / 2 * f1)
+    e3, f3 = f(x + h / 2 * e2, p + h / 2 * f2)
+    e4, f4 = f(x + h * e3, p + h * f3)
+    return x + h / 6 * (e1 + 2 * (e2 + e3) + e4), p + h / 6 * (f1 + 2 * (f2 + f3) + f4)
+
+
+def _segments(times: list[float], steps: int) -> list[tuple[float, int]]:
+    """Return the time from each record to the next, and in how many steps it passes."""
+    whole = abs(times[-1]) or 1.0
+    spans = [b - a for a, b in itertools.pairwise([0.0, *times])]
+    # A rounding error above a whole number is that number.
+    return [(span, max(1, math.ceil(steps * abs(span) / whole - 1e-9))) for span in spans]
+
+
+# Fans of rays on grids.
+
+
+class Schedule(NamedTuple):
+    """Where in time the rays of a fan are recorded, and by how many steps they get there.
+
+    Ray ``r`` runs through the segments ``segments[r]`` to ``segments[r + 1]``; segment ``s`` is
+    ``spans[s]`` long in time, takes ``steps[s]`` steps, and ends in the record ``places[s]``.
+    """
+
+    segments: list[int]
+    steps: list[int]
+    spans: list[float]
+    places: list[int]
+
+    @property
+    def rays(self) -> int:
+        """The number of rays of a fan."""
+        return len(self.segments) - 1
+
+    @classmethod
+    def of(cls, records: Sequence[Sequence[tuple[float, int]]], steps: Sequence[int]) -> "Schedule":
+        """Return the schedule of rays with ``(time, place)`` records and numbers of steps."""
+        segments, counts, spans, places = [0], [], [], []
+        for ray, count in zip(records, steps, strict=True):
+            for span, n in _segments([time for time, _ in ray], count):
+                spans.append(span)
+                counts.append(n)
+            places += [place for _, place in ray]
+            segments.append(len(places))
+        return cls(segments, counts, spans, places)
+
+
+def shoot(
+    grid: Grid,
+    table: Float[Tensor, "nodes entries"],
+    starts: Float[Tensor, "fields n d"],
+    velocities: Float[Tensor, "fields n rays d"],
+    schedule: Schedule,
+    *,
+    momenta: bool = False,
+    compiled: bool | None = None,
+) -> Float[Tensor, "fields n points records"]:
+    """Return the displacements of fans of rays through linearly interpolated fields.
+
+    Parameters
+    ----------
+    grid : Grid
+    table : Tensor, shape (fields * nodes, entries)
+        As of :func:`finslerconv.geodesics._hamiltonian.grid_rates`.
+    starts : Tensor, shape (fields, n, d)
+        In nodes: ``(position - origin) / spacing``.
+    velocities : Tensor, shape (fields, n, rays, d)
+        Physical.
+    schedule : Schedule
+        The same for all fans.
+    momenta : bool
+        Whether momenta follow the displacements.
+    compiled : bool, optional
+        Whether to use the compiled kernels, for planar grids on the CPU, or PyTorch's operations;
+        the former where possible unless given.
+
+    Returns
+    -------
+    Tensor, shape (fields, n, points, d or 2 d)
+        In the dtype of ``velocities``. Differentiable in table, starts and velocities: once by
+        the compiled kernels, twice by PyTorch.
+    """
+    d = len(grid.shape)
+    if compiled is None:
+        compiled = d == 2 and velocities.device.type == "cpu"
+    fields, n, rays, _ = velocities.shape
+    if compiled:
+        if table.shape[-1] == 3:
+            table = torch.nn.functional.pad(table, (0, 2))
+        out = _shoot(
+            table.double(), starts.double().reshape(-1, d),
+            velocities.reshape(fields * n, rays, d), list(grid.shape),
+            [1 / s for s in grid.spacing], grid.outside == "reflect", *schedule, momenta,
+        )  # fmt: skip
+        return out.reshape(fields, n, *out.shape[1:])
+    nodes = math.prod(grid.shape)
+    first = torch.arange(fields, device=table.device)[:, None] * nodes
+    parts = (first.expand(fields, n).flatten(), starts.flatten(0, 1), velocities.flatten(0, 1))
+    tiles = zip(*(u.split(max(1, _TILE // max(1, rays))) for u in parts), strict=True)
+
+    def tile(*arguments: Tensor) -> Tensor:
+        return _shoot_tile(grid, schedule, momenta, *arguments)
+
+    tracked = torch.is_grad_enabled() and any(u.requires_grad for u in (table, *parts))
+    many = len(parts[0]) * rays > _TILE
+    outs = [
+        cast(Tensor, checkpoint(tile, table, *arguments, use_reentrant=False))
+        if tracked and many
+        else tile(table, *arguments)
+        for arguments in tiles
+    ]
+    out = torch.cat(outs) if outs else velocities.new_empty(0, len(schedule.places), d)
+    return out.reshape(fields, n, *out.shape[1:])
+
+
+def _shoot_tile(
+    grid: Grid,
+    schedule: Schedule,
+    momenta: bool,
+    table: Tensor,
+    first: Tensor,
+    starts: Tensor,
+    velocities: Tensor,
+) -> Tensor:
+    """Integrate some fans, each ray as long as it has steps to go."""
+    dtype, device = velocities.dtype, velocities.device
+    plans = [
+        [
+            (schedule.spans[s] / schedule.steps[s], schedule.places[s], i == schedule.steps[s] - 1)
+            for s in range(begin, end)
+            for i in range(schedule.steps[s])
+        ]
+        for begin, end in itertools.pairwise(schedule.segments)
+    ]
+    # Those with the most steps come first, so that the rays still under way are the first ones.
+    order = sorted(range(len(plans)), key=lambda ray: -len(plans[ray]))
+    plans = [plans[ray] for ray in order]
+    table = table.to(dtype)
+    c, rows = starts.to(dtype)[:, None], first[:, None]
+    v = velocities[:, order]
+    still = (v == 0).all(-1, keepdim=True)
+    moving = torch.where(still, torch.ones_like(v), v)
+    spacing = torch.tensor(grid.spacing, dtype=dtype, device=device)
+    metric = grid_metric(grid, table, rows, c)
+    x, p, length = torch.zeros_like(v), momentum(metric, moving), metric.norm(moving)
+    times = torch.zeros(len(plans), 1, dtype=dtype, device=device)
+    records, places = [], []
+    for step in range(max((len(plan) for plan in plans), default=0)):
+        going = [plan[step] for plan in plans if len(plan) > step]
+        x, p, still, v, length = (u[:, : len(going)] for u in (x, p, still, v, length))
+        h = torch.tensor([[h] for h, _, _ in going], dtype=dtype, device=device)
+
+        def f(x: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+            return grid_rates(grid, table, rows, c + x / spacing, p, length)
+
+        x, p = _rk4(f, x, p, h)
+        times = times[: len(going)] + h
+        done = [ray for ray, (_, _, ends) in enumerate(going) if ends]
+        places += [going[ray][1] for ray in done]
+        record = torch.where(still[:, done], (times * v)[:, done], x[:, done])
+        if momenta:
+            rest = torch.where(still[:, done], 0.0, p[:, done])
+            record = torch.cat((record, rest), dim=-1)
+        records.append(record)
+    out = torch.cat(records, dim=1)
+    return out[:, sorted(range(len(places)), key=places.__getitem__)]
+
+
+def _grid_flow(
+    field: GridMetric, x: Tensor, v: Tensor, times: list[float], steps: int
+) -> GeodesicFlow:
+    d, batch = field.dim, field.batch_shape
+    grid = Grid(field.grid_shape, field.spacing, field.outside)
+    table = grid_table(field.M, field.omega).to(x)
+    shape = x.shape[len(batch) : -1]
+    fields = math.prod(batch)
+    starts = ((x - x.new_tensor(field.origin)) / x.new_tensor(field.spacing)).reshape(fields, -1, d)
+    schedule = Schedule.of([[(time, i) for i, time in enumerate(times)]], [steps])
+    out = shoot(grid, table, starts, v.reshape(fields, -1, 1, d), schedule, momenta=True)
+    out = out.movedim(2, 0).reshape(len(times), *batch, *shape, 2 * d)
+    positions, momenta = x + out[..., :d], out[..., d:]
+    # Samples do not lead for a batch of fields, whose axes come first.
+    metric = field.at(positions.movedim(0, len(batch)))
+    velocities = velocity(metric, momenta.movedim(0, len(batch))).movedim(len(batch), 0)
+    return GeodesicFlow(positions, velocities, momenta)
+
+
+# The compiled kernels as an operator, so that torch.compile and torch.export know it.
+
+
+@torch.library.custom_op("finslerconv::geodesic_rays", mutates_args=())
+def _shoot(
+    table: Tensor,
+    starts: Tensor,
+    velocities: Tensor,
+    shape: Sequence[int],
+    rate: Sequence[float],
+    reflect: bool,
+    segments: Sequence[int],
+    steps: Sequence[int],
+    spans: Sequence[float],
+    places: Sequence[int],
+    momenta: bool,
+) -> Tensor:
+    """Return the records (starts, points, 2 or 4) of the rays of all starts."""
+    count, rays, _ = velocities.shape
+    out = velocities.new_empty(count, len(places), 4 if momenta else 2)
+    arguments = _arguments(
+        table, starts, velocities, shape, rate, reflect, segments, steps, spans, places
+    )
+    result = out.numpy()
+
+    def task(begin: int, end: int) -> None:
+        kernels.forward(*arguments, begin, end, result)
+
+    _in_parts(task, count, _parts(count, steps))
+    return out
+
+
+@_shoot.register_fake
+def _(
+    table: Tensor,
+    starts: Tensor,
+    velocities: Tensor,
+    shape: Sequence[int],
+    rate: Sequence[float],
+    reflect: bool,
+    segments: Sequence[int],
+    steps: Sequence[int],
+    spans: Sequence[float],
+    places: Sequence[int],
+    momenta: bool,
+) -> Tensor:
+    return velocities.new_empty(len(velocities), len(places), 4 if momenta else 2)
+
+
+@torch.library.custom_op("finslerconv::geodesic_rays_backward", mutates_args=())
+def _shoot_backward(
+    gradient: Tensor,
+    table: Tensor,
+    starts: Tensor,
+    velocities: Tensor,
+    shape: Sequence[int],
+    rate: Sequence[float],
+    reflect: bool,
+    segments: Sequence[int],
+    steps: Sequence[int],
+    spans: Sequence[float],
+    places: Sequence[int],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of table, starts and velocities."""
+    count = len(velocities)
+    g_starts, g_velocities = torch.zeros_like(starts), torch.zeros_like(velocities)
+    arguments = _arguments(
+        table, starts, velocities, shape, rate, reflect, segments, steps, spans, places
+    )
+    given = gradient.detach().contiguous().numpy()
+    parts = _parts(4 * count, steps)
+    # Every part has a gradient of the field to itself; their sum is always taken in one order.
+    slopes = [torch.zeros_like(table) for _ in range(parts)]
+    bounds = {count * part // parts: part for part in range(parts)}
+
+    def task(begin: int, end: int) -> None:
+        slope = slopes[bounds[begin]].numpy().reshape(-1)
+        kernels.backward(
+            *arguments, begin, end, given, slope, g_starts.numpy(), g_velocities.numpy()
+        )
+
+    _in_parts(task, count, parts)
+    total = slopes[0]
+    for slope in slopes[1:]:
+        total += slope
+    # The kernel's are per unit of length, the starts are in nodes.
+    g_starts /= torch.tensor(rate, dtype=g_starts.dtype)
+    return total, g_starts, g_velocities
+
+
+@_shoot_backward.register_fake
+def _(
+    gradient: Tensor,
+    table: Tensor,
+    starts: Tensor,
+    velocities: Tensor,
+    shape: Sequence[int],
+    rate: Sequence[float],
+    reflect: bool,
+    segments: Sequence[int],
+    steps: Sequence[int],
+    spans: Sequence[float],
+    places: Sequence[int],
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(table), torch.empty_like(starts), torch.empty_like(velocities)
+
+
+def _remember(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor) -> None:  # type: ignore[type-arg]
+    table, starts, velocities, *plan, _ = inputs
+    ctx.save_for_backward(table, starts, velocities)
+    ctx.plan = plan  # type: ignore[attr-defined]
+
+
+def _differentiate(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple:  # type: ignore[type-arg]
+    saved = ctx.saved_tensors  # type: ignore[attr-defined]
+    gradients = _shoot_backward(gradient, *saved, *ctx.plan)  # type: ignore[attr-defined]
+    return *gradients, *(None,) * 8
+
+
+_shoot.register_autograd(_differentiate, setup_context=_remember)
+
+
+def _arguments(
+    table: Tensor,
+    starts: Tensor,
+    velocities: Tensor,
+    shape: Sequence[int],
+    rate: Sequence[float],
+    reflect: bool,
+    segments: Sequence[int],
+    steps: Sequence[int],
+    spans: Sequence[float],
+    places: Sequence[int],
+) -> tuple[object, ...]:
+    """Return what both kernels take first."""
+    height, width = shape
+    fields = len(table) // (height * width)
+    share = max(1, len(starts) // max(1, fields))
+    whole = (np.asarray(u, dtype=np.int64) for u in (segments, steps, places))
+    segment_array, step_array, place_array = whole
+    return (
+        table.detach().contiguous().numpy().reshape(-1),
+        (fields, height, width, share),
+        (float(rate[0]), float(rate[1])),
+        kernels.REFLECT if reflect else kernels.CONSTANT,
+        starts.detach().contiguous().numpy(),
+        velocities.detach().contiguous().numpy(),
+        velocities.shape[1],
+        segment_array,
+        step_array,
+        np.asarray(spans, dtype=np.float64),
+        place_array,
+    )
+
+
+def _parts(count: int, steps: Sequence[int]) -> int:
+    work = 4 * count * sum(steps)
+    return max(1, min(torch.get_num_threads(), work // _PART_WORK, count, _MOST_PARTS))
+
+
+def _in_parts(task: Callable[[int, int], None], count: int, parts: int) -> None:
+    """Call ``task(begin, end)`` for equal parts of ``count`` side by side."""
+    bounds = [count * part // parts for part in range(parts + 1)]
+    if parts == 1:
+        task(0, count)
+        return
+    with ThreadPoolExecutor(parts - 1, thread_name_prefix="finslerconv") as pool:
+        futures = [pool.submit(task, *ends) for ends in itertools.pairwise(bounds[1:])]
+        task(bounds[0], bounds[1])
+    for future in futures:
+        future.result()
+
+
+# Arguments.
+
+
+def _checked(field: MetricField, x: Array, v: Array) -> tuple[Tensor, Tensor]:
+    """Return starts and velocities as tensors of one shape and dtype."""
+    start, speed = as_tensors(x=x, v=v)
+    d = field.dim
+    for name, u in (("x", start), ("v", speed)):
+        if u.ndim == 0 or u.shape[-1] != d:
+            raise ValueError(
+                f"{name}: expected {d} components on the last axis, shape (..., {d}), got shape "
+                f"{tuple(u.shape)}"
+            )
+        bad = ~u.detach().isfinite().all(-1)
+        if bool(bad.any()):
+            index = first_index(bad)
+            where = f" at index {index}" if index else ""
+            raise ValueError(
+                f"{name}: expected finite numbers, got {u.detach()[index].tolist()}{where}"
+            )
+    try:
+        shape = torch.broadcast_shapes(start.shape, speed.shape)
+    except RuntimeError as error:
+        raise ValueError(
+            f"v: expected a shape that broadcasts with that of x, {tuple(start.shape)}, got "
+            f"{tuple(speed.shape)}"
+        ) from error
+    batch = field.batch_shape if isinstance(field, GridMetric) else ()
+    if shape[: len(batch)] != batch or len(shape) <= len(batch):
+        raise ValueError(
+            f"x: expected shape (*{batch}, ..., {d}) for a batch of fields, got {tuple(shape)}"
+        )
+    dtype = torch.promote_types(start.dtype, speed.dtype)
+    return start.to(dtype).expand(shape), speed.to(dtype).expand(shape)
+
+
+def _check_times(times: list[float]) -> None:
+    forward = all(a < b for a, b in itertools.pairwise(times))
+    backward = all(a > b for a, b in itertools.pairwise(times))
+    if not times or not all(math.isfinite(t) for t in times):
+        raise ValueError(f"times: expected finite numbers, at least one, got {times}")
+    if not ((forward and times[0] >= 0) or (backward and times[0] <= 0)):
+        raise ValueError(
+            f"times: expected numbers that run away from zero, zero allowed as the first, got "
+            f"{times}"
+        )

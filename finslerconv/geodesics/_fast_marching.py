@@ -1,0 +1,424 @@
+"""Distances on a grid in a single pass: fast marching on stencils adapted to the metric."""
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from scipy.fft import dctn, idctn
+from torch import Tensor
+
+from finslerconv.geodesics import _fast_marching_kernels as plane
+from finslerconv.geodesics import _fast_marching_space as space
+from finslerconv.geodesics._fast_marching_heap import FAR, WALL
+from finslerconv.geodesics._seeding import Start, seed_nodes
+from finslerconv.geodesics._sources import Seeds
+from finslerconv.geodesics._stencils import acute_stencils, selling_stencils
+
+
+class Front(NamedTuple):
+    """What a front leaves behind: the distances, whose source it was, and which way it came."""
+
+    distance: Float[Tensor, "problems *grid"]
+    """Infinite where no front came."""
+    label: Int[Tensor, "problems *grid"]
+    """The index of the source, -1 where no front came."""
+    flow: Float[Tensor, "problems *grid d"]
+    """The velocity of the arriving geodesic, of unit speed: F(flow) = 1; 0 at a source."""
+
+
+def fast_marching(
+    M: Float[Tensor, "fields *grid d d"],
+    omega: Float[Tensor, "forms *grid d"] | None,
+    spacing: float | Sequence[float],
+    origin: float | Sequence[float],
+    seeds: list[Seeds],
+    *,
+    mask: Bool[Tensor, "..."] | None = None,
+    order: int = 2,
+    factorise: bool = True,
+    radius: float = math.inf,
+) -> Front:
+    """Return the distances from the sources of each problem to all nodes of a grid.
+
+    In 2-D the scheme is semi-Lagrangian on acute stencils, which makes it causal for every Randers
+    metric (Mirebeau, "Efficient fast marching with Finsler metrics", 2014); in 3-D it is upwind on
+    Selling's decomposition (Mirebeau, "Riemannian fast marching on Cartesian grids using Voronoi's
+    first reduction of quadratic forms", 2019), causal for Riemannian metrics, and for the others
+    nodes are opened again until nothing changes. Everything is computed in float64; the result has
+    the dtype of ``M``.
+
+    Parameters
+    ----------
+    M : (problems or 1, *grid, d, d), d = 2 or 3
+        The matrices, symmetric positive definite. Gradients are symmetric.
+    omega : (problems or 1, *grid, d), or None
+        The one-forms; ``|omega|_{M^-1} < 1``.
+    spacing, origin
+        Of the grid, numbers or one for each axis.
+    seeds : list of Seeds
+        The sources of each problem, which are computed apart.
+    mask : bool (*grid) or (problems, *grid), optional
+        True where one may walk. Steps of the scheme that are longer than a pixel do not jump over
+        what is False.
+    order : 1 or 2
+        Of the difference quotients of the accepted values.
+    factorise : bool
+        Whether the front's roundness about a source is taken out before differences are formed. A
+        constant metric then comes out exact. Not done for sources with others within 4 pixels.
+    radius : float
+        Where to stop; distances beyond are infinite.
+
+    Returns
+    -------
+    Front
+        Distances, differentiable in ``M``, ``omega`` and the seeds (by the implicit adjoint: the
+        nodes backwards in the order of acceptance), labels and flow.
+
+    Raises
+    ------
+    ValueError
+        For an order that is not 1 or 2, another dimension than 2 or 3, or a problem whose sources
+        are all inside obstacles.
+    """
+    dim = M.shape[-1]
+    grid = tuple(M.shape[1:-2])
+    if order not in (1, 2):
+        raise ValueError(f"order: expected 1 or 2, got {order!r}")
+    if dim not in (2, 3) or len(grid) != dim:
+        raise ValueError(
+            "M: expected a field of 2 x 2 matrices on a 2-D grid or of 3 x 3 matrices on a 3-D "
+            f"grid, shape (problems, *grid, d, d), got {tuple(M.shape)}"
+        )
+    device, dtype = M.device, M.dtype
+    h = _per_axis(spacing, dim)
+    o = _per_axis(origin, dim)
+    M_pixel = M.to("cpu", torch.float64)
+    omega_pixel = None if omega is None else omega.to("cpu", torch.float64)
+    if any(x != 1 for x in h.tolist()):
+        M_pixel = M_pixel * (h[:, None] * h)
+        omega_pixel = None if omega_pixel is None else omega_pixel * h
+
+    walls = _walls(mask, grid)
+    starts = []
+    for p, seed in enumerate(seeds):
+        field = M_pixel[p if len(M_pixel) > 1 else 0]
+        form = None if omega_pixel is None else omega_pixel[p if len(omega_pixel) > 1 else 0]
+        position = (seed.position.to("cpu", torch.float64) - o) / h
+        value = seed.value.to("cpu", torch.float64)
+        starts.append(seed_nodes(position, value, field, form, walls[p if len(walls) > 1 else 0]))
+
+    task = _Task(
+        walls, order, factorise, float(radius), starts, _Keep(needed=torch.is_grad_enabled())
+    )
+    floats = [x for start in starts for x in (start.value, start.position, start.M, start.omega)]
+    distance, label, flow = _March.apply(task, M_pixel, omega_pixel, *floats)
+    flow = flow if all(x == 1 for x in h.tolist()) else flow * h
+    return Front(distance.to(device, dtype), label.to(device), flow.to(device, dtype))
+
+
+def _per_axis(x: float | Sequence[float] | Tensor, dim: int) -> Float[Tensor, "d"]:
+    return torch.as_tensor(x, dtype=torch.float64).expand(dim)
+
+
+def _walls(mask: Tensor | None, grid: tuple[int, ...]) -> np.ndarray:
+    if mask is None:
+        return np.zeros((1, *grid), bool)
+    return np.ascontiguousarray(~mask.cpu().numpy().reshape(-1, *grid))
+
+
+class _Keep:
+    """What the walk leaves for the walk back, one entry a problem."""
+
+    def __init__(self, needed: bool) -> None:
+        self.needed = needed
+        self.back: list[Callable[..., None]] = []
+
+
+class _Task(NamedTuple):
+    """What a march is told that is no tensor to be differentiated in."""
+
+    walls: np.ndarray
+    order: int
+    factorise: bool
+    radius: float
+    starts: list[Start]
+    keep: _Keep
+
+
+class _March(torch.autograd.Function):
+    """The solver as one operation: forward walks, backward walks back."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, task: _Task, M: Tensor, omega: Tensor | None, *floats: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        grid, dim = task.walls.shape[1:], M.shape[-1]
+        nodes, problems = math.prod(grid), len(task.starts)
+        solver = _Plane if dim == 2 else _Space
+        distance = torch.empty((problems, *grid), dtype=torch.float64)
+        label = torch.empty((problems, *grid), dtype=torch.int64)
+        flow = torch.empty((problems, *grid, dim), dtype=torch.float64)
+        fields = [
+            solver(_rows(M[p], dim * dim), _rows(omega[q], dim) if omega is not None
+                   else np.zeros((1, dim)), task.walls[w])
+            for p, q, w in _distinct(M, omega, task.walls, problems)
+        ]
+
+        def solve(p: int) -> Callable[..., None]:
+            field = fields[p if len(fields) > 1 else 0]
+            start = task.starts[p]
+            alone = start.alone.numpy() & task.factorise
+            u, labels = distance[p].view(-1).numpy(), np.empty(nodes, np.int32)
+            back = field.march(
+                start, alone, task.order, task.radius, u, labels, flow[p].view(nodes, dim).numpy(),
+                keep=task.keep.needed,
+            )
+            label[p].view(-1).copy_(torch.from_numpy(labels))
+            return back
+
+        backs = _side_by_side(solve, problems)
+        if task.keep.needed:
+            task.keep.back = backs
+        ctx.task = task
+        ctx.shapes = (M.shape, None if omega is None else omega.shape)
+        ctx.mark_non_differentiable(label, flow)
+        return distance, label, flow
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        task, (shape_M, shape_omega) = ctx.task, ctx.shapes
+        dim = shape_M[-1]
+        nodes = math.prod(shape_M[1:-2])
+        g_M = np.zeros((shape_M[0], nodes, dim * dim))
+        forms = 1 if shape_omega is None else shape_omega[0]
+        g_omega = np.zeros((forms, nodes, dim))
+        floats: list[Tensor] = []
+        for p, (start, back) in enumerate(zip(task.starts, task.keep.back, strict=True)):
+            g_u = gradients[0][p].reshape(-1).numpy().copy()
+            sources = len(start.position)
+            g_seed = np.zeros(len(start.node))
+            s_M, s_omega = np.zeros((sources, dim * dim)), np.zeros((sources, dim))
+            s_position = np.zeros((sources, dim))
+            back(
+                g_u, g_M[p if len(g_M) > 1 else 0], g_omega[p if forms > 1 else 0],
+                g_seed, s_M, s_omega, s_position,
+            )
+            floats += [
+                torch.from_numpy(g_seed),
+                torch.from_numpy(s_position),
+                torch.from_numpy(s_M).view(sources, dim, dim),
+                torch.from_numpy(s_omega),
+            ]
+        return (
+            None,
+            torch.from_numpy(g_M).view(shape_M),
+            None if shape_omega is None else torch.from_numpy(g_omega).view(shape_omega),
+            *floats,
+        )
+
+
+def _distinct(
+    M: Tensor, omega: Tensor | None, walls: np.ndarray, problems: int
+) -> list[tuple[int, int, int]]:
+    """Return which field, form and wall each problem has; one entry if all have the same."""
+    sizes = (len(M), 1 if omega is None else len(omega), len(walls))
+    count = 1 if max(sizes) == 1 else problems
+    return [tuple(p if n > 1 else 0 for n in sizes) for p in range(count)]  # type: ignore[misc]
+
+
+def _rows(field: Tensor, size: int) -> np.ndarray:
+    """Return the entries of a field, one row a node, or one row if all nodes have the same."""
+    field = field.detach()
+    flat = field.reshape(-1, size) if field.is_contiguous() else None
+    first = field[(0,) * (field.ndim - (1 if size == field.shape[-1] else 2))]
+    last = field[(-1,) * (field.ndim - first.ndim)]
+    if bool((first == last).all()) and bool((field == first).all()):
+        return first.reshape(1, size).contiguous().numpy()
+    if flat is None:
+        flat = field.contiguous().view(-1, size)
+    return flat.numpy()
+
+
+def _side_by_side(task: Callable[[int], Any], parts: int) -> list[Any]:
+    """Return ``[task(0), ...]``, in as many threads as ``torch.set_num_threads`` allows.
+
+    Plain threads: a march takes milliseconds to seconds in one call that holds no lock, there is no
+    operation of PyTorch's beside it to share OpenMP's threads with.
+    """
+    workers = min(parts, torch.get_num_threads(), os.cpu_count() or 1)
+    if workers <= 1:
+        return [task(p) for p in range(parts)]
+    with ThreadPoolExecutor(workers, thread_name_prefix="finslerconv") as pool:
+        return list(pool.map(task, range(parts)))
+
+
+class _Plane:
+    """A 2-D field made ready to march on."""
+
+    def __init__(self, M: np.ndarray, omega: np.ndarray, wall: np.ndarray) -> None:
+        self.M, self.omega, self.wall = M, omega, wall
+        self.walled = bool(wall.any())
+        self.stencils = acute_stencils(M, omega, wall)
+        start, offset, shared = self.stencils
+        self.reader_start = np.zeros(1 if shared else wall.size + 1, np.int64)
+        self.reader = np.empty(0 if shared else len(offset), np.int32)
+        if not shared:
+            plane.readers(start, offset, wall.shape[1], self.reader_start, self.reader)
+
+    def march(
+        self,
+        start: Start,
+        alone: np.ndarray,
+        order: int,
+        radius: float,
+        u: np.ndarray,
+        label: np.ndarray,
+        flow: np.ndarray,
+        *,
+        keep: bool,
+    ) -> Callable[..., None] | None:
+        """Fill u, label and flow; return the walk back, if it is to be kept."""
+        nodes = self.wall.size
+        code, sequence = np.empty(nodes, np.int32), np.empty(nodes, np.int32)
+        place = np.where(self.wall.reshape(-1), np.int32(WALL), np.int32(FAR))
+        source = start.position.detach().numpy()
+        source_metric = _source_metric(start)
+        done = plane.march(
+            self.M, self.omega, *self.stencils, self.reader_start, self.reader,
+            self.wall, self.walled, start.node.numpy(), start.value.detach().numpy(),
+            start.label.numpy(), source, source_metric, alone, order, radius,
+            u, label, code, flow, sequence, place, np.empty(nodes), np.empty(nodes, np.int32),
+        )  # fmt: skip
+        if not keep:
+            return None
+        sequence = sequence[:done].copy()
+        kept = u.copy()
+
+        def back(g_u: np.ndarray, *gradients: np.ndarray) -> None:
+            plane.march_back(
+                self.M, self.omega, *self.stencils, self.wall.shape[1], source, source_metric,
+                kept, label, code, sequence, g_u, *gradients,
+            )  # fmt: skip
+
+        return back
+
+
+def _source_metric(start: Start) -> np.ndarray:
+    """Return the sources' metrics as rows: the upper triangle of M, then omega."""
+    M, omega = start.M.detach().numpy(), start.omega.detach().numpy()
+    upper = np.triu_indices(M.shape[-1])
+    return np.concatenate([M[:, upper[0], upper[1]], omega], 1)
+
+
+def _potential(omega: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:
+    """Return the function on the grid whose gradient is nearest to the one-form, flat."""
+    if not omega.any():
+        return np.zeros(math.prod(grid))
+    form = np.broadcast_to(omega, (math.prod(grid), len(grid))).reshape(*grid, len(grid))
+    divergence, symbol = np.zeros(grid), np.zeros(grid)
+    for axis, size in enumerate(grid):
+        ahead, behind = [np.s_[:]] * len(grid), [np.s_[:]] * len(grid)
+        ahead[axis], behind[axis] = np.s_[1:], np.s_[:-1]
+        edges = (form[*ahead, axis] + form[*behind, axis]) / 2
+        divergence[*behind] += edges
+        divergence[*ahead] -= edges
+        shape = [1] * len(grid)
+        shape[axis] = size
+        symbol += (2 * np.cos(np.pi * np.arange(size) / size) - 2).reshape(shape)
+    symbol[(0,) * len(grid)] = 1.0
+    return idctn(dctn(divergence) / symbol).reshape(-1)
+
+
+class _Space:
+    """A 3-D field made ready to march on."""
+
+    def __init__(self, M: np.ndarray, omega: np.ndarray, wall: np.ndarray) -> None:
+        self.M, self.omega, self.wall = M, omega, wall
+        self.walled = bool(wall.any())
+        self.causal = not omega.any()
+        self.potential = _potential(omega, wall.shape)
+        self.dual = np.linalg.inv(M.reshape(-1, 3, 3))
+        self.offset, self.weight, self.base = selling_stencils(self.dual)
+        _, n1, n2 = wall.shape
+        self.step = self.offset.astype(np.int64) @ np.array([n1 * n2, n2, 1])
+        self.open = np.empty(wall.size, np.int16)
+        space.neighbours(self.offset, wall, self.walled, self.open)
+        # Without walls every node has the one stencil, as far as it is inside the grid.
+        shared = len(self.offset) == 1 and not self.walled
+        if not shared and len(self.offset) == 1:
+            self.offset = np.repeat(self.offset, wall.size, 0)
+            self.weight = np.repeat(self.weight, wall.size, 0)
+            self.base = np.repeat(self.base, wall.size, 0)
+            self.step = np.repeat(self.step, wall.size, 0)
+            self.dual = np.repeat(self.dual, wall.size, 0)
+        self.reader_start = np.zeros(1 if shared else wall.size + 1, np.int64)
+        ones = 0 if shared else int(np.bitwise_count(self.open).sum())
+        self.reader = np.empty(ones, np.int32)
+        if not shared:
+            space.readers(self.step, self.open, self.reader_start, self.reader)
+
+    def march(
+        self,
+        start: Start,
+        alone: np.ndarray,
+        order: int,
+        radius: float,
+        u: np.ndarray,
+        label: np.ndarray,
+        flow: np.ndarray,
+        *,
+        keep: bool,
+    ) -> Callable[..., None] | None:
+        """Fill u, label and flow; return the walk back, if it is to be kept."""
+        nodes = self.wall.size
+        first, code = np.empty(nodes), np.empty(nodes, np.int32)
+        place = np.where(self.wall.reshape(-1), np.int32(WALL), np.int32(FAR))
+        metric = np.concatenate(
+            [start.M.detach().numpy().reshape(-1, 9), start.omega.detach().numpy()], 1
+        )
+        source = start.position.detach().numpy()
+        # Values of first order are too large: those beyond the radius may come back within it.
+        limit = radius * 1.5
+        space.march(
+            self.M, self.omega, self.offset, self.weight, self.step, self.open,
+            self.reader_start, self.reader, self.wall, self.causal, self.potential,
+            start.node.numpy(), start.value.detach().numpy(), limit, first, code, place,
+            np.empty(nodes), np.empty(nodes, np.int32),
+        )  # fmt: skip
+        key = first - self.potential
+        sequence = np.argsort(key, kind="stable")[: int(np.isfinite(first).sum())]
+        label[:] = -1
+        seeded = np.flatnonzero(code[sequence] < 0)
+        label[sequence[seeded]] = start.label.numpy()[-1 - code[sequence[seeded]]]
+        u[:], flow[:] = first, 0.0
+        if self.causal:
+            u[code >= 0] = np.inf
+        if not space.improve(
+            self.M, self.omega, self.offset, self.weight, self.step, self.wall, self.walled,
+            self.causal, sequence, source, metric, alone, self.open, key, label, order,
+            u, code, flow,
+        ):  # fmt: skip
+            raise RuntimeError(
+                "fast_marching: the values of second order did not settle; take order=1"
+            )
+        beyond = u > radius
+        kept = u.copy()
+        u[beyond], label[beyond], flow[beyond] = np.inf, -1, 0.0
+        if not keep:
+            return None
+        labels = np.where(beyond, -1, label)
+
+        def back(g_u: np.ndarray, *gradients: np.ndarray) -> None:
+            g_u[beyond] = 0.0
+            if not space.march_back(
+                self.M, self.dual, self.omega, self.offset, self.weight, self.step, self.base,
+                self.wall, source, metric, kept, labels, code, sequence, g_u, *gradients,
+            ):  # fmt: skip
+                raise RuntimeError("fast_marching: the adjoint did not settle; take order=1")
+
+        return back

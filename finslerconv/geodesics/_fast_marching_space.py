@@ -1,0 +1,684 @@
+"""Fast marching in space, compiled: upwind differences along Selling's six vectors.
+
+With ``M^-1 = sum of rho_k e_k e_k'`` the eikonal equation is ``sum of rho_k q_k^2 = 1``, where q_k
+is the difference of u less the one-form along the one of ``-e_k``, ``e_k`` that goes with the front,
+or 0 if none does. First every node gets the value of first order,
+``q_k = max(0, u - u(x + e_k) + omega . e_k, u - u(x - e_k) - omega . e_k)``. For Riemannian metrics
+it depends on smaller values only; with a one-form it may not, and a node whose value falls is opened
+again until none does. Then, in the order of those values, they are computed again with
+``q_k = c_k (u - U_k) + k_k + omega . e_k`` as in the plane (`_fast_marching_kernels`); in a
+factored node the directions that have no neighbour before the node take q_k from the model.
+
+Where some of the twelve neighbours are outside the grid or behind walls, single steps along the
+axes are tried as well, so that every node which a path of such steps reaches gets a value.
+
+The walk back is the implicit adjoint: with ``m_k = rho_k q_k``, ``S = sum m_k c_k``,
+``S du = sum m_k (c_k dU_k - dk_k - domega . e_k) - sum q_k^2 drho_k / 2``.
+"""
+
+from typing import no_type_check
+
+import numba
+import numpy as np
+
+from finslerconv.geodesics._fast_marching_heap import ACCEPTED, FAR, pop, push
+from finslerconv.geodesics._stencils import compiled, visible_in_space
+
+# How a node got its value: two bits for each vector (none, forwards, backwards, from the model), a
+# bit for each of second order, one for factored; or a step along an axis, and which.
+NONE, FORWARDS, BACKWARDS, MODEL = 0, 1, 2, 3
+_SECOND, FACTORED, AXIS, _WHICH = 12, 1 << 18, 1 << 19, 20
+
+_NOTHING = -(2**31) + 1
+
+# As in the plane.
+_MOVE = 1.0
+_AGREE = 0.9
+
+# A value that falls by less than this, relatively, is not worth opening the node again.
+_SAME = 1e-14
+
+# Passes of the values of higher order where they depend on each other, after which those that
+# still change fall back to first order, and the most passes of all.
+_SETTLE, _PASSES = 30, 1000
+_SETTLED = 1e-14
+
+_jit = numba.njit(nogil=True, error_model="numpy")
+
+
+@compiled
+@no_type_check
+def neighbours(offset, wall, walled, open_):
+    """Write which of the twelve neighbours (forwards, then backwards) a node has, as bits."""
+    n0, n1, n2 = wall.shape
+    shared = len(offset) == 1
+    at, e = np.empty(3, np.int64), np.empty(3, np.int64)
+    for x in range(wall.size):
+        at[0], at[1], at[2] = x // (n1 * n2), x // n2 % n1, x % n2
+        row = 0 if shared else x
+        bits = 0
+        for k in range(6):
+            for side in range(2):
+                inside = True
+                for a in range(3):
+                    e[a] = offset[row, k, a] if side == 0 else -offset[row, k, a]
+                    inside = inside and 0 <= at[a] + e[a] < wall.shape[a]
+                if inside and (not walled or visible_in_space(wall, at, e)):
+                    bits |= 1 << (6 * side + k)
+        open_[x] = bits
+
+
+@compiled
+@no_type_check
+def readers(step, open_, reader_start, reader):
+    """Turn the stencils round: write, for each node, the nodes that have it as a neighbour."""
+    nodes = len(open_)
+    reader_start[:] = 0
+    for fill in range(2):
+        for x in range(nodes):
+            for k in range(12):
+                if open_[x] >> k & 1:
+                    y = x + (step[x, k] if k < 6 else -step[x, k - 6])
+                    if fill:
+                        reader[reader_start[y]] = x
+                        reader_start[y] += 1
+                    else:
+                        reader_start[y + 1] += 1
+        if fill == 0:
+            for x in range(nodes):
+                reader_start[x + 1] += reader_start[x]
+    for x in range(nodes, 0, -1):
+        reader_start[x] = reader_start[x - 1]
+    reader_start[0] = 0
+
+
+@_jit
+@no_type_check
+def _load(M, omega, x, metric):
+    """Set ``metric`` to the row of M at x, then omega."""
+    m = x if len(M) > 1 else 0
+    w = x if len(omega) > 1 else 0
+    for i in range(9):
+        metric[i] = M[m, i]
+    for i in range(3):
+        metric[9 + i] = omega[w, i]
+
+
+@_jit
+@no_type_check
+def _dot(metric, v, w):
+    total = 0.0
+    for i in range(3):
+        for j in range(3):
+            total += v[i] * metric[3 * i + j] * w[j]
+    return total
+
+
+@_jit
+@no_type_check
+def _form(metric, v):
+    return metric[9] * v[0] + metric[10] * v[1] + metric[11] * v[2]
+
+
+@_jit
+@no_type_check
+def _norm_at(metric, v, e, times):
+    """Return F(v + times e)."""
+    square, form = 0.0, 0.0
+    for i in range(3):
+        a = v[i] + times * e[i]
+        form += metric[9 + i] * a
+        for j in range(3):
+            square += a * metric[3 * i + j] * (v[j] + times * e[j])
+    return np.sqrt(max(square, 0.0)) + form
+
+
+@_jit
+@no_type_check
+def _axis_step(metric, direction):
+    """Return F(-a) for the axis vector a of ``direction``: 0 to 2 forwards, 3 to 5 backwards."""
+    axis = direction % 3
+    form = metric[9 + axis]
+    return np.sqrt(metric[4 * axis]) + (-form if direction < 3 else form)
+
+
+@_jit
+@no_type_check
+def _axis_neighbour(x, direction, wall):
+    """Return the node one step along an axis, -1 if it is outside; walls are told by their u."""
+    n0, n1, n2 = wall.shape
+    axis = direction % 3
+    stride = n1 * n2 if axis == 0 else (n2 if axis == 1 else 1)
+    size = n0 if axis == 0 else (n1 if axis == 1 else n2)
+    at = x // stride % size
+    if direction < 3:
+        return x + stride if at + 1 < size else -1
+    return x - stride if at > 0 else -1
+
+
+@_jit
+@no_type_check
+def _first_order(x, metric, offset, weight, step, open_, wall, u, low, order):
+    """Return the value of first order at x, and the code of how it came about.
+
+    ``low`` and ``order`` are room for six numbers each.
+    """
+    row = 0 if len(offset) == 1 else x
+    known = 0
+    sides = 0
+    for k in range(6):
+        if weight[row, k] <= 0:
+            continue
+        form = 0.0
+        for a in range(3):
+            form += metric[9 + a] * offset[row, k, a]
+        least, side = np.inf, NONE
+        if open_[x] >> k & 1:
+            least, side = u[x + step[row, k]] - form, FORWARDS
+        if open_[x] >> (6 + k) & 1 and u[x - step[row, k]] + form < least:
+            least, side = u[x - step[row, k]] + form, BACKWARDS
+        if least < np.inf:
+            low[k] = least
+            sides |= side << (2 * k)
+            at = known
+            while at > 0 and low[order[at - 1]] > least:
+                order[at] = order[at - 1]
+                at -= 1
+            order[at] = k
+            known += 1
+    best, code = np.inf, 0
+    if known > 0:
+        base = low[order[0]]
+        sum_0, sum_1, sum_2 = 0.0, 0.0, -1.0
+        for n in range(known):
+            k = order[n]
+            fall = low[k] - base
+            if fall >= best:
+                break
+            sum_0 += weight[row, k]
+            sum_1 += weight[row, k] * fall
+            sum_2 += weight[row, k] * fall * fall
+            best = (sum_1 + np.sqrt(max(sum_1 * sum_1 - sum_0 * sum_2, 0.0))) / sum_0
+            code |= sides & (3 << (2 * k))
+        best += base
+    if open_[x] != 4095:
+        for direction in range(6):
+            y = _axis_neighbour(x, direction, wall)
+            if y >= 0 and u[y] + _axis_step(metric, direction) < best:
+                best = u[y] + _axis_step(metric, direction)
+                code = (code & 4095) | AXIS | (direction << _WHICH)
+    return best, code
+
+
+@compiled
+@no_type_check
+def march(
+    M, omega, offset, weight, step, open_, reader_start, reader, wall, causal,
+    potential, seed_node, seed_value, limit, u, code, place, keys, heap,
+):  # fmt: skip
+    """Fill ``u`` with the values of first order.
+
+    Nodes are taken in order of ``u - potential``, whose gradient is the one-form or nearly: in that
+    order every metric is causal as far as its one-form has a potential, and few nodes are opened
+    again. The values do not depend on it.
+    """
+    count = 0
+    u[:] = np.inf
+    code[:] = _NOTHING
+    shared = len(offset) == 1
+    for s in range(len(seed_node)):
+        x = seed_node[s]
+        if seed_value[s] < u[x]:
+            u[x] = seed_value[s]
+            code[x] = -1 - s
+            count = push(keys, heap, place, count, x, u[x] - potential[x])
+    metric, low, order = np.empty(12), np.empty(6), np.empty(6, np.int64)
+    n0, n1, n2 = wall.shape
+    while count > 0:
+        y = np.int64(heap[0])
+        count = pop(keys, heap, place, count)
+        place[y] = ACCEPTED
+        value = u[y]
+        if value > limit:
+            continue
+        begin, end = np.int64(0), np.int64(12)
+        if shared:
+            i, j, k = y // (n1 * n2), y // n2 % n1, y % n2
+        else:
+            begin, end = reader_start[y], reader_start[y + 1]
+        for r in range(begin, end + 6):
+            if r >= end:
+                x = _axis_neighbour(y, r - end, wall)
+                if x < 0 or open_[x] == 4095:
+                    continue
+            elif shared:
+                # y is the neighbour of x = y - e.
+                side = 1 if r < 6 else -1
+                d = r if r < 6 else r - 6
+                a = i - side * offset[0, d, 0]
+                b = j - side * offset[0, d, 1]
+                c = k - side * offset[0, d, 2]
+                if a < 0 or a >= n0 or b < 0 or b >= n1 or c < 0 or c >= n2:
+                    continue
+                x = (a * n1 + b) * n2 + c
+            else:
+                x = np.int64(reader[r])
+            if place[x] < ACCEPTED or (causal and (place[x] == ACCEPTED or u[x] <= value)):
+                continue
+            _load(M, omega, x, metric)
+            new, how = _first_order(x, metric, offset, weight, step, open_, wall, u, low, order)
+            if new < u[x] - _SAME * (abs(u[x]) + abs(new)) or u[x] == np.inf and new < np.inf:
+                u[x] = new
+                code[x] = how
+                if place[x] == ACCEPTED:
+                    place[x] = FAR
+                count = push(keys, heap, place, count, x, new - potential[x])
+    for x in range(len(u)):
+        if u[x] > limit:
+            u[x] = np.inf
+
+
+@_jit
+@no_type_check
+def _ends(x, code, offset, e):
+    """Set ``e`` to the six vectors, turned towards where the values come from."""
+    row = 0 if len(offset) == 1 else x
+    for k in range(6):
+        back = code >> (2 * k) & 3 == BACKWARDS
+        for a in range(3):
+            e[k, a] = -offset[row, k, a] if back else offset[row, k, a]
+
+
+@_jit
+@no_type_check
+def _terms(x, code, weight, step, u, metric, model, v, e, c, U, k, rho):
+    """Set the terms ``q = c (u - U) + k`` (the one-form is in k), and their weights ``rho``."""
+    row = 0 if len(step) == 1 else x
+    length, here = 1.0, 0.0
+    if code & FACTORED:
+        length = np.sqrt(_dot(model, v, v))
+        here = length + _form(model, v)
+    for n in range(6):
+        side = code >> (2 * n) & 3
+        rho[n] = 0.0 if side == NONE else weight[row, n]
+        if rho[n] == 0:
+            continue
+        k[n] = _form(metric, e[n])
+        if side == MODEL:
+            c[n], U[n] = 0.0, 0.0
+        else:
+            d = step[row, n] if side == FORWARDS else -step[row, n]
+            c[n], U[n] = 1.0, u[x + d]
+            if code >> (_SECOND + n) & 1:
+                c[n] = 1.5
+                U[n] += (U[n] - u[x + 2 * d]) / 3
+        if code & FACTORED:
+            slope = _dot(model, v, e[n]) / length + _form(model, e[n])
+            if side != MODEL:
+                there = _norm_at(model, v, e[n], 1)
+                if c[n] > 1:
+                    there += (there - _norm_at(model, v, e[n], 2)) / 3
+                k[n] += c[n] * (there - here)
+            k[n] -= slope
+
+
+@_jit
+@no_type_check
+def _solve(c, U, k, rho):
+    """Return the greater root of ``sum of rho (c (u - U) + k)^2 = 1``; NaN if there is none."""
+    base = np.inf
+    for n in range(6):
+        if rho[n] > 0 and c[n] > 0:
+            base = min(base, U[n])
+    if base == np.inf:
+        return np.nan
+    sum_0, sum_1, sum_2 = 0.0, 0.0, -1.0
+    for n in range(6):
+        if rho[n] > 0:
+            r = c[n] * (U[n] - base) - k[n]
+            sum_0 += rho[n] * c[n] * c[n]
+            sum_1 += rho[n] * c[n] * r
+            sum_2 += rho[n] * r * r
+    return base + (sum_1 + np.sqrt(sum_1 * sum_1 - sum_0 * sum_2)) / sum_0
+
+
+@_jit
+@no_type_check
+def _model(x, s, wall, source, source_metric, metric, model, v):
+    """Set the mean of the metrics at x and at its source, and ``v`` from the source to x."""
+    n0, n1, n2 = wall.shape
+    v[0] = x // (n1 * n2) - source[s, 0]
+    v[1] = x // n2 % n1 - source[s, 1]
+    v[2] = x % n2 - source[s, 2]
+    for i in range(12):
+        model[i] = 0.5 * (metric[i] + source_metric[s, i])
+
+
+@_jit
+@no_type_check
+def _unknown(x, sides, metric, model, v, open_, e):
+    """Return MODEL for the directions without a neighbour that the model may stand in for.
+
+    Those where it has no earlier neighbour either, and its slope is next to nothing; and those
+    where the neighbour which it would have is not there.
+    """
+    bits = np.int64(0)
+    here = _norm_at(model, v, e[0], 0)
+    for n in range(6):
+        if sides >> (2 * n) & 3 == NONE:
+            form = _form(metric, e[n])
+            ahead = _norm_at(model, v, e[n], 1) - form < here and open_[x] >> n & 1
+            behind = _norm_at(model, v, e[n], -1) + form < here and open_[x] >> (6 + n) & 1
+            if not (ahead or behind):
+                bits |= MODEL << (2 * n)
+    return bits
+
+
+@_jit
+@no_type_check
+def _second(x, sides, step, wall, walled, key, e, at):
+    """Return the bits of the neighbours that have a node of smaller key behind them."""
+    n0, n1, n2 = wall.shape
+    row = 0 if len(step) == 1 else x
+    bits = np.int64(0)
+    for n in range(6):
+        side = sides >> (2 * n) & 3
+        if side == NONE:
+            continue
+        at[0], at[1], at[2] = x // (n1 * n2), x // n2 % n1, x % n2
+        inside = True
+        for a in range(3):
+            at[a] += e[n, a]
+            inside = inside and 0 <= at[a] + e[n, a] < wall.shape[a]
+        d = step[row, n] if side == FORWARDS else -step[row, n]
+        if (
+            inside
+            and key[x + 2 * d] <= key[x + d]
+            and (not walled or visible_in_space(wall, at, e[n]))
+        ):
+            bits |= 1 << (_SECOND + n)
+    return bits
+
+
+@_jit
+@no_type_check
+def _velocity(value, e, c, U, k, rho, velocity):
+    """Set the velocity of the arriving geodesic, of M-norm 1; return the sum of the m_k c_k."""
+    total = 0.0
+    velocity[:] = 0.0
+    for n in range(6):
+        if rho[n] > 0:
+            m = rho[n] * (c[n] * (value - U[n]) + k[n])
+            total += m * c[n]
+            for a in range(3):
+                velocity[a] -= m * e[n, a]
+    return total
+
+
+@compiled
+@no_type_check
+def improve(
+    M, omega, offset, weight, step, wall, walled, causal, sequence,
+    source, source_metric, source_alone, open_, key, label, order, u, code, flow,
+):  # fmt: skip
+    """Compute the values again, in ``sequence``, with what is better than first order.
+
+    ``sequence`` is in order of ``key``. ``u`` begins with the values of first order or, in a causal
+    problem, with those of the seeds alone. Sets ``label``, ``code`` and ``flow``. Returns the
+    number of passes, 0 if they did not settle.
+    """
+    metric, model = np.empty(12), np.empty(12)
+    v, velocity = np.empty(3), np.empty(3)
+    at, e = np.empty(3, np.int64), np.empty((6, 3), np.int64)
+    c, U, k, rho = np.empty(6), np.empty(6), np.empty(6), np.empty(6)
+    low, ranks = np.empty(6), np.empty(6, np.int64)
+
+    # How each node is to be computed, and its value.
+    for t in range(len(sequence)):
+        x = np.int64(sequence[t])
+        if code[x] < 0:
+            continue
+        row = 0 if len(step) == 1 else x
+        _load(M, omega, x, metric)
+        trial, plain = _first_order(x, metric, offset, weight, step, open_, wall, u, low, ranks)
+        code[x], u[x] = plain, trial
+        sides = plain & 4095
+        # Its source is that of the neighbour that comes first.
+        before = np.inf
+        if plain & AXIS:
+            y = _axis_neighbour(x, plain >> _WHICH & 7, wall)
+            before = key[y]
+            label[x] = label[y]
+        if sides == 0:
+            continue
+        longest = np.inf
+        for n in range(6):
+            side = sides >> (2 * n) & 3
+            if side == NONE:
+                continue
+            y = x + (step[row, n] if side == FORWARDS else -step[row, n])
+            longest = min(longest, weight[row, n] ** -0.5)
+            if key[y] < before:
+                before = key[y]
+                label[x] = label[y]
+        s = label[x]
+        _model(x, s, wall, source, source_metric, metric, model, v)
+        _ends(x, sides, offset, e)
+        unknown = _unknown(x, sides, metric, model, v, open_, e)
+        second = _second(x, sides, step, wall, walled, key, e, at) if order == 2 else np.int64(0)
+        for attempt in range(3):
+            # Factored and of second order, then either.
+            bits = sides
+            if attempt < 2:
+                if not source_alone[s]:
+                    continue
+                bits |= FACTORED | unknown
+            elif plain & AXIS:
+                continue
+            if attempt != 1:
+                bits |= second
+                if second == 0:
+                    continue
+            _terms(x, bits, weight, step, u, metric, model, v, e, c, U, k, rho)
+            value = _solve(c, U, k, rho)
+            total = _velocity(value, e, c, U, k, rho, velocity)
+            # A NaN is not good.
+            good = total > 0 and abs(value - trial) <= _MOVE * longest
+            if good and bits & FACTORED:
+                along = _dot(metric, velocity, v)
+                good = along > _AGREE * np.sqrt(_dot(metric, v, v))
+            if good:
+                code[x], u[x] = bits, value
+                break
+
+    # The same until nothing changes, where nodes depend on each other.
+    passes = 1
+    settled = causal
+    while not settled and passes < _PASSES:
+        passes += 1
+        settled = True
+        for t in range(len(sequence)):
+            x = np.int64(sequence[t])
+            if code[x] < 0:
+                continue
+            _load(M, omega, x, metric)
+            bits = np.int64(code[x])
+            if bits & AXIS:
+                direction = bits >> _WHICH & 7
+                value = u[_axis_neighbour(x, direction, wall)] + _axis_step(metric, direction)
+            else:
+                _model(x, label[x], wall, source, source_metric, metric, model, v)
+                _ends(x, bits, offset, e)
+                _terms(x, bits, weight, step, u, metric, model, v, e, c, U, k, rho)
+                value = _solve(c, U, k, rho)
+            if not abs(value - u[x]) <= _SETTLED * (1 + abs(u[x])):
+                settled = False
+                if passes > _SETTLE and bits & AXIS == 0:
+                    value, code[x] = _first_order(
+                        x, metric, offset, weight, step, open_, wall, u, low, ranks
+                    )
+            u[x] = value
+
+    for t in range(len(sequence)):
+        x = np.int64(sequence[t])
+        _load(M, omega, x, metric)
+        _model(x, label[x], wall, source, source_metric, metric, model, v)
+        if code[x] < 0:
+            velocity[:] = v
+        elif code[x] & AXIS:
+            direction = code[x] >> _WHICH & 7
+            velocity[:] = 0.0
+            velocity[direction % 3] = -1.0 if direction < 3 else 1.0
+        else:
+            _ends(x, code[x], offset, e)
+            _terms(x, code[x], weight, step, u, metric, model, v, e, c, U, k, rho)
+            _velocity(u[x], e, c, U, k, rho, velocity)
+        length = np.sqrt(_dot(metric, velocity, velocity)) + _form(metric, velocity)
+        for a in range(3):
+            flow[x, a] = velocity[a] / length if length > 0 else 0.0
+    return passes if settled else 0
+
+
+@_jit
+@no_type_check
+def _add_square(gradient, row, weight, v, w):
+    """Add ``weight (v w' + w v') / 2`` to the gradient of a matrix."""
+    for i in range(3):
+        for j in range(3):
+            gradient[row, 3 * i + j] += weight * 0.5 * (v[i] * w[j] + w[i] * v[j])
+
+
+@_jit
+@no_type_check
+def _add_norm(weight, model, v, x, s, g_M, g_omega, s_M, s_omega, s_position):
+    """Add the gradient of ``weight F_m(v)``, where ``v`` moves with the source."""
+    length = np.sqrt(max(_dot(model, v, v), 0.0))
+    if length == 0:
+        return
+    half = 0.5 * weight  # the model is the mean of two metrics
+    _add_square(g_M, x, half / (2 * length), v, v)
+    _add_square(s_M, s, half / (2 * length), v, v)
+    for i in range(3):
+        g_omega[x, i] += half * v[i]
+        s_omega[s, i] += half * v[i]
+        along = 0.0
+        for j in range(3):
+            along += model[3 * i + j] * v[j]
+        s_position[s, i] -= weight * (along / length + model[9 + i])
+
+
+@_jit
+@no_type_check
+def _add_slope(weight, model, v, e, x, s, g_M, g_omega, s_M, s_omega, s_position):
+    """Add the gradient of ``weight dF_m(v) . e``."""
+    length = np.sqrt(_dot(model, v, v))
+    product = _dot(model, v, e)
+    half = 0.5 * weight
+    for side in range(2):
+        gradient, row = (g_M, x) if side == 0 else (s_M, s)
+        _add_square(gradient, row, -half * product / (2 * length**3), v, v)
+        _add_square(gradient, row, half / length, v, e)
+    for i in range(3):
+        g_omega[x, i] += half * e[i]
+        s_omega[s, i] += half * e[i]
+        along, across = 0.0, 0.0
+        for j in range(3):
+            along += model[3 * i + j] * e[j]
+            across += model[3 * i + j] * v[j]
+        s_position[s, i] -= weight * (along / length - product * across / length**3)
+
+
+@compiled
+@no_type_check
+def march_back(
+    M, dual, omega, offset, weight, step, base, wall, source, source_metric,
+    u, label, code, sequence, g_u, g_M, g_omega, g_seed, s_M, s_omega, s_position,
+):  # fmt: skip
+    """Walk back over ``sequence`` from the gradient ``g_u`` (overwritten) to the others.
+
+    Where nodes depend on each other it walks again with what is left. Returns the number of
+    walks, 0 if they did not come to an end.
+    """
+    n0, n1, n2 = wall.shape
+    metric, model = np.empty(12), np.empty(12)
+    v, moved, down_i, down_j = np.empty(3), np.empty(3), np.empty(3), np.empty(3)
+    at, e = np.empty(3, np.int64), np.empty((6, 3), np.int64)
+    c, U, k, rho = np.empty(6), np.empty(6), np.empty(6), np.empty(6)
+    whole = 0.0
+    for t in range(len(sequence)):
+        whole = max(whole, abs(g_u[sequence[t]]))
+    for walks in range(1, _PASSES + 1):
+        for t in range(len(sequence) - 1, -1, -1):
+            x = np.int64(sequence[t])
+            g = g_u[x]
+            if g == 0:
+                continue
+            g_u[x] = 0.0
+            if code[x] < 0:
+                g_seed[-1 - code[x]] += g
+                continue
+            _load(M, omega, x, metric)
+            if code[x] & AXIS:
+                direction = code[x] >> _WHICH & 7
+                axis = direction % 3
+                g_u[_axis_neighbour(x, direction, wall)] += g
+                g_M[x, 4 * axis] += g / (2 * np.sqrt(metric[4 * axis]))
+                g_omega[x, axis] += -g if direction < 3 else g
+                continue
+            at[0], at[1], at[2] = x // (n1 * n2), x // n2 % n1, x % n2
+            s = np.int64(label[x])
+            for a in range(3):
+                v[a] = at[a] - source[s, a]
+            for i in range(12):
+                model[i] = 0.5 * (metric[i] + source_metric[s, i])
+            bits = np.int64(code[x])
+            _ends(x, bits, offset, e)
+            _terms(x, bits, weight, step, u, metric, model, v, e, c, U, k, rho)
+            total = 0.0
+            for n in range(6):
+                if rho[n] > 0:
+                    total += rho[n] * (c[n] * (u[x] - U[n]) + k[n]) * c[n]
+            row = 0 if len(step) == 1 else x
+            n = -1
+            for i in range(4):
+                for j in range(i + 1, 4):
+                    n += 1
+                    if rho[n] == 0:
+                        continue
+                    q = c[n] * (u[x] - U[n]) + k[n]
+                    share = g / total * rho[n] * q
+                    for a in range(3):
+                        g_omega[x, a] -= share * e[n, a]
+                        down_i[a], down_j[a] = 0.0, 0.0
+                        for b in range(3):
+                            down_i[a] += dual[row, a, b] * base[row, i, b]
+                            down_j[a] += dual[row, a, b] * base[row, j, b]
+                    _add_square(g_M, x, -0.5 * g / total * q * q, down_i, down_j)
+                    side = bits >> (2 * n) & 3
+                    if side != MODEL:
+                        d = step[row, n] if side == FORWARDS else -step[row, n]
+                        if c[n] > 1:
+                            g_u[x + d] += share * c[n] * 4 / 3
+                            g_u[x + 2 * d] -= share * c[n] / 3
+                        else:
+                            g_u[x + d] += share
+                    if bits & FACTORED:
+                        args = (x, s, g_M, g_omega, s_M, s_omega, s_position)
+                        _add_slope(share, model, v, e[n], *args)
+                        if side != MODEL:
+                            _add_norm(share * c[n], model, v, *args)
+                            for a in range(3):
+                                moved[a] = v[a] + e[n, a]
+                            if c[n] > 1:
+                                _add_norm(-share * c[n] * 4 / 3, model, moved, *args)
+                                for a in range(3):
+                                    moved[a] += e[n, a]
+                                _add_norm(share * c[n] / 3, model, moved, *args)
+                            else:
+                                _add_norm(-share * c[n], model, moved, *args)
+        left = 0.0
+        for t in range(len(sequence)):
+            left = max(left, abs(g_u[sequence[t]]))
+        if left <= 1e-14 * whole:
+            return walks
+    return 0

@@ -1,0 +1,709 @@
+"""Metric fields: a metric at every point of the plane or of space, from samples or a function."""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol, final, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from finslerconv._arrays import Array, first_index
+from finslerconv.geodesics._kinds import as_tensor, as_tensors, is_numpy, like
+from finslerconv.metrics import Euclidean, FinslerMetric, Randers, Riemannian
+
+Interpolation = Literal["linear", "cubic"]
+"""How a field is read between the nodes: multilinear, or by Catmull-Rom's cubic (C1)."""
+
+Outside = Literal["constant", "reflect"]
+"""How a field goes on beyond the outermost nodes: held constant, or mirrored at them."""
+
+
+@runtime_checkable
+class MetricField(Protocol):
+    """What geodesics ask of a field: its dimension, and the metric at any position."""
+
+    @property
+    def dim(self) -> int:
+        """The dimension ``d`` of the space."""
+        ...
+
+    def at(self, positions: Float[Array, "*batch d"]) -> Randers:
+        """Return the metrics at ``positions`` (physical), of batch shape ``(*batch,)``."""
+        ...
+
+
+@final
+@dataclass(frozen=True, eq=False, init=False, repr=False)
+class GridMetric:
+    r"""A field of Riemannian or Randers metrics sampled on a regular grid.
+
+    Node ``(i, j)`` (or ``(i, j, k)``) lies at the position ``origin + spacing * (i, j)``, axes in
+    the order of the arrays. The norm of a vector ``v`` at ``x``, in the units of the positions,
+    is ``F_x(v) = sqrt(v' M(x) v) + omega(x)' v``.
+
+    Parameters
+    ----------
+    M : array, shape (\*batch, \*grid, d, d)
+        Symmetric positive definite matrices, NumPy or PyTorch, float32 or float64; the grid has
+        ``d`` axes, 2 or 3. In 1 / pixels^2 where ``spacing`` is 1.
+    omega : array, shape (\*batch, \*grid, d), optional
+        One-forms ("drift") with ``|omega|_{M^-1} < 1``, of a shape that broadcasts with that of
+        ``M``; None for a Riemannian field.
+    spacing : float or tuple of float
+        Distance between neighbours, for all axes or for each.
+    origin : float or tuple of float
+        Position of the first node.
+    interpolation : {"linear", "cubic"}
+        How :meth:`at` reads between nodes.
+    outside : {"constant", "reflect"}
+        How :meth:`at` reads beyond the outermost nodes: the field of the nearest point of the
+        grid, or the field mirrored at the outermost nodes.
+    validate : bool
+        Whether to check the values (one pass over the data; on a GPU it waits for them).
+
+    Raises
+    ------
+    TypeError
+        If an array is of another kind or dtype.
+    ValueError
+        If the shapes do not fit, ``spacing`` is not positive, an option is unknown, or a metric
+        is not finite, not symmetric positive definite or has ``|omega|_{M^-1} >= 1``; the message
+        names the first.
+
+    Notes
+    -----
+    The entries of ``M`` and ``omega`` are interpolated. Linear interpolation gives a convex
+    combination of those of the nodes around, and that is a metric again: the pairs with ``M > 0``
+    and ``|omega|_{M^-1} < 1`` are by Schur's complement those of which the block matrix ``[[M,
+    omega], [omega', 1]]`` is positive definite, a convex set. The cubic overshoots, and may leave
+    it where the field jumps: ``validate`` therefore also looks half-way between the nodes, and
+    names the first place where it does.
+
+    Mirrored are the entries, so that the field stays continuous; it is not the field of the
+    mirrored picture, whose off-diagonal entries jump in sign.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from finslerconv.geodesics import GridMetric
+    >>> speed = np.linspace(1.0, 2.0, 5)[:, None, None, None]  # slower downwards
+    >>> field = GridMetric(np.broadcast_to(speed * np.eye(2), (5, 4, 2, 2)))
+    >>> field
+    GridMetric(grid_shape=(5, 4), batch_shape=(), kind=Riemannian, dtype=float64)
+    >>> field.at(np.array([0.5, 2.0])).M
+    array([[1.125, 0.   ],
+           [0.   , 1.125]])
+    """
+
+    M: Float[Array, "*batch d d"]
+    omega: Float[Array, "*batch d"] | None
+    spacing: tuple[float, ...]
+    origin: tuple[float, ...]
+    interpolation: Interpolation
+    outside: Outside
+
+    def __init__(
+        self,
+        M: Float[Array, "*_ d d"],
+        omega: Float[Array, "*_ d"] | None = None,
+        spacing: float | Sequence[float] = 1.0,
+        origin: float | Sequence[float] = 0.0,
+        interpolation: Interpolation = "linear",
+        outside: Outside = "constant",
+        *,
+        validate: bool = True,
+    ) -> None:
+        matrices, forms = as_tensors(M=M, omega=omega)
+        d = _check_matrices(matrices)
+        if forms is not None:
+            matrices, forms = _broadcast(matrices, forms)
+        _check_option("interpolation", interpolation, ("linear", "cubic"))
+        _check_option("outside", outside, ("constant", "reflect"))
+        values = {
+            "M": M if matrices.shape == M.shape else like(matrices, M),
+            "omega": omega if omega is None or forms.shape == omega.shape else like(forms, omega),
+            "spacing": _per_axis("spacing", spacing, d),
+            "origin": _per_axis("origin", origin, d),
+            "interpolation": interpolation,
+            "outside": outside,
+            "_cache": {},
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+        for step in self.spacing:
+            if step <= 0:
+                raise ValueError(f"spacing: expected positive numbers, got {spacing!r}")
+        if validate:
+            self.validate()
+
+    def __repr__(self) -> str:
+        kind = "Riemannian" if self.omega is None else "Randers"
+        return (
+            f"GridMetric(grid_shape={self.grid_shape}, batch_shape={self.batch_shape}, "
+            f"kind={kind}, dtype={self.M.dtype})"
+        )
+
+    @classmethod
+    def from_metric(
+        cls,
+        metric: FinslerMetric,
+        shape: Sequence[int] | None = None,
+        *,
+        spacing: float | Sequence[float] = 1.0,
+        origin: float | Sequence[float] = 0.0,
+        interpolation: Interpolation = "linear",
+        outside: Outside = "constant",
+        validate: bool = True,
+    ) -> "GridMetric":
+        """Return the field of a batch of metrics, whose last axes are the grid.
+
+        Parameters
+        ----------
+        metric : Riemannian, Randers or Euclidean
+            Such as :func:`finslerconv.images.gradient_metric` makes of pictures: of batch shape
+            (batch, height, width).
+        shape : sequence of int, optional
+            The shape of the grid, over which the metric is broadcast: for a constant metric, or
+            one that varies along one axis only.
+        spacing, origin, interpolation, outside, validate
+            As of :class:`GridMetric`. Vectors of the metric are vectors of physical positions.
+
+        Raises
+        ------
+        TypeError
+            If the metric is of another class, which has no matrices.
+        ValueError
+            If its batch has fewer axes than the space, or does not broadcast over ``shape``.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from finslerconv.geodesics import GridMetric
+        >>> from finslerconv.metrics import Randers
+        >>> wind = Randers(np.eye(2), np.array([0.0, 0.5]))
+        >>> GridMetric.from_metric(wind, (32, 32)).grid_shape
+        (32, 32)
+        """
+        M, omega = _entries("metric", metric)
+        d = M.shape[-1]
+        if shape is not None:
+            if len(shape) != d:
+                raise ValueError(
+                    f"shape: expected {d} numbers, one for each axis of the grid, got "
+                    f"{tuple(shape)}"
+                )
+            M = _over("shape", M, tuple(shape), 2)
+            omega = None if omega is None else _over("shape", omega, tuple(shape), 1)
+        return cls(M, omega, spacing, origin, interpolation, outside, validate=validate)
+
+    @classmethod
+    def from_function(
+        cls,
+        function: Callable[[Tensor], FinslerMetric | tuple[Tensor, Tensor]],
+        shape: Sequence[int],
+        *,
+        spacing: float | Sequence[float] = 1.0,
+        origin: float | Sequence[float] = 0.0,
+        interpolation: Interpolation = "linear",
+        outside: Outside = "constant",
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str | None = None,
+        validate: bool = True,
+    ) -> "GridMetric":
+        r"""Return the field that a function has at the nodes.
+
+        Parameters
+        ----------
+        function : callable
+            From positions, a tensor of shape (\*grid, d), to a Riemannian or Randers metric or the
+            pair ``(M, omega)`` of its tensors; such as the method ``at`` of another field.
+        shape : sequence of int
+            The shape of the grid; its length is the dimension.
+        spacing, origin, interpolation, outside, validate
+            As of :class:`GridMetric`.
+        dtype, device
+            Of the positions.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from finslerconv.geodesics import GridMetric
+        >>> from finslerconv.metrics import Riemannian
+        >>> def half_plane(x):
+        ...     return Riemannian(torch.eye(2, dtype=x.dtype) / x[..., :1, None] ** 2)
+        >>> GridMetric.from_function(half_plane, (9, 9), spacing=0.25, origin=(1.0, 0.0))
+        GridMetric(grid_shape=(9, 9), batch_shape=(), kind=Riemannian, dtype=torch.float64)
+        """
+        d = len(shape)
+        positions = grid_nodes(
+            tuple(shape),
+            _per_axis("spacing", spacing, d),
+            _per_axis("origin", origin, d),
+            dtype,
+            device,
+        )
+        M, omega = _entries("function", function(positions))
+        M = _over("function", M, tuple(shape), 2)
+        omega = None if omega is None else _over("function", omega, tuple(shape), 1)
+        return cls(M, omega, spacing, origin, interpolation, outside, validate=validate)
+
+    @property
+    def dim(self) -> int:
+        """The dimension ``d`` of the space: 2 or 3."""
+        return self.M.shape[-1]
+
+    @property
+    def grid_shape(self) -> tuple[int, ...]:
+        """The number of nodes along each axis."""
+        return tuple(self.M.shape[-2 - self.dim : -2])
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """The shape of the batch of fields: ``()`` for a single one."""
+        return tuple(self.M.shape[: -2 - self.dim])
+
+    @property
+    def metric(self) -> Randers:
+        r"""The metrics at the nodes, of batch shape (\*batch, \*grid)."""
+        if self.omega is None:
+            return Randers(self.M, 0.0 * self.M[..., 0], validate=False)
+        return Randers(self.M, self.omega, validate=False)
+
+    def nodes(self) -> Float[Array, "*grid d"]:
+        r"""Return the positions of the nodes, shape (\*grid, d)."""
+        M = as_tensor("M", self.M)
+        return like(
+            grid_nodes(self.grid_shape, self.spacing, self.origin, M.dtype, M.device), self.M
+        )
+
+    def contains(self, positions: Float[Array, "*batch d"]) -> Bool[Array, "*batch"]:
+        """Return whether positions lie in the box that the outermost nodes span, ends included."""
+        (x,) = as_tensors(positions=positions)
+        _check_positions(x, self.dim)
+        t = self._in_steps(x)
+        last = torch.tensor([n - 1.0 for n in self.grid_shape], dtype=t.dtype, device=t.device)
+        # A position computed as origin + (n - 1) spacing may be a rounding error outside.
+        slack = 8 * torch.finfo(t.dtype).eps * (1 + last)
+        return like(((t >= -slack) & (t <= last + slack)).all(-1), positions)
+
+    def at(self, positions: Float[Array, "*batch d"]) -> Randers:
+        r"""Return the metrics at ``positions``, interpolated.
+
+        Parameters
+        ----------
+        positions : array, shape (..., d), or (\*batch, ..., d) for a batch of fields
+            Physical positions, in the kind of ``M``, anywhere. The axes of the batch broadcast
+            against those of the field.
+
+        Returns
+        -------
+        Randers
+            Of batch shape ``positions.shape[:-1]``; a Riemannian field has ``omega`` 0.
+            Differentiable in the positions and in the field, twice where the interpolation
+            is. Not checked: see :meth:`validate`.
+
+        Raises
+        ------
+        TypeError
+            If ``positions`` is of another kind than the field.
+        ValueError
+            If it is not of shape (..., d), lacks the axes of the batch, or is not finite.
+        """
+        M, omega, x = as_tensors(M=self.M, omega=self.omega, positions=positions)
+        _check_positions(x, self.dim)
+        channels = self._channels(M, omega)
+        first = self._first_rows(x)
+        entries: list[Tensor] = []
+        # By channel, not by node: a gather of numbers that lie side by side in the result is
+        # three times as fast as one of short rows, and its gradient ten times.
+        for taps in itertools.product(*self._taps(self._in_steps(x))):
+            row, weight = first, torch.ones_like(x[..., 0])
+            for tap in taps:
+                row = row + tap.rows
+                weight = weight * tap.weight
+            flat = row.flatten()
+            parts = [weight * c.index_select(0, flat).reshape(row.shape) for c in channels]
+            entries = [e + p for e, p in zip(entries, parts, strict=True)] if entries else parts
+        M_at, omega_at = _unpacked(entries, self.dim)
+        return Randers(like(M_at, self.M), like(omega_at, self.M), validate=False)
+
+    def validate(self) -> None:
+        """Check every metric, and for cubic interpolation those half-way between the nodes.
+
+        Raises
+        ------
+        ValueError
+            It names the first that is not finite, not symmetric positive definite, or has
+            ``|omega|_{M^-1} >= 1``.
+        """
+        M, omega = as_tensors(M=self.M, omega=self.omega)
+        M, omega = M.detach(), None if omega is None else omega.detach()
+        validate_fields(M, omega)
+        if self.interpolation == "linear":
+            return
+        field = self.detach()
+        middle = torch.tensor([s / 2 for s in self.spacing], dtype=M.dtype, device=M.device)
+        nodes = as_tensor("nodes", field.nodes())
+        nodes = nodes.expand(*self.batch_shape, *nodes.shape)
+        for corner in itertools.product((0.0, 1.0), repeat=self.dim):
+            if not any(corner):
+                continue
+            shift = middle * torch.tensor(corner, dtype=M.dtype, device=M.device)
+            between = field.at(like(nodes + shift, self.M))
+            try:
+                between.validate()
+            except ValueError as error:
+                raise ValueError(
+                    f"interpolation: the cubic leaves the metrics {[c / 2 for c in corner]} "
+                    f"nodes beyond the one that is named here, where the field jumps; use "
+                    f"interpolation='linear', or smooth the field ({error})"
+                ) from error
+
+    def reverse(self) -> "GridMetric":
+        """Return the field of the reversed metrics, of the one-forms ``-omega``."""
+        return self if self.omega is None else self._with(self.M, -self.omega)
+
+    def symmetrize(self) -> "GridMetric":
+        """Return the Riemannian field of the matrices ``M``."""
+        return self._with(self.M, None)
+
+    def detach(self) -> "GridMetric":
+        """Return the field without its gradient history."""
+        return self._with(*(x.detach() if isinstance(x, Tensor) else x for x in self._arrays()))
+
+    def to(self, *args: Any, **kwargs: Any) -> "GridMetric":
+        """Return the field with tensors moved or converted as by :meth:`torch.Tensor.to`.
+
+        A field of NumPy arrays becomes one of tensors.
+        """
+        M, omega = as_tensors(M=self.M, omega=self.omega)
+        return self._with(
+            M.to(*args, **kwargs), None if omega is None else omega.to(*args, **kwargs)
+        )
+
+    def torch(self) -> "GridMetric":
+        """Return the field with PyTorch tensors, which share the memory of NumPy arrays."""
+        return self.to() if is_numpy(self.M) else self
+
+    def numpy(self) -> "GridMetric":
+        """Return the field with NumPy arrays, without gradient history."""
+        return self._with(
+            *(x.detach().cpu().numpy() if isinstance(x, Tensor) else x for x in self._arrays())
+        )
+
+    def _arrays(self) -> tuple[Array, Array | None]:
+        return self.M, self.omega
+
+    def _with(self, M: Array, omega: Array | None) -> "GridMetric":
+        options = (self.spacing, self.origin, self.interpolation, self.outside)
+        return GridMetric(M, omega, *options, validate=False)
+
+    def _in_steps(self, x: Tensor) -> Tensor:
+        origin = torch.tensor(self.origin, dtype=x.dtype, device=x.device)
+        spacing = torch.tensor(self.spacing, dtype=x.dtype, device=x.device)
+        return (x - origin) / spacing
+
+    def _channels(self, M: Tensor, omega: Tensor | None) -> list[Tensor]:
+        """Return the distinct entries of ``M`` and ``omega``, each over all nodes."""
+        if M.requires_grad or (omega is not None and omega.requires_grad):
+            return _packed(M, omega)
+        cache: dict[str, list[Tensor]] = self._cache  # type: ignore[attr-defined]
+        if "channels" not in cache:
+            cache["channels"] = _packed(M, omega)
+        return cache["channels"]
+
+    def _table(self, M: Tensor, omega: Tensor | None) -> Tensor:
+        """Return the distinct entries, one row a node: for those who read whole nodes."""
+        return torch.stack(self._channels(M, omega), dim=-1)
+
+    def _first_rows(self, x: Tensor) -> Tensor:
+        """Return the index of the first node of the field that each position lies in."""
+        batch = self.batch_shape
+        leading = tuple(x.shape[: len(batch)])
+        if x.ndim <= len(batch) or any(
+            a not in (1, b) for a, b in zip(leading, batch, strict=True)
+        ):
+            raise ValueError(
+                f"positions: expected shape (*{batch}, ..., {self.dim}) for a batch of fields, "
+                f"got {tuple(x.shape)}"
+            )
+        rows = torch.arange(math.prod(batch), device=x.device) * math.prod(self.grid_shape)
+        return rows.reshape(batch + (1,) * (x.ndim - 1 - len(batch)))
+
+    def _taps(self, t: Tensor) -> list[list["_Tap"]]:
+        """Return for each axis the nodes around the coordinates ``t``, in steps.
+
+        Two for linear interpolation, at the floor and above it, and four for the cubic.
+        """
+        kernel = _linear if self.interpolation == "linear" else _catmull_rom
+        taps = []
+        for axis, n in enumerate(self.grid_shape):
+            s = _continued(t[..., axis].contiguous(), n, self.outside)
+            floor = s.detach().floor().clamp(0, max(n - 2, 0))
+            node = floor.long()
+            stride = math.prod(self.grid_shape[axis + 1 :])
+            taps.append(
+                [
+                    _Tap(_continued_index(node + step, n, self.outside) * stride, weight)
+                    for step, weight in kernel(s - floor)
+                ]
+            )
+        return taps
+
+
+class _Tap(NamedTuple):
+    """Nodes that contribute to positions, as far as one axis goes: flat indices and weights."""
+
+    rows: Tensor
+    weight: Tensor
+
+
+@final
+class FunctionMetric:
+    r"""A field given by a function of the position: exact everywhere, without a grid.
+
+    Parameters
+    ----------
+    function : callable
+        From positions, a tensor of shape (..., d), to a Riemannian or Randers metric or to the
+        pair ``(M, omega)``; in PyTorch's operations, so that the field can be differentiated.
+    dim : int
+        The dimension ``d`` of the space.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.geodesics import FunctionMetric
+    >>> from finslerconv.metrics import Riemannian
+    >>> half_plane = FunctionMetric(
+    ...     lambda x: Riemannian(torch.eye(2, dtype=x.dtype) / x[..., :1, None] ** 2)
+    ... )
+    >>> half_plane.at(torch.tensor([2.0, 0.0])).norm(torch.tensor([0.0, 1.0]))
+    tensor(0.5000)
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Tensor], FinslerMetric | tuple[Tensor, Tensor]],
+        dim: int = 2,
+    ) -> None:
+        if dim < 1:
+            raise ValueError(f"dim: expected a dimension of at least 1, got {dim}")
+        self.function = function
+        self._dim = dim
+
+    def __repr__(self) -> str:
+        name = getattr(self.function, "__qualname__", repr(self.function))
+        return f"FunctionMetric({name}, dim={self.dim})"
+
+    @property
+    def dim(self) -> int:
+        """The dimension ``d`` of the space."""
+        return self._dim
+
+    def at(self, positions: Float[Array, "*batch d"]) -> Randers:
+        """Return the metrics at ``positions``.
+
+        Parameters
+        ----------
+        positions : array, shape (..., d)
+            NumPy arrays reach the function as tensors, and the metric comes back in NumPy arrays.
+
+        Returns
+        -------
+        Randers
+            Of batch shape ``positions.shape[:-1]``, not checked.
+
+        Raises
+        ------
+        TypeError
+            If the function returns anything else.
+        ValueError
+            If ``positions`` is not of shape (..., d) or not finite, or what the function returns
+            does not fit it.
+        """
+        x = as_tensor("positions", positions)
+        _check_positions(x, self.dim)
+        M, omega = _entries("function", self.function(x))
+        M = _over("function", M, tuple(x.shape[:-1]), 2)
+        if omega is None:
+            omega = torch.zeros_like(x)
+        omega = _over("function", omega, tuple(x.shape[:-1]), 1)
+        return Randers(like(M, positions), like(omega, positions), validate=False)
+
+    def reverse(self) -> "FunctionMetric":
+        """Return the field of the reversed metrics."""
+        return FunctionMetric(lambda x: self.at(x).reverse(), self.dim)
+
+
+def grid_nodes(
+    shape: tuple[int, ...],
+    spacing: tuple[float, ...],
+    origin: tuple[float, ...],
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str | None = None,
+) -> Float[Tensor, "*grid d"]:
+    r"""Return the positions of the nodes of a grid, shape (\*grid, d)."""
+    axes = [
+        o + s * torch.arange(n, dtype=dtype, device=device)
+        for n, s, o in zip(shape, spacing, origin, strict=True)
+    ]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
+
+
+def validate_fields(
+    M: Float[Tensor, "*batch d d"], omega: Float[Tensor, "*batch d"] | None
+) -> None:
+    """Raise a ValueError that names the first of the metrics that is none."""
+    if omega is None:
+        Riemannian(M)
+        return
+    bad = ~omega.isfinite().all(-1)
+    if bool(bad.any()):
+        index = first_index(bad)
+        raise ValueError(
+            f"omega: expected finite one-forms, got {omega[index].tolist()} at index {index}"
+        )
+    Randers(M, omega)
+
+
+def _continued(t: Tensor, n: int, outside: Outside) -> Tensor:
+    """Return the coordinates ``t``, in steps, brought into [0, n - 1]."""
+    last = n - 1.0
+    if outside == "constant" or n == 1:
+        return t.clamp(0.0, last)
+    return last - (t.remainder(2 * last) - last).abs()
+
+
+def _continued_index(i: Tensor, n: int, outside: Outside) -> Tensor:
+    last = n - 1
+    if outside == "constant" or n == 1:
+        return i.clamp(0, last)
+    return last - (i.remainder(2 * last) - last).abs()
+
+
+def _linear(f: Tensor) -> list[tuple[int, Tensor]]:
+    """Return the steps to the nodes around, and their weights."""
+    return [(0, 1 - f), (1, f)]
+
+
+def _catmull_rom(f: Tensor) -> list[tuple[int, Tensor]]:
+    """Return the steps and weights of Catmull and Rom (1974), of tension 1/2."""
+    g = 1 - f
+    return [
+        (-1, -0.5 * f * g * g),
+        (0, 1 + f * f * (1.5 * f - 2.5)),
+        (1, 1 + g * g * (1.5 * g - 2.5)),
+        (2, -0.5 * g * f * f),
+    ]
+
+
+def _packed(M: Tensor, omega: Tensor | None) -> list[Tensor]:
+    d = M.shape[-1]
+    # The mean of both halves, so that the gradient in M is symmetric as M is.
+    entries = [(M[..., i, j] + M[..., j, i]) / 2 for i in range(d) for j in range(i, d)]
+    entries += [] if omega is None else [omega[..., i] for i in range(d)]
+    return [e.flatten().contiguous() for e in entries]
+
+
+def _unpacked(entries: list[Tensor], d: int) -> tuple[Tensor, Tensor]:
+    upper = {ij: n for n, ij in enumerate(itertools.combinations_with_replacement(range(d), 2))}
+    rows = [entries[upper[min(i, j), max(i, j)]] for i in range(d) for j in range(d)]
+    M = torch.stack(rows, dim=-1).unflatten(-1, (d, d))
+    omega = entries[len(upper) :]
+    return M, torch.stack(omega, dim=-1) if omega else torch.zeros_like(M[..., 0])
+
+
+def _entries(name: str, metric: object) -> tuple[Array, Array | None]:
+    """Return ``M`` and ``omega`` of a metric, or of a pair of them."""
+    match metric:
+        case Randers():
+            return metric.M, metric.omega
+        case Riemannian():
+            return metric.M, None
+        case Euclidean():
+            return torch.eye(metric.dim, dtype=torch.float64).numpy(), None
+        case (M, omega):
+            return M, omega
+    raise TypeError(
+        f"{name}: expected a Riemannian or Randers metric (or the pair (M, omega) of a function), "
+        f"got {type(metric).__name__}; other metrics have no matrices to interpolate"
+    )
+
+
+def _over(name: str, x: Array, shape: tuple[int, ...], core: int) -> Array:
+    """Return ``x``, of ``core`` axes after the grid's, broadcast over a grid of ``shape``.
+
+    Axes before those of the grid (a batch of fields) stay.
+    """
+    tensor = as_tensor(name, x)
+    axes = tuple(tensor.shape[tensor.ndim - core :])
+    batch = tuple(tensor.shape[: max(tensor.ndim - core - len(shape), 0)])
+    try:
+        return like(tensor.expand(*batch, *shape, *axes), x)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{name}: expected a metric whose batch broadcasts over {shape}, got "
+            f"{tuple(tensor.shape[: tensor.ndim - core])}"
+        ) from error
+
+
+def _check_matrices(M: Tensor) -> int:
+    shape = tuple(M.shape)
+    if len(shape) < 2 or shape[-1] != shape[-2] or shape[-1] not in (2, 3):
+        raise ValueError(
+            "M: expected 2 x 2 or 3 x 3 matrices on the last two axes, shape (*batch, *grid, d, "
+            f"d), got shape {shape}"
+        )
+    d = shape[-1]
+    if len(shape) < d + 2 or 0 in shape:
+        raise ValueError(
+            f"M: expected a grid of {d} axes (none empty) before the {d} x {d} matrices, got "
+            f"shape {shape}; GridMetric.from_metric broadcasts a constant metric over a grid"
+        )
+    return d
+
+
+def _broadcast(M: Tensor, omega: Tensor) -> tuple[Tensor, Tensor]:
+    d = M.shape[-1]
+    try:
+        if omega.shape[-1] != d:
+            raise RuntimeError
+        batch = torch.broadcast_shapes(M.shape[:-2], omega.shape[:-1])
+    except (RuntimeError, IndexError) as error:
+        raise ValueError(
+            f"omega: expected shape (*batch, *grid, {d}) that broadcasts with M of shape "
+            f"{tuple(M.shape)}, got {tuple(omega.shape)}"
+        ) from error
+    return M.expand(*batch, d, d), omega.expand(*batch, d)
+
+
+def _check_positions(x: Tensor, d: int) -> None:
+    if x.ndim == 0 or x.shape[-1] != d:
+        raise ValueError(
+            f"positions: expected {d} coordinates on the last axis, shape (..., {d}), got shape "
+            f"{tuple(x.shape)}"
+        )
+    bad = ~x.detach().isfinite().all(-1)
+    if bool(bad.any()):
+        index = first_index(bad)
+        where = f" at index {index}" if index else ""
+        raise ValueError(
+            f"positions: expected finite numbers, got {x.detach()[index].tolist()}{where}"
+        )
+
+
+def _check_option(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        wanted = " or ".join(repr(choice) for choice in choices)
+        raise ValueError(f"{name}: expected {wanted}, got {value!r}")
+
+
+def _per_axis(name: str, value: float | Sequence[float], d: int) -> tuple[float, ...]:
+    numbers = (value,) * d if isinstance(value, int | float) else tuple(float(v) for v in value)
+    if len(numbers) != d or not all(math.isfinite(v) for v in numbers):
+        raise ValueError(f"{name}: expected a finite number, or {d} of them, got {value!r}")
+    return tuple(float(v) for v in numbers)

@@ -1,0 +1,691 @@
+r"""The Finsler heat method: distances on grids from two linear solves, differentiable.
+
+With ``eps = sqrt(time)`` and ``D = eps grad + omega``, one implicit step of heat from the sources,
+
+    ``u - D' M^-1 D u = delta``   (divergence form, with the volume ``sqrt(det M)``),
+
+has ``u ~ exp(-d / eps)`` for a Randers metric: put ``u = exp(-d / eps)`` in, and what is left as eps
+goes to 0 is the eikonal equation ``|grad d - omega|_{M^-1} = 1``. Only the direction of ``grad u / u``
+is used. Made a covector of dual norm 1 it is the slope of the distance, and a Poisson equation finds
+the function with that slope. Derivation and errors: the page "The heat method" of the documentation.
+
+All of it is invariant under ``omega -> omega + grad psi, d -> d + psi``, on the grid as in the plane:
+the form is summed along the edges, as a gauge field is. Far from the sources, where u underflows,
+the same invariance divides a first estimate of the distance out.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import scipy.sparse as sparse
+import torch
+from jaxtyping import Bool, Float, Int
+from scipy.sparse.csgraph import connected_components
+from scipy.sparse.linalg import SuperLU, splu
+from torch import Tensor
+
+from finslerconv._arrays import safe_sqrt
+from finslerconv.geodesics import _stencils
+from finslerconv.geodesics._seeding import chord_norm
+from finslerconv.geodesics._sources import Seeds
+from finslerconv.metrics import Randers
+
+Kernel = Literal["square", "paper"]
+"""How heat spreads: see :func:`heat_distance`."""
+
+# eps in mean lengths of an edge is this times the cube root of the nodes along an axis, which makes
+# both errors, of eps and of the grid, fall as h^(2/3); and never below the second number.
+_EPS, _LEAST_EPS = 0.3, 0.8
+
+# Conductance of the axes' edges, relative to what diffusion has in their direction, where an
+# offset of the stencil has neither end on the grid: enough to hold the node, too little to matter.
+_STAY = 0.01
+
+# Where u, relative to 1 at the sources, is below this it has lost digits to underflow.
+_TINY = 1e-280
+
+# Nodes that are solved for at once.
+_CHUNK = 400_000
+
+# Chords are used up to this many nodes away from a source.
+_NEAR = 3
+
+# The published diffusion: averages over 11 x 11 pixels, five times.
+_PAPER_REACH, _PAPER_STEPS = 5, 5
+
+
+class _Graph(NamedTuple):
+    """Grids as a weighted graph: all nodes of all fields in one row, each field after the other.
+
+    Lengths are in pixels. A directed edge carries half of the energy ``vol rho (e . grad u)^2`` of its
+    first node; ``M^-1 = sum of rho e e'`` is Selling's decomposition.
+    """
+
+    grid: tuple[int, ...]
+    M: Float[Tensor, "nodes d d"]
+    dual: Float[Tensor, "nodes d d"]
+    omega: Float[Tensor, "nodes d"]
+    offset: Float[Tensor, "nodes k d"]
+    """The vectors e, 3 in 2-D and 6 in 3-D."""
+    weight: Float[Tensor, "nodes k"]
+    """rho."""
+    neighbour: Int[Tensor, "nodes k 2"]
+    """The nodes x + e and x - e, -1 where there is none."""
+    axis: Int[Tensor, "nodes d 2"]
+    """The nodes next to x along the axes, ahead and behind, or -1."""
+    poor: Bool[Tensor, "nodes"]
+    """Whether an offset has no neighbour at either end."""
+    start: Int[Tensor, "edges"]
+    end: Int[Tensor, "edges"]
+    step: Float[Tensor, "edges d"]
+    conductance: Float[Tensor, "edges"]
+    open_at: Int[Tensor, "openings"]
+    """Nodes with an offset that leads out of the grid or into a wall, once for each."""
+    leak: Float[Tensor, "openings"]
+    """The conductance that leads out."""
+    part: Int[Tensor, "nodes"]
+    """The connected component of each node."""
+
+
+def _graph(
+    M: Float[Tensor, "..."],
+    omega: Float[Tensor, "..."] | None,
+    h: Tensor,
+    free: Bool[Tensor, "..."],
+) -> _Graph:
+    """Return the graph of the fields ``M`` (fields, *grid, d, d), differentiable in the metric."""
+    d = M.shape[-1]
+    grid = tuple(M.shape[1:-2])
+    matrices = (M.double() * h[:, None] * h).reshape(-1, d, d)
+    nodes = len(matrices)
+    forms = torch.zeros_like(matrices[:, 0]) if omega is None else omega.double() * h
+    forms = forms.expand(*M.shape[:-1]).reshape(-1, d) if omega is not None else forms
+    walkable = free.expand(len(M), *grid).reshape(len(M), -1)
+    dual = torch.linalg.inv(matrices)
+    offset = _selling_offsets(dual.detach())
+    weight = selling_weights(dual, offset)
+    volume = torch.linalg.det(matrices).sqrt()
+
+    neighbour = torch.stack([_ends(s * offset, walkable, grid) for s in (1, -1)], -1)
+    axes = torch.eye(d, dtype=torch.long).expand(nodes, d, d)
+    axis = torch.stack([_ends(s * axes, walkable, grid) for s in (1, -1)], -1)
+    there = walkable.reshape(-1)
+    poor = (neighbour < 0).all(-1).any(-1) & there
+
+    conductance = 0.5 * volume[:, None] * weight
+    starts, ends, steps, values = [], [], [], []
+    stay = _STAY * 0.5 * volume[:, None] / torch.diagonal(matrices, dim1=-2, dim2=-1)
+    for to, moves, amounts, some in (
+        (neighbour, offset, conductance, there),
+        (axis, axes, stay, poor),
+    ):
+        for side, sign in ((0, 1), (1, -1)):
+            x, k = torch.nonzero((to[..., side] >= 0) & some[:, None], as_tuple=True)
+            starts.append(x)
+            ends.append(to[x, k, side])
+            steps.append(sign * moves[x, k].double())
+            values.append(amounts[x, k])
+    start, end = torch.cat(starts), torch.cat(ends)
+    out, k, _ = torch.nonzero((neighbour < 0) & there[:, None, None], as_tuple=True)
+    links = sparse.coo_matrix((np.ones(len(start)), (start, end)), shape=(nodes, nodes))
+    part = torch.from_numpy(connected_components(links, directed=False)[1]).long()
+    return _Graph(
+        grid, matrices, dual, forms, offset.double(), weight, neighbour, axis, poor,
+        start, end, torch.cat(steps), torch.cat(values), out, conductance[out, k], part,
+    )  # fmt: skip
+
+
+def _selling_offsets(dual: Float[Tensor, "nodes d d"]) -> Int[Tensor, "nodes k d"]:
+    """Return the integer vectors of Selling's decomposition."""
+    if dual.shape[-1] == 3:
+        return torch.from_numpy(_stencils.selling_stencils(dual.numpy()).offset).long()
+    base = torch.tensor([[1, 0], [0, 1], [-1, -1]]).repeat(len(dual), 1, 1)
+    rows = torch.arange(len(dual))
+    while len(rows):
+        v = base[rows].double()
+        gram = v @ dual[rows] @ v.mT
+        pairs = gram[:, (0, 1, 0), (1, 2, 2)]
+        # Rounding must not decide whether a right angle is obtuse.
+        worst, which = (pairs - 1e-12 * torch.diagonal(gram, dim1=1, dim2=2).sum(1, True)).max(1)
+        rows, which = rows[worst > 0], which[worst > 0]
+        i = torch.tensor([0, 1, 0])[which]
+        j = torch.tensor([1, 2, 2])[which]
+        a, b = base[rows, i], base[rows, j]
+        base[rows] = torch.stack((-a, b, a - b), 1)
+    return torch.stack((-base[..., 1], base[..., 0]), -1)
+
+
+def selling_weights(
+    dual: Float[Tensor, "nodes d d"], offset: Int[Tensor, "nodes k d"]
+) -> Float[Tensor, "nodes k"]:
+    """Return rho with ``dual = sum of rho e e'``, linear in ``dual``."""
+    e = offset.double()
+    squares = e[..., :, None] * e[..., None, :]
+    d = dual.shape[-1]
+    i, j = torch.triu_indices(d, d)
+    return torch.linalg.solve(squares[..., i, j].mT, dual[..., i, j]).clamp(min=0.0)
+
+
+def _ends(
+    offset: Int[Tensor, "nodes k d"], free: Bool[Tensor, "fields size"], grid: Sequence[int]
+) -> Int[Tensor, "nodes k"]:
+    """Return where the offsets lead, -1 outside the grid or where a wall is in the way."""
+    fields, size = free.shape
+    shape = torch.tensor(grid)
+    index = torch.stack(torch.unravel_index(torch.arange(size), tuple(grid)), -1)
+    index = index.repeat(fields, 1)[:, None]
+    stride = torch.tensor([math.prod(grid[a + 1 :]) for a in range(len(grid))])
+    field = (torch.arange(fields) * size).repeat_interleave(size)[:, None]
+    target = index + offset
+    good = ((target >= 0) & (target < shape)).all(-1)
+    if not bool(free.all()):
+        # The line is looked at four times a pixel; one through a corner of two walls is stopped.
+        flat = free.reshape(-1)
+        longest = int(offset.abs().max())
+        for step in range(4 * longest + 1):
+            at = offset * (step / (4 * longest))
+            for nearest in (torch.floor(at + 0.5), torch.ceil(at - 0.5)):
+                cell = (index + nearest.long()).clamp(min=0).minimum(shape - 1)
+                good &= flat[field + (cell * stride).sum(-1)]
+    return torch.where(good, field + (target * stride).sum(-1), -1)
+
+
+class _Solve(torch.autograd.Function):
+    """The solutions (n, columns) of sparse systems, differentiable in entries and right sides."""
+
+    @staticmethod
+    def forward(ctx: Any, entry: Tensor, row: Tensor, column: Tensor, right: Tensor) -> Tensor:
+        lu = _factorise(entry, row, column, len(right))
+        solution = torch.from_numpy(lu.solve(np.asarray(right.detach())))
+        ctx.lu = lu
+        ctx.save_for_backward(row, column, solution)
+        return solution
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        row, column, solution = ctx.saved_tensors
+        dual = torch.from_numpy(ctx.lu.solve(np.ascontiguousarray(grad.numpy()), "T"))
+        return -(dual[row] * solution[column]).sum(1), None, None, dual
+
+
+def _factorise(entry: Tensor, row: Tensor, column: Tensor, n: int) -> SuperLU:
+    matrix = sparse.coo_matrix((entry.detach().numpy(), (row.numpy(), column.numpy())), (n, n))
+    # The pattern is symmetric, and of an M-matrix the diagonal is a safe pivot.
+    return splu(
+        matrix.tocsc(),
+        permc_spec="MMD_AT_PLUS_A",
+        diag_pivot_thresh=0.0,
+        options={"SymmetricMode": True},
+    )
+
+
+def _log_heat(
+    graph: _Graph,
+    eps: Float[Tensor, "nodes"],
+    source: Float[Tensor, "nodes columns"],
+    potential: Float[Tensor, "nodes"] | None = None,
+) -> Float[Tensor, "nodes columns"]:
+    """Return ``-eps log u`` of the step of heat from ``source``; NaN where no heat arrives.
+
+    u is the mean of two solutions, one with walls and border that reflect and one with such that
+    absorb, in which the images of the sources behind a straight border cancel. ``potential`` is
+    divided out: ``u exp(potential / eps)`` is what is solved for.
+    """
+    x, y = graph.start, graph.end
+    scale = eps[x]
+    turn = 0.5 * ((graph.omega[x] + graph.omega[y]) * graph.step).sum(-1)
+    right = source
+    if potential is not None:
+        turn = turn + potential[x] - potential[y]
+        right = source * (potential / eps).exp()[:, None]
+    here = scale * scale * graph.conductance
+    nodes = torch.arange(len(eps))
+    volume = graph.M.det().sqrt()
+    row = torch.cat((x, y, x, y, nodes))
+    column = torch.cat((y, x, x, y, nodes))
+    entry = torch.cat(
+        (-here * (turn / scale).exp(), -here * (-turn / scale).exp(), here, here, volume)
+    )
+    total = torch.zeros_like(right)
+    for absorbing in (False, True):
+        if absorbing:
+            o = graph.open_at
+            row, column = torch.cat((row, o)), torch.cat((column, o))
+            # The value beyond the border is minus the one here.
+            entry = torch.cat((entry, 4 * eps[o] ** 2 * graph.leak))
+        total = total + _Solve.apply(entry, row, column, right)
+    back = 0.0 if potential is None else potential[:, None]
+    return back - eps[:, None] * torch.where(total > 0, total, math.nan).log()
+
+
+def _slope(
+    graph: _Graph, eps: Float[Tensor, "nodes"], level: Float[Tensor, "nodes"]
+) -> Float[Tensor, "nodes d"]:
+    """Return the covectors of dual norm 1 in the direction of the differences of ``level``.
+
+    On the grid ``exp(-q . x / eps)`` travels not along ``M^-1 q`` but along ``sum of rho sinh(q . e /
+    eps) eps e``, the flux of the scheme: the direction is taken from that. 0 where it is flat.
+    """
+    ahead, behind = graph.neighbour.unbind(-1)
+    along = _differences(level, ahead, behind)
+    along = along - (graph.omega[:, None] * graph.offset).sum(-1)
+    along = eps[:, None] * (along / eps[:, None]).clamp(-30, 30).sinh()
+    velocity = ((graph.weight * along)[..., None] * graph.offset).sum(1)
+    plain = _differences(level, *graph.axis.unbind(-1)) - graph.omega
+    plain = (graph.dual @ plain[..., None])[..., 0]
+    velocity = torch.where(graph.poor[:, None], plain, velocity)
+    momentum = (graph.M @ velocity[..., None])[..., 0]
+    square = (momentum * velocity).sum(-1)
+    flat = square <= 0
+    length = torch.where(flat, 1.0, torch.where(flat, 1.0, square).sqrt())
+    return torch.where(flat[:, None], 0.0, momentum / length[:, None]) + graph.omega
+
+
+def _differences(
+    level: Float[Tensor, "nodes"], ahead: Int[Tensor, "nodes k"], behind: Int[Tensor, "nodes k"]
+) -> Float[Tensor, "nodes k"]:
+    """Return central differences, one-sided ones where a side is missing, 0 where both are."""
+    here = level[:, None]
+    up = torch.where(ahead >= 0, level[ahead.clamp(min=0)], here)
+    down = torch.where(behind >= 0, level[behind.clamp(min=0)], here)
+    sides = (ahead >= 0).to(level.dtype) + (behind >= 0).to(level.dtype)
+    return (up - down) / sides.clamp(min=1)
+
+
+class _Sources(NamedTuple):
+    """The sources of all columns, one column for each problem that shares the graph."""
+
+    heat: Float[Tensor, "nodes columns"]
+    """Where heat starts."""
+    node: Int[Tensor, "n"]
+    """Nodes near a source, each once in a column."""
+    column: Int[Tensor, "n"]
+    value: Float[Tensor, "n"]
+    """Their distances by the chord from the source."""
+    group: Int[Tensor, "n"]
+    """The number of the source, over all columns."""
+
+
+def _integrate(
+    graph: _Graph,
+    slope: Float[Tensor, "nodes d columns"],
+    sources: _Sources,
+    tolerance: Float[Tensor, "nodes"],
+) -> Float[Tensor, "nodes columns"]:
+    """Return the functions of nearest slope (least squares), at the sources' own level.
+
+    Near the sources, where the slope jumps, the differences are those of the chords. A source that
+    another one reaches before it starts (by more than ``tolerance``) has no say.
+    """
+    nodes, _, columns = slope.shape
+    x, y = graph.start, graph.end
+    row, column = torch.cat((x, y, x, y)), torch.cat((y, x, x, y))
+    entry = torch.cat((-graph.conductance,) * 2 + (graph.conductance,) * 2)
+    # The first node of every component is held at 0.
+    parts = int(graph.part.max()) + 1
+    first = torch.full((parts,), nodes).scatter_reduce(0, graph.part, torch.arange(nodes), "amin")
+    kept = torch.ones(nodes, dtype=torch.bool)
+    kept[first] = False
+    number = kept.cumsum(0) - 1
+    inner = kept[row] & kept[column]
+    row, column, entry = number[row[inner]], number[column[inner]], entry[inner]
+
+    group = sources.column * parts + graph.part[sources.node]
+    alive = torch.ones(len(sources.node), dtype=torch.bool)
+    for _ in range(2):
+        near = torch.full((nodes, columns), math.nan, dtype=slope.dtype)
+        place = (sources.node[alive], sources.column[alive])
+        near = near.index_put(place, sources.value[alive])
+        right = []
+        for k in range(columns):
+            rise = (slope[x, :, k] * graph.step).sum(-1)
+            chord = near[y, k] - near[x, k]
+            known = ~chord.isnan()
+            rise = torch.where(known, torch.where(known, chord, 0.0), rise)
+            flux = graph.conductance * rise
+            right.append(
+                torch.zeros(nodes, dtype=slope.dtype).index_add(0, y, flux).index_add(0, x, -flux)
+            )
+        right = torch.stack(right, 1)[kept]
+        inside = _Solve.apply(entry, row, column, right)
+        d = torch.zeros((nodes, columns), dtype=slope.dtype).index_put(
+            (kept.nonzero()[:, 0],), inside
+        )
+        # The level that each source asks for, and the least of those in each component.
+        gap = sources.value - d[sources.node, sources.column]
+        count = int(sources.group.max()) + 1
+        asked = torch.zeros(count, dtype=d.dtype).scatter_reduce(
+            0, sources.group, gap, "mean", include_self=False
+        )
+        level = torch.full((columns * parts,), math.inf, dtype=d.dtype).scatter_reduce(
+            0, group, asked[sources.group], "amin"
+        )
+        late = (asked[sources.group] - level[group] > tolerance[sources.node]) & alive
+        if not bool(late.any()):
+            break
+        alive = alive & ~late
+    reached = level.reshape(columns, parts)[:, graph.part].T
+    return torch.where(
+        reached.isfinite(), d + torch.where(reached.isfinite(), reached, 0.0), math.inf
+    )
+
+
+def _distances(
+    graph: _Graph, eps: Float[Tensor, "nodes"], sources: _Sources
+) -> Float[Tensor, "nodes columns"]:
+    """Return the heat method's distances."""
+    with torch.no_grad():
+        reach = torch.zeros(int(graph.part.max()) + 1, sources.heat.shape[1], dtype=torch.bool)
+        reach[graph.part[sources.node], sources.column] = True
+    level = _log_heat(graph, eps, sources.heat)
+    there = reach[graph.part]
+    faint = there & ~(level < -math.log(_TINY) * eps[:, None])
+    if bool(faint.any()):
+        # Heat four times as far-reaching says well enough what to divide out.
+        if float(eps.max()) > 1e6 * float(_edge_length(graph).min()):
+            raise _no_heat(eps)
+        with torch.no_grad():
+            rough = _distances(graph, 4 * eps, sources)
+        rough = torch.where(rough.isfinite(), rough, 0.0)
+        level = torch.cat(
+            [
+                _log_heat(graph, eps, sources.heat[:, k : k + 1], rough[:, k])
+                for k in range(rough.shape[1])
+            ],
+            1,
+        )
+        if bool((there & level.isnan()).any()):
+            raise _no_heat(eps)
+    level = torch.where(there, level, 0.0)
+    slope = torch.stack([_slope(graph, eps, column) for column in level.unbind(1)], -1)
+    return _integrate(graph, slope, sources, eps)
+
+
+def _no_heat(eps: Tensor) -> ValueError:
+    return ValueError(
+        f"time: heat of time {float(eps.max()) ** 2:.3g} does not arrive everywhere on this grid, "
+        "since the one-form turns too much within an edge; give a longer time, or a finer grid"
+    )
+
+
+def _edge_length(graph: _Graph) -> Float[Tensor, "nodes"]:
+    """Return the mean length in M of the stencil's edges at each node, weighted for error."""
+    e = graph.offset
+    square = torch.einsum("nki,nij,nkj->nk", e, graph.M, e)
+    return (graph.weight * square * square).sum(-1).sqrt()
+
+
+def _eps(graph: _Graph, fields: int, time: float | None) -> Float[Tensor, "nodes"]:
+    nodes = len(graph.M)
+    if time is not None:
+        return torch.full((nodes,), math.sqrt(time), dtype=torch.float64)
+    length = _edge_length(graph).detach().reshape(fields, -1).mean(1)
+    axis = (nodes // fields) ** (1 / len(graph.grid))
+    return (max(_LEAST_EPS, _EPS * axis ** (1 / 3)) * length).repeat_interleave(nodes // fields)
+
+
+def _sources(
+    graph: _Graph,
+    eps: Float[Tensor, "nodes"],
+    free: Bool[Tensor, "nodes"],
+    columns: int,
+    position: Float[Tensor, "sources d"],
+    value: Float[Tensor, "sources"],
+    field: Int[Tensor, "sources"],
+    column: Int[Tensor, "sources"],
+) -> _Sources:
+    """Return the sources at ``position`` (in index coordinates) of fields and columns."""
+    d, grid = len(graph.grid), torch.tensor(graph.grid)
+    size = math.prod(graph.grid)
+    low = position.detach().floor().clamp(min=0).minimum(grid - 1.0)
+    part = (position - low).clamp(0, 1)
+
+    # Heat starts at the corners of the cell, in the shares of linear interpolation; the values
+    # are counted from the least in their column, so that none underflows alone.
+    least = torch.full((columns * len(free),), math.inf, dtype=torch.float64)
+    place = column * len(free) + field
+    least.scatter_reduce_(0, place, value.detach(), "amin")
+    heat = torch.zeros((len(graph.M), columns), dtype=torch.float64)
+    M, omega = 0.0, 0.0
+    for corner in itertools.product((False, True), repeat=d):
+        up = torch.tensor(corner)
+        index = (low.long() + up).minimum(grid - 1)
+        node = field * size + _flat(index, graph.grid)
+        share = torch.where(up, part, 1 - part).prod(1)
+        M = M + share[:, None, None] * graph.M[node]
+        omega = omega + share[:, None] * graph.omega[node]
+        delay = value - least[place] + (graph.omega[node] * (index - position)).sum(-1)
+        some = (share.detach() > 0) & free[node]
+        heat = heat.index_put(
+            (node[some], column[some]), (share * (-delay / eps[node]).exp())[some], accumulate=True
+        )
+
+    # Near each source, the chords: half by the metric of either end, wrong by the cube of it.
+    axis = torch.arange(-_NEAR, _NEAR + 1)
+    box = torch.stack(torch.meshgrid(*[axis] * d, indexing="ij"), -1).reshape(-1, d)
+    index = low.long()[:, None] + box
+    which, k = torch.nonzero(((index >= 0) & (index < grid)).all(-1), as_tuple=True)
+    index = index[which, k]
+    node = field[which] * size + _flat(index, graph.grid)
+    if not bool(free.all()):
+        walls = ~free.reshape(-1, *graph.grid).numpy()
+        seen = np.empty(len(node), bool)
+        start, end = position.detach()[which].numpy(), index.numpy()
+        for f in np.unique(field.numpy()):
+            here = (field[which] == int(f)).numpy()
+            seen[here] = _stencils.seen(walls[f], start[here], end[here])
+        keep = torch.from_numpy(seen) & free[node]
+        which, index, node = which[keep], index[keep], node[keep]
+    v = index - position[which]
+    chord = chord_norm(M[which], omega[which], v) + chord_norm(graph.M[node], graph.omega[node], v)
+    length = value[which] + chord / 2
+    # Of several chords to a node the shortest counts.
+    order = torch.argsort(length.detach(), descending=True, stable=True)
+    mark = torch.full((columns * len(graph.M),), -1)
+    # One after the other, where they are the same place: the last write is the shortest.
+    mark.numpy()[(column[which] * len(graph.M) + node)[order].numpy()] = order.numpy()
+    chosen = mark[mark >= 0]
+    which = which[chosen]
+    return _Sources(heat, node[chosen], column[which], length[chosen], which)
+
+
+def _flat(index: Int[Tensor, "n d"], grid: Sequence[int]) -> Int[Tensor, "n"]:
+    stride = torch.tensor([math.prod(grid[a + 1 :]) for a in range(len(grid))])
+    return (index * stride).sum(-1)
+
+
+def heat_distance(
+    M: Float[Tensor, "fields *grid_and_matrix"],
+    omega: Float[Tensor, "fields *grid_and_form"] | None,
+    spacing: float | Sequence[float],
+    origin: float | Sequence[float],
+    seeds: list[Seeds],
+    *,
+    time: float | None = None,
+    kernel: Kernel = "square",
+    mask: Bool[Tensor, "*problems_and_grid"] | None = None,
+) -> Float[Tensor, "problems *grid"]:
+    """Return the distances of P problems on a grid by the Finsler heat method.
+
+    Parameters
+    ----------
+    M : Tensor (P or 1, *grid, d, d)
+        The matrices, one field for each problem or one for all; 2-D or 3-D.
+    omega : Tensor (P or 1, *grid, d), optional
+        The one-forms; None for Riemannian fields.
+    spacing, origin : float or one for each axis
+        Node ``i`` lies at ``origin + spacing * i``.
+    seeds : list of P Seeds
+        The sources of each problem.
+    time : float, optional
+        The time t of the step of heat, in squared units of distance. By default of the order of
+        the squared length of an edge, which makes the error of first order in it. A longer time
+        smooths: it fills narrow valleys of the metric and rounds the ridges where fronts meet.
+    kernel : {"square", "paper"}
+        - ``"square"``: heat with the kernel ``exp(-F^2 / 4 t)``, as one implicit step.
+        - ``"paper"``: what the published code of "Metric Convolutions" does: averages over 11 x 11
+          pixels with the weights ``exp(-F* / 4 s)``, five times with ``s = time / 5`` (0.1 by
+          default). Its exponent is not squared, and it measures tangent vectors by the dual norm:
+          no distance comes out of it, as the page on the heat method shows. 2-D, without walls.
+    mask : BoolTensor (*grid) or (P, *grid), optional
+        True where one may walk.
+
+    Returns
+    -------
+    Tensor (P, *grid)
+        Differentiable in ``M``, ``omega`` and the seeds; infinite where nothing arrives. Solved on
+        the CPU in float64, and given back on the device and in the dtype of ``M``.
+
+    Raises
+    ------
+    ValueError
+        If ``time`` is not positive, ``kernel`` is unknown, or the heat does not arrive.
+
+    Notes
+    -----
+    K. Crane, C. Weischedel, M. Wardetzky, "Geodesics in Heat" (2013), for the three steps; F.
+    Bonnans, G. Bonnet, J.-M. Mirebeau, "A linear finite-difference scheme for approximating Randers
+    distances on Cartesian grids" (2021), for a linear equation with Randers distances.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.geodesics._heat import heat_distance
+    >>> from finslerconv.geodesics._sources import Seeds
+    >>> M = torch.eye(2).double().expand(1, 33, 33, 2, 2)
+    >>> centre = Seeds(torch.full((1, 2), 16.0).double(), torch.zeros(1).double())
+    >>> d = heat_distance(M, None, 1.0, 0.0, [centre])
+    >>> bool((d[0, 16, 28] - 12).abs() < 0.2)
+    True
+    """
+    _check(time, kernel)
+    d = M.shape[-1]
+    grid, problems = tuple(M.shape[1:-2]), len(seeds)
+    h, first = (torch.tensor(x, dtype=torch.float64).expand(d) for x in (spacing, origin))
+    device = torch.device("cpu")
+    walkable = torch.ones((1, *grid), dtype=torch.bool)
+    if mask is not None:
+        walkable = mask.to(device).reshape(-1, *grid)
+    fields = max(len(M), len(walkable), 1 if omega is None else len(omega))
+    matrices = M.to(device).expand(fields, *M.shape[1:])
+    forms = None if omega is None else omega.to(device).expand(fields, *omega.shape[1:])
+    positions = [(seed.position.to(device).double() - first) / h for seed in seeds]
+    values = [seed.value.to(device).double() for seed in seeds]
+    if kernel == "paper":
+        if d != 2 or mask is not None:
+            raise ValueError("kernel: 'paper' is for 2-D grids without walls; use 'square'")
+        return _paper(matrices, forms, h, positions, values, time).to(M)
+
+    # Fields that differ are solved for in groups, which bounds the memory.
+    step = max(1, _CHUNK // math.prod(grid)) if fields > 1 else problems
+    found = []
+    for begin in range(0, problems, step):
+        chunk = slice(begin, begin + step) if fields > 1 else slice(None)
+        group = range(begin, min(begin + step, problems))
+        which = torch.cat([torch.full((len(values[p]),), p - begin) for p in group])
+        free = walkable[chunk] if len(walkable) > 1 else walkable
+        graph = _graph(matrices[chunk], None if forms is None else forms[chunk], h, free)
+        count = len(group) if fields > 1 else 1
+        eps = _eps(graph, count, time)
+        sources = _sources(
+            graph, eps, free.expand(count, *grid).reshape(-1), 1 if fields > 1 else problems,
+            torch.cat([positions[p] for p in group]), torch.cat([values[p] for p in group]),
+            which if fields > 1 else torch.zeros_like(which),
+            torch.zeros_like(which) if fields > 1 else which,
+        )  # fmt: skip
+        distance = _distances(graph, eps, sources)
+        found.append(distance.reshape(-1, *grid) if fields > 1 else distance.T.reshape(-1, *grid))
+    return torch.cat(found).to(M)
+
+
+def heat_windows(
+    M: Float[Tensor, "windows *window_and_matrix"],
+    omega: Float[Tensor, "windows *window_and_form"] | None,
+    spacing: float | Sequence[float],
+    centre: Int[Tensor, "windows d"],
+    *,
+    time: float | None = None,
+    kernel: Kernel = "square",
+) -> Float[Tensor, "windows *window"]:
+    """Return the distances from the centres of many windows, each a small grid with a field.
+
+    As :func:`heat_distance` with one field and one source for each problem, all solved as one
+    sparse system in groups. A window may be cut out of a field, or sampled from one in the frame of
+    the centre's unit ball.
+
+    Parameters
+    ----------
+    M : Tensor (N, *window, d, d)
+        The matrices on each window, in the units of ``spacing``.
+    omega : Tensor (N, *window, d), optional
+        The one-forms.
+    spacing : float or one for each axis
+    centre : LongTensor (N, d)
+        The index of the node in each window at which its source is.
+    time, kernel
+        As of :func:`heat_distance`.
+
+    Returns
+    -------
+    Tensor (N, *window)
+        Differentiable in ``M`` and ``omega``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.geodesics._heat import heat_windows
+    >>> M = torch.eye(2).double().expand(5, 17, 17, 2, 2)
+    >>> heat_windows(M, None, 0.125, torch.full((5, 2), 8)).shape
+    torch.Size([5, 17, 17])
+    """
+    zero = torch.zeros(1, dtype=torch.float64)
+    h = torch.tensor(spacing, dtype=torch.float64).expand(M.shape[-1])
+    seeds = [Seeds((c * h)[None], zero) for c in centre.cpu().double()]
+    return heat_distance(M, omega, spacing, 0.0, seeds, time=time, kernel=kernel)
+
+
+def _check(time: float | None, kernel: str) -> None:
+    if time is not None and not 0 < time < math.inf:
+        raise ValueError(f"time: expected a positive number, or None for the default, got {time!r}")
+    if kernel not in ("square", "paper"):
+        raise ValueError(f"kernel: expected 'square' or 'paper', got {kernel!r}")
+
+
+def _paper(
+    M: Float[Tensor, "fields height width 2 2"],
+    omega: Float[Tensor, "fields height width 2"] | None,
+    h: Float[Tensor, "2"],
+    positions: list[Float[Tensor, "_ 2"]],
+    values: list[Float[Tensor, "_"]],
+    time: float | None,
+) -> Float[Tensor, "problems height width"]:
+    """Return ``sqrt(-4 t log(u / max u))`` of the published code's diffusion."""
+    time = _PAPER_STEPS * 0.1 if time is None else time
+    step = time / _PAPER_STEPS
+    M = M.double() * h[:, None] * h
+    forms = torch.zeros_like(M[..., 0]) if omega is None else omega.double() * h
+    dual = Randers(M, forms, validate=False).dual()
+    axis = torch.arange(-_PAPER_REACH, _PAPER_REACH + 1)
+    offsets = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 1, 1, 1, 2)
+    weight = torch.softmax(-dual.norm(offsets.double()) / (4 * step), 0)
+    height, width = M.shape[1:3]
+    starts = []
+    for position, value in zip(positions, values, strict=True):
+        node = position.detach().round().long().minimum(torch.tensor([height, width]) - 1)
+        start = torch.zeros(height, width, dtype=torch.float64)
+        heat = (-((value - value.detach().min()) ** 2) / (4 * time)).exp()
+        starts.append(start.index_put(tuple(node.T), heat))
+    u = torch.stack(starts)
+    for _ in range(_PAPER_STEPS):
+        wide = torch.nn.functional.pad(u, (_PAPER_REACH,) * 4)
+        total = torch.zeros_like(u)
+        for w, (i, j) in zip(weight, itertools.product(range(len(axis)), repeat=2), strict=True):
+            total = total + w * wide[:, i : i + height, j : j + width]
+        u = total
+    ratio = u / u.amax((1, 2), keepdim=True)
+    there = ratio > 0
+    return torch.where(there, safe_sqrt(-4 * time * torch.where(there, ratio, 1.0).log()), math.inf)

@@ -1,0 +1,77 @@
+"""NumPy and PyTorch in and out: everything in between computes on tensors."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from finslerconv._arrays import Array
+
+FLOATS = (torch.float32, torch.float64)
+
+
+def as_tensor(name: str, array: Array) -> Tensor:
+    """Return the floating-point ``array`` as a tensor, which shares its memory where it can.
+
+    Raises
+    ------
+    TypeError
+        If ``array`` is neither a NumPy array nor a tensor, or not of float32 or float64.
+    """
+    if not isinstance(array, Tensor | np.ndarray):
+        raise TypeError(
+            f"{name}: expected a NumPy array or a torch.Tensor, got {type(array).__name__}; "
+            "convert it first, for example with numpy.asarray(..., dtype=float)"
+        )
+    tensor = array if isinstance(array, Tensor) else _from_numpy(array)
+    if tensor.dtype not in FLOATS:
+        raise TypeError(
+            f"{name}: expected float32 or float64, got {array.dtype}; convert it explicitly, so "
+            "that no precision is lost in silence"
+        )
+    return tensor
+
+
+def as_tensors(**arrays: Array | None) -> tuple[Any, ...]:
+    """Return the named ``arrays``, all of one kind, as tensors; None stays None.
+
+    Raises
+    ------
+    TypeError
+        If one of them is neither a NumPy array nor a tensor, not of float32 or float64, or if the
+        two kinds are mixed.
+    """
+    given = {name: array for name, array in arrays.items() if array is not None}
+    if any(is_tensor(a) for a in given.values()) and any(is_numpy(a) for a in given.values()):
+        kinds = ", ".join(
+            f"{name} is a {'torch.Tensor' if is_tensor(array) else 'NumPy array'}"
+            for name, array in given.items()
+        )
+        raise TypeError(f"{', '.join(given)}: expected arrays of one kind, but {kinds}")
+    return tuple(None if a is None else as_tensor(name, a) for name, a in arrays.items())
+
+
+def like(result: Tensor, array: Array) -> Array:
+    """Return ``result`` as the kind of ``array``: a NumPy array where that is one.
+
+    A tensor keeps its device and its gradient history; a NumPy array has neither.
+    """
+    return result.detach().cpu().numpy() if is_numpy(array) else result
+
+
+def is_numpy(array: object) -> bool:
+    """Return whether ``array`` is a NumPy array (or one of its scalars)."""
+    return isinstance(array, np.ndarray | np.generic)
+
+
+def is_tensor(array: object) -> bool:
+    """Return whether ``array`` is a PyTorch tensor."""
+    return isinstance(array, Tensor)
+
+
+def _from_numpy(array: np.ndarray) -> Tensor:
+    # PyTorch warns of arrays that must not be written to and refuses negative strides.
+    if not array.flags.writeable or any(stride < 0 for stride in array.strides):
+        array = array.copy()
+    return torch.as_tensor(array)

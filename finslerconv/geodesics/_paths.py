@@ -1,0 +1,364 @@
+"""Shortest paths read off a distance map, and the lengths of curves.
+
+From the target the path goes back along the flow of the front that arrived there, between nodes too,
+as long as the distance falls as fast as it must. Where it does not, near walls and where two fronts
+meet, the path steps to the neighbouring node of the smallest distance: that always goes on, so a path
+always ends at a source.
+"""
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, no_type_check
+
+import numba
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from finslerconv._arrays import Array, first_index
+from finslerconv.geodesics._grid import MetricField
+from finslerconv.geodesics._kinds import as_tensor, as_tensors, is_numpy, like
+
+if TYPE_CHECKING:
+    from finslerconv.geodesics._distances import DistanceMap
+
+# A source this near to a node, in nodes along each axis: the front came from it in a straight line.
+_NEAR = 1.01
+
+# A step along the flow must lower the distance by this part of what the flow promises.
+_PROGRESS = 0.1
+
+
+def minimal_path(
+    distances: "DistanceMap", to: Any, *, step: float = 0.25
+) -> Array | list[Array]:
+    r"""Return the shortest path between the source of a distance map and a position.
+
+    Parameters
+    ----------
+    distances : DistanceMap
+        ``distance(field, sources, full=True)``.
+    to : array or sequence, shape (d,) or (k, d), or (\*problems, d)
+        Where the paths end (begin, for a map made with ``reverse``): physical positions; for a
+        map of several problems one for each.
+    step : float
+        Length of a step along the flow, in nodes; at most 1.
+
+    Returns
+    -------
+    array, shape (n, d), or list of arrays
+        Points of the path in the order of travel: from the source to ``to``, or from ``to`` to
+        the source for a map made with ``reverse``; as many as it takes. A list for several
+        positions or problems, row-major. In the kind and dtype of the map, without gradients.
+
+    Raises
+    ------
+    TypeError
+        If ``distances`` is no :class:`DistanceMap`.
+    ValueError
+        If a position is outside the grid, not finite, or was not reached by a front.
+
+    Notes
+    -----
+    Second-order steps in the linearly interpolated flow, so the path is accurate to about the square
+    of the spacing where the flow is smooth. It does not cut through nodes that were not reached.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from finslerconv.geodesics import GridMetric, distance, minimal_path
+    >>> field = GridMetric(np.broadcast_to(np.eye(2), (9, 9, 2, 2)))
+    >>> path = minimal_path(distance(field, (4, 0), full=True), (4, 8))
+    >>> path[0], path[-1], bool(np.allclose(path[:, 0], 4))
+    (array([4., 0.]), array([4., 8.]), True)
+    """
+    field = getattr(distances, "field", None)
+    if field is None or not hasattr(distances, "flow"):
+        raise TypeError(
+            f"distances: expected a DistanceMap, got {type(distances).__name__}; "
+            "distance(field, sources, full=True) returns one"
+        )
+    if not 0 < step <= 1:
+        raise ValueError(f"step: expected a number in (0, 1], got {step!r}")
+    d, grid = field.dim, field.grid_shape
+    problems = tuple(distances.distance.shape[: distances.distance.ndim - d])
+    values = as_tensor("distance", distances.distance).detach().cpu()
+    ends, each = _ends(to, problems, d)
+    coordinates = (ends - np.asarray(field.origin)) / np.asarray(field.spacing)
+    _check_inside(coordinates, ends, grid)
+    flow = as_tensor("flow", distances.flow).detach().cpu()
+    # In nodes, and towards the source.
+    sign = 1.0 if distances.reverse else -1.0
+    ways = (sign * flow.double() / torch.tensor(field.spacing)).reshape(-1, math.prod(grid), d)
+    lengths = values.double().reshape(len(ways), -1).contiguous().numpy()
+    spacing, origin = np.asarray(field.spacing), np.asarray(field.origin)
+    paths = []
+    for number, start in enumerate(coordinates):
+        problem = number if problems else 0
+        path = _back(lengths[problem], ways[problem].contiguous().numpy(), grid, start, step)
+        if path is None:
+            raise ValueError(
+                f"to: no front has reached {ends[number].tolist()}: it is behind walls, or beyond "
+                "the radius at which the distances stopped"
+            )
+        points = origin + spacing * path
+        points[0] = ends[number]
+        points = points if distances.reverse else points[::-1].copy()
+        result = torch.from_numpy(points).to(as_tensor("distance", distances.distance).detach())
+        paths.append(like(result, distances.distance))
+    return paths if each else paths[0]
+
+
+def path_length(field: MetricField, curve: Float[Array, "n *_ d"]) -> Float[Array, "..."]:
+    r"""Return the lengths of polylines, ``F`` integrated along them.
+
+    Parameters
+    ----------
+    field : GridMetric, FunctionMetric or MetricField
+    curve : array, shape (n, \*batch, ..., d)
+        Points in the order of travel, physical, at least two; what :func:`geodesic` and
+        :func:`minimal_path` return. Of a batch of fields the batch comes after the points.
+
+    Returns
+    -------
+    array, shape (\*batch, ...)
+        Differentiable in the curve and in the field. Each side by Gauss's rule of two nodes.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If ``curve`` is no array of floats of that shape.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from finslerconv.geodesics import GridMetric, path_length
+    >>> from finslerconv.metrics import Randers
+    >>> wind = GridMetric.from_metric(Randers(np.eye(2), np.array([0.0, 0.5])), (8, 8))
+    >>> there = np.array([[1.0, 1.0], [1.0, 5.0]])
+    >>> float(path_length(wind, there)), float(path_length(wind, there[::-1].copy()))
+    (6.0, 2.0)
+    """
+    (points,) = as_tensors(curve=curve)
+    d = field.dim
+    if points.ndim < 2 or points.shape[-1] != d or points.shape[0] < 2:
+        raise ValueError(
+            f"curve: expected at least two points, shape (n, ..., {d}), got {tuple(points.shape)}"
+        )
+    points = points.movedim(0, -2)
+    begin, side = points[..., :-1, :], points[..., 1:, :] - points[..., :-1, :]
+    total: Tensor | float = 0.0
+    for place in (0.5 - math.sqrt(1 / 12), 0.5 + math.sqrt(1 / 12)):
+        metric = _as_tensor_field(field).at(begin + place * side)
+        total = total + metric.norm(side).sum(-1) / 2
+    assert isinstance(total, Tensor)
+    return total.detach().cpu().numpy() if is_numpy(curve) else total
+
+
+def _as_tensor_field(field: Any) -> MetricField:
+    return field.torch() if hasattr(field, "torch") else field
+
+
+def _ends(to: Any, problems: tuple[int, ...], d: int) -> tuple[np.ndarray, bool]:
+    """Return the ends (k, d), and whether the result is a list."""
+    if isinstance(to, Tensor):
+        to = to.detach().cpu().numpy()
+    try:
+        ends = np.asarray(to, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"to: expected positions, got {type(to).__name__}") from error
+    shapes = f"(*{problems}, {d})" if problems else f"({d},) or (k, {d})"
+    fits = ends.shape == (*problems, d) if problems else ends.ndim in (1, 2)
+    if not fits or ends.shape[-1] != d:
+        raise ValueError(f"to: expected shape {shapes}, got {ends.shape}")
+    return ends.reshape(-1, d), ends.ndim > 1
+
+
+def _check_inside(coordinates: np.ndarray, ends: np.ndarray, grid: tuple[int, ...]) -> None:
+    last = np.asarray(grid) - 1.0
+    slack = 1e-9 * (1 + last)
+    bad = ~((coordinates >= -slack) & (coordinates <= last + slack)).all(-1)
+    if bad.any():
+        row = int(np.argmax(bad))
+        raise ValueError(f"to: expected positions inside the grid, got {ends[row].tolist()}")
+    np.clip(coordinates, 0.0, last, out=coordinates)
+
+
+def _back(
+    lengths: np.ndarray, ways: np.ndarray, grid: tuple[int, ...], start: np.ndarray, step: float
+) -> np.ndarray | None:
+    """Return the path (n, d) in nodes from ``start`` to a source; None if it has no distance."""
+    shape = np.asarray(grid, dtype=np.int64)
+    room = int(8 * sum(grid) / step) + 64
+    # Every step lowers the distance, and no node is met twice: this is beyond any path.
+    most = 64 * int(math.prod(grid) / step) + 1024
+    while True:
+        out = np.empty((room, len(grid)))
+        count = _follow(lengths, ways, shape, start, step, out)
+        if count >= 0 or room >= most:
+            return out[:count] if count > 0 else None
+        room *= 4
+
+
+def _jit(function: Callable[..., Any]) -> Any:
+    return numba.njit(nogil=True, error_model="numpy")(function)
+
+
+def _entry(function: Callable[..., Any]) -> Any:
+    """Compile a kernel that Python calls, and keep the machine code on disk where one may write."""
+    try:
+        return numba.njit(nogil=True, error_model="numpy", cache=True)(function)
+    except RuntimeError:  # nowhere to keep it: compile in every process
+        return numba.njit(nogil=True, error_model="numpy")(function)
+
+
+@_jit
+@no_type_check
+def _corner(c, shape, corner):
+    """Return the flat index and the weight of a corner of the cell around ``c``."""
+    index = 0
+    weight = 1.0
+    for axis in range(len(shape)):
+        i = max(min(int(c[axis]), shape[axis] - 2), 0)
+        f = c[axis] - i
+        bit = (corner >> axis) & 1
+        index = index * shape[axis] + min(i + bit, shape[axis] - 1)
+        weight *= f if bit else 1.0 - f
+    return index, weight
+
+
+@_jit
+@no_type_check
+def _length(lengths, shape, c):
+    """Return the distance at ``c``, of the corners that were reached; inf if ``c``'s node was not."""
+    nearest = 0
+    for axis in range(len(shape)):
+        nearest = nearest * shape[axis] + int(np.rint(c[axis]))
+    if not np.isfinite(lengths[nearest]):
+        return np.inf
+    total, weights = 0.0, 0.0
+    for corner in range(1 << len(shape)):
+        index, weight = _corner(c, shape, corner)
+        if weight > 0.0 and np.isfinite(lengths[index]):
+            total += weight * lengths[index]
+            weights += weight
+    return total / weights if weights > 0.0 else np.inf
+
+
+@_jit
+@no_type_check
+def _way(lengths, ways, shape, c, out):
+    """Write the unit direction at ``c`` and return the speed in nodes; 0 where there is none."""
+    d = len(shape)
+    weights = 0.0
+    for axis in range(d):
+        out[axis] = 0.0
+    speed = 0.0
+    for corner in range(1 << d):
+        index, weight = _corner(c, shape, corner)
+        if weight > 0.0 and np.isfinite(lengths[index]):
+            square = 0.0
+            for axis in range(d):
+                out[axis] += weight * ways[index, axis]
+                square += ways[index, axis] ** 2
+            speed += weight * np.sqrt(square)
+            weights += weight
+    square = 0.0
+    for axis in range(d):
+        square += out[axis] ** 2
+    size = np.sqrt(square)
+    # Where directions cancel there is none: a source, or a place that two fronts reach.
+    if weights == 0.0 or not size > 0.3 * speed:
+        return 0.0
+    for axis in range(d):
+        out[axis] /= size
+    return speed / weights
+
+
+@_entry
+@no_type_check
+def _follow(lengths, ways, shape, start, step, out):
+    """Write the path from ``start`` to a source; return its number of points.
+
+    0 if the start has no distance, -1 if there is no more room.
+    """
+    d = len(shape)
+    room = len(out)
+    here, there, way = start.copy(), start.copy(), np.empty(d)
+    node = np.empty(d)
+    u = _length(lengths, shape, here)
+    if not np.isfinite(u):
+        return 0
+    out[0] = here
+    count = 1
+    while count < room - 1:
+        # The corner of the smallest distance, and the place where its flow comes from.
+        best = -1
+        for corner in range(1 << d):
+            index, _ = _corner(here, shape, corner)
+            if np.isfinite(lengths[index]) and (best < 0 or lengths[index] < lengths[best]):
+                best = index
+        rest = best
+        far = 0.0
+        for k in range(d):
+            axis = d - 1 - k
+            node[axis] = rest % shape[axis]
+            rest //= shape[axis]
+        moving = False
+        for axis in range(d):
+            hop = lengths[best] * ways[best, axis]
+            moving = moving or ways[best, axis] != 0.0
+            far = max(far, abs(hop))
+            there[axis] = min(max(node[axis] + hop, 0.0), shape[axis] - 1.0)
+        if not moving or far <= _NEAR:
+            out[count] = there
+            return count + 1
+
+        speed = _way(lengths, ways, shape, here, way)
+        good = speed > 0.0
+        if good:
+            for axis in range(d):
+                there[axis] = min(max(here[axis] + step / 2 * way[axis], 0.0), shape[axis] - 1.0)
+            good = _way(lengths, ways, shape, there, way) > 0.0
+        if good:
+            for axis in range(d):
+                there[axis] = min(max(here[axis] + step * way[axis], 0.0), shape[axis] - 1.0)
+            length = _length(lengths, shape, there)
+            good = length < u - _PROGRESS * step / speed
+        if good:
+            for axis in range(d):
+                here[axis] = there[axis]
+            u = length
+        else:
+            # The neighbour of the smallest distance, of the cell and around the nearest node.
+            found = -1
+            if lengths[best] < u:
+                found = best
+            for neighbour in range(3**d):
+                rest, index, inside = neighbour, 0, True
+                for axis in range(d):
+                    i = int(np.rint(here[axis])) + rest % 3 - 1
+                    rest //= 3
+                    inside = inside and 0 <= i < shape[axis]
+                    index = index * shape[axis] + i
+                if inside and lengths[index] < u and (
+                    found < 0 or lengths[index] < lengths[found]
+                ):
+                    found = index
+            if found < 0:
+                # A smallest distance that is no source's flow: a source with a value of its own.
+                if lengths[best] <= u:
+                    out[count] = node
+                    count += 1
+                return count
+            u = lengths[found]
+            rest = found
+            for k in range(d):
+                axis = d - 1 - k
+                here[axis] = rest % shape[axis]
+                rest //= shape[axis]
+        out[count] = here
+        count += 1
+    return -1

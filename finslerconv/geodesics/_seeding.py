@@ -1,0 +1,149 @@
+"""Where a front starts: the nodes around each source, with their first distances.
+
+A node near a source starts from the length of the chord, by the trapezoidal rule: half by the
+source's metric and half by the node's, which is wrong by the cube of the chord. "Near" is as far as
+the stencil at the source reaches, since a longer step than that to the source would be no step of
+the scheme. With the metric constant, the nodes beyond then always find their upwind neighbours
+accepted before them, and source factorisation is exact.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+from finslerconv.geodesics import _stencils
+
+# A source that has another one nearer than this (in pixels) is taken for a part of a curve or of a
+# region, whose front is not round about it.
+_ALONE = 4.0
+
+
+class Start(NamedTuple):
+    """The start of one problem; lengths in pixels, differentiable where they are floats."""
+
+    node: Int[Tensor, "n"]
+    """Row-major indices of the nodes; a node may occur more than once."""
+    label: Int[Tensor, "n"]
+    """The source that each belongs to."""
+    value: Float[Tensor, "n"]
+    position: Float[Tensor, "sources d"]
+    """The sources, in index coordinates."""
+    M: Float[Tensor, "sources d d"]
+    omega: Float[Tensor, "sources d"]
+    alone: Bool[Tensor, "sources"]
+    """Whether the front is round about the source, so that factorisation helps."""
+
+
+def chord_norm(
+    M: Float[Tensor, "... d d"], omega: Float[Tensor, "... d"], v: Float[Tensor, "... d"]
+) -> Float[Tensor, "..."]:
+    """Return ``sqrt(v' M v) + omega' v``, with gradient ``omega`` and no NaN at ``v = 0``."""
+    square = torch.einsum("...i,...ij,...j->...", v, M, v)
+    zero = square <= 0
+    return torch.where(zero, 0.0, torch.where(zero, 1.0, square).sqrt()) + (omega * v).sum(-1)
+
+
+def sample_linearly(
+    field: Float[Tensor, "..."], position: Float[Tensor, "sources d"]
+) -> Float[Tensor, "sources ..."]:
+    """Return ``field`` (its first d axes the grid's) at index coordinates, by linear interpolation.
+
+    Positions are clamped to the grid.
+    """
+    dim = position.shape[-1]
+    low, part = [], []
+    for axis in range(dim):
+        size = field.shape[axis]
+        x = position[:, axis].clamp(0, size - 1)
+        floor = x.detach().floor().clamp(max=max(size - 2, 0))
+        low.append(floor.long())
+        part.append(x - floor)
+    result = field.new_zeros(())
+    for corner in range(2**dim):
+        weight = torch.ones_like(position[:, 0])
+        index = []
+        for axis in range(dim):
+            up = corner >> axis & 1
+            weight = weight * (part[axis] if up else 1 - part[axis])
+            index.append((low[axis] + up).clamp(max=field.shape[axis] - 1))
+        value = field[tuple(index)]
+        result = result + weight.reshape(-1, *[1] * (value.ndim - 1)) * value
+    return result
+
+
+def seed_nodes(
+    position: Float[Tensor, "sources d"],
+    value: Float[Tensor, "sources"],
+    M: Float[Tensor, "..."],
+    omega: Float[Tensor, "..."] | None,
+    wall: Bool[np.ndarray, "..."],
+) -> Start:
+    """Return the nodes from which the fronts of one problem start.
+
+    Parameters
+    ----------
+    position : (sources, d)
+        In index coordinates: ``(physical - origin) / spacing``.
+    value : (sources,)
+        The distance that each source starts with.
+    M, omega : (*grid, d, d) and (*grid, d), or None
+        The metric in pixels, float64.
+    wall : bool array (*grid)
+        True where one may not walk. A source whose nearest node is a wall starts nothing.
+
+    Raises
+    ------
+    ValueError
+        If no source starts anything.
+    """
+    sources, dim = position.shape
+    grid = wall.shape
+    M_s = sample_linearly(M, position)
+    omega_s = torch.zeros_like(position) if omega is None else sample_linearly(omega, position)
+    where = position.detach().numpy()
+    alone = np.ones(sources, bool)
+    if sources > 1:
+        alone = cKDTree(where).query(where, k=2, p=np.inf)[0][:, 1] > _ALONE
+    reach = np.ones(sources, np.int64)
+    matrices, forms = M_s.detach().numpy(), omega_s.detach().numpy()
+    for s in np.flatnonzero(alone):
+        reach[s] = min(_stencils.reach(matrices[s], forms[s]), max(grid))
+
+    walled = bool(wall.any())
+    nodes, labels = [], []
+    for size in np.unique(reach):
+        group = np.flatnonzero(reach == size)
+        axis = np.arange(-size, size + 1)
+        box = np.stack(np.meshgrid(*[axis] * dim, indexing="ij"), -1).reshape(-1, dim)
+        corner = np.floor(where[group])[:, None, :]
+        fraction = where[group][:, None, :] - corner
+        # From ceil(s) - size to floor(s) + size: one fewer to the left of a source between nodes.
+        inside = ((box > -size) | (fraction == 0)).all(-1)
+        index = corner.astype(np.int64) + box
+        inside &= ((index >= 0) & (index < grid)).all(-1)
+        which, at = np.nonzero(inside)
+        index, label = index[which, at], group[which]
+        if walled:
+            seen = _stencils.seen(wall, where[label], index)
+            index, label = index[seen], label[seen]
+        nodes.append(np.ravel_multi_index(tuple(index.T), grid))
+        labels.append(label)
+    node, label = np.concatenate(nodes), np.concatenate(labels)
+    if not len(node):
+        raise ValueError(
+            f"seeds: all {sources} sources are inside obstacles; place one where mask is True"
+        )
+    order = np.argsort(label, kind="stable")
+    node_t, label_t = torch.from_numpy(node[order]), torch.from_numpy(label[order])
+    index_t = torch.stack(torch.unravel_index(node_t, grid), -1)
+    v = index_t - position[label_t]
+    M_y = M[tuple(index_t.T)]
+    omega_y = torch.zeros_like(v) if omega is None else omega[tuple(index_t.T)]
+    chord = (chord_norm(M_s[label_t], omega_s[label_t], v) + chord_norm(M_y, omega_y, v)) / 2
+    return Start(
+        node_t, label_t, value[label_t] + chord, position, M_s, omega_s, torch.from_numpy(alone)
+    )

@@ -1,0 +1,286 @@
+"""Sources of a distance: what a user calls so, as the seeds of each problem."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, final
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from finslerconv._arrays import Array, first_index
+from finslerconv.geodesics._grid import GridMetric
+from finslerconv.geodesics._kinds import is_numpy, is_tensor
+
+
+# Samples of a curve per step of the grid: a node beside it at the distance p is then wrong by less
+# than step / 512 (p / step).
+_PER_STEP = 8
+
+
+class Seeds(NamedTuple):
+    """The sources of one problem, that is of one distance map."""
+
+    position: Float[Tensor, "sources d"]
+    """Physical coordinates, float64."""
+
+    value: Float[Tensor, "sources"]
+    """The distance at which each source starts, float64."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """A polyline as a source: all of its points are at distance 0.
+
+    Parameters
+    ----------
+    points : array, shape (n, d)
+        Its corners, physical coordinates in the order of the axes; the first again at the end for a
+        closed curve. One point is allowed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from finslerconv.geodesics import Curve, GridMetric, distance
+    >>> field = GridMetric(np.broadcast_to(np.eye(2), (5, 5, 2, 2)))
+    >>> distance(field, Curve(np.array([[0.0, 0.0], [0.0, 4.0]])))[:, 2].round(6)
+    array([0., 1., 2., 3., 4.])
+    """
+
+    points: Float[Array, "n d"]
+
+    def sampled(self, step: float) -> Float[Tensor, "samples d"]:
+        """Return points of the curve, corners included, at most ``step`` apart, as float64."""
+        corners = _numbers("Curve: points", self.points)
+        if corners.ndim != 2 or corners.shape[0] == 0:
+            raise ValueError(
+                "Curve: points: expected the corners of a polyline, shape (n, d) with n at least "
+                f"1, got {tuple(corners.shape)}"
+            )
+        _check_finite("Curve: points", corners)
+        pieces = [corners[:1]]
+        for a, b in itertools.pairwise(corners):
+            n = max(1, math.ceil(float(torch.linalg.norm((b - a).detach())) / step))
+            t = torch.arange(1, n + 1, dtype=torch.float64, device=corners.device) / n
+            pieces.append(a + t[:, None] * (b - a))
+        return torch.cat(pieces)
+
+
+class Problems(NamedTuple):
+    """The seeds of all problems, and how the problems are arranged."""
+
+    shape: tuple[int, ...]
+    """The axes of the problems, ``()`` for a single one."""
+
+    seeds: list[Seeds]
+    """Of each problem, in row-major order."""
+
+
+def seeds_of(
+    field: GridMetric,
+    sources: Any,
+    values: Array | None = None,
+    mask: Bool[Tensor, "*problems_and_grid"] | None = None,
+) -> Problems:
+    """Return the seeds that ``sources`` means on the grid of ``field``.
+
+    Parameters
+    ----------
+    field : GridMetric
+        Its grid, batch and device are used.
+    sources
+        As of :func:`finslerconv.geodesics.distance`.
+    values : array, optional
+        The distances at which the positions start.
+    mask : Tensor, optional
+        Of the shape of the grid, or with axes before it that broadcast against the problems and
+        the batch of the field; True where one may walk.
+
+    Raises
+    ------
+    TypeError
+        If ``sources`` is none of these.
+    ValueError
+        If a problem has none, one is outside the grid or not finite, or all of a problem are in
+        obstacles.
+    """
+    shape, groups = _positions(field, sources)
+    for number, group in enumerate(groups):
+        where = _where(number, shape)
+        if len(group) == 0:
+            raise ValueError(f"sources: expected at least one source, got none{where}")
+        _check_finite(f"sources{where}", group)
+        _check_inside(field, group, where)
+    starts = _starts(values, shape, groups)
+    batch = () if mask is None else tuple(mask.shape[: mask.ndim - field.dim])
+    try:
+        whole = tuple(torch.broadcast_shapes(shape, field.batch_shape, batch))
+    except RuntimeError as error:
+        raise ValueError(
+            f"sources: expected problems that broadcast with the batch of the field and the mask, "
+            f"got {shape} for the sources, {field.batch_shape} for the field, {batch} for the mask"
+        ) from error
+
+    order = torch.arange(len(groups)).reshape(shape).expand(whole).flatten().tolist()
+    seeds = [Seeds(groups[number], starts[number]) for number in order]
+    if mask is not None:
+        walkable = mask.expand(*whole, *field.grid_shape).reshape(-1, *field.grid_shape)
+        for number, (seed, free) in enumerate(zip(seeds, walkable, strict=True)):
+            if not bool(free[tuple(nearest_node(field, seed.position).T)].any()):
+                raise ValueError(
+                    "sources: expected a source outside the obstacles, but mask is False at every "
+                    f"source{_where(number, whole)}, the first at {_shown(seed.position[0])}"
+                )
+    return Problems(whole, seeds)
+
+
+def nearest_node(field: GridMetric, position: Float[Tensor, "n d"]) -> Int[Tensor, "n d"]:
+    """Return the indices of the nodes that positions in the grid are nearest to."""
+    origin, spacing = position.new_tensor(field.origin), position.new_tensor(field.spacing)
+    last = position.new_tensor([n - 1.0 for n in field.grid_shape])
+    t = ((position.detach() - origin) / spacing + 0.5).floor()
+    return t.clamp(min=0.0).minimum(last).long()
+
+
+def _positions(field: GridMetric, sources: Any) -> tuple[tuple[int, ...], list[Tensor]]:
+    """Return the axes of the problems, and of each problem the positions (S, d), float64."""
+    d = field.dim
+    if isinstance(sources, Curve):
+        points = sources.sampled(min(field.spacing) / _PER_STEP)
+        _check_width(points, d)
+        return (), [points.to(_device(field))]
+    if isinstance(sources, Sequence) and not isinstance(sources, str):
+        if len(sources) == 0:
+            raise ValueError("sources: expected at least one source, got an empty list")
+        rectangular = _rectangular(sources)
+        if rectangular is None:
+            shapes, groups = zip(*(_positions(field, s) for s in sources), strict=True)
+            for number, shape in enumerate(shapes):
+                if shape != ():
+                    raise ValueError(
+                        f"sources: expected one problem in each entry of a list, entry {number} "
+                        f"has problems of its own, {shape}"
+                    )
+            return (len(groups),), [group[0] for group in groups]
+        sources = rectangular
+    if not (is_numpy(sources) or is_tensor(sources)):
+        raise TypeError(
+            "sources: expected an array of positions, a boolean mask, a Curve, or a list of those "
+            f"(one entry a problem), got {type(sources).__name__}"
+        )
+    if str(sources.dtype).endswith("bool"):
+        return _masked(field, torch.as_tensor(sources, device=_device(field)))
+    positions = _numbers("sources", sources).to(_device(field))
+    _check_width(positions, d)
+    if positions.ndim == 1:
+        positions = positions[None]
+    shape = tuple(positions.shape[:-2])
+    if math.prod(shape) == 0:
+        raise ValueError(f"sources: expected at least one problem, got shape {tuple(shape)}")
+    return shape, list(positions.reshape(math.prod(shape), *positions.shape[-2:]))
+
+
+def _masked(field: GridMetric, where: Tensor) -> tuple[tuple[int, ...], list[Tensor]]:
+    d, grid = field.dim, field.grid_shape
+    if tuple(where.shape[-d:]) != grid:
+        raise ValueError(
+            f"sources: expected a boolean mask over the grid, shape (..., {str(grid)[1:-1]}), got "
+            f"{tuple(where.shape)}"
+        )
+    shape = tuple(where.shape[:-d])
+    nodes = torch.as_tensor(field.nodes()).to(torch.float64)
+    return shape, [nodes[one] for one in where.reshape(-1, *grid)]
+
+
+def _rectangular(sources: Sequence[Any]) -> np.ndarray | None:
+    """Return nested sequences of numbers as one array, None where they are anything else."""
+
+    def plain(x: Any) -> bool:
+        return isinstance(x, int | float) or (isinstance(x, list | tuple) and all(map(plain, x)))
+
+    if not plain(sources):
+        return None
+    try:
+        return np.asarray(sources, dtype=float)
+    except ValueError:  # ragged
+        return None
+
+
+def _numbers(name: str, x: Any) -> Tensor:
+    """Return positions or values, integers among them, as float64 with their gradient history."""
+    if not (is_numpy(x) or is_tensor(x)):
+        x = np.asarray(x, dtype=float)
+    tensor = x if is_tensor(x) else torch.as_tensor(np.array(x))
+    if tensor.is_complex() or tensor.dtype == torch.bool:
+        raise TypeError(f"{name}: expected real numbers, got {tensor.dtype}")
+    return tensor.to(torch.float64)
+
+
+def _starts(values: Array | None, shape: tuple[int, ...], groups: list[Tensor]) -> list[Tensor]:
+    if values is None:
+        return [torch.zeros_like(group[:, 0]) for group in groups]
+    numbers = _numbers("values", values).to(groups[0].device)
+    _check_finite("values", numbers)
+    lengths = {len(group) for group in groups}
+    try:
+        if len(lengths) > 1:
+            raise RuntimeError
+        whole = numbers.expand(*shape, lengths.pop())
+    except RuntimeError as error:
+        raise ValueError(
+            f"values: expected one number for each source, to broadcast with shape (*{shape}, "
+            f"sources), the same for all problems; got shape {tuple(numbers.shape)}"
+        ) from error
+    return list(whole.reshape(len(groups), -1))
+
+
+def _check_width(positions: Tensor, d: int) -> None:
+    if positions.ndim == 0 or positions.shape[-1] != d:
+        raise ValueError(
+            f"sources: expected positions of {d} coordinates on the last axis, shape (*problems, "
+            f"sources, {d}), got shape {tuple(positions.shape)}"
+        )
+
+
+def _check_finite(name: str, x: Tensor) -> None:
+    bad = ~x.detach().isfinite()
+    if bool(bad.any()):
+        index = first_index(bad)
+        raise ValueError(
+            f"{name}: expected finite numbers, got {float(x.detach()[index])} at index {index}"
+        )
+
+
+def _check_inside(field: GridMetric, positions: Tensor, where: str) -> None:
+    x = positions.detach()
+    outside = ~torch.as_tensor(field.contains(x))
+    if bool(outside.any()):
+        (number,) = first_index(outside)
+        low = field.origin
+        high = [
+            o + s * (n - 1)
+            for o, s, n in zip(field.origin, field.spacing, field.grid_shape, strict=True)
+        ]
+        raise ValueError(
+            f"sources: expected positions inside the grid, from {_shown(low)} to {_shown(high)}; "
+            f"source {number}{where} is at {_shown(x[number])}"
+        )
+
+
+def _where(number: int, shape: tuple[int, ...]) -> str:
+    if not shape:
+        return ""
+    index = tuple(int(i) for i in np.unravel_index(number, shape))
+    return f" in problem {index[0] if len(index) == 1 else index}"
+
+
+def _shown(position: Any) -> str:
+    return "(" + ", ".join(f"{float(x):g}" for x in position) + ")"
+
+
+def _device(field: GridMetric) -> torch.device:
+    return field.M.device if is_tensor(field.M) else torch.device("cpu")

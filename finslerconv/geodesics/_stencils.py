@@ -1,0 +1,372 @@
+"""The neighbours that a metric needs on a grid: acute stencils in 2-D, Selling's vectors in 3-D.
+
+Everything here is in pixels: the metric is the one of index coordinates, ``M h h`` and ``omega h``
+for the spacing ``h``, offsets are integers.
+"""
+
+from typing import Any, NamedTuple, no_type_check
+
+import numba
+import numpy as np
+
+# Rounding must not decide whether a right angle is acute, or a transposed grid would get another
+# stencil than the grid.
+_TIE = 1e-12
+
+# Longer offsets than this are outside every grid.
+_LONGEST = 32000
+
+# Vertices still to come while one sector is refined; no more than the anisotropy of the metric.
+_STACK = 65536
+
+_jit = numba.njit(nogil=True, error_model="numpy")
+
+
+def compiled(function: Any) -> Any:
+    """Compile a kernel that Python calls, and keep the machine code on disk where one may."""
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+    try:
+        return numba.njit(cache=True, **options)(function)
+    except RuntimeError:  # nowhere to keep it: compile in every process
+        return numba.njit(**options)(function)
+
+
+class Stencils(NamedTuple):
+    """The 2-D stencils of all nodes of a grid, in compressed rows.
+
+    The vertices of the stencil of node ``x`` (row-major) are ``offset[start[x]:start[x + 1]]``, in
+    order of angle; consecutive ones, cyclically, span the sectors. A vertex that is outside the
+    grid, or behind a wall, is the offset (0, 0): no neighbour, but it keeps its place.
+
+    ``shared``: the metric is the same everywhere, and ``start`` is (0, K): the one stencil serves
+    all nodes, with vertices outside the grid not marked.
+    """
+
+    start: np.ndarray
+    """int64 (N + 1,), or (2,) if shared."""
+    offset: np.ndarray
+    """int16 (K, 2)."""
+    shared: bool
+
+
+@_jit
+@no_type_check
+def _obtuse(m00, m01, m11, w0, w1, a0, a1, b0, b1):
+    """Return whether the sector (a, b) must be split: <dF(-a), -b> < 0 or <dF(-b), -a> < 0."""
+    product = m00 * a0 * b0 + m01 * (a0 * b1 + a1 * b0) + m11 * a1 * b1
+    a = np.sqrt(m00 * a0 * a0 + 2 * m01 * a0 * a1 + m11 * a1 * a1)
+    b = np.sqrt(m00 * b0 * b0 + 2 * m01 * b0 * b1 + m11 * b1 * b1)
+    return (product / a - w0 * b0 - w1 * b1 < -_TIE * b) or (
+        product / b - w0 * a0 - w1 * a1 < -_TIE * a
+    )
+
+
+@_jit
+@no_type_check
+def refine(m00, m01, m11, w0, w1, stack, out):
+    """Write the vertices of the acute stencil to ``out`` (if it has room); return their number.
+
+    From the four axes, each sector (a, b) is split into (a, a + b) and (a + b, b) until it is
+    acute (Mirebeau, "Efficient fast marching with Finsler metrics", 2014, section 3): the walk of
+    the Stern-Brocot tree in order of angle. ``stack`` holds the vertices still to come.
+    """
+    count = 0
+    room = len(out)
+    depth = len(stack)
+    a0, a1 = 1, 0
+    for quarter in range(4):
+        b0, b1 = -a1, a0
+        if quarter == 0:
+            b0, b1 = 0, 1
+        elif quarter == 1:
+            b0, b1 = -1, 0
+        elif quarter == 2:
+            b0, b1 = 0, -1
+        else:
+            b0, b1 = 1, 0
+        stack[0, 0] = b0
+        stack[0, 1] = b1
+        top = 0
+        while top >= 0:
+            b0 = stack[top, 0]
+            b1 = stack[top, 1]
+            s0, s1 = a0 + b0, a1 + b1
+            if (
+                max(abs(s0), abs(s1)) <= _LONGEST
+                and top + 1 < depth
+                and _obtuse(m00, m01, m11, w0, w1, a0, a1, b0, b1)
+            ):
+                top += 1
+                stack[top, 0] = s0
+                stack[top, 1] = s1
+                continue
+            if count < room:
+                out[count, 0] = a0
+                out[count, 1] = a1
+            count += 1
+            a0, a1 = b0, b1
+            top -= 1
+    return count
+
+
+@_jit
+@no_type_check
+def visible(wall, row, column, e0, e1):
+    """Return whether the straight line from a node along the offset ``e`` meets no wall.
+
+    Nodes are unit squares; a wall is met where the line runs through the inside of its square, or
+    between two walls that touch at a corner. Both ends must be no walls and in the grid.
+    """
+    height, width = wall.shape
+    end0, end1 = row + e0, column + e1
+    if end0 < 0 or end0 >= height or end1 < 0 or end1 >= width:
+        return False
+    if wall[end0, end1] or wall[row, column]:
+        return False
+    n0, n1 = abs(e0), abs(e1)
+    step0 = 1 if e0 > 0 else -1
+    step1 = 1 if e1 > 0 else -1
+    i, j = 0, 0
+    while i < n0 or j < n1:
+        # Which side of the square does the line leave by: (i + 1/2) / n0 against (j + 1/2) / n1.
+        ahead = (2 * i + 1) * n1 - (2 * j + 1) * n0
+        if ahead == 0:
+            if wall[row + (i + 1) * step0, column + j * step1] and wall[
+                row + i * step0, column + (j + 1) * step1
+            ]:
+                return False
+            i += 1
+            j += 1
+        elif ahead < 0:
+            i += 1
+        else:
+            j += 1
+        if wall[row + i * step0, column + j * step1]:
+            return False
+    return True
+
+
+@_jit
+@no_type_check
+def visible_in_space(wall, at, e):
+    """Return whether the straight line from node ``at`` along the offset ``e`` meets no wall.
+
+    As :func:`visible`; where the line runs through an edge or a corner, all cubes that touch there
+    must be free.
+    """
+    for a in range(3):
+        end = at[a] + e[a]
+        if end < 0 or end >= wall.shape[a]:
+            return False
+    i, j, k = at[0], at[1], at[2]
+    if wall[i, j, k]:
+        return False
+    n0, n1, n2 = abs(e[0]), abs(e[1]), abs(e[2])
+    s0, s1, s2 = np.sign(e[0]), np.sign(e[1]), np.sign(e[2])
+    t0, t1, t2 = 0, 0, 0
+    while t0 < n0 or t1 < n1 or t2 < n2:
+        # The side by which the line leaves the cube: least of (t + 1/2) / n, times n0 n1 n2.
+        far = 4 * (n0 + 1) * (n1 + 1) * (n2 + 1) * max(n0, n1, n2)
+        l0 = (2 * t0 + 1) * max(n1, 1) * max(n2, 1) if n0 > 0 else far
+        l1 = (2 * t1 + 1) * max(n0, 1) * max(n2, 1) if n1 > 0 else far
+        l2 = (2 * t2 + 1) * max(n0, 1) * max(n1, 1) if n2 > 0 else far
+        least = min(l0, l1, l2)
+        d0 = 1 if l0 == least else 0
+        d1 = 1 if l1 == least else 0
+        d2 = 1 if l2 == least else 0
+        for p in range(d0 + 1):
+            for q in range(d1 + 1):
+                for r in range(d2 + 1):
+                    if wall[i + p * s0, j + q * s1, k + r * s2]:
+                        return False
+        t0, t1, t2 = t0 + d0, t1 + d1, t2 + d2
+        i, j, k = i + d0 * s0, j + d1 * s1, k + d2 * s2
+    return True
+
+
+@compiled
+@no_type_check
+def _one_stencil(M, omega, stack):
+    out = np.empty((0, 2), np.int16)
+    count = refine(M[0, 0], M[0, 1], M[0, 3], omega[0, 0], omega[0, 1], stack, out)
+    out = np.empty((count, 2), np.int16)
+    refine(M[0, 0], M[0, 1], M[0, 3], omega[0, 0], omega[0, 1], stack, out)
+    return out
+
+
+@compiled
+@no_type_check
+def _count(M, omega, wall, start, stack):
+    height, width = wall.shape
+    none = np.empty((0, 2), np.int16)
+    step = 0 if len(M) == 1 else 1
+    drift = 0 if len(omega) == 1 else 1
+    start[0] = 0
+    for x in range(height * width):
+        m, w = x * step, x * drift
+        start[x + 1] = start[x] + refine(
+            M[m, 0], M[m, 1], M[m, 3], omega[w, 0], omega[w, 1], stack, none
+        )
+
+
+@compiled
+@no_type_check
+def _fill(M, omega, wall, start, offset, stack):
+    height, width = wall.shape
+    step = 0 if len(M) == 1 else 1
+    drift = 0 if len(omega) == 1 else 1
+    x = 0
+    for row in range(height):
+        for column in range(width):
+            m, w = x * step, x * drift
+            out = offset[start[x] : start[x + 1]]
+            refine(M[m, 0], M[m, 1], M[m, 3], omega[w, 0], omega[w, 1], stack, out)
+            for k in range(len(out)):
+                if not visible(wall, row, column, out[k, 0], out[k, 1]):
+                    out[k, 0] = 0
+                    out[k, 1] = 0
+            x += 1
+
+
+def acute_stencils(M: np.ndarray, omega: np.ndarray, wall: np.ndarray) -> Stencils:
+    """Return the stencils of a 2-D field.
+
+    Parameters
+    ----------
+    M : (N, 4) or (1, 4) float64
+        The matrices, row-major, one per node or the same for all; in pixels.
+    omega : (N, 2) or (1, 2) float64
+        The one-forms, the same way.
+    wall : (height, width) bool
+        True where one may not walk.
+    """
+    stack = np.empty((_STACK, 2), np.int32)
+    if len(M) == 1 and len(omega) == 1 and not wall.any():
+        offset = _one_stencil(M, omega, stack)
+        return Stencils(np.array([0, len(offset)]), offset, True)
+    start = np.empty(wall.size + 1, np.int64)
+    _count(M, omega, wall, start, stack)
+    offset = np.empty((start[-1], 2), np.int16)
+    _fill(M, omega, wall, start, offset, stack)
+    return Stencils(start, offset, False)
+
+
+@compiled
+@no_type_check
+def seen(wall, start, node):
+    """Return for each pair whether the line from ``start`` (n, d) to ``node`` (n, d) is free.
+
+    ``start`` is any point, in index coordinates. The line is looked at every eighth of a pixel.
+    """
+    count, dim = node.shape
+    free = np.ones(count, np.bool_)
+    cell = np.empty(dim, np.int64)
+    flat = wall.reshape(-1)
+    for n in range(count):
+        longest = 0.0
+        for a in range(dim):
+            longest = max(longest, abs(node[n, a] - start[n, a]))
+        steps = np.int64(np.ceil(8 * longest)) + 1
+        for k in range(steps + 1):
+            # Halves are rounded both ways: a line through the corner of two walls is stopped.
+            for up in range(2):
+                index = 0
+                for a in range(dim):
+                    at = start[n, a] + (node[n, a] - start[n, a]) * k / steps
+                    cell[a] = np.int64(np.floor(at + 0.5) if up else np.ceil(at - 0.5))
+                    cell[a] = min(max(cell[a], 0), wall.shape[a] - 1)
+                    index = index * wall.shape[a] + cell[a]
+                if flat[index]:
+                    free[n] = False
+    return free
+
+
+def reach(M: np.ndarray, omega: np.ndarray) -> int:
+    """Return the longest component of the offsets of one metric's stencil, in pixels."""
+    if len(M) == 2:
+        M, omega = M.reshape(1, 4), omega.reshape(1, 2)
+        offset = _one_stencil(M, omega, np.empty((_STACK, 2), np.int32))
+    else:
+        offset = selling_stencils(np.linalg.inv(M)[None]).offset
+    return int(np.abs(offset).max())
+
+
+class SellingStencils(NamedTuple):
+    """Selling's decomposition ``M^-1 = sum of weight e e'`` at every node, six vectors in 3-D."""
+
+    offset: np.ndarray
+    """int16 (N or 1, 6, 3)."""
+    weight: np.ndarray
+    """float64 (N or 1, 6), not negative."""
+    base: np.ndarray
+    """int16 (N or 1, 4, 3), the obtuse superbase: weight (i, j) is ``-base_i' M^-1 base_j``."""
+
+
+@compiled
+@no_type_check
+def _selling(dual, offset, weight, bases):
+    base = np.empty((4, 3), np.int64)
+    for x in range(len(dual)):
+        D = dual[x]
+        base[:] = 0
+        for i in range(3):
+            base[i, i] = 1
+            base[3, i] = -1
+        # Every round lowers the sum of the vectors' squared norms, over a lattice: it ends. The
+        # bound is for matrices that rounding has left indefinite.
+        for _ in range(10_000):
+            worst = 0.0
+            p, q = -1, -1
+            for i in range(4):
+                for j in range(i + 1, 4):
+                    product, size_i, size_j = 0.0, 0.0, 0.0
+                    for a in range(3):
+                        for b in range(3):
+                            product += base[i, a] * D[a, b] * base[j, b]
+                            size_i += base[i, a] * D[a, b] * base[i, b]
+                            size_j += base[j, a] * D[a, b] * base[j, b]
+                    excess = product - _TIE * (size_i + size_j)
+                    if excess > worst:
+                        worst = excess
+                        p, q = i, j
+            if p < 0:
+                break
+            for k in range(4):
+                if k not in (p, q):
+                    for a in range(3):
+                        base[k, a] += base[p, a]
+            for a in range(3):
+                base[p, a] = -base[p, a]
+        bases[x] = base
+        n = 0
+        for i in range(4):
+            for j in range(i + 1, 4):
+                product = 0.0
+                for a in range(3):
+                    for b in range(3):
+                        product += base[i, a] * D[a, b] * base[j, b]
+                k, l = -1, -1
+                for other in range(4):
+                    if other not in (i, j):
+                        if k < 0:
+                            k = other
+                        else:
+                            l = other
+                weight[x, n] = max(-product, 0.0)
+                for a in range(3):
+                    b, c = (a + 1) % 3, (a + 2) % 3
+                    offset[x, n, a] = base[k, b] * base[l, c] - base[k, c] * base[l, b]
+                n += 1
+
+
+def selling_stencils(dual: np.ndarray) -> SellingStencils:
+    """Return Selling's decomposition of the matrices ``dual = M^-1``, (N or 1, 3, 3) float64.
+
+    The six vectors come from a superbase that is obtuse for ``dual`` (Selling 1874; Fehrenbach
+    and Mirebeau, "Sparse non-negative stencils for anisotropic diffusion", 2014).
+    """
+    offset = np.empty((len(dual), 6, 3), np.int16)
+    weight = np.empty((len(dual), 6))
+    base = np.empty((len(dual), 4, 3), np.int16)
+    _selling(np.ascontiguousarray(dual), offset, weight, base)
+    return SellingStencils(offset, weight, base)

@@ -1,0 +1,138 @@
+"""The convolution on geodesic balls as a module, in the place of ``nn.Conv2d``."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from finslerconv import ops
+from finslerconv.balls import ReferenceSet
+from finslerconv.geodesics._balls import fan, geodesic_positions
+from finslerconv.metrics import FinslerMetric, Randers, Riemannian
+from finslerconv.nn._adaptive import Size
+from finslerconv.nn._ball_conv import BallConv2d
+from finslerconv.nn._parametrization import MatrixParametrization
+from finslerconv.ops._positions import MAPS
+
+
+class GeodesicConv2d(BallConv2d):
+    r"""A convolution that samples the unit geodesic balls of a metric field.
+
+    As :class:`MetricConv2d`, whose samples lie in the unit ball of the one metric at each output
+    pixel, but here every sample lies where the geodesic that sets out towards that place ends:
+    at ``exp_x(v)`` instead of ``x + v``. The two agree where the metric is constant; elsewhere the
+    kernel bends with the field. Heads, weights and the ``state_dict`` are those of
+    :class:`MetricConv2d`, and so is the start, as the standard convolution.
+
+    The field is known at the centres of the kernel at the output pixels (those are the nodes of
+    its grid, ``stride`` pixels apart), is interpolated linearly between them and is constant
+    beyond them. The geodesics are integrated without storing their states: the backward pass goes
+    through them again.
+
+    Parameters
+    ----------
+    in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, \
+device, dtype
+        As in ``nn.Conv2d``. ``padding_mode`` holds for every sample outside the image. Lengths of
+        the metric are in spacings between taps, so ``dilation`` stretches the ball.
+    metric_groups, head, reference, map, eps_omega, omega_constraint, fixed_kernel, modulation
+        As in :class:`MetricConv2d`.
+    metric : nn.Module, optional
+        As in :class:`MetricConv2d`, but it must return a Riemannian or Randers metric, whose
+        geodesics this layer knows.
+    steps : int
+        Integration steps, of fourth order, of the longest geodesic.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of its range; the message says what was expected.
+
+    Attributes
+    ----------
+    head : nn.Module
+        The module that computes the metric.
+    modulation_conv : nn.Conv2d or None
+        The convolution that computes the factors of the samples.
+    reference : ReferenceSet
+
+    References
+    ----------
+    Dagès, Lindenbaum, Bruckstein, "Metric Convolutions" (ICCV 2025): unit geodesic balls, there
+    from a heat flow at one pixel at a time.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.nn import GeodesicConv2d
+    >>> layer = GeodesicConv2d(3, 8, kernel_size=3, padding=1)
+    >>> x = torch.randn(2, 3, 16, 16)
+    >>> layer(x).shape, layer.positions(x).shape
+    (torch.Size([2, 8, 16, 16]), torch.Size([2, 16, 16, 9, 2]))
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size | str = 0,
+        dilation: Size = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: ops.PaddingMode = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        metric_groups: int = 1,
+        head: str | MatrixParametrization = "cholesky",
+        reference: str | ReferenceSet = "lattice",
+        map: ops.MapName = "radial",
+        eps_omega: float = 0.1,
+        omega_constraint: str = "sigmoid",
+        fixed_kernel: bool = False,
+        modulation: bool = False,
+        metric: nn.Module | None = None,
+        steps: int = 4,
+    ) -> None:
+        if map not in MAPS:
+            raise ValueError(f"map: expected 'radial' or 'affine', got {map!r}")
+        if not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"steps: expected a positive integer, got {steps!r}")
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
+            padding_mode, device, dtype, metric_groups=metric_groups, head=head,
+            reference=reference, eps_omega=eps_omega, omega_constraint=omega_constraint,
+            fixed_kernel=fixed_kernel, modulation=modulation, metric=metric,
+        )  # fmt: skip
+        self.map = map
+        self.steps = steps
+        self._fan = fan(self.reference.points, map=map, steps=steps)
+
+    def _positions_in(self, metric: FinslerMetric, x: Tensor) -> Tensor:
+        if not isinstance(metric, Randers | Riemannian):
+            raise TypeError(
+                "metric: expected the module to return a Riemannian or Randers metric, whose "
+                f"geodesics are known, got {type(metric).__name__}; MetricConv2d samples the unit "
+                "balls of any metric"
+            )
+        M, omega = metric.M, metric.omega if isinstance(metric, Randers) else None
+        # Lengths are in spacings between taps: so are the coordinates of the field.
+        spacing = [s / d for s, d in zip(self.stride, self.dilation, strict=True)]
+        grid = M.shape[-4:-2]
+        positions = geodesic_positions(
+            M.reshape(-1, *grid, 2, 2),
+            None if omega is None else omega.reshape(-1, *grid, 2),
+            self._fan,
+            spacing=spacing,
+        )
+        positions = positions.reshape(*M.shape[:-2], -1, 2)
+        return positions * positions.new_tensor(self.dilation)
+
+    def _convolve(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        return self._convolve_at(x, self._positions_in(self._metric(x), x), mask)
+
+    def _repr_parts(self) -> Sequence[str]:
+        reference, *rest = super()._repr_parts()
+        return [reference, f"map={self.map!r}", f"steps={self.steps}", *rest]

@@ -1,0 +1,420 @@
+"""The exponential map: closed forms, conservation, the compiled kernels against PyTorch."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from metric_fields import (
+    constant,
+    half_plane,
+    known_fields,
+    known_fields_3d,
+    pull_back,
+    pull_back_3d,
+    random_pair,
+    random_smooth,
+)
+
+from finslerconv.geodesics import FunctionMetric, GridMetric
+from finslerconv.geodesics import _exponential as module
+from finslerconv.geodesics._exponential import Schedule, exponential, geodesic_flow, shoot
+from finslerconv.geodesics._hamiltonian import (
+    Grid,
+    grid_rates,
+    grid_table,
+    hamiltonian,
+    momentum,
+    rates,
+    velocity,
+)
+from finslerconv.metrics import Randers, Riemannian
+
+WITH_EXP = [field for field in known_fields() + known_fields_3d() if field.exp]
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def directions(field, x, length, seed=1):
+    """Return a velocity of the given length at each position."""
+    v = normal(*x.shape, seed=seed)
+    return length * v / field.at(x).norm(v)[..., None]
+
+
+def rough_grid(*batch, shape=(7, 6), seed=0, **options):
+    """Return a field that jumps from node to node."""
+    d = len(shape)
+    A = normal(*batch, *shape, d, d, seed=seed)
+    M = 0.2 * A @ A.mT + 0.3 * torch.eye(d)
+    return GridMetric(M, 0.08 * normal(*batch, *shape, d, seed=seed + 1), **options)
+
+
+# Closed forms.
+
+
+@pytest.mark.parametrize("field", WITH_EXP, ids=str)
+def test_geodesics_are_those_of_the_closed_form(field):
+    x, _ = random_pair(field, 8)
+    v = directions(field, x, 0.3)
+    torch.testing.assert_close(exponential(field, x, v), field.exp(x, v), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("field", WITH_EXP, ids=str)
+def test_the_energy_is_conserved(field):
+    x, _ = random_pair(field, 8)
+    v = directions(field, x, 0.5)
+    flow = geodesic_flow(field, x, v, [0.0, 0.4, 1.0])
+    for x, v, p in zip(*flow, strict=True):
+        assert (hamiltonian(field.at(x), p) - 0.125).abs().max() < 1e-8
+        assert (field.at(x).norm(v) - 0.5).abs().max() < 1e-8
+
+
+def test_the_distance_run_is_the_speed_times_the_time():
+    for field in known_fields():
+        x, _ = random_pair(field, 6)
+        end = exponential(field, x, directions(field, x, 0.4), time=0.5)
+        torch.testing.assert_close(field.distance(x, end), torch.full((6,), 0.2).double())
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_a_constant_grid_has_straight_lines(d):
+    rng = np.random.default_rng(0)
+    A = rng.normal(size=(d, d))
+    metric = Randers(A @ A.T + np.eye(d), rng.uniform(-0.4, 0.4, d))
+    field = GridMetric.from_metric(metric, (5, 6, 4)[:d])
+    x, v = rng.uniform(0, 4, (2, 20, d))
+    for method in ("rk4", "dopri8"):
+        end = exponential(field, x, v, method=method)
+        assert isinstance(end, np.ndarray)
+        np.testing.assert_allclose(end, x + v, atol=1e-10)
+
+
+@pytest.mark.parametrize("field", [half_plane(), pull_back(), pull_back_3d()], ids=str)
+def test_fixed_steps_are_of_order_four(field):
+    x, _ = random_pair(field, 4)
+    v = directions(field, x, 0.5)
+    errors = [
+        (exponential(field, x, v, method="rk4", steps=n) - field.exp(x, v)).abs().max()
+        for n in (4, 8)
+    ]
+    assert 11 < errors[0] / errors[1] < 24
+
+
+def test_a_grid_tends_to_the_field_that_it_samples():
+    field = pull_back()
+    x, _ = random_pair(field, 500, margin=0.3)
+    v = directions(field, x, 0.3)
+    errors = [
+        (exponential(field.grid(n), x, v, steps=1024) - field.exp(x, v)).abs().mean()
+        for n in (9, 17, 33)
+    ]
+    assert errors[2] < 1e-4
+    assert errors[0] / errors[1] > 3
+    assert errors[1] / errors[2] > 3
+
+
+# The Hamiltonian.
+
+
+@given(st.integers(0, 1000), st.sampled_from([2, 3]))
+def test_legendre_there_and_back(seed, d):
+    A, w, v = normal(d, d, seed=seed), normal(d, seed=seed + 1), normal(5, d, seed=seed + 2)
+    M = A @ A.mT + 0.1 * torch.eye(d).double()
+    w = 0.9 * w / torch.sqrt(w @ torch.linalg.solve(M, w))
+    metric = Randers(M, w)
+    p = momentum(metric, v)
+    u = v.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(metric.energy(u).sum(), u)
+    torch.testing.assert_close(p, slope)
+    torch.testing.assert_close(metric.dual_norm(p), metric.norm(v))
+    torch.testing.assert_close(velocity(metric, p), v, rtol=1e-8, atol=1e-8)
+
+
+def test_zero_has_momentum_and_velocity_zero():
+    metric = Randers(torch.eye(2).double(), torch.tensor([0.3, 0.0]).double())
+    zero = torch.zeros(2).double()
+    assert torch.equal(momentum(metric, zero), zero)
+    assert torch.equal(velocity(metric, zero), zero)
+
+
+@pytest.mark.parametrize("outside", ["constant", "reflect"])
+@pytest.mark.parametrize("d", [2, 3])
+def test_the_grids_closed_form_is_what_differentiation_gives(d, outside):
+    field = rough_grid(shape=(5, 4, 6)[:d], spacing=(0.7, 1.2, 2.0)[:d], outside=outside)
+    c = 6 * torch.rand(40, d, dtype=torch.float64) - 1
+    x = c * c.new_tensor(field.spacing)
+    p = normal(40, d)
+    length = field.at(x).dual_norm(p)
+    grid = Grid(field.grid_shape, field.spacing, outside)
+    first = torch.zeros(40, dtype=torch.long)
+    closed = grid_rates(grid, grid_table(field.M, field.omega), first, c, p, length)
+    for a, b in zip(closed, rates(field, x, p), strict=True):
+        torch.testing.assert_close(a, b)
+    for a, b in zip(closed, rates(field, x, p, length), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+# Properties of the map.
+
+
+def test_time_scales_velocity():
+    field = pull_back()
+    x, _ = random_pair(field, 5)
+    v = directions(field, x, 0.5)
+    flow = geodesic_flow(field, x, v, [0.25, 0.5, 1.0])
+    for t, position in zip((0.25, 0.5, 1.0), flow.position, strict=True):
+        torch.testing.assert_close(exponential(field, x, t * v), position)
+        torch.testing.assert_close(exponential(field, x, v, time=t), position)
+
+
+def test_the_reversed_metric_leads_back():
+    field = FunctionMetric(pull_back().metric)
+    x, _ = random_pair(pull_back(), 5)
+    flow = geodesic_flow(field, x, directions(field, x, 0.5), [1.0])
+    back = exponential(field.reverse(), flow.position[0], -flow.velocity[0])
+    torch.testing.assert_close(back, x)
+    torch.testing.assert_close(
+        exponential(field, flow.position[0], flow.velocity[0], time=-1.0), x
+    )
+
+
+@pytest.mark.parametrize("method", ["rk4", "dopri5"])
+@pytest.mark.parametrize("field", [pull_back().grid(9), pull_back()], ids=["grid", "function"])
+def test_no_velocity_no_motion_but_a_derivative(field, method):
+    x, zero = torch.tensor([0.3, 0.2]).double(), torch.zeros(3, 2).double()
+
+    def end(x, v):
+        return exponential(field, x, v, method=method, time=2.0, steps=2, tolerance=1e-3)
+
+    assert torch.equal(end(x, zero), x.expand(3, 2))
+    by_x, by_v = torch.autograd.functional.jacobian(end, (x, zero[0]))
+    torch.testing.assert_close(by_x, torch.eye(2).double())
+    torch.testing.assert_close(by_v, 2 * torch.eye(2).double())
+
+
+def test_transposes_and_flips_carry_geodesics_along():
+    field = rough_grid(shape=(6, 6))
+    x, v = 5 * torch.rand(30, 2, dtype=torch.float64), normal(30, 2)
+    end = exponential(field, x, v)
+
+    def same(M, omega, there):
+        other = exponential(GridMetric(M, omega), there(x), there(v) - there(0 * v))
+        torch.testing.assert_close(other, there(end))
+
+    swap = torch.tensor([[0.0, 1.0], [1.0, 0.0]]).double()
+    same(
+        (swap @ field.M @ swap).transpose(0, 1),
+        (field.omega @ swap).transpose(0, 1),
+        lambda u: u @ swap,
+    )
+    flip = torch.diag(torch.tensor([-1.0, 1.0])).double()
+    shift = torch.tensor([5.0, 0.0]).double()
+    same((flip @ field.M @ flip).flip(0), (field.omega @ flip).flip(0), lambda u: u @ flip + shift)
+
+
+def test_a_batch_of_fields_is_many_fields():
+    field = rough_grid(3)
+    x, v = 4 * torch.rand(3, 5, 2, dtype=torch.float64), normal(3, 5, 2)
+    ends = exponential(field, x, v)
+    flow = geodesic_flow(field, x, v, [0.5, 1.0])
+    assert flow.velocity.shape == (2, 3, 5, 2)
+    for i in range(3):
+        one = GridMetric(field.M[i], field.omega[i])
+        alone = geodesic_flow(one, x[i], v[i], [0.5, 1.0])
+        torch.testing.assert_close(ends[i], exponential(one, x[i], v[i]))
+        for many, single in zip(flow, alone, strict=True):
+            torch.testing.assert_close(many[:, i], single)
+
+
+def test_rough_fields_and_long_steps_do_not_run_away():
+    rng = np.random.default_rng(0)
+    scale = 10.0 ** rng.uniform(-2, 2, (16, 16, 1, 1))
+    field = GridMetric(torch.as_tensor(scale * np.eye(2)))
+    x, v = torch.as_tensor(rng.uniform(0, 15, (200, 2))), normal(200, 2)
+    v = 3 * v / field.at(x).norm(v)[:, None]
+    # The fastest metric has F = |v| / 10: no way of length 3 is longer than 30.
+    for n in (1, 3, 10):
+        assert torch.linalg.norm(exponential(field, x, v, steps=n) - x, dim=-1).max() <= 30
+
+
+# The compiled kernels.
+
+
+def example(fields=2, outside="constant", dtype=torch.float64):
+    """Return arguments of shoot: rays of one and more records, one ray that stands still."""
+    field = rough_grid(fields, outside=outside)
+    grid = Grid((7, 6), (0.8, 1.3), outside)
+    starts = 9 * torch.rand(fields, 5, 2, dtype=dtype) - 2
+    velocities = normal(fields, 5, 4, 2).to(dtype)
+    velocities[:, 3, 1] = 0
+    schedule = Schedule.of(
+        [[(1.0, 0)], [(0.5, 2), (1.0, 3)], [(1.0, 1)], [(0.3, 4), (0.6, 6), (1.0, 5)]], [4, 5, 1, 3]
+    )
+    tensors = [field.M.to(dtype), field.omega.to(dtype), starts, velocities]
+    return grid, [u.requires_grad_() for u in tensors], schedule
+
+
+def run(grid, tensors, schedule, compiled, momenta=True):
+    M, omega, starts, velocities = tensors
+    table = grid_table(M, omega)
+    return shoot(grid, table, starts, velocities, schedule, momenta=momenta, compiled=compiled)
+
+
+@pytest.mark.parametrize("outside", ["constant", "reflect"])
+@pytest.mark.parametrize("fields", [1, 3])
+def test_compiled_kernels_take_the_steps_of_the_reference(fields, outside):
+    grid, tensors, schedule = example(fields, outside)
+    results = []
+    for compiled in (True, False):
+        out = run(grid, tensors, schedule, compiled)
+        results.append((out, *torch.autograd.grad(out, tensors, normal(*out.shape))))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10 * float(b.detach().abs().max()))
+
+
+def test_compiled_gradients_are_those_of_differences():
+    grid, tensors, schedule = example(1)
+
+    def end(*tensors):
+        return run(grid, tensors, schedule, True)[:, :, [0, 2, 5]]
+
+    velocities = tensors[3].detach().clone()
+    velocities[:, 3, 1] = 1.0  # a momentum of 0 has no derivative
+    assert torch.autograd.gradcheck(end, (*tensors[:3], velocities.requires_grad_()), atol=1e-6)
+
+
+def test_space_has_gradients_too():
+    field = rough_grid(shape=(4, 4, 4))
+    x = 1 + torch.rand(2, 3, dtype=torch.float64)
+    v = normal(2, 3)
+
+    def end(M, omega, x, v):
+        return exponential(GridMetric(M, omega, validate=False), x, v, steps=3)
+
+    inputs = [u.clone().requires_grad_() for u in (field.M, field.omega, x, v)]
+    symmetric = (lambda M, *rest: end((M + M.mT) / 2, *rest))
+    assert torch.autograd.gradcheck(symmetric, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("method", ["rk4", "dopri5"])
+def test_gradients_of_any_field(method):
+    def end(x, v, a):
+        field = FunctionMetric(lambda x: Riemannian(a * torch.eye(2) / x[..., :1, None] ** 2))
+        return exponential(field, x, v, method=method, steps=4, tolerance=1e-7)
+
+    x = torch.tensor([[1.0, 0.2]], dtype=torch.float64, requires_grad=True)
+    v = torch.tensor([[0.3, 0.4]], dtype=torch.float64, requires_grad=True)
+    a = torch.tensor(1.7, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(end, (x, v, a), atol=1e-6, fast_mode=True)
+
+
+def test_single_precision_is_double_rounded():
+    grid, tensors, schedule = example()
+    double = run(grid, tensors, schedule, True)
+    single = [u.detach().float() for u in tensors]
+    for compiled in (True, False):
+        out = run(grid, single, schedule, compiled)
+        assert out.dtype == torch.float32
+        torch.testing.assert_close(out.double(), double.detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_tiles_and_threads_make_no_difference(monkeypatch):
+    grid, tensors, schedule = example(2)
+
+    def both(compiled):
+        out = run(grid, tensors, schedule, compiled)
+        return [out, *torch.autograd.grad(out, tensors, normal(*out.shape))]
+
+    whole, threads = both(False), torch.get_num_threads()
+    monkeypatch.setattr(module, "_TILE", 8)
+    for a, b in zip(both(False), whole, strict=True):
+        torch.testing.assert_close(a, b)
+    single = both(True)
+    monkeypatch.setattr(module, "_PART_WORK", 1)
+    try:
+        torch.set_num_threads(3)
+        for a, b in zip(both(True), single, strict=True):
+            torch.testing.assert_close(a, b)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.unchecked
+def test_the_operators_are_what_pytorch_expects():
+    grid, (M, omega, starts, velocities), schedule = example(1)
+    table = grid_table(M, omega).detach().requires_grad_()
+    arguments = (
+        table, starts.detach()[0].clone().requires_grad_(),
+        velocities.detach()[0].clone().requires_grad_(), list(grid.shape), [1.25, 0.7], False,
+        *schedule, False,
+    )  # fmt: skip
+    torch.library.opcheck(
+        module._shoot,
+        arguments,
+        test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
+    )
+
+
+def test_nothing_to_shoot_is_no_error():
+    field = constant(np.eye(2)).grid(4)
+    for method in ("rk4", "dopri5"):
+        end = exponential(field, torch.zeros(0, 2).double(), torch.zeros(0, 2).double(), method=method)
+        assert end.shape == (0, 2)
+
+
+def test_smooth_random_fields_in_every_way():
+    field = random_smooth(condition=30, strength=0.8)
+    x = torch.tensor([[0.4, 0.5], [0.6, 0.4]]).double()
+    v = directions(field, x, 0.1)
+    exact = exponential(field, x, v)
+    for method in ("dopri5", "rk4"):
+        end = exponential(field, x, v, method=method, tolerance=1e-8, steps=64)
+        torch.testing.assert_close(end, exact, rtol=0, atol=1e-6)
+    errors = [
+        (exponential(field.grid(n, interpolation="cubic"), x, v) - exact).abs().max()
+        for n in (65, 129)
+    ]
+    assert errors[1] < 3e-4
+    assert errors[0] / errors[1] > 3
+
+
+# What is refused.
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "message"),
+    [
+        (([0.0, 0.0], np.zeros(2)), {}, TypeError, "x: expected a NumPy array"),
+        ((np.zeros(2), torch.zeros(2)), {}, TypeError, "one kind"),
+        ((np.zeros(2, int), np.zeros(2, int)), {}, TypeError, "x: expected float32 or float64"),
+        ((np.zeros(3), np.zeros(3)), {}, ValueError, "x: expected 2 components"),
+        ((np.zeros((3, 2)), np.zeros((4, 2))), {}, ValueError, "v: expected a shape that broadcasts"),
+        ((np.array([[0, 0], [0, np.nan]]), np.zeros(2)), {}, ValueError, r"finite.*index \(1,\)"),
+        ((np.zeros(2), np.array([np.inf, 0])), {}, ValueError, "v: expected finite"),
+        ((np.zeros(2), np.zeros(2)), {"method": "euler"}, ValueError, "method: expected"),
+        ((np.zeros(2), np.zeros(2)), {"steps": 0}, ValueError, "steps: expected a positive"),
+        ((np.zeros(2), np.zeros(2)), {"tolerance": 0.0}, ValueError, "tolerance: expected"),
+    ],
+)
+def test_what_is_wrong_is_named(arguments, options, error, message):
+    field = GridMetric(np.broadcast_to(np.eye(2), (4, 4, 2, 2)))
+    with pytest.raises(error, match=message):
+        exponential(field, *arguments, **options)
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize("times", [[], [0.5, 0.2], [-1.0, 1.0], [math.nan], [1.0, 1.0]])
+def test_times_run_away_from_zero(times):
+    with pytest.raises(ValueError, match="times: expected"):
+        geodesic_flow(half_plane(), torch.ones(2).double(), torch.ones(2).double(), times)
+
+
+@pytest.mark.unchecked
+def test_a_batch_wants_positions_for_each_field():
+    with pytest.raises(ValueError, match=r"x: expected shape \(\*\(3,\), ..., 2\)"):
+        exponential(rough_grid(3), torch.zeros(4, 2).double(), torch.zeros(4, 2).double())
