@@ -1,29 +1,25 @@
 """The README's Python is run as it stands, its blocks one after another as a reader would."""
 
-import re
 from pathlib import Path
 
+import code_blocks
 import pytest
 import torch
 
 README = Path(__file__).parent.parent / "README.md"
-BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
 
 
 @pytest.fixture(scope="module")
 def reader():
     """Everything that the reader's session holds after the last block."""
     torch.manual_seed(0)
-    names = {}
-    for block in BLOCKS:
-        exec(compile(block, str(README), "exec"), names)
-    return names
+    return code_blocks.run(README)
 
 
 def test_the_converted_layer_is_the_convolution():
     torch.manual_seed(0)
     names = {}
-    exec(compile(BLOCKS[0], str(README), "exec"), names)
+    exec(compile(code_blocks.python_blocks(README)[0], str(README), "exec"), names)
     torch.testing.assert_close(names["y"], names["conv"](names["x"]), rtol=0, atol=1e-5)
     assert names["metric"].batch_shape == (1, 64, 64)
 

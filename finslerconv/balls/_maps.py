@@ -18,7 +18,8 @@ BallMap = Callable[[FinslerMetric, Array], Array]
 def radial(metric: FinslerMetric, points: Float[Array, "*_ d"]) -> Float[Array, "*_ d"]:
     """Return ``g |g| / F(g)``: every ray keeps its direction. For every Finsler metric.
 
-    ``{|g| <= s}`` goes onto ``{F <= s}``; see :meth:`FinslerMetric.unit_ball`.
+    ``{|g| <= s}`` goes onto ``{F <= s}``; see
+    :meth:`finslerconv.metrics.FinslerMetric.unit_ball`.
 
     Parameters
     ----------

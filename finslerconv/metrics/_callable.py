@@ -18,7 +18,8 @@ class CallableMetric(FinslerMetric):
     ----------
     function : callable
         From vectors, shape (..., d), to their lengths, shape (...). It may close over a field; the
-        batches then broadcast from the right. Call :meth:`validate` to have it checked.
+        batches then broadcast from the right. To have it checked, call
+        :meth:`~finslerconv.metrics.FinslerMetric.validate`.
     dim : int
         The dimension ``d``.
     like : array, optional
