@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 from rich.console import Console
@@ -187,6 +187,81 @@ def balls(
     _save(figure, output)
 
 
+@app.command()
+def path(
+    image: ImageArgument = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--from", help="The pixel to start from, ROW,COLUMN; unless given, on an edge."
+        ),
+    ] = None,
+    end: Annotated[str | None, typer.Option("--to", help="The pixel to go to, ROW,COLUMN.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The figure to write.")] = Path(
+        "finslerconv-path.png"
+    ),
+    max_size: MaxSize = 512,
+    radius: Radius = DEFAULT.radius,
+    anisotropy: Anisotropy = DEFAULT.anisotropy,
+    tau: Tau = DEFAULT.tau,
+    smoothing: Smoothing = DEFAULT.smoothing,
+    device: Device = "cpu",
+) -> None:
+    """Find the shortest paths between two pixels, there and back, which follow edges.
+
+    Along an edge the unit balls of the picture's metric are long, so that a step there is cheap;
+    the drift makes it cheaper one way than the other. Pixels are those of the picture after
+    --max-size has reduced it.
+    """
+    options = _metric_options(radius, anisotropy, tau, smoothing)
+    _check_files(max_size, output)
+    pixels = _read(image, max_size)
+    _require((start is None) == (end is None), "--from, --to", "both or neither", "one of them")
+
+    import torch
+
+    from finslerconv.cli._path import default_ends, journey, path_figure
+
+    target = _device(device)
+    with _busy("Following the fronts"), torch.inference_mode():
+        metric = options.of(torch.as_tensor(pixels, device=target)[None])
+        if start is None or end is None:
+            ends = default_ends(metric)
+        else:
+            height, width = pixels.shape[1:]
+            ends = (
+                _pixel("--from", start, height, width),
+                _pixel("--to", end, height, width),
+            )
+        _require(ends[0] != ends[1], "--to", "another pixel than --from", end)
+        found = journey(metric, *ends)
+    with _busy("Drawing"):
+        figure = path_figure(pixels, found)
+    table = Table(title=f"from {_named(ends[0])} to {_named(ends[1])}", title_justify="left")
+    table.add_column("path")
+    table.add_column("length by the metric (balls)", justify="right")
+    table.add_column("length in pixels", justify="right")
+    for way in found.ways:
+        table.add_row(way.name, f"{way.length:.2f}", f"{way.pixels:.1f}")
+    Console().print(table)
+    _save(figure, output)
+
+
+def _pixel(option: str, text: str, height: int, width: int) -> tuple[float, float]:
+    """Return the pixel that ROW,COLUMN names, inside the picture."""
+    try:
+        row, column = (float(part) for part in text.split(","))
+    except ValueError:
+        fail(f"{option}: expected ROW,COLUMN such as 120,64, got {text!r}")
+    inside = 0 <= row <= height - 1 and 0 <= column <= width - 1  # NaN is not
+    _require(inside, option, f"a pixel of the picture of {height} x {width}", text)
+    return row, column
+
+
+def _named(pixel: tuple[float, float]) -> str:
+    return f"({pixel[0]:g}, {pixel[1]:g})"
+
+
 def _require(good: bool, option: str, wanted: str, value: Any) -> None:
     if not good:
         fail(f"{option}: expected {wanted}, got {value}")
@@ -242,10 +317,10 @@ def _device(name: str) -> "torch.device":
 
 
 @contextmanager
-def _progress(taps: int) -> Iterator[Callable[[int], None]]:
+def _progress(taps: int, what: str = "Filtering") -> Iterator[Callable[[int], None]]:
     columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("Filtering", total=taps)
+        task = progress.add_task(what, total=taps)
         yield lambda done: progress.advance(task, done)
 
 
@@ -291,3 +366,91 @@ def _save(figure: "Figure", path: Path) -> None:
     except RuntimeError as error:  # formats that need a program, such as LaTeX for .pgf
         fail(f"--output: cannot write {path} ({str(error).splitlines()[0]}); try .png or .pdf")
     typer.echo(f"Wrote {path}")
+
+
+@app.command()
+def inspect(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="torchvision:NAME, timm:NAME, package.module:factory, or the file of a module "
+            "saved by torch.save."
+        ),
+    ],
+    image: ImageArgument = None,
+    layer: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--layer",
+            "-l",
+            help="Only the layers of this name, such as 'layer3.*'; may be given several times.",
+        ),
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="A state_dict to load into the model.")
+    ] = None,
+    trust: Annotated[
+        bool,
+        typer.Option(
+            "--trust", help="Load a file that holds pickled code. It can do anything you can."
+        ),
+    ] = False,
+    objective: Annotated[
+        Literal["reference", "enclosing", "gauge", "overlap"],
+        typer.Option(
+            help="What the fit makes small: the distance of each tap from its place in the ball, "
+            "the ball around all samples, the error of their lengths, or what ball and hull do "
+            "not share."
+        ),
+    ] = "reference",
+    output: Annotated[Path, typer.Option("--output", "-o", help="The figure to write.")] = Path(
+        "finslerconv-inspect.png"
+    ),
+    max_size: MaxSize = 384,
+    device: Device = "cpu",
+) -> None:
+    """Show the metrics that a trained network's convolutions imply.
+
+    The network looks at the picture once; for every adaptive layer, the unit balls that explain
+    where its kernels sample are fitted. A network without adaptive layers shows its standard
+    convolutions, whose balls are all one disc. Nothing is downloaded.
+    """
+    _check_files(max_size, output)
+    pixels = _read(image, max_size)
+
+    from finslerconv.cli import _inspect
+
+    target = _device(device)
+    if trust:
+        typer.echo(
+            "finslerconv: warning: --trust: a saved module may run any code while it is loaded",
+            err=True,
+        )
+    try:
+        with _busy("Loading the model"):
+            network = _inspect.load_model(model, trust, weights).to(target)
+            x = _inspect.as_input(network, pixels, target)
+        with _busy("Running the model"):
+            found = _inspect.find(network, x, layer or [])
+        with _progress(len(found.layers), "Fitting metrics") as advance:
+            results = _inspect.read(
+                found, x, None if objective == "reference" else objective, lambda: advance(1)
+            )
+    except _inspect.InspectError as error:
+        fail(str(error))
+    Console().print(_inspect.table(results))
+    if not found.adaptive:
+        typer.echo(
+            "The model has no adaptive layer: these convolutions sample the same disc everywhere."
+        )
+    if model.startswith(("torchvision:", "timm:")) and weights is None:
+        typer.echo("The weights are random ones; --weights loads trained ones.")
+    drawn = _inspect.for_the_figure(results, 5)
+    if len(drawn) < len(results):
+        typer.echo(f"The figure has {len(drawn)} of {len(results)} layers; --layer chooses others.")
+
+    from finslerconv import plotting
+
+    with _busy("Drawing"):
+        figure = plotting.implicit_metric(drawn, pixels)
+    _save(cast("Figure", figure), output)

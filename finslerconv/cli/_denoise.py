@@ -1,4 +1,4 @@
-"""Five filters of equal weights, each the samples of a unit ball, and how well they denoise."""
+"""Filters of equal weights, each the samples of a unit ball, and how well they denoise."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,8 +10,9 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
 from finslerconv.balls import ReferenceSet, lattice, polar
+from finslerconv.geodesics._balls import geodesic_positions
 from finslerconv.metrics import Randers, Riemannian
-from finslerconv.ops import metric_conv2d
+from finslerconv.ops import ConvGeometry, deform_conv2d, metric_conv2d
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,43 @@ class BallFilter:
         return total
 
 
+@dataclass(frozen=True)
+class GeodesicFilter(BallFilter):
+    """The mean over samples of each pixel's unit geodesic ball.
+
+    The samples are those of ``polar(k, k)``: ``k`` rings of ``k`` samples on ``k`` rays.
+    """
+
+    steps: int = 16
+    """Integration steps of each geodesic; balls along strong edges reach over many pixels."""
+
+    def __call__(
+        self,
+        image: Float[Tensor, "1 channels height width"],
+        advance: Callable[[int], None] = lambda taps: None,
+    ) -> Float[Tensor, "1 channels height width"]:
+        """Filter a picture, held constant beyond its border, one ray of every ball at a time."""
+        omega = self.metric.omega if isinstance(self.metric, Randers) else None
+        points = torch.as_tensor(self.reference.points, device=image.device)
+        channels = image.shape[1]
+        total = torch.zeros_like(image)
+        rays = self.reference.kernel_shape[-1]
+        for ray in range(rays):
+            part = points[ray::rays]
+            positions = geodesic_positions(self.metric.M, omega, part, steps=self.steps)
+            weight = image.new_full((channels, 1, 1, len(part)), 1 / len(points))
+            taps = ConvGeometry.of(weight.shape[2:]).taps(positions)
+            total += deform_conv2d(
+                image,
+                (positions - taps).movedim((-2, -1), (1, 2)).flatten(1, 2),
+                weight,
+                padding=(0, len(part) // 2),
+                padding_mode="replicate",
+            )
+            advance(len(part))
+        return total
+
+
 def ball_filters(metric: Randers, kernel_size: int, radius: float) -> list[BallFilter]:
     """Return the filters of ``kernel_size`` x ``kernel_size`` samples, ``kernel_size`` odd.
 
@@ -66,6 +104,7 @@ def ball_filters(metric: Randers, kernel_size: int, radius: float) -> list[BallF
         BallFilter("isotropic ball", f"disc of radius {radius:g}", _discs(metric, radius), rays),
         BallFilter("Riemannian ball", "ellipses along edges", metric.symmetrize(), rays),
         BallFilter("Randers ball", "the same, shifted along them", metric, rays),
+        GeodesicFilter("geodesic ball", "bent with the edges", metric.symmetrize(), rays),
     ]
 
 

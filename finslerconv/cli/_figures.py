@@ -56,7 +56,7 @@ def denoise_figure(
     """
     height, width = noisy.shape[1:]
     zoom = _telling_detail(metric)
-    columns = 3
+    columns = 4
     rows = -(-len(panels) // columns)
     cell = 2.3
     panel_height = cell * (height + width * zoom.height / zoom.width) / width + 0.35

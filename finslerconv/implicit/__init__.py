@@ -1,3 +1,32 @@
-"""Convolutions read as metrics: from a layer's sampling positions to the metric they imply."""
+"""Convolutions read as metrics: from a layer's sampling positions to the metric they imply.
 
-__all__: list[str] = []
+:func:`implicit_metric` is the whole way, for a layer or a model; the others are its steps.
+"""
+
+from finslerconv.implicit._fit import Misfit, RandersFit, fit_randers
+from finslerconv.implicit._gauge import GaugeMetric
+from finslerconv.implicit._implicit import ImplicitMetric, implicit_metric
+from finslerconv.implicit._layers import AdaptiveLayer, find_adaptive_layers
+from finslerconv.implicit._positions import (
+    KernelPositions,
+    Positioned,
+    kernel_positions,
+    register_positions,
+)
+from finslerconv.implicit._summary import MetricSummary
+
+__all__ = [
+    "implicit_metric",
+    "ImplicitMetric",
+    "MetricSummary",
+    "kernel_positions",
+    "KernelPositions",
+    "Positioned",
+    "register_positions",
+    "find_adaptive_layers",
+    "AdaptiveLayer",
+    "fit_randers",
+    "RandersFit",
+    "Misfit",
+    "GaugeMetric",
+]

@@ -8,6 +8,13 @@ of Okabe and Ito and of matplotlib's perceptually uniform maps, safe for colour-
 
 from finslerconv.plotting._balls import ball_field, unit_balls
 from finslerconv.plotting._canvas import show
+from finslerconv.plotting._geodesics import distance_map, paths
+from finslerconv.plotting._implicit import (
+    implicit_balls,
+    implicit_field,
+    implicit_metric,
+    orientation_rose,
+)
 from finslerconv.plotting._kernels import kernel_samples, reference_points
 from finslerconv.plotting._results import Zoom, side_by_side
 
@@ -16,6 +23,12 @@ __all__ = [
     "ball_field",
     "kernel_samples",
     "reference_points",
+    "implicit_metric",
+    "implicit_balls",
+    "implicit_field",
+    "orientation_rose",
+    "distance_map",
+    "paths",
     "side_by_side",
     "Zoom",
     "show",

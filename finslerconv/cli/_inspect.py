@@ -1,0 +1,372 @@
+"""A model from wherever it is, run on a picture, and its layers read as metrics."""
+
+import importlib
+import pickle
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from rich import box
+from rich.table import Table
+from torch import Tensor, nn
+
+from finslerconv.implicit import AdaptiveLayer, ImplicitMetric, find_adaptive_layers
+from finslerconv.implicit._fit import ObjectiveName
+from finslerconv.implicit._implicit import of_positions
+
+#: Metrics on the longer side of a layer's field.
+RESOLUTION = 48
+
+#: The mean and the standard deviation of ImageNet's colours, which its networks subtract and
+#: divide by.
+_IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class InspectError(Exception):
+    """What was asked for cannot be done; the message says why in one line."""
+
+
+def load_model(name: str, trust: bool, weights: Path | None) -> nn.Module:
+    """Return the model of that name, in evaluation mode, on the CPU.
+
+    Parameters
+    ----------
+    name : str
+        ``torchvision:NAME``, ``timm:NAME``, ``package.module:factory``, or the path of a saved
+        module.
+    trust : bool
+        Whether a saved module may be unpickled, which runs whatever code it names.
+    weights : Path or None
+        A ``state_dict`` to load into it.
+
+    Raises
+    ------
+    InspectError
+        If there is no such model, or it cannot be loaded.
+    """
+    path = Path(name).expanduser()
+    if path.exists() or path.suffix in (".pt", ".pth", ".ckpt", ".bin"):
+        model = _saved_module(path, trust)
+    else:
+        kind, colon, rest = name.partition(":")
+        if not colon or not rest or not kind:
+            raise InspectError(
+                f"{name}: no such file; expected torchvision:NAME, timm:NAME, "
+                "package.module:factory or a file"
+            )
+        model = _BUILDERS.get(kind, _from_factory(kind))(rest)
+    if weights is not None:
+        _load_weights(model, weights)
+    return model.eval()
+
+
+def _from_torchvision(name: str) -> nn.Module:
+    models = _imported("torchvision.models", "torchvision")
+    try:
+        return models.get_model(name, weights=None)
+    except ValueError as error:
+        raise InspectError(f"torchvision:{name}: torchvision has no such model") from error
+
+
+def _from_timm(name: str) -> nn.Module:
+    timm = _imported("timm", "timm")
+    try:
+        return timm.create_model(name, pretrained=False)
+    except RuntimeError as error:
+        raise InspectError(f"timm:{name}: {error}") from error
+
+
+def _from_factory(module_name: str) -> Callable[[str], nn.Module]:
+    def build(attribute: str) -> nn.Module:
+        # As for python -m, the user's own modules are in the folder where one works.
+        with _importable(Path.cwd()):
+            module = _imported(module_name)
+        try:
+            factory = getattr(module, attribute)
+        except AttributeError:
+            raise InspectError(f"{module_name}: has no attribute {attribute!r}") from None
+        if isinstance(factory, nn.Module):
+            return factory
+        if not callable(factory):
+            raise InspectError(f"{module_name}:{attribute}: expected a module or what makes one")
+        try:
+            model = factory()
+        except Exception as error:
+            raise InspectError(f"{module_name}:{attribute}: raised {_brief(error)}") from error
+        if not isinstance(model, nn.Module):
+            raise InspectError(
+                f"{module_name}:{attribute}: expected to get an nn.Module, got "
+                f"{type(model).__name__}"
+            )
+        return model
+
+    return build
+
+
+_BUILDERS: dict[str, Callable[[str], nn.Module]] = {
+    "torchvision": _from_torchvision,
+    "timm": _from_timm,
+}
+
+
+@contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+
+
+def _imported(name: str, package: str | None = None) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if package is not None:
+            raise InspectError(f"{package}: is not installed (pip install {package})") from error
+        raise InspectError(f"{name}: cannot be imported ({error})") from error
+    except Exception as error:  # a module runs any code when it is imported
+        raise InspectError(f"{name}: cannot be imported ({_brief(error)})") from error
+
+
+def _saved_module(path: Path, trust: bool) -> nn.Module:
+    held = _load(path, trust)
+    if isinstance(held, nn.Module):
+        return held
+    if isinstance(held, Mapping):
+        for key in ("model", "ema", "net", "network"):
+            if isinstance(held.get(key), nn.Module):
+                return held[key]
+        raise InspectError(
+            f"{path}: holds weights but no model; name the model and give the file to --weights: "
+            f"finslerconv inspect package.module:factory IMAGE --weights {path}"
+        )
+    raise InspectError(f"{path}: expected a saved module, got {type(held).__name__}")
+
+
+def _load(path: Path, trust: bool) -> Any:
+    """Return what a file holds; without trust, PyTorch's and this library's own classes only."""
+    if not path.is_file():
+        raise InspectError(f"{path}: no such file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if trust:
+                return torch.load(path, map_location="cpu", weights_only=False)
+            with torch.serialization.safe_globals(_harmless()):
+                return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if trust:
+            raise InspectError(f"{path}: cannot be read ({_brief(error)})") from error
+        raise InspectError(
+            f"{path}: {_refused(error)}; loading it would run code that the file names: if you "
+            "trust where it comes from, add --trust"
+        ) from error
+    except Exception as error:
+        if "TorchScript" in str(error):
+            raise InspectError(
+                f"{path}: is compiled by TorchScript, which cannot be looked into; save the module "
+                "it was made from"
+            ) from error
+        raise InspectError(f"{path}: cannot be read as a saved module ({_brief(error)})") from error
+
+
+def _refused(error: Exception) -> str:
+    text = str(error)
+    for phrase in ("Unsupported global: GLOBAL ", "Unsupported class "):
+        if phrase in text:
+            return f"it holds {text.split(phrase)[1].split()[0]}, not weights and plain layers only"
+    return "it is no file of weights and plain layers"
+
+
+def _harmless() -> list[Any]:
+    """Return what a saved module of plain layers is made of."""
+    import finslerconv.nn
+    from finslerconv.balls import ReferenceSet
+
+    def layers(module: Any) -> list[Any]:
+        return [c for c in vars(module).values() if isinstance(c, type) and c.__module__]
+
+    ours = [c for c in layers(finslerconv.nn) if c.__module__.startswith("finslerconv.")]
+    parts = [ReferenceSet, np.ndarray, np.dtype, np.dtypes.Float64DType]
+    reconstruct = np.empty(0).__reduce__()[0]
+    torchs = [c for c in layers(nn) if issubclass(c, nn.Module)]
+    return [*torchs, *ours, *parts, reconstruct, set]
+
+
+def _load_weights(model: nn.Module, path: Path) -> None:
+    held = _load(path, trust=False)
+    for key in ("state_dict", "model_state_dict", "model"):
+        if isinstance(held, Mapping) and isinstance(held.get(key), Mapping):
+            held = held[key]
+    if not isinstance(held, Mapping) or not all(isinstance(v, Tensor) for v in held.values()):
+        raise InspectError(f"--weights: {path}: expected a state_dict, got {type(held).__name__}")
+    # What DataParallel saves has this in front of every name.
+    held = {key.removeprefix("module."): value for key, value in held.items()}
+    try:
+        model.load_state_dict(held)
+    except RuntimeError as error:
+        raise InspectError(f"--weights: {path}: do not fit the model ({_brief(error)})") from error
+
+
+def as_input(
+    model: nn.Module, picture: Float[np.ndarray, "channels height width"], device: torch.device
+) -> Float[Tensor, "1 model_channels height width"]:
+    """Return a picture as the model's first convolution wants it.
+
+    Grey or in colour by its number of channels, and for networks of torchvision and timm with the
+    mean and the standard deviation that they are trained with.
+
+    Raises
+    ------
+    InspectError
+        If it wants neither 1 nor 3 channels.
+    """
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    channels = 3 if first is None else first.in_channels
+    if channels not in (1, 3):
+        raise InspectError(
+            f"the model takes {channels} channels, a picture has 1 or 3; wrap it in a module that "
+            "makes the one from the other"
+        )
+    x = torch.as_tensor(picture, device=device)[None]
+    x = x.mean(1, keepdim=True) if channels == 1 else x.expand(-1, 3, -1, -1)
+    origin = type(model).__module__.partition(".")[0]
+    if channels == 3 and origin in ("torchvision", "timm"):
+        told = getattr(model, "default_cfg", None) or {}
+        mean, deviation = (
+            x.new_tensor(told.get(name, usual))[:, None, None]
+            for name, usual in zip(("mean", "std"), _IMAGENET, strict=True)
+        )
+        x = (x - mean) / deviation
+    parameter = next(model.parameters(), None)
+    return x if parameter is None else x.to(parameter.dtype)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The layers of a model that were called, and whether any of them is adaptive."""
+
+    layers: Sequence[AdaptiveLayer]
+    adaptive: bool
+
+
+def find(
+    model: nn.Module, x: Float[Tensor, "1 channels height width"], patterns: Sequence[str]
+) -> Found:
+    """Return the adaptive layers, or the fixed ones of a model that has none.
+
+    Parameters
+    ----------
+    model, x
+    patterns : sequence of str
+        Which layers, by name, as file names are matched; fixed ones may be named too.
+
+    Raises
+    ------
+    InspectError
+        If the model does not run on ``x``, or no layer is found.
+    """
+    try:
+        layers = find_adaptive_layers(model, x, include_fixed=True)
+    except Exception as error:  # the user's model: anything may happen
+        raise InspectError(
+            f"the model does not run on a picture of {x.shape[2]} x {x.shape[3]} pixels "
+            f"({_brief(error)})"
+        ) from error
+    if not layers:
+        raise InspectError("the model calls no two-dimensional convolution of more than one tap")
+    adaptive = any(layer.positions.adaptive for layer in layers)
+    if patterns:
+        chosen = [n for n in layers if any(fnmatchcase(n.key, p) for p in patterns)]
+        if not chosen:
+            names = ", ".join(layer.key for layer in layers)
+            raise InspectError(f"--layer: no layer matches {' '.join(patterns)}; there are {names}")
+        return Found(chosen, adaptive)
+    if adaptive:
+        layers = [layer for layer in layers if layer.positions.adaptive]
+    return Found(layers, adaptive)
+
+
+def read(
+    found: Found,
+    image: Float[Tensor, "1 channels height width"],
+    objective: ObjectiveName | None,
+    advance: Callable[[], None],
+) -> dict[str, ImplicitMetric]:
+    """Return the implicit metrics of the layers; ``advance`` hears of each.
+
+    Raises
+    ------
+    InspectError
+        If positions cannot be explained at all (they are not finite).
+    """
+    results = {}
+    for layer in found.layers:
+        try:
+            results[layer.key] = of_positions(
+                layer.key, layer.positions, image, objective=objective, max_size=RESOLUTION
+            )
+        except ValueError as error:
+            raise InspectError(str(error)) from error
+        advance()
+    return results
+
+
+def table(results: Mapping[str, ImplicitMetric]) -> Table:
+    """Return one row for each layer, in the width of a terminal."""
+    view = Table(
+        title="Implicit metrics: medians over the pixels (and the ninth decile)",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    view.add_column("layer", overflow="fold")
+    view.add_column("kind", no_wrap=True)
+    for name in ("size", "anisotropy", "asymmetry", "edges", "error", "fits"):
+        view.add_column(name, justify="right", no_wrap=True)
+    for name, result in results.items():
+        s, where = result.summary, result.positions
+        rows, columns = where.geometry.kernel_size
+        numbers = ["-"] * 5
+        if s.explained > 0:
+            numbers = [
+                f"{s.size:.2f}",
+                f"{s.anisotropy:.2f} ({s.anisotropy_90:.2f})",
+                f"{abs(s.asymmetry):.2f}",
+                "-" if s.edges is None else f"{s.edges:+.2f}",
+                f"{s.residual:.3f}",
+            ]
+        view.add_row(name, f"{where.kind} {rows}x{columns}", *numbers, f"{100 * s.explained:.0f} %")
+    view.caption = (
+        "size: radius in pixels of the layer's input. anisotropy: long over short half-axis. "
+        "asymmetry: 0 for a centred ball, below 1. edges: +1 if the balls lie along the picture's "
+        "edges, -1 if across. error: what the fit makes small, by default the distance in pixels "
+        "of the samples from the metric's. fits: share of the pixels that have a Randers metric."
+    )
+    view.caption_justify = "left"
+    return view
+
+
+def for_the_figure(results: Mapping[str, ImplicitMetric], most: int) -> dict[str, ImplicitMetric]:
+    """Return at most so many of the layers, evenly from first to last."""
+    names = list(results)
+    if len(names) > most:
+        names = [names[round(i * (len(names) - 1) / (most - 1))] for i in range(most)]
+    return {name: results[name] for name in names}
+
+
+def _brief(error: BaseException) -> str:
+    """Return an error in one line."""
+    text = " ".join(str(error).split())
+    text = text if len(text) <= 300 else text[:297] + "..."
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

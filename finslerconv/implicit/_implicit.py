@@ -1,0 +1,274 @@
+"""The metrics that a layer, or every layer of a model, implies: fitted, and summarised."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from finslerconv.balls import ReferenceSet
+from finslerconv.implicit._fit import ObjectiveName, RandersFit, fit_randers
+from finslerconv.implicit._layers import find_adaptive_layers
+from finslerconv.implicit._positions import KernelPositions, kernel_positions, reader_of
+from finslerconv.implicit._summary import MetricSummary, PictureGradient, as_randers, summarise
+from finslerconv.metrics import Randers, Riemannian
+from finslerconv.ops import MapName
+
+
+@dataclass(frozen=True, eq=False)
+class ImplicitMetric:
+    """The metrics whose unit balls the kernels of a layer sample.
+
+    Attributes
+    ----------
+    name : str
+        The layer's name in its model (with ``#2`` for its second call), or the name of its class.
+    positions : KernelPositions
+        Where it takes its samples.
+    map : str or None
+        How the metric carries the kernel's reference points to its samples, ``"radial"`` or
+        ``"affine"``; None if the objective does not ask where which tap went.
+    fit : RandersFit
+        The fitted field, with its quality, over the output pixels: batch (B, Ho, Wo), or
+        (B, G, Ho, Wo) for several groups. Lengths are in pixels of the layer's input.
+    summary : MetricSummary
+        The field in a few numbers.
+    """
+
+    name: str
+    positions: KernelPositions
+    map: MapName | None
+    fit: RandersFit
+    summary: MetricSummary
+
+    @property
+    def metric(self) -> Randers | Riemannian:
+        """The fitted field; where ``fit.explained`` is false, it explains nothing."""
+        return self.fit.metric
+
+    def in_picture(
+        self, height: int, width: int
+    ) -> tuple[Randers, Float[Tensor, " rows"], Float[Tensor, " columns"]]:
+        """Return the field in pixels of a picture that the layer's input is a reduced copy of.
+
+        Parameters
+        ----------
+        height, width : int
+            Of the picture. The layer's input is taken to cover it, so that deep in a network a
+            pixel of the input is many pixels of the picture.
+
+        Returns
+        -------
+        metric : Randers
+            The same balls, stretched; float64.
+        rows, columns : Tensor, shapes (Ho,) and (Wo,)
+            The kernels' centres in the picture.
+        """
+        ratios = [
+            size / inner
+            for size, inner in zip((height, width), self.positions.input_size, strict=True)
+        ]
+        metric = as_randers(self.metric)
+        shrink = 1 / torch.tensor(ratios, dtype=metric.M.dtype, device=metric.M.device)
+        stretched = Randers(
+            shrink[:, None] * metric.M * shrink, shrink * metric.omega, validate=False
+        )
+        rows, columns = (
+            (centre.flatten() + 0.5) * ratio - 0.5
+            for centre, ratio in zip(self.positions.centres(), ratios, strict=True)
+        )
+        return stretched, rows, columns
+
+    def __repr__(self) -> str:
+        s = self.summary
+        return (
+            f"ImplicitMetric({self.name!r}, {self.positions.kind}, {s.n} metrics, size "
+            f"{s.size:.3g} px, anisotropy {s.anisotropy:.3g}, asymmetry "
+            f"{abs(round(s.asymmetry, 3)):g}, {100 * s.explained:.3g} % explained)"
+        )
+
+
+@torch.no_grad()
+def implicit_metric(
+    layer_or_model: nn.Module,
+    x: Tensor | Sequence[Any],
+    *,
+    image: Float[Tensor, "batch channels height width"] | None = None,
+    objective: ObjectiveName | None = None,
+    max_size: int | None = None,
+    include_fixed: bool = False,
+    **options: Any,
+) -> ImplicitMetric | dict[str, ImplicitMetric]:
+    """Return the metrics that a layer implies, or all adaptive layers of a model.
+
+    Every convolution samples the unit balls of some metrics; here these are recovered from where
+    it samples, as the nearest Randers metrics, for the input ``x``.
+
+    Parameters
+    ----------
+    layer_or_model : nn.Module
+        A layer that :func:`kernel_positions` knows, or a model with such layers in it.
+    x : Tensor or tuple
+        Its input, or the tuple of the arguments of its ``forward``.
+    image : Tensor, shape (B, C, H, W), optional
+        The picture whose gradient the balls are compared with; the first argument in ``x`` if
+        that is of this shape.
+    objective : {"reference", "enclosing", "gauge", "overlap"}, optional
+        What :func:`fit_randers` makes small. By default, ``"reference"``: each tap is the image
+        of its own place in the kernel's lattice (or the layer's reference set), so that the
+        standard convolution of radius ``r`` and dilation ``d`` implies ``I / (r d)^2``, and the
+        metric of a metric convolution is recovered. Through which map, unless ``map=`` says
+        it, is the layer's own matter, or else whichever of the two comes nearer to the
+        samples over all pixels. ``"enclosing"`` does not ask which tap is
+        where; for the standard convolution it gives ``I / (2 (r d)^2)``, the disc through the
+        square's corners. That one is also taken for kernels of one row, of one column or of
+        2 x 2 taps, whose reference points do not determine a metric.
+    max_size : int, optional
+        Thin every field, taking each second (third, ...) output pixel along both axes, until it has
+        at most as many on its longer side.
+    include_fixed : bool
+        Whether to list the standard, dilated and weighted convolutions of a model too.
+    **options
+        Of :func:`fit_randers`: ``kind="riemannian"``, ``refine=False``, ``margin``, ...
+
+    Returns
+    -------
+    ImplicitMetric or dict of str to ImplicitMetric
+        For a layer, or for a model by the names of the layers in the order of their calls.
+        Samples count by the magnitude of their modulation or density.
+
+    Raises
+    ------
+    TypeError
+        If the arguments are of wrong kinds.
+    ValueError
+        If a model has no adaptive layer, or one cannot be read; the message names it.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from finslerconv.implicit import implicit_metric
+    >>> implicit_metric(nn.Conv2d(3, 8, 3, dilation=2), torch.rand(1, 3, 16, 16))
+    ImplicitMetric('Conv2d', dilated, 144 metrics, size 2 px, anisotropy 1, asymmetry 0, \
+100 % explained)
+    """
+    if not isinstance(layer_or_model, nn.Module):
+        raise TypeError(
+            f"layer_or_model: expected an nn.Module, got {type(layer_or_model).__name__}"
+        )
+    if max_size is not None and (not isinstance(max_size, int) or max_size < 1):
+        raise ValueError(f"max_size: expected a positive integer or None, got {max_size!r}")
+    picture = _picture(image, x)
+
+    def read(name: str, positions: KernelPositions) -> ImplicitMetric:
+        return of_positions(
+            name, positions, picture, objective=objective, max_size=max_size, **options
+        )
+
+    if reader_of(layer_or_model) is not None:
+        return read(type(layer_or_model).__name__, kernel_positions(layer_or_model, x))
+    layers = find_adaptive_layers(layer_or_model, x, include_fixed=include_fixed)
+    if not layers:
+        hint = "" if include_fixed else "; include_fixed=True lists the standard convolutions too"
+        raise ValueError(
+            f"layer_or_model: {type(layer_or_model).__name__} called no adaptive layer{hint}"
+        )
+    return {layer.key: read(layer.key, layer.positions) for layer in layers}
+
+
+@torch.no_grad()
+def of_positions(
+    name: str,
+    positions: KernelPositions,
+    picture: Float[Tensor, "batch channels height width"] | None = None,
+    *,
+    objective: ObjectiveName | None = None,
+    max_size: int | None = None,
+    **options: Any,
+) -> ImplicitMetric:
+    """Return the metrics of known positions; the arguments are those of :func:`implicit_metric`."""
+    if max_size is not None:
+        positions = positions.every(math.ceil(max(positions.output_size) / max_size))
+    try:
+        fit, map = _fit(positions, objective, options)
+    except ValueError as error:
+        raise ValueError(f"layer {name!r}: {error}") from error
+    result = ImplicitMetric(name, positions, map, fit, summarise(fit))
+    if picture is None:
+        return result
+    if len(picture) not in (1, len(positions.points)):
+        raise ValueError(
+            f"image: expected 1 picture or as many as in x, {len(positions.points)}, got "
+            f"{len(picture)}"
+        )
+    height, width = picture.shape[2:]
+    _, rows, columns = result.in_picture(height, width)
+    # As smooth as the layer sees it.
+    sigma = max(1.0, height / positions.input_size[0] / 2, width / positions.input_size[1] / 2)
+    gradient = PictureGradient.of(picture, rows[:, None], columns[None, :], sigma)
+    return replace(result, summary=summarise(fit, gradient))
+
+
+def _fit(
+    positions: KernelPositions, objective: ObjectiveName | None, options: dict[str, Any]
+) -> tuple[RandersFit, MapName | None]:
+    """Return the fit, and the map if the objective has one."""
+    reference = options.get("reference", positions.reference)
+    if objective is None:
+        objective = "reference" if _directions(reference) >= 5 else "enclosing"
+    known: dict[str, Any] = {"objective": objective, **options}
+    if objective in ("reference", "gauge"):
+        known["reference"] = reference
+    if objective != "reference":
+        return _fit_field(positions, known), None
+    map = known.pop("map", positions.map)
+    maps: tuple[MapName, ...] = ("radial", "affine") if map is None else (map,)
+    fits = [(_fit_field(positions, {**known, "map": map}), map) for map in maps]
+    # One map for the layer; a tie, up to rounding, goes to the radial one.
+    misses = [float(fit.residual.double().square().mean().sqrt()) for fit, _ in fits]
+    return fits[1] if len(fits) == 2 and misses[1] < 0.999 * misses[0] - 1e-9 else fits[0]
+
+
+def _fit_field(positions: KernelPositions, known: dict[str, Any]) -> RandersFit:
+    """Fit all kernels of a layer; those that are the same everywhere once."""
+    points, weights = positions.points, positions.modulation
+    batch = points.shape[:-2]
+    same = [
+        points.stride(axis) == 0 and (weights is None or weights.stride(axis) == 0)
+        for axis in range(len(batch))
+    ]
+    once = tuple(slice(0, 1) if alike else slice(None) for alike in same)
+    fit = fit_randers(points[once], None if weights is None else weights[once].abs(), **known)
+    if not any(same):
+        return fit
+    M = fit.metric.M.expand(*batch, 2, 2)
+    metric: Randers | Riemannian = Riemannian(M, validate=False)
+    if isinstance(fit.metric, Randers):
+        metric = Randers(M, fit.metric.omega.expand(*batch, 2), validate=False)
+    names = ("residual", "iou", "inside", "pixel_in_hull", "reason", "converged")
+    return replace(fit, metric=metric, **{name: getattr(fit, name).expand(batch) for name in names})
+
+
+def _directions(reference: ReferenceSet | None) -> int:
+    """Return the number of directions in which the reference points lie from the centre."""
+    assert reference is not None
+    points = reference.points[np.abs(reference.points).max(axis=1) > 1e-9]
+    angles = np.arctan2(points[:, 0], points[:, 1])
+    return len(np.unique(np.round(np.exp(1j * angles), 6)))
+
+
+def _picture(image: Tensor | None, x: Any) -> Tensor | None:
+    if image is not None:
+        if not isinstance(image, Tensor) or image.ndim != 4 or not image.is_floating_point():
+            got = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
+            raise ValueError(f"image: expected a floating Tensor (B, C, H, W), got {got}")
+        return image
+    first = x[0] if isinstance(x, tuple | list) and x else x
+    if isinstance(first, Tensor) and first.ndim in (3, 4) and first.is_floating_point():
+        return first if first.ndim == 4 else first[None]
+    return None

@@ -1,0 +1,229 @@
+"""The adaptive layers of a whole model, found by running it once."""
+
+import inspect
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from finslerconv.implicit._positions import KernelPositions, deformable_positions, reader_of
+from finslerconv.ops import ConvGeometry
+
+
+@dataclass(frozen=True, eq=False)
+class AdaptiveLayer:
+    """A call of a convolution whose positions are its own, within a model.
+
+    Parameters
+    ----------
+    name : str
+        The dotted name of the module in the model; for a convolution that is called as a function,
+        that of the module that calls it. Empty for the model itself.
+    call : int
+        How many earlier calls there were from that module.
+    module : nn.Module
+    positions : KernelPositions
+        Where it took its samples.
+    offset_module : str or None
+        The name of the convolution whose output were the offsets (or a part of it), where that is
+        another module of the model.
+    """
+
+    name: str
+    call: int
+    module: nn.Module
+    positions: KernelPositions
+    offset_module: str | None = None
+
+    @property
+    def key(self) -> str:
+        """The name, with ``#2`` and so on for the second call; ``(model)`` for the model itself."""
+        name = self.name or "(model)"
+        return name if self.call == 0 else f"{name}#{self.call + 1}"
+
+
+def find_adaptive_layers(
+    model: nn.Module, x: Tensor | Sequence[Any], *, include_fixed: bool = False
+) -> list[AdaptiveLayer]:
+    """Run a model once and return its adaptive layers, in the order of their calls.
+
+    Found are all layers that :func:`kernel_positions` knows, and every call of
+    ``torchvision.ops.deform_conv2d``, inside whatever module it is: the offsets are those that
+    were passed, so that no pair of "offset convolution and deformable convolution" is guessed.
+
+    Parameters
+    ----------
+    model : nn.Module
+        It is run in evaluation mode, without gradients, and left as it was: training modes are
+        restored and all hooks removed, also if the run fails.
+    x : Tensor or tuple
+        Its input, or the tuple of its arguments.
+    include_fixed : bool
+        Whether to list the layers whose positions do not depend on the input as well: standard,
+        dilated and weighted convolutions of more than one tap. A convolution that computes the
+        offsets of another layer, or is inside one that is listed, is part of that layer.
+
+    Returns
+    -------
+    list of AdaptiveLayer
+        One for every call: a module that is called twice is there twice.
+
+    Raises
+    ------
+    TypeError
+        If ``model`` is no module, or is compiled by TorchScript, which runs no hooks.
+    ValueError
+        If a layer's positions cannot be read; the message names the layer.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from finslerconv.implicit import find_adaptive_layers
+    >>> from finslerconv.nn import MetricConv2d
+    >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), MetricConv2d(4, 8, 3))
+    >>> [(layer.name, layer.positions.kind) for layer in find_adaptive_layers(
+    ...     model, torch.rand(1, 3, 12, 12))]
+    [('2', 'metric')]
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(
+            "model: it is compiled by TorchScript, which runs no hooks; pass the module it was "
+            "made from"
+        )
+    # What torch.compile returns runs compiled code, the module inside it runs hooks.
+    model = getattr(model, "_orig_mod", model)
+    arguments = tuple(x) if isinstance(x, tuple | list) else (x,)
+    search = _Search(include_fixed)
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(_evaluating(model))
+        # Names are those of the first occurrence: a module that is shared has one.
+        for name, module in model.named_modules():
+            for handle in search.watch(name, module):
+                stack.callback(handle.remove)
+        stack.enter_context(_Calls(search.saw_function))
+        model(*arguments)
+    return search.found()
+
+
+class _Search:
+    """What is seen while the model runs."""
+
+    def __init__(self, include_fixed: bool) -> None:
+        self._include_fixed = include_fixed
+        self._running: list[tuple[str, nn.Module]] = []
+        # The layer that is being run or read: what is inside belongs to it.
+        self._inside: nn.Module | None = None
+        self._calls: Counter[str] = Counter()
+        self._layers: list[AdaptiveLayer] = []
+        self._outputs: list[tuple[weakref.ref[Tensor], str]] = []
+
+    def watch(self, name: str, module: nn.Module) -> Iterator[Any]:
+        def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._running.append((name, module))
+            if self._inside is None:
+                self._read(name, module, args, kwargs)
+
+        def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            self._running.pop()
+            if self._inside is module:
+                self._inside = None
+            if self._inside is None and isinstance(module, nn.Conv2d):
+                self._outputs.append((weakref.ref(output), name))
+
+        yield module.register_forward_pre_hook(enter, with_kwargs=True)
+        yield module.register_forward_hook(leave)
+
+    def saw_function(self, arguments: tuple[Any, ...]) -> None:
+        """Take note of a call of torchvision's operator outside the known layers."""
+        if self._inside is not None:
+            return
+        name, module = self._running[-1] if self._running else ("", nn.Identity())
+        input, weight, offset, mask, _, *numbers = arguments
+        geometry = ConvGeometry.of(
+            tuple(weight.shape[-2:]), tuple(numbers[0:2]), tuple(numbers[2:4]), tuple(numbers[4:6])
+        )
+        size = (input.shape[-2], input.shape[-1])
+        mask = mask if numbers[-1] else None
+        positions = deformable_positions(size, geometry, offset, mask, weight)
+        self._add(name, module, positions, offset)
+
+    def found(self) -> list[AdaptiveLayer]:
+        """Return the layers, without those that computed the offsets of others."""
+        parts = {layer.offset_module for layer in self._layers}
+        return [layer for layer in self._layers if layer.name not in parts]
+
+    def _read(
+        self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        reader = reader_of(module)
+        if reader is None:
+            return
+        arguments = inspect.signature(module.forward).bind(*args, **kwargs).args
+        self._inside = module
+        depth = len(self._running)
+        try:
+            positions = reader(module, *arguments)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"layer {name or '(model)'!r}: {error}") from error
+        finally:
+            del self._running[depth:]
+        if not positions.adaptive:
+            # Transparent: nothing is inside a plain convolution, and its output may be offsets.
+            self._inside = None
+            if not self._include_fixed or positions.geometry.n_taps == 1:
+                return
+        offset = arguments[1] if len(arguments) > 1 else None
+        self._add(name, module, positions, offset if isinstance(offset, Tensor) else None)
+
+    def _add(
+        self, name: str, module: nn.Module, positions: KernelPositions, offset: Tensor | None
+    ) -> None:
+        source = None if offset is None else self._source(offset)
+        self._layers.append(AdaptiveLayer(name, self._calls[name], module, positions, source))
+        self._calls[name] += 1
+
+    def _source(self, offset: Tensor) -> str | None:
+        """Return the convolution whose output, still alive, has the memory of the offsets."""
+        memory = offset.untyped_storage().data_ptr()
+        for reference, name in reversed(self._outputs):
+            output = reference()
+            if output is not None and output.untyped_storage().data_ptr() == memory:
+                return name
+        return None
+
+
+class _Calls(TorchDispatchMode):
+    """Tell of every call of torchvision's operator, by module or by function."""
+
+    def __init__(self, tell: Callable[[tuple[Any, ...]], None]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._tell = tell
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if str(func) == "torchvision.deform_conv2d.default":
+            self._tell(args)
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Put the model in evaluation mode, so that running it changes nothing; then back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

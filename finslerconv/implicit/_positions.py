@@ -1,0 +1,425 @@
+"""Where the kernel of an existing layer takes its samples, at every output pixel."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from finslerconv.balls import ReferenceSet, lattice
+from finslerconv.nn.weighted._parametrize import weighting_of
+from finslerconv.ops import ConvGeometry, MapName
+
+
+@dataclass(frozen=True, eq=False)
+class KernelPositions:
+    """The samples that a layer takes around every output pixel.
+
+    Parameters
+    ----------
+    points : Tensor, shape (B, Ho, Wo, n, 2), or (B, G, Ho, Wo, n, 2) for ``G > 1`` groups
+        Displacements (down, right) from the kernel's centre, in pixels of the layer's input, in
+        the order of the kernel (row-major); float32 at least.
+    geometry : ConvGeometry
+        Kernel, stride, padding and dilation; with them the centres.
+    input_size : tuple of int
+        Rows and columns of the layer's input.
+    kind : str
+        What the layer is: ``"standard"``, ``"dilated"``, ``"weighted"``, ``"shifted"``,
+        ``"deformable"``, ``"metric"``, ``"geodesic"``, or the name of a class from elsewhere.
+    adaptive : bool
+        Whether the positions depend on the input.
+    modulation : Tensor, shape of ``points`` without the last axis, optional
+        A factor of every sample: DCNv2's mask, the density of a weighted convolution.
+    weight : Tensor, shape (O, C // groups, kh, kw), optional
+        The layer's kernel.
+    reference : ReferenceSet, optional
+        The places of the taps in the Euclidean unit ball; by default those of the lattice, which
+        are the taps divided by the kernel's radius.
+    map : {"radial", "affine"}, optional
+        How the layer's metric carries these into its ball; None for layers that have no metric.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit each other.
+    """
+
+    points: Float[Tensor, "..."]
+    geometry: ConvGeometry
+    input_size: tuple[int, int]
+    kind: str
+    adaptive: bool
+    modulation: Float[Tensor, "..."] | None = None
+    weight: Float[Tensor, "..."] | None = None
+    reference: ReferenceSet | None = None
+    map: MapName | None = None
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.points.shape)
+        expected = (*self.geometry.output_size(*self.input_size), self.geometry.n_taps, 2)
+        if len(shape) not in (5, 6) or shape[-4:] != expected:
+            raise ValueError(
+                f"points: expected shape (B, {', '.join(map(str, expected))}), with an axis of "
+                f"groups after the batch if there are several, got {shape}"
+            )
+        if self.modulation is not None and tuple(self.modulation.shape) != shape[:-1]:
+            raise ValueError(
+                f"modulation: expected a factor for every sample, shape {shape[:-1]}, got "
+                f"{tuple(self.modulation.shape)}"
+            )
+        if self.reference is None:
+            object.__setattr__(self, "reference", lattice(self.geometry.kernel_size))
+
+    @property
+    def groups(self) -> int:
+        """The number of kernels at a pixel, each for its share of the input's channels."""
+        return self.points.shape[1] if self.points.ndim == 6 else 1
+
+    @property
+    def output_size(self) -> tuple[int, int]:
+        """Rows and columns of the output."""
+        rows, columns = self.points.shape[-4:-2]
+        return rows, columns
+
+    def centres(self) -> tuple[Float[Tensor, "rows 1"], Float[Tensor, "1 columns"]]:
+        """Return the rows (Ho, 1) and columns (1, Wo) of the kernels' centres, in input pixels."""
+        return self.geometry.centres(self.output_size, self.points)
+
+    def every(self, step: int) -> "KernelPositions":
+        """Return the positions at every ``step``-th output pixel along both axes."""
+        if not isinstance(step, int) or step < 1:
+            raise ValueError(f"step: expected a positive integer, got {step!r}")
+        if step == 1:
+            return self
+        rows, columns = self.geometry.stride
+        return replace(
+            self,
+            points=self.points[..., ::step, ::step, :, :],
+            geometry=replace(self.geometry, stride=(step * rows, step * columns)),
+            modulation=None if self.modulation is None else self.modulation[..., ::step, ::step, :],
+        )
+
+
+@runtime_checkable
+class Positioned(Protocol):
+    """A layer that tells its positions itself, as ``finslerconv.nn.MetricConv2d`` does.
+
+    Any module with these two methods is understood. It may also have a method ``modulation(x)``
+    (a factor for every sample, shape (B, [G,] Ho, Wo, n), or None), and the attributes ``weight``,
+    ``reference`` (a ReferenceSet) and ``map``. Both methods get the arguments of ``forward``.
+    """
+
+    def positions(self, x: Any) -> Tensor:
+        """Return displacements (B, [G,] Ho, Wo, n, 2) from the kernel's centre, in pixels."""
+
+    def geometry(self) -> ConvGeometry:
+        """Return kernel size, stride, padding and dilation."""
+
+
+#: From a layer and the arguments of its forward method to its positions.
+Reader = Callable[..., KernelPositions]
+
+_Registered = TypeVar("_Registered", bound=Reader)
+
+_readers: dict[type[nn.Module], Reader] = {}
+
+
+def register_positions(kind: type[nn.Module]) -> Callable[[_Registered], _Registered]:
+    """Teach :func:`kernel_positions` a class of layers from elsewhere.
+
+    Parameters
+    ----------
+    kind : type
+        A class of modules; it holds for its subclasses too, unless they are registered themselves.
+
+    Returns
+    -------
+    callable
+        A decorator of a function ``(layer, *args) -> KernelPositions``, where ``args`` are what the
+        layer's ``forward`` takes. A second registration of a class replaces the first.
+
+    Raises
+    ------
+    TypeError
+        If ``kind`` is no class of modules.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from finslerconv.implicit import KernelPositions, kernel_positions, register_positions
+    >>> class Blur(nn.Module):
+    ...     def forward(self, x):
+    ...         return nn.functional.avg_pool2d(x, 3, 1, 1)
+    >>> @register_positions(Blur)
+    ... def read(layer, x):
+    ...     return kernel_positions(nn.Conv2d(1, 1, 3, padding=1), x[:, :1])
+    >>> kernel_positions(Blur(), torch.rand(1, 4, 6, 6)).points.shape
+    torch.Size([1, 6, 6, 9, 2])
+    """
+    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+        raise TypeError(f"kind: expected a class of nn.Module, got {kind!r}")
+
+    def register(reader: _Registered) -> _Registered:
+        _readers[kind] = reader
+        return reader
+
+    return register
+
+
+@torch.no_grad()
+def kernel_positions(layer: nn.Module, x: Tensor | Sequence[Any]) -> KernelPositions:
+    """Return where a layer takes its samples at every output pixel, for the input ``x``.
+
+    Parameters
+    ----------
+    layer : nn.Module
+        One of
+
+        - ``nn.Conv2d``, with stride and dilation, weighted or not;
+        - ``torchvision.ops.DeformConv2d``, and the layers of mmcv and detectron2 that are called
+          with their offsets;
+        - a pack, which holds the convolution of its offsets (``conv_offset`` or
+          ``conv_offset_mask``, with 2 or 3 channels a tap), as mmcv's ``DeformConv2dPack`` and
+          ``ModulatedDeformConv2dPack``;
+        - a layer that tells its positions (:class:`Positioned`), as those of this library do;
+        - a layer of a class given to :func:`register_positions`.
+    x : Tensor or tuple
+        The input (B, C, H, W) or (C, H, W); or the tuple of the arguments of the layer's
+        ``forward``, such as ``(x, offset)`` or ``(x, offset, mask)``.
+
+    Returns
+    -------
+    KernelPositions
+        Without gradient.
+
+    Raises
+    ------
+    TypeError
+        If the layer is of none of these kinds; :func:`find_adaptive_layers` finds those in it.
+    ValueError
+        If the input does not fit the layer.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from finslerconv.implicit import kernel_positions
+    >>> where = kernel_positions(nn.Conv2d(3, 8, 3, dilation=2), torch.rand(1, 3, 16, 16))
+    >>> where.kind, where.points.shape
+    ('dilated', torch.Size([1, 12, 12, 9, 2]))
+    >>> where.points[0, 0, 0, 0]
+    tensor([-2., -2.])
+    """
+    reader = reader_of(layer)
+    if reader is None:
+        raise TypeError(
+            f"layer: {type(layer).__name__} is not known; find_adaptive_layers(model, x) finds the "
+            "layers inside a model, and register_positions teaches the positions of a class"
+        )
+    arguments = tuple(x) if isinstance(x, tuple | list) else (x,)
+    if not arguments or not isinstance(arguments[0], Tensor):
+        got = type(arguments[0]).__name__ if arguments else "nothing"
+        raise TypeError(f"x: expected a Tensor, or the tuple of the layer's arguments, got {got}")
+    return reader(layer, *arguments)
+
+
+def reader_of(layer: nn.Module) -> Reader | None:
+    """Return the function that reads a layer's positions, None if it is of no known kind."""
+    if not isinstance(layer, nn.Module):
+        raise TypeError(f"layer: expected an nn.Module, got {type(layer).__name__}")
+    for kind in type(layer).__mro__:
+        if kind in _readers:
+            return _readers[kind]
+    if isinstance(layer, Positioned):
+        return _read_positioned
+    if isinstance(layer, nn.Conv2d):
+        weighted = weighting_of(layer) is not None
+        return _read_conv2d if weighted or _runs(layer, nn.Conv2d) else None
+    if not _has_kernel(layer):
+        return None
+    if _offset_conv(layer) is not None:
+        return _read_pack
+    if _is_torchvision(layer) or hasattr(layer, "deform_groups"):
+        return _read_deformable
+    return _read_deformable if hasattr(layer, "deformable_groups") else None
+
+
+def deformable_positions(
+    input_size: tuple[int, int],
+    geometry: ConvGeometry,
+    offset: Tensor,
+    mask: Tensor | None,
+    weight: Tensor | None,
+) -> KernelPositions:
+    """Return the positions of offsets (B, G * n * 2, Ho, Wo) from the taps."""
+    n = geometry.n_taps
+    rows, columns = geometry.output_size(*input_size)
+    if offset.ndim != 4 or offset.shape[1] % (2 * n) or tuple(offset.shape[2:]) != (rows, columns):
+        raise ValueError(
+            f"offset: expected shape (B, {2 * n} * groups, {rows}, {columns}) for a kernel of "
+            f"{geometry.kernel_size[0]} x {geometry.kernel_size[1]}, got {tuple(offset.shape)}"
+        )
+    groups = offset.shape[1] // (2 * n)
+    if mask is not None and tuple(mask.shape) != (len(offset), groups * n, rows, columns):
+        raise ValueError(
+            f"mask: expected shape {(len(offset), groups * n, rows, columns)}, got "
+            f"{tuple(mask.shape)}"
+        )
+    offset = _exact(offset).unflatten(1, (groups, n, 2)).permute(0, 1, 4, 5, 2, 3)
+    points = offset + geometry.taps(offset)
+    if mask is not None:
+        mask = _exact(mask).unflatten(1, (groups, n)).movedim(2, -1)
+    if groups == 1:
+        points, mask = points[:, 0], None if mask is None else mask[:, 0]
+    return KernelPositions(points, geometry, input_size, "deformable", True, mask, weight)
+
+
+def _read_positioned(layer: Any, *args: Any) -> KernelPositions:
+    x = args[0]
+    reference = getattr(layer, "reference", None)
+    weight = getattr(layer, "weight", None)
+    return KernelPositions(
+        _exact(layer.positions(*args)),
+        layer.geometry(),
+        (x.shape[-2], x.shape[-1]),
+        _kind(layer),
+        True,
+        _modulation(layer, args),
+        weight if isinstance(weight, Tensor) else None,
+        reference if isinstance(reference, ReferenceSet) else None,
+        _map(layer),
+    )
+
+
+def _map(layer: Any) -> MapName | None:
+    match getattr(layer, "map", None):
+        case "radial":
+            return "radial"
+        case "affine":
+            return "affine"
+    return None
+
+
+def _modulation(layer: Any, args: tuple[Any, ...]) -> Tensor | None:
+    told = getattr(layer, "modulation", None)
+    factors = told(*args) if callable(told) else None
+    return None if factors is None else _exact(factors)
+
+
+def _read_conv2d(layer: nn.Conv2d, x: Tensor, *_: Any) -> KernelPositions:
+    _check_image(x, layer.in_channels)
+    padding: Any = layer.padding
+    geometry = ConvGeometry.of(layer.kernel_size, layer.stride, padding, layer.dilation)
+    rows, columns = geometry.output_size(x.shape[-2], x.shape[-1])
+    batch = len(x) if x.ndim == 4 else 1
+    taps = geometry.taps(_exact(x.new_empty(0)))
+    density = weighting_of(layer)
+    modulation = None
+    kind = "standard" if geometry.dilation == (1, 1) else "dilated"
+    if density is not None:
+        modulation = density().to(taps).reshape(-1).expand(batch, rows, columns, -1)
+        kind = "weighted"
+    points = taps.expand(batch, rows, columns, -1, -1)
+    size = (x.shape[-2], x.shape[-1])
+    return KernelPositions(points, geometry, size, kind, False, modulation, layer.weight)
+
+
+def _read_deformable(layer: Any, x: Tensor, *rest: Any) -> KernelPositions:
+    if not rest or not isinstance(rest[0], Tensor):
+        raise ValueError(
+            f"x: {type(layer).__name__} is called with its offsets; pass the tuple (x, offset) or "
+            "(x, offset, mask)"
+        )
+    _check_image(x, getattr(layer, "in_channels", None))
+    mask = rest[1] if len(rest) > 1 else None
+    size = (x.shape[-2], x.shape[-1])
+    return deformable_positions(size, _geometry_of(layer), rest[0], mask, layer.weight)
+
+
+def _read_pack(layer: Any, *args: Any) -> KernelPositions:
+    x = args[0]
+    _check_image(x, getattr(layer, "in_channels", None))
+    geometry = _geometry_of(layer)
+    conv = _offset_conv(layer)
+    assert conv is not None
+    # Where a pack takes the features for its offsets separately, they come last.
+    channels = conv(args[-1])
+    n = geometry.n_taps
+    groups = _groups_of(layer)
+    per_tap = conv.out_channels // (n * groups)
+    if per_tap * n * groups != conv.out_channels or per_tap not in (2, 3):
+        raise ValueError(
+            f"layer: the offsets' convolution of {type(layer).__name__} has {conv.out_channels} "
+            f"channels; expected 2 or 3 for each of {groups} x {n} samples"
+        )
+    offset, mask = channels, None
+    if per_tap == 3:
+        offset, mask = channels[:, : 2 * n * groups], channels[:, 2 * n * groups :].sigmoid()
+    size = (x.shape[-2], x.shape[-1])
+    return deformable_positions(size, geometry, offset, mask, layer.weight)
+
+
+def _geometry_of(layer: Any) -> ConvGeometry:
+    kernel = layer.weight.shape[-2:]
+    return ConvGeometry.of(tuple(kernel), layer.stride, layer.padding, layer.dilation)
+
+
+def _groups_of(layer: Any) -> int:
+    return int(getattr(layer, "deform_groups", getattr(layer, "deformable_groups", 1)))
+
+
+def _has_kernel(layer: nn.Module) -> bool:
+    weight = getattr(layer, "weight", None)
+    names = ("stride", "padding", "dilation")
+    return isinstance(weight, Tensor) and weight.ndim == 4 and all(hasattr(layer, n) for n in names)
+
+
+def _offset_conv(layer: nn.Module) -> nn.Conv2d | None:
+    for name in ("conv_offset", "conv_offset_mask"):
+        conv = getattr(layer, name, None)
+        if isinstance(conv, nn.Conv2d):
+            return conv
+    return None
+
+
+def _is_torchvision(layer: nn.Module) -> bool:
+    """Return whether it is torchvision's layer, which this library does not import."""
+    for kind in type(layer).__mro__:
+        if kind.__name__ == "DeformConv2d" and kind.__module__.startswith("torchvision."):
+            return _runs(layer, kind)
+    return False
+
+
+def _runs(layer: nn.Module, kind: type[Any]) -> bool:
+    """Return whether a layer has the forward method of that class, not one of its own."""
+    return type(layer).forward is kind.forward
+
+
+def _kind(layer: nn.Module) -> str:
+    names = {
+        "MetricConv2d": "metric",
+        "DeformConv2d": "deformable",
+        "ShiftedConv2d": "shifted",
+        "GeodesicConv2d": "geodesic",
+    }
+    for kind in type(layer).__mro__:
+        if kind.__module__.startswith("finslerconv.") and kind.__name__ in names:
+            return names[kind.__name__]
+    return type(layer).__name__
+
+
+def _check_image(x: Tensor, channels: int | None) -> None:
+    if x.ndim not in (3, 4) or (channels is not None and x.shape[-3] != channels):
+        wanted = "C" if channels is None else channels
+        raise ValueError(
+            f"x: expected shape (B, {wanted}, H, W) or ({wanted}, H, W), got {tuple(x.shape)}"
+        )
+
+
+def _exact(tensor: Tensor) -> Tensor:
+    """Return a tensor in float32 at least: half precision would move positions by pixels."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

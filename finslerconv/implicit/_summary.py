@@ -1,0 +1,206 @@
+"""What a field of Randers metrics looks like, in a few numbers."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from finslerconv.balls import Ellipse
+from finslerconv.images import _filters
+from finslerconv.implicit._fit import RandersFit
+from finslerconv.metrics import Randers, Riemannian
+
+#: Sectors of the orientation histogram, over half a turn.
+BINS = 12
+
+
+@dataclass(frozen=True)
+class MetricSummary:
+    """Numbers about the unit balls of a field: medians over its pixels, unless said otherwise.
+
+    Parameters
+    ----------
+    n : int
+        How many metrics there are.
+    explained : float
+        The share of them that exist: the kernel's pixel is inside the fitted ball. All that
+        follows is about these, and NaN if there are none.
+    size : float
+        Radius of the disc of the ball's area, in pixels of the layer's input.
+    anisotropy : float
+        Long over short half-axis, at least 1.
+    anisotropy_90 : float
+        Its ninth decile.
+    asymmetry : float
+        ``|omega|_{M^-1}``, in [0, 1): 0 for a symmetric ball.
+    asymmetry_90 : float
+        Its ninth decile.
+    residual : float
+        What the fit made small (see :class:`RandersFit`); by default a distance in pixels.
+    iou : float
+        Intersection over union of the ball and the convex hull of the samples.
+    inside : float
+        The share of the samples in the ball.
+    drift : tuple of float
+        The mean (not median) of the balls' centres, (down, right), in pixels: what all kernels are
+        shifted by.
+    orientation : tuple of float, or None
+        Shares of the long axes' directions in 12 sectors of 15 degrees, the first from -90 to -75
+        degrees, measured from right to down; each ball counts by ``(a - b) / (a + b)`` of its
+        half-axes. None if all are discs.
+    edges : float or None
+        In [-1, 1]: 1 if the long axes run along the picture's edges, -1 if across, about 0
+        if they do not care. The mean of ``cos(2 angle)``, by ``(a - b) / (a + b)`` and the strength
+        of the gradient. None if no picture was given, it is flat, or all balls are discs.
+    uphill : float or None
+        In [-1, 1]: 1 if the balls' centres lie up the picture's gradient, -1 if down. The mean of
+        the cosine, by the length of the drift and the strength of the gradient. None likewise.
+    """
+
+    n: int
+    explained: float
+    size: float
+    anisotropy: float
+    anisotropy_90: float
+    asymmetry: float
+    asymmetry_90: float
+    residual: float
+    iou: float
+    inside: float
+    drift: tuple[float, float]
+    orientation: tuple[float, ...] | None
+    edges: float | None
+    uphill: float | None
+
+
+def summarise(fit: RandersFit, gradient: "PictureGradient | None" = None) -> MetricSummary:
+    """Return the summary of fitted fields of any batch, and of a picture at the same places."""
+    explained = fit.explained
+    good = as_randers(fit.metric)[explained]
+    n = explained.numel()
+    share = float(explained.double().mean())
+    if share == 0:
+        nan = math.nan
+        return MetricSummary(
+            n, share, nan, nan, nan, nan, nan, nan, nan, nan, (nan, nan), None, None, None
+        )
+    ellipse = Ellipse.of(good)
+    long, short = ellipse.axes.unbind(-1)
+    anisotropy, asymmetry = long / short, good.omega_norm()
+    # Elongation below what single precision tells is none.
+    eccentricity = (long - short) / (long + short)
+    eccentricity = torch.where(eccentricity > 1e-5, eccentricity, 0.0)
+    double_angle = torch.stack(((2 * ellipse.angle).cos(), (2 * ellipse.angle).sin()), dim=-1)
+    edges = uphill = None
+    if gradient is not None:
+        batch = explained.shape
+        # The axis of the groups comes after that of the batch.
+        groups = (slice(None), *(None,) * (len(batch) - 3))
+        along = gradient.edges.double()[groups].expand(*batch, 2)[explained]
+        slope = gradient.slope.double()[groups].expand(*batch, 2)[explained]
+        edges = _weighted_cosine(eccentricity[..., None] * double_angle, along)
+        centre = torch.where(asymmetry[..., None] > 1e-5, ellipse.centre, 0.0)
+        uphill = _weighted_cosine(centre, slope)
+    down, right = ellipse.centre.mean(0).tolist()
+    return MetricSummary(
+        n,
+        share,
+        float((long * short).sqrt().median()),
+        float(anisotropy.median()),
+        _ninth_decile(anisotropy),
+        float(asymmetry.median()),
+        _ninth_decile(asymmetry),
+        float(fit.residual[explained].median()),
+        float(fit.iou[explained].median()),
+        float(fit.inside[explained].median()),
+        (down, right),
+        _histogram(ellipse.angle, eccentricity),
+        edges,
+        uphill,
+    )
+
+
+def as_randers(metric: Randers | Riemannian) -> Randers:
+    """Return a metric as a Randers metric in double precision.
+
+    In single precision the anisotropy of discs would be rounding errors.
+    """
+    M = metric.M.double()
+    omega = metric.omega.double() if isinstance(metric, Randers) else torch.zeros_like(M[..., 0])
+    return Randers(M, omega, validate=False)
+
+
+def _ninth_decile(values: Float[Tensor, " n"]) -> float:
+    # Tensor.quantile refuses more than 16 million values.
+    return float(values.kthvalue(math.ceil(0.9 * len(values))).values)
+
+
+def _histogram(angle: Float[Tensor, " n"], weight: Float[Tensor, " n"]) -> tuple[float, ...] | None:
+    total = float(weight.sum())
+    if total == 0:
+        return None
+    # A rounding error below an axis must not put its direction at the other end.
+    position = (angle / math.pi + 0.5) * BINS + 1e-6
+    index = position.floor().long() % BINS
+    shares = torch.zeros(BINS, dtype=weight.dtype, device=weight.device)
+    return tuple((shares.index_add(0, index, weight) / total).tolist())
+
+
+def _weighted_cosine(u: Float[Tensor, "n 2"], v: Float[Tensor, "n 2"]) -> float | None:
+    weight = float((u.norm(dim=-1) * v.norm(dim=-1)).sum())
+    return float((u * v).sum()) / weight if weight > 0 else None
+
+
+@dataclass(frozen=True, eq=False)
+class PictureGradient:
+    """The gradient of a picture at the centres of a layer's kernels.
+
+    Parameters
+    ----------
+    edges : Tensor, shape (B, Ho, Wo, 2)
+        Cosine and sine of twice the edges' angle (from right to down), times the gradient's
+        strength; over the channels the leading direction of the sum of ``g g'``.
+    slope : Tensor, shape (B, Ho, Wo, 2)
+        The gradient (down, right) of the mean over the channels.
+    """
+
+    edges: Float[Tensor, "batch rows columns 2"]
+    slope: Float[Tensor, "batch rows columns 2"]
+
+    @classmethod
+    def of(
+        cls,
+        image: Float[Tensor, "batch channels height width"],
+        rows: Float[Tensor, "rows 1"],
+        columns: Float[Tensor, "1 columns"],
+        sigma: float,
+    ) -> "PictureGradient":
+        """Take Gaussian derivatives of scale ``sigma`` at the rows and columns, in pixels."""
+        image = image.to(rows)
+        margin = _filters.gaussian_radius(sigma)
+        # Mirrored at its border in value too, a ramp goes on as a ramp.
+        border = _filters.continued(image, margin, "replicate")
+        mirrored = _filters.continued(image, margin, "reflect")
+        g = _filters.gaussian_gradient(2 * border - mirrored, sigma)
+        down, right = g.unbind(-1)
+        # Of g g', twice the edge's angle is that of the gradient plus half a turn.
+        tensor = torch.stack(((down**2 - right**2).sum(1), (-2 * down * right).sum(1)), dim=1)
+        # As long as the gradient, not as its square.
+        length = tensor.norm(dim=1, keepdim=True)
+        tensor = tensor / torch.where(length > 0, length, 1.0).sqrt()
+        # What rounding makes of a constant picture is no gradient.
+        if length.amax().sqrt() <= 1e-6 * image.abs().amax():
+            tensor, down, right = tensor * 0, down * 0, right * 0
+        maps = torch.cat((tensor, down.mean(1, keepdim=True), right.mean(1, keepdim=True)), dim=1)
+        height, width = image.shape[2:]
+        places = torch.stack(
+            torch.broadcast_tensors((2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1),
+            dim=-1,
+        )
+        places = places.expand(len(image), -1, -1, -1)
+        at = functional.grid_sample(maps, places, padding_mode="border", align_corners=False)
+        at = at.movedim(1, -1)
+        return cls(at[..., :2], at[..., 2:])

@@ -1,0 +1,387 @@
+"""What a layer's kernels look like as metrics, over the picture that it saw."""
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from jaxtyping import Float, Int
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.projections.polar import PolarAxes
+
+from finslerconv.balls import Ellipse
+from finslerconv.metrics import Randers
+from finslerconv.plotting._balls import _check_pixels, _draw
+from finslerconv.plotting._canvas import (
+    BLUE,
+    GREY,
+    INK,
+    ORANGE,
+    axes_or_new,
+    mark_origin,
+    numpy_of,
+    photograph,
+    show,
+)
+
+if TYPE_CHECKING:
+    from finslerconv.implicit import ImplicitMetric
+
+
+def implicit_metric(
+    result: "ImplicitMetric | Mapping[str, ImplicitMetric]",
+    image: Any,
+    *,
+    batch: int = 0,
+    group: int = 0,
+    figure: Figure | SubFigure | None = None,
+) -> Figure | SubFigure:
+    """Draw the metrics that layers imply: a row of four panels for each layer.
+
+    Unit balls over the picture, the colour fields of anisotropy and of drift, and the directions
+    of the balls' long axes.
+
+    Parameters
+    ----------
+    result : ImplicitMetric, or mapping of names to them
+        What :func:`finslerconv.implicit.implicit_metric` returns.
+    image : array
+        The picture, as for :func:`show`.
+    batch : int
+        Which element of the batch the picture is.
+    group : int
+        Which of the layer's groups to draw.
+    figure : Figure or SubFigure, optional
+        Where to draw; a new figure of matplotlib's (not of pyplot's) if not given.
+
+    Returns
+    -------
+    Figure or SubFigure
+
+    Raises
+    ------
+    ValueError
+        If there is no layer, or no such element of the batch or group.
+    """
+    results = list(result.values()) if isinstance(result, Mapping) else [result]
+    if not results:
+        raise ValueError("result: expected at least one layer, got none")
+    pixels = photograph("image", image)
+    height, width = pixels.shape[:2]
+    if figure is None:
+        panel = 2.9
+        tall = panel * min(max(height / width, 0.6), 1.6)
+        size = (3.8 * panel, len(results) * (tall + 1.1))
+        figure = Figure(figsize=size, layout="constrained")
+    rows = np.atleast_1d(np.asarray(figure.subfigures(len(results), 1, hspace=0.03)))
+    for part, one in zip(rows, results, strict=True):
+        part.suptitle(_title(one), x=0.012, ha="left", fontsize=10, color=INK, fontweight="bold")
+        grid = part.add_gridspec(1, 4, width_ratios=[1, 1, 1, 0.75])
+        balls, anisotropy, drift = (part.add_subplot(grid[0, i]) for i in range(3))
+        implicit_balls(one, image, batch=batch, group=group, ax=balls)
+        implicit_field(one, image, "anisotropy", batch=batch, group=group, ax=anisotropy)
+        implicit_field(one, image, "drift", batch=batch, group=group, ax=drift)
+        for ax in (balls, anisotropy, drift):
+            ax.set_anchor("N")
+        rose = part.add_subplot(grid[0, 3], projection="polar")
+        assert isinstance(rose, PolarAxes)
+        orientation_rose(one, ax=rose)
+    return figure
+
+
+def implicit_balls(
+    result: "ImplicitMetric",
+    image: Any,
+    at: Any = None,
+    *,
+    batch: int = 0,
+    group: int = 0,
+    scale: float | None = None,
+    samples: bool = True,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw the unit balls that a layer implies over the picture, and the samples in them.
+
+    Parameters
+    ----------
+    result : ImplicitMetric
+    image : array
+        The picture, as for :func:`show`.
+    at : array of int, shape (n, 2), optional
+        Pixels (row, column) of the picture; the output pixel nearest to each is drawn. Without
+        them, a regular grid of about ten on the longer side.
+    batch, group : int
+        Which element of the batch, and which of the layer's groups.
+    scale : float, optional
+        The balls are drawn this many times as large as they are; by default, so that neighbours
+        on the grid stay apart, and no smaller than they are.
+    samples : bool
+        Whether to draw the kernels' samples too.
+    ax : Axes, optional
+
+    Returns
+    -------
+    Axes
+        Its title says the scale. Pixels that no metric explains have their samples only.
+
+    Raises
+    ------
+    ValueError
+        If a pixel is outside the picture, or there is no such element or group.
+    """
+    if scale is not None and not scale > 0:
+        raise ValueError(f"scale: expected a positive number, got {scale!r}")
+    pixels = photograph("image", image)
+    height, width = pixels.shape[:2]
+    metric, rows, columns, good, points = _field(result, height, width, batch, group)
+    longest = numpy_of("metric", Ellipse.of(metric).axes)[..., 0]
+    typical = float(np.median(longest[good])) if good.any() else 1.0
+    spacing = max(max(height, width) / 10, 2.3 * typical * (scale or 1.0))
+    if at is None:
+        row, column = (_spread(places, spacing) for places in (rows, columns))
+        chosen = np.stack(np.meshgrid(row, column, indexing="ij"), axis=-1).reshape(-1, 2)
+    else:
+        wanted = _check_pixels(at, (height, width))
+        nearest = [
+            np.abs(places[:, None] - wanted[:, i]).argmin(axis=0)
+            for i, places in enumerate((rows, columns))
+        ]
+        chosen = np.stack(nearest, axis=-1)
+    if scale is None:
+        scale = max(1.0, _round_down(0.45 * spacing / typical))
+    index = chosen[:, 0], chosen[:, 1]
+    balls = metric[index]
+    centres = np.stack((rows[chosen[:, 0]], columns[chosen[:, 1]]), axis=-1)
+    ax = axes_or_new(ax)
+    show(image, dim=0.45, ax=ax)
+    ax.autoscale(False)
+    boundaries = np.moveaxis(numpy_of("metric", Ellipse.of(balls).boundary(90)), 0, 1)
+    kept = good[index]
+    _draw(ax, centres[kept], scale * boundaries[kept], facecolors=ORANGE, edgecolors=ORANGE)
+    if samples:
+        places = (centres[:, None] + scale * points[index]).reshape(-1, 2)
+        size = min(6.0, max(0.6, 2500 / len(places)))
+        ax.scatter(places[:, 1], places[:, 0], s=size, color=BLUE, lw=0, zorder=5)
+    mark_origin(ax, centres[:, 0], centres[:, 1], size=min(9.0, max(2.0, 900 / len(centres))))
+    times = "" if scale == 1 else f", drawn {scale:g} times as large"
+    ax.set_title(f"unit balls and samples{times}" if samples else f"unit balls{times}", fontsize=8)
+    return ax
+
+
+def implicit_field(
+    result: "ImplicitMetric",
+    image: Any,
+    what: Literal["anisotropy", "drift"] = "anisotropy",
+    *,
+    batch: int = 0,
+    group: int = 0,
+    limit: float | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw a colour field over the picture: how elongated the balls are, or how far off centre.
+
+    Parameters
+    ----------
+    result : ImplicitMetric
+    image : array
+        The picture, as for :func:`show`.
+    what : {"anisotropy", "drift"}
+        The ratio of the half-axes, or ``|omega|_{M^-1}``, with arrows from the pixels to the
+        balls' centres (directions only).
+    batch, group : int
+        Which element of the batch, and which of the layer's groups.
+    limit : float, optional
+        The end of the colour scale; by default, the largest value.
+    ax : Axes, optional
+
+    Returns
+    -------
+    Axes
+        Pixels that no metric explains are left without colour.
+
+    Raises
+    ------
+    ValueError
+        If ``what`` is unknown, or there is no such element or group.
+    """
+    if what not in ("anisotropy", "drift"):
+        raise ValueError(f"what: expected 'anisotropy' or 'drift', got {what!r}")
+    pixels = photograph("image", image)
+    height, width = pixels.shape[:2]
+    metric, rows, columns, good, _ = _field(result, height, width, batch, group)
+    ellipse = Ellipse.of(metric)
+    axes = numpy_of("metric", ellipse.axes)
+    norm: Normalize
+    if what == "anisotropy":
+        values = axes[..., 0] / axes[..., 1]
+        top = limit or max(1.1, float(np.max(values[good], initial=1.0)))
+        norm, cmap = LogNorm(1.0, top), "plasma"
+    else:
+        values = numpy_of("metric", metric.omega_norm())
+        # What no eye would see is none.
+        top = limit or max(0.05, float(np.max(values[good], initial=0.0)))
+        norm, cmap = Normalize(0.0, top), "viridis"
+    ax = axes_or_new(ax)
+    grey = pixels if pixels.ndim == 2 else pixels.mean(axis=-1)
+    show(grey, dim=0.3, ax=ax)
+    ax.autoscale(False)
+    # Each output pixel fills its share of the picture.
+    half = [abs(p[-1] - p[0]) / max(1, len(p) - 1) / 2 or 0.5 for p in (rows, columns)]
+    extent = (
+        columns[0] - half[1], columns[-1] + half[1], rows[-1] + half[0], rows[0] - half[0],
+    )  # fmt: skip
+    drawn = ax.imshow(
+        np.ma.masked_array(values, ~good),
+        cmap=cmap,
+        norm=norm,
+        extent=extent,
+        alpha=0.72,
+        interpolation="nearest",
+    )
+    bar = ax.figure.colorbar(
+        drawn, ax=ax, orientation="horizontal", shrink=0.9, aspect=30, pad=0.02, format="%.3g"
+    )
+    bar.ax.tick_params(which="both", labelsize=7, length=2)
+    bar.ax.minorticks_off()
+    if what == "anisotropy":
+        steps = [base * 10**power for power in range(6) for base in (1, 1.1, 1.2, 1.5, 2, 3, 5)]
+        ticks = [step for step in steps if step <= top * (1 + 1e-9)]
+        bar.set_ticks(ticks if len(ticks) < 7 else ticks[::3])
+    bar.outline.set_visible(False)
+    if what == "drift":
+        _arrows(ax, numpy_of("metric", ellipse.centre), values, good, rows, columns, top)
+    names = {"anisotropy": "anisotropy, long / short half-axis", "drift": "drift, |ω| in M⁻¹"}
+    ax.set_title(names[what], fontsize=8)
+    return ax
+
+
+def orientation_rose(
+    result: "ImplicitMetric", *, colour: str = ORANGE, ax: PolarAxes | None = None
+) -> PolarAxes:
+    """Draw the histogram of the long axes' directions, as one sees them in the picture.
+
+    Parameters
+    ----------
+    result : ImplicitMetric
+    colour : str
+    ax : PolarAxes, optional
+        Axes of ``projection="polar"``.
+
+    Returns
+    -------
+    PolarAxes
+        The area of a sector is its share, by ``(a - b) / (a + b)`` of the balls' half-axes; a
+        circle is drawn where all directions would be alike.
+
+    Raises
+    ------
+    TypeError
+        If ``ax`` is not polar.
+    """
+    if ax is None:
+        from matplotlib import pyplot
+
+        figure = pyplot.figure(figsize=(3, 3), layout="constrained")
+        ax = figure.add_subplot(projection="polar")  # type: ignore[assignment]
+    if not isinstance(ax, PolarAxes):
+        raise TypeError(f"ax: expected polar axes (projection='polar'), got {type(ax).__name__}")
+    ax.set_theta_direction(-1)  # rows run down
+    ax.set_yticks([])
+    ax.set_xticks(np.deg2rad([0, 90, 180, 270]), ["", "", "", ""])
+    ax.grid(color="#E6E8EB")
+    ax.spines["polar"].set_visible(False)
+    ax.set_title("long axes", fontsize=8)
+    shares = result.summary.orientation
+    s = result.summary
+    if shares is None:
+        ax.grid(False)
+        ax.text(0, 0, "all balls\nare discs", ha="center", va="center", fontsize=9, color=GREY)
+    else:
+        n = len(shares)
+        angles = -math.pi / 2 + (np.arange(n) + 0.5) * math.pi / n
+        both = np.concatenate((angles, angles + math.pi))
+        radii = np.sqrt(n * np.tile(np.asarray(shares), 2))
+        ax.bar(both, radii, width=0.92 * math.pi / n, color=colour, alpha=0.85, zorder=3)
+        ax.plot(np.linspace(0, 2 * math.pi, 100), np.ones(100), color=GREY, lw=0.8, ls=":")
+        ax.set_ylim(0, max(1.5, 1.05 * radii.max()))
+    lines = [f"size {s.size:.3g} px", f"anisotropy {s.anisotropy:.3g}"]
+    lines += [f"asymmetry {abs(round(s.asymmetry, 2)):g}"]
+    if s.edges is not None:
+        lines.append(f"along edges {s.edges:+.2f}")
+    ax.text(
+        0.5, -0.04, "\n".join(lines), transform=ax.transAxes, ha="center", va="top", fontsize=7.5,
+        color=INK,
+    )  # fmt: skip
+    return ax
+
+
+def _title(result: "ImplicitMetric") -> str:
+    where = result.positions
+    size = " x ".join(map(str, where.geometry.kernel_size))
+    rows, columns = where.input_size
+    good = result.summary.explained
+    unexplained = "" if good == 1 else f", {100 * good:.3g} % explained"
+    return f"{result.name}   {where.kind} {size}, on {rows} x {columns} pixels{unexplained}"
+
+
+def _field(
+    result: "ImplicitMetric", height: int, width: int, batch: int, group: int
+) -> tuple[Randers, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return metric, rows, columns, what is explained, and samples, for one picture and group."""
+    size, groups = len(result.positions.points), result.positions.groups
+    if not -size <= batch < size:
+        raise ValueError(f"batch: expected an index below {size}, got {batch}")
+    if not -groups <= group < groups:
+        raise ValueError(f"group: expected an index below {groups}, got {group}")
+    index = (batch,) if groups == 1 else (batch, group)
+    metric, rows, columns = result.in_picture(height, width)
+    ratios = np.array((height, width)) / np.array(result.positions.input_size)
+    points = numpy_of("points", result.positions.points[index]).astype(float) * ratios
+    return (
+        metric[index],
+        numpy_of("rows", rows).astype(float),
+        numpy_of("columns", columns).astype(float),
+        numpy_of("explained", result.fit.explained[index]),
+        points,
+    )
+
+
+def _spread(places: Float[np.ndarray, " n"], spacing: float) -> Int[np.ndarray, " m"]:
+    """Return indices of places evenly about ``spacing`` apart, the same margin at both ends."""
+    apart = float(places[-1] - places[0]) / max(1, len(places) - 1) or 1.0
+    step = min(len(places), max(1, round(spacing / apart)))
+    return np.arange((len(places) - 1) % step // 2, len(places), step)
+
+
+def _arrows(
+    ax: Axes,
+    centre: np.ndarray,
+    values: np.ndarray,
+    good: np.ndarray,
+    rows: np.ndarray,
+    columns: np.ndarray,
+    top: float,
+) -> None:
+    spacing = (max(columns[-1] - columns[0], rows[-1] - rows[0]) or 1.0) / 14
+    row, column = (_spread(places, spacing) for places in (rows, columns))
+    at = np.ix_(row, column)
+    drawn = good[at] & (values[at] > 0.1 * top)
+    if not drawn.any():
+        return
+    length = np.linalg.norm(centre[at], axis=-1)
+    step = centre[at] / np.where(length > 0, length, 1.0)[..., None]
+    # Arrows as long as the drift is strong, the strongest nearly as long as their spacing.
+    step = 0.8 * spacing * step * (values[at] / top)[..., None]
+    x, y = np.meshgrid(columns[column], rows[row])
+    ax.quiver(
+        x[drawn], y[drawn], step[drawn][:, 1], step[drawn][:, 0], angles="xy", scale_units="xy",
+        scale=1, color="white", width=0.006, headwidth=4, zorder=5,
+    )  # fmt: skip
+
+
+def _round_down(x: float) -> float:
+    """Return the number of one significant digit at or below ``x``."""
+    power = 10.0 ** math.floor(math.log10(x))
+    return math.floor(x / power * (1 + 1e-9)) * power

@@ -1,0 +1,247 @@
+"""The command ``inspect``: models from every source, and every wrong one."""
+
+import re
+import sys
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage import data
+from torch import nn
+from typer.testing import CliRunner
+
+from finslerconv.cli import app
+from finslerconv.cli._inspect import for_the_figure
+from finslerconv.nn import DeformConv2d, MetricConv2d
+
+SMALL = ["--max-size", "24"]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+    Image.fromarray(data.astronaut()[:80, 180:280]).save("photo.png")
+    yield tmp_path
+    for name in [n for n in sys.modules if n.startswith("network_")]:
+        del sys.modules[name]
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["inspect", *(str(argument) for argument in arguments)])
+
+
+def refused(result, message):
+    assert result.exit_code == 2, result.output
+    line = result.stderr.strip().splitlines()[-1]
+    assert re.search(message, line), line
+    assert result.stdout == ""
+
+
+def model(channels=3):
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        DeformConv2d(channels, 4, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        MetricConv2d(4, 4, 3, padding=1),
+    )
+    for parameter in (*net[0].offset_conv.parameters(), *net[3].head.parameters()):
+        nn.init.normal_(parameter, std=0.2)
+    return net
+
+
+def row_of(output, name):
+    """Return a row of the table, its cells one space apart."""
+    rows = (" ".join(line.split()) for line in output.splitlines())
+    (row,) = (row for row in rows if row.startswith(f"{name} "))
+    return row
+
+
+def test_saved_module_without_trust(here):
+    """Modules of PyTorch's and of this library's layers are loaded as weights are."""
+    torch.save(model(), "net.pt")
+    result = run("net.pt", "photo.png", *SMALL)
+    assert result.exit_code == 0, result.output
+    assert "deformable 3x3" in row_of(result.stdout, "0")
+    assert "metric 3x3" in row_of(result.stdout, "3")
+    assert "Wrote finslerconv-inspect.png" in result.stdout
+    assert result.stderr.strip() == ""
+    with Image.open(here / "finslerconv-inspect.png") as figure:
+        assert min(figure.size) > 500
+
+
+def test_numbers_are_those_of_the_layer(here):
+    net = model()
+    net[3].head.conv.weight.data.zero_()
+    net[3].head.conv.bias.data.zero_()
+    torch.save(net, "net.pt")
+    result = run("net.pt", "photo.png", *SMALL, "--layer", "3", "-o", "a.pdf")
+    assert row_of(result.stdout, "3") == "3 metric 3x3 1.00 1.00 (1.00) 0.00 - 0.000 100 %"
+    assert "deformable" not in result.stdout
+    assert (here / "a.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_factory_in_the_working_folder(here):
+    (here / "network_one.py").write_text(
+        "from torch import nn\n"
+        "def make():\n"
+        "    return nn.Sequential(nn.Conv2d(1, 2, 3, dilation=2), nn.Conv2d(2, 2, 1))\n"
+        "ready = make()\n"
+    )
+    for attribute in ("make", "ready"):
+        result = run(f"network_one:{attribute}", "photo.png", *SMALL)
+        assert result.exit_code == 0, result.output
+        assert "dilated 3x3 2.00" in row_of(result.stdout, "0")
+        assert "The model has no adaptive layer" in result.stdout
+    assert str(here) not in sys.path
+
+
+def test_other_objectives(here):
+    torch.save(nn.Sequential(nn.Conv2d(3, 2, 3)), "net.pt")
+    result = run("net.pt", "photo.png", *SMALL, "--objective", "enclosing")
+    assert "standard 3x3 1.41" in row_of(result.stdout, "0")
+
+
+def test_weights(here):
+    (here / "network_two.py").write_text(
+        "from torch import nn\n"
+        "from finslerconv.nn import ShiftedConv2d\n"
+        "def make():\n"
+        "    return nn.Sequential(ShiftedConv2d(3, 2, 3, padding=1))\n"
+    )
+    from finslerconv.nn import ShiftedConv2d
+
+    trained = nn.Sequential(ShiftedConv2d(3, 2, 3, padding=1))
+    trained[0].offset_conv.bias.data = torch.tensor([0.3, 0.0])
+    state = {f"module.{name}": value for name, value in trained.state_dict().items()}
+    torch.save({"state_dict": state, "epoch": 3}, "state.pt")
+    still = run("network_two:make", "photo.png", *SMALL)
+    moved = run("network_two:make", "photo.png", *SMALL, "--weights", "state.pt")
+    assert row_of(still.stdout, "0") == "0 shifted 3x3 1.00 1.00 (1.00) 0.00 - 0.000 100 %"
+    # A disc moved by 0.3 of its radius.
+    assert "(1.00) 0.30" in row_of(moved.stdout, "0")
+    refused(run("state.pt", "photo.png"), "state.pt: holds weights but no model; .* --weights")
+    torch.save(nn.Linear(2, 2).state_dict(), "other.pt")
+    refused(
+        run("network_two:make", "photo.png", "--weights", "other.pt"),
+        "--weights: other.pt: do not fit the model",
+    )
+
+
+class Custom(nn.Module):
+    """A class that no list of harmless ones has."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 2, 3)
+
+    def forward(self, x):
+        return self.conv(x)
+
+
+class Bomb:
+    """What must not run without trust."""
+
+    def __reduce__(self):
+        return open, ("exploded", "w")
+
+
+def test_pickled_code_needs_trust(here):
+    torch.save(Custom(), "custom.pt")
+    refused(run("custom.pt", "photo.png", *SMALL), r"Custom, .*would run code .* add --trust")
+    result = run("custom.pt", "photo.png", *SMALL, "--trust")
+    assert result.exit_code == 0, result.output
+    assert "warning: --trust: a saved module may run any code" in result.stderr
+    torch.save({"model": Custom(), "epoch": 1}, "checkpoint.pt")
+    assert run("checkpoint.pt", "photo.png", *SMALL, "--trust").exit_code == 0
+
+
+def test_nothing_runs_without_trust(here):
+    torch.save({"model": Bomb()}, "bomb.pt")
+    refused(run("bomb.pt", "photo.png"), "add --trust")
+    assert not (here / "exploded").exists()
+
+
+def test_wrong_models(here):
+    (here / "network_three.py").write_text(
+        "from torch import nn\n"
+        "number = 3\n"
+        "def text():\n    return 'net'\n"
+        "def broken():\n    raise KeyError('size')\n"
+        "def many():\n    return nn.Conv2d(5, 2, 3)\n"
+        "def linear():\n    return nn.Sequential(nn.Flatten(), nn.LazyLinear(3))\n"
+        "def mismatch():\n    return nn.Sequential(nn.Conv2d(3, 2, 3), nn.Conv2d(3, 2, 3))\n"
+    )
+    (here / "network_four.py").write_text("1 / 0\n")
+    (here / "junk.pt").write_bytes(b"no module")
+    for name, message in {
+        "nothing": "nothing: no such file; expected torchvision:NAME, timm:NAME",
+        "missing.pt": "missing.pt: no such file",
+        "junk.pt": "junk.pt: ",
+        "network_none:make": "network_none: cannot be imported",
+        "network_four:make": "network_four: cannot be imported .*ZeroDivisionError",
+        "network_three:absent": "network_three: has no attribute 'absent'",
+        "network_three:number": "expected a module or what makes one",
+        "network_three:text": "expected to get an nn.Module, got str",
+        "network_three:broken": "network_three:broken: raised KeyError: 'size'",
+        "network_three:many": "the model takes 5 channels, a picture has 1 or 3",
+        "network_three:linear": "calls no two-dimensional convolution of more than one tap",
+        "network_three:mismatch": r"does not run on a picture of 19 x 24 pixels .*layer '1'",
+        ":make": ":make: no such file",
+    }.items():
+        refused(run(name, "photo.png", *SMALL), message)
+    assert not list(here.glob("*inspect*"))
+
+
+def test_wrong_options(here):
+    torch.save(model(), "net.pt")
+    refused(
+        run("net.pt", "photo.png", *SMALL, "--layer", "head*"),
+        r"--layer: no layer matches head\*; there are 0, 3",
+    )
+    refused(run("net.pt", "absent.png"), "absent.png: no such file")
+    refused(run("net.pt", "photo.png", "-o", "a.doc"), "--output: expected a file ending in")
+    refused(run("net.pt", "photo.png", "--device", "tpu9"), "--device: cannot compute on 'tpu9'")
+    refused(run("net.pt", "photo.png", "--weights", "no.pt"), "no.pt: no such file")
+
+
+def test_torchscript_is_refused(here):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.save(torch.jit.trace(nn.Conv2d(3, 2, 3), torch.rand(1, 3, 8, 8)), "script.pt")
+    refused(run("script.pt", "photo.png"), "TorchScript")
+
+
+def test_torchvision_and_timm(here):
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(f"torchvision: {error}")
+    result = run("torchvision:resnet18", "photo.png", *SMALL)
+    assert result.exit_code == 0, result.output
+    assert "standard 7x7 3.00" in row_of(result.stdout, "conv1")
+    assert "layer4.1.conv2" in result.stdout
+    assert "The model has no adaptive layer" in result.stdout
+    assert "The weights are random ones" in result.stdout
+    assert "The figure has 5 of 17 layers" in result.stdout
+    refused(run("torchvision:resnet0", "photo.png"), "torchvision has no such model")
+    pytest.importorskip("timm")
+    assert run("timm:resnet18", "photo.png", *SMALL, "--layer", "layer1.*").exit_code == 0
+    refused(run("timm:resnet0", "photo.png"), "timm:resnet0: ")
+
+
+@pytest.mark.unchecked
+def test_layers_of_the_figure_are_spread():
+    results = dict.fromkeys("abcdefghijk")
+    assert list(for_the_figure(results, 3)) == ["a", "f", "k"]
+    assert list(for_the_figure(results, 20)) == list(results)
+
+
+def test_half_precision_and_grey(here):
+    torch.save(model(channels=1).double(), "net.pt")
+    result = run("net.pt", *SMALL)  # the camera man
+    assert result.exit_code == 0, result.output
+    assert np.isfinite(float(row_of(result.stdout, "0").split()[3]))
