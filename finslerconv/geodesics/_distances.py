@@ -124,7 +124,7 @@ def distance(
           nested lists of numbers are welcome;
         - a boolean array of shape (\*grid) or (\*problems, \*grid), true at the nodes that are
           sources;
-        - a :class:`Curve`, whose points are sources at most half a step apart;
+        - a :class:`Curve`, whose points are sources, an eighth of a step apart;
         - a list with one of those for each problem, of as many sources as each likes.
 
         The axes of the problems broadcast with those of the batch of fields.

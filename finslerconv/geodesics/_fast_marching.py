@@ -392,33 +392,51 @@ class _Space:
         )  # fmt: skip
         key = first - self.potential
         sequence = np.argsort(key, kind="stable")[: int(np.isfinite(first).sum())]
+        stencil = (self.offset, self.weight, self.step)
+        fields = (self.M, self.omega, *stencil)
+        space.settle(*fields, self.open, self.wall, sequence, first, code)
         label[:] = -1
-        seeded = np.flatnonzero(code[sequence] < 0)
-        label[sequence[seeded]] = start.label.numpy()[-1 - code[sequence[seeded]]]
+        seeded = sequence[code[sequence] < 0]
+        label[seeded] = start.label.numpy()[-1 - code[seeded]]
+        space.name(sequence, self.step, key, self.wall, code, label)
+
+        first_code = code
         u[:], flow[:] = first, 0.0
-        if self.causal:
-            u[code >= 0] = np.inf
-        if not space.improve(
-            self.M, self.omega, self.offset, self.weight, self.step, self.wall, self.walled,
-            self.causal, sequence, source, metric, alone, self.open, key, label, order,
-            u, code, flow,
-        ):  # fmt: skip
-            raise RuntimeError(
-                "fast_marching: the values of second order did not settle; take order=1"
-            )
+        better = order == 2 or bool(alone.any())
+        if better:
+            code = np.where(first_code < 0, first_code, 0)
+            u[first_code >= 0] = np.inf
+            space.improve(
+                *fields, self.open, self.wall, self.walled, sequence,
+                source, metric, alone, key, order, label, first, first_code, u, code,
+            )  # fmt: skip
+        space.arrive(
+            *fields, self.wall, sequence, source, metric, label, first, first_code, u, code, flow
+        )
         beyond = u > radius
         kept = u.copy()
+        labels = label.copy()
         u[beyond], label[beyond], flow[beyond] = np.inf, -1, 0.0
         if not keep:
             return None
-        labels = np.where(beyond, -1, label)
 
         def back(g_u: np.ndarray, *gradients: np.ndarray) -> None:
             g_u[beyond] = 0.0
-            if not space.march_back(
-                self.M, self.dual, self.omega, self.offset, self.weight, self.step, self.base,
-                self.wall, source, metric, kept, labels, code, sequence, g_u, *gradients,
-            ):  # fmt: skip
-                raise RuntimeError("fast_marching: the adjoint did not settle; take order=1")
+            g_first = np.zeros(nodes) if better else g_u
+            given = (
+                self.M, self.dual, self.omega, *stencil, self.base, self.wall, source, metric,
+                labels, sequence, first,
+            )  # fmt: skip
+            walks = 1
+            if better:
+                walks = space.march_back(*given, kept, code, g_first, g_u, *gradients)
+            if g_first.any():
+                none = np.zeros(0)
+                walks *= space.march_back(*given, first, first_code, none, g_first, *gradients)
+            if not walks:
+                raise RuntimeError(
+                    "fast_marching: the adjoint of a Randers metric in 3-D did not settle; "
+                    "|omega| is too near to 1 for this grid"
+                )
 
         return back

@@ -5,9 +5,10 @@ is the difference of u less the one-form along the one of ``-e_k``, ``e_k`` that
 or 0 if none does. First every node gets the value of first order,
 ``q_k = max(0, u - u(x + e_k) + omega . e_k, u - u(x - e_k) - omega . e_k)``. For Riemannian metrics
 it depends on smaller values only; with a one-form it may not, and a node whose value falls is opened
-again until none does. Then, in the order of those values, they are computed again with
-``q_k = c_k (u - U_k) + k_k + omega . e_k`` as in the plane (`_fast_marching_kernels`); in a
-factored node the directions that have no neighbour before the node take q_k from the model.
+again until none does. If more than that is wanted, the values are then computed again, node after
+node, with ``q_k = c_k (u - U_k) + k_k + omega . e_k`` as in the plane (`_fast_marching_kernels`).
+A node whose upwind neighbour comes after it takes that one q_k from the values of first order; in a
+factored node, directions without a neighbour may take theirs from the model.
 
 Where some of the twelve neighbours are outside the grid or behind walls, single steps along the
 axes are tried as well, so that every node which a path of such steps reaches gets a value.
@@ -25,23 +26,26 @@ from finslerconv.geodesics._fast_marching_heap import ACCEPTED, FAR, pop, push
 from finslerconv.geodesics._stencils import compiled, visible_in_space
 
 # How a node got its value: two bits for each vector (none, forwards, backwards, from the model), a
-# bit for each of second order, one for factored; or a step along an axis, and which.
+# bit for each that is of second order, one for each that is left at first order because the
+# neighbour comes later, one for factored; or one for a step along an axis, with three for which
+# step. The last of those is no step: the value is the one of first order.
 NONE, FORWARDS, BACKWARDS, MODEL = 0, 1, 2, 3
-_SECOND, FACTORED, AXIS, _WHICH = 12, 1 << 18, 1 << 19, 20
+_SIDES, _SECOND, _LATER, FACTORED, AXIS, _WHICH = 4095, 12, 18, 1 << 24, 1 << 25, 26
+_KEEP = AXIS | 7 << _WHICH
 
 _NOTHING = -(2**31) + 1
 
-# As in the plane.
+# As in the plane, but for a step as long as all six vectors allow.
 _MOVE = 1.0
-_AGREE = 0.9
+import os
+_AGREE = float(os.environ.get("AG",".9"))
+_AGREE_ALL = float(os.environ.get("AGA",".9"))
 
 # A value that falls by less than this, relatively, is not worth opening the node again.
 _SAME = 1e-14
 
-# Passes of the values of higher order where they depend on each other, after which those that
-# still change fall back to first order, and the most passes of all.
-_SETTLE, _PASSES = 30, 1000
-_SETTLED = 1e-14
+# The most walks back where nodes depend on each other.
+_WALKS = 10_000
 
 _jit = numba.njit(nogil=True, error_model="numpy")
 
@@ -206,7 +210,7 @@ def _first_order(x, metric, offset, weight, step, open_, wall, u, low, order):
             y = _axis_neighbour(x, direction, wall)
             if y >= 0 and u[y] + _axis_step(metric, direction) < best:
                 best = u[y] + _axis_step(metric, direction)
-                code = (code & 4095) | AXIS | (direction << _WHICH)
+                code = (code & _SIDES) | AXIS | (direction << _WHICH)
     return best, code
 
 
@@ -291,7 +295,7 @@ def _ends(x, code, offset, e):
 
 @_jit
 @no_type_check
-def _terms(x, code, weight, step, u, metric, model, v, e, c, U, k, rho):
+def _terms(x, code, weight, step, first, u, metric, model, v, e, c, U, k, rho):
     """Set the terms ``q = c (u - U) + k`` (the one-form is in k), and their weights ``rho``."""
     row = 0 if len(step) == 1 else x
     length, here = 1.0, 0.0
@@ -303,23 +307,23 @@ def _terms(x, code, weight, step, u, metric, model, v, e, c, U, k, rho):
         rho[n] = 0.0 if side == NONE else weight[row, n]
         if rho[n] == 0:
             continue
-        k[n] = _form(metric, e[n])
-        if side == MODEL:
-            c[n], U[n] = 0.0, 0.0
-        else:
-            d = step[row, n] if side == FORWARDS else -step[row, n]
+        d = -step[row, n] if side == BACKWARDS else step[row, n]
+        c[n], U[n], k[n] = 0.0, 0.0, _form(metric, e[n])
+        if code >> (_LATER + n) & 1:
+            k[n] += first[x] - first[x + d]
+            continue
+        if side != MODEL:
             c[n], U[n] = 1.0, u[x + d]
             if code >> (_SECOND + n) & 1:
                 c[n] = 1.5
                 U[n] += (U[n] - u[x + 2 * d]) / 3
         if code & FACTORED:
-            slope = _dot(model, v, e[n]) / length + _form(model, e[n])
+            k[n] -= _dot(model, v, e[n]) / length + _form(model, e[n])
             if side != MODEL:
                 there = _norm_at(model, v, e[n], 1)
                 if c[n] > 1:
                     there += (there - _norm_at(model, v, e[n], 2)) / 3
                 k[n] += c[n] * (there - here)
-            k[n] -= slope
 
 
 @_jit
@@ -356,20 +360,24 @@ def _model(x, s, wall, source, source_metric, metric, model, v):
 
 @_jit
 @no_type_check
-def _unknown(x, sides, metric, model, v, open_, e):
+def _unknown(x, sides, metric, model, v, step, open_, u, e):
     """Return MODEL for the directions without a neighbour that the model may stand in for.
 
     Those where it has no earlier neighbour either, and its slope is next to nothing; and those
-    where the neighbour which it would have is not there.
+    where the neighbour which it would have is not there, or has no value yet.
     """
     bits = np.int64(0)
     here = _norm_at(model, v, e[0], 0)
     for n in range(6):
         if sides >> (2 * n) & 3 == NONE:
             form = _form(metric, e[n])
-            ahead = _norm_at(model, v, e[n], 1) - form < here and open_[x] >> n & 1
-            behind = _norm_at(model, v, e[n], -1) + form < here and open_[x] >> (6 + n) & 1
-            if not (ahead or behind):
+            d = step[0 if len(step) == 1 else x, n]
+            ahead = open_[x] >> n & 1 and u[x + d] < np.inf
+            behind = open_[x] >> (6 + n) & 1 and u[x - d] < np.inf
+            if not (
+                (ahead and _norm_at(model, v, e[n], 1) - form < here)
+                or (behind and _norm_at(model, v, e[n], -1) + form < here)
+            ):
                 bits |= MODEL << (2 * n)
     return bits
 
@@ -393,7 +401,7 @@ def _second(x, sides, step, wall, walled, key, e, at):
         d = step[row, n] if side == FORWARDS else -step[row, n]
         if (
             inside
-            and key[x + 2 * d] <= key[x + d]
+            and key[x + 2 * d] <= key[x + d] < key[x]
             and (not walled or visible_in_space(wall, at, e[n]))
         ):
             bits |= 1 << (_SECOND + n)
@@ -417,23 +425,32 @@ def _velocity(value, e, c, U, k, rho, velocity):
 
 @compiled
 @no_type_check
+def settle(M, omega, offset, weight, step, open_, wall, sequence, u, code):
+    """Set ``code`` to how the values of first order come from each other."""
+    metric, low, ranks = np.empty(12), np.empty(6), np.empty(6, np.int64)
+    for t in range(len(sequence)):
+        x = np.int64(sequence[t])
+        if code[x] >= 0:
+            _load(M, omega, x, metric)
+            _, code[x] = _first_order(x, metric, offset, weight, step, open_, wall, u, low, ranks)
+
+
+@compiled
+@no_type_check
 def improve(
-    M, omega, offset, weight, step, wall, walled, causal, sequence,
-    source, source_metric, source_alone, open_, key, label, order, u, code, flow,
+    M, omega, offset, weight, step, open_, wall, walled, sequence,
+    source, source_metric, source_alone, key, order, label, first, first_code, u, code,
 ):  # fmt: skip
     """Compute the values again, in ``sequence``, with what is better than first order.
 
-    ``sequence`` is in order of ``key``. ``u`` begins with the values of first order or, in a causal
-    problem, with those of the seeds alone. Sets ``label``, ``code`` and ``flow``. Returns the
-    number of passes, 0 if they did not settle.
+    ``sequence`` is in order of ``key``. ``u`` and ``code`` begin with those of the seeds, ``u``
+    otherwise infinite, ``label`` with :func:`name`'s.
     """
     metric, model = np.empty(12), np.empty(12)
     v, velocity = np.empty(3), np.empty(3)
     at, e = np.empty(3, np.int64), np.empty((6, 3), np.int64)
     c, U, k, rho = np.empty(6), np.empty(6), np.empty(6), np.empty(6)
     low, ranks = np.empty(6), np.empty(6, np.int64)
-
-    # How each node is to be computed, and its value.
     for t in range(len(sequence)):
         x = np.int64(sequence[t])
         if code[x] < 0:
@@ -441,102 +458,120 @@ def improve(
         row = 0 if len(step) == 1 else x
         _load(M, omega, x, metric)
         trial, plain = _first_order(x, metric, offset, weight, step, open_, wall, u, low, ranks)
-        code[x], u[x] = plain, trial
-        sides = plain & 4095
-        # Its source is that of the neighbour that comes first.
-        before = np.inf
-        if plain & AXIS:
-            y = _axis_neighbour(x, plain >> _WHICH & 7, wall)
-            before = key[y]
-            label[x] = label[y]
-        if sides == 0:
-            continue
+        sides = plain & _SIDES
+        later = np.int64(0)
         longest = np.inf
         for n in range(6):
-            side = sides >> (2 * n) & 3
-            if side == NONE:
-                continue
-            y = x + (step[row, n] if side == FORWARDS else -step[row, n])
-            longest = min(longest, weight[row, n] ** -0.5)
-            if key[y] < before:
-                before = key[y]
-                label[x] = label[y]
+            side = first_code[x] >> (2 * n) & 3
+            if side != NONE:
+                y = x + (step[row, n] if side == FORWARDS else -step[row, n])
+                if u[y] == np.inf:
+                    sides = (sides & ~np.int64(3 << (2 * n))) | side << (2 * n)
+                    later |= 1 << (_LATER + n)
+            if sides >> (2 * n) & 3 != NONE:
+                longest = min(longest, weight[row, n] ** -0.5)
+        _ends(x, sides, offset, e)
+        if later:
+            plain = sides | later
+            _terms(x, plain, weight, step, first, u, metric, model, v, e, c, U, k, rho)
+            trial = _solve(c, U, k, rho)
+        code[x], u[x] = plain, trial
+        if not trial < np.inf:
+            code[x], u[x] = _KEEP, first[x]
+            continue
+        if sides == 0:
+            continue
         s = label[x]
         _model(x, s, wall, source, source_metric, metric, model, v)
-        _ends(x, sides, offset, e)
-        unknown = _unknown(x, sides, metric, model, v, open_, e)
-        second = _second(x, sides, step, wall, walled, key, e, at) if order == 2 else np.int64(0)
+        known = sides
+        for n in range(6):
+            if later >> (_LATER + n) & 1:
+                known &= ~np.int64(3 << (2 * n))
+        unknown = _unknown(x, known, metric, model, v, step, open_, u, e)
+        second = np.int64(0)
+        if order == 2:
+            second = _second(x, sides, step, wall, walled, key, e, at)
         for attempt in range(3):
             # Factored and of second order, then either.
-            bits = sides
             if attempt < 2:
                 if not source_alone[s]:
                     continue
-                bits |= FACTORED | unknown
+                bits = known | FACTORED | unknown
             elif plain & AXIS:
                 continue
+            else:
+                bits = sides | later
             if attempt != 1:
                 bits |= second
                 if second == 0:
                     continue
-            _terms(x, bits, weight, step, u, metric, model, v, e, c, U, k, rho)
+            _terms(x, bits, weight, step, first, u, metric, model, v, e, c, U, k, rho)
             value = _solve(c, U, k, rho)
             total = _velocity(value, e, c, U, k, rho, velocity)
             # A NaN is not good.
             good = total > 0 and abs(value - trial) <= _MOVE * longest
             if good and bits & FACTORED:
                 along = _dot(metric, velocity, v)
-                good = along > _AGREE * np.sqrt(_dot(metric, v, v))
+                agree = _AGREE_ALL if unknown else _AGREE
+                good = along > agree * np.sqrt(_dot(metric, v, v))
             if good:
                 code[x], u[x] = bits, value
                 break
 
-    # The same until nothing changes, where nodes depend on each other.
-    passes = 1
-    settled = causal
-    while not settled and passes < _PASSES:
-        passes += 1
-        settled = True
-        for t in range(len(sequence)):
-            x = np.int64(sequence[t])
-            if code[x] < 0:
-                continue
-            _load(M, omega, x, metric)
-            bits = np.int64(code[x])
-            if bits & AXIS:
-                direction = bits >> _WHICH & 7
-                value = u[_axis_neighbour(x, direction, wall)] + _axis_step(metric, direction)
-            else:
-                _model(x, label[x], wall, source, source_metric, metric, model, v)
-                _ends(x, bits, offset, e)
-                _terms(x, bits, weight, step, u, metric, model, v, e, c, U, k, rho)
-                value = _solve(c, U, k, rho)
-            if not abs(value - u[x]) <= _SETTLED * (1 + abs(u[x])):
-                settled = False
-                if passes > _SETTLE and bits & AXIS == 0:
-                    value, code[x] = _first_order(
-                        x, metric, offset, weight, step, open_, wall, u, low, ranks
-                    )
-            u[x] = value
 
+@compiled
+@no_type_check
+def name(sequence, step, key, wall, code, label):
+    """Give every node the label of the neighbour that comes first, of those it depends on."""
+    for t in range(len(sequence)):
+        x = np.int64(sequence[t])
+        if code[x] < 0:
+            continue
+        before = np.inf
+        row = 0 if len(step) == 1 else x
+        for n in range(6):
+            side = code[x] >> (2 * n) & 3
+            if side != NONE:
+                y = x + (step[row, n] if side == FORWARDS else -step[row, n])
+                if key[y] < before and label[y] >= 0:
+                    before = key[y]
+                    label[x] = label[y]
+        if code[x] & AXIS:
+            y = _axis_neighbour(x, code[x] >> _WHICH & 7, wall)
+            if key[y] < before:
+                label[x] = label[y]
+
+
+@compiled
+@no_type_check
+def arrive(
+    M, omega, offset, weight, step, wall, sequence,
+    source, source_metric, label, first, first_code, u, code, flow,
+):  # fmt: skip
+    """Set ``flow`` to the velocities of the arriving geodesics."""
+    metric, model = np.empty(12), np.empty(12)
+    v, velocity, e = np.empty(3), np.empty(3), np.empty((6, 3), np.int64)
+    c, U, k, rho = np.empty(6), np.empty(6), np.empty(6), np.empty(6)
     for t in range(len(sequence)):
         x = np.int64(sequence[t])
         _load(M, omega, x, metric)
         _model(x, label[x], wall, source, source_metric, metric, model, v)
-        if code[x] < 0:
+        bits, values = np.int64(code[x]), u
+        if bits == _KEEP:
+            bits, values = np.int64(first_code[x]), first
+        if bits < 0:
             velocity[:] = v
-        elif code[x] & AXIS:
-            direction = code[x] >> _WHICH & 7
+        elif bits & AXIS:
+            direction = bits >> _WHICH & 7
             velocity[:] = 0.0
             velocity[direction % 3] = -1.0 if direction < 3 else 1.0
         else:
-            _ends(x, code[x], offset, e)
-            _terms(x, code[x], weight, step, u, metric, model, v, e, c, U, k, rho)
-            _velocity(u[x], e, c, U, k, rho, velocity)
+            _ends(x, bits, offset, e)
+            _terms(x, bits, weight, step, first, values, metric, model, v, e, c, U, k, rho)
+            _velocity(values[x], e, c, U, k, rho, velocity)
         length = np.sqrt(_dot(metric, velocity, velocity)) + _form(metric, velocity)
         for a in range(3):
             flow[x, a] = velocity[a] / length if length > 0 else 0.0
-    return passes if settled else 0
 
 
 @_jit
@@ -591,23 +626,22 @@ def _add_slope(weight, model, v, e, x, s, g_M, g_omega, s_M, s_omega, s_position
 @compiled
 @no_type_check
 def march_back(
-    M, dual, omega, offset, weight, step, base, wall, source, source_metric,
-    u, label, code, sequence, g_u, g_M, g_omega, g_seed, s_M, s_omega, s_position,
+    M, dual, omega, offset, weight, step, base, wall, source, source_metric, label, sequence,
+    first, u, code, g_first, g_u, g_M, g_omega, g_seed, s_M, s_omega, s_position,
 ):  # fmt: skip
     """Walk back over ``sequence`` from the gradient ``g_u`` (overwritten) to the others.
 
-    Where nodes depend on each other it walks again with what is left. Returns the number of
-    walks, 0 if they did not come to an end.
+    ``g_first`` is that of the values of first order. Where nodes depend on each other it walks
+    again with what is left. Returns the number of walks, 0 if they did not come to an end.
     """
-    n0, n1, n2 = wall.shape
     metric, model = np.empty(12), np.empty(12)
     v, moved, down_i, down_j = np.empty(3), np.empty(3), np.empty(3), np.empty(3)
-    at, e = np.empty(3, np.int64), np.empty((6, 3), np.int64)
+    e = np.empty((6, 3), np.int64)
     c, U, k, rho = np.empty(6), np.empty(6), np.empty(6), np.empty(6)
     whole = 0.0
     for t in range(len(sequence)):
         whole = max(whole, abs(g_u[sequence[t]]))
-    for walks in range(1, _PASSES + 1):
+    for walks in range(1, _WALKS + 1):
         for t in range(len(sequence) - 1, -1, -1):
             x = np.int64(sequence[t])
             g = g_u[x]
@@ -617,6 +651,9 @@ def march_back(
             if code[x] < 0:
                 g_seed[-1 - code[x]] += g
                 continue
+            if code[x] == _KEEP:
+                g_first[x] += g
+                continue
             _load(M, omega, x, metric)
             if code[x] & AXIS:
                 direction = code[x] >> _WHICH & 7
@@ -625,19 +662,12 @@ def march_back(
                 g_M[x, 4 * axis] += g / (2 * np.sqrt(metric[4 * axis]))
                 g_omega[x, axis] += -g if direction < 3 else g
                 continue
-            at[0], at[1], at[2] = x // (n1 * n2), x // n2 % n1, x % n2
             s = np.int64(label[x])
-            for a in range(3):
-                v[a] = at[a] - source[s, a]
-            for i in range(12):
-                model[i] = 0.5 * (metric[i] + source_metric[s, i])
+            _model(x, s, wall, source, source_metric, metric, model, v)
             bits = np.int64(code[x])
             _ends(x, bits, offset, e)
-            _terms(x, bits, weight, step, u, metric, model, v, e, c, U, k, rho)
-            total = 0.0
-            for n in range(6):
-                if rho[n] > 0:
-                    total += rho[n] * (c[n] * (u[x] - U[n]) + k[n]) * c[n]
+            _terms(x, bits, weight, step, first, u, metric, model, v, e, c, U, k, rho)
+            total = _velocity(u[x], e, c, U, k, rho, moved)
             row = 0 if len(step) == 1 else x
             n = -1
             for i in range(4):
@@ -655,8 +685,12 @@ def march_back(
                             down_j[a] += dual[row, a, b] * base[row, j, b]
                     _add_square(g_M, x, -0.5 * g / total * q * q, down_i, down_j)
                     side = bits >> (2 * n) & 3
+                    d = -step[row, n] if side == BACKWARDS else step[row, n]
+                    if bits >> (_LATER + n) & 1:
+                        g_first[x] -= share
+                        g_first[x + d] += share
+                        continue
                     if side != MODEL:
-                        d = step[row, n] if side == FORWARDS else -step[row, n]
                         if c[n] > 1:
                             g_u[x + d] += share * c[n] * 4 / 3
                             g_u[x + 2 * d] -= share * c[n] / 3

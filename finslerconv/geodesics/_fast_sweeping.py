@@ -36,9 +36,9 @@ class _Updates(NamedTuple):
     """The updates of a field, which of them read a node, and what they need of the metric.
 
     In 2-D an update is a sector ``(e1, e2)`` of the stencil of a node; in 3-D there is one update
-    a node, with Selling's six pairs of neighbours and the six along the axes. A problem of N nodes has N + 1 numbers: the
-    last is a node that is never reached, the neighbour of those who have none. Where every problem
-    has a field of its own, the numbers run on from problem to problem.
+    a node, with Selling's six pairs of neighbours and the six along the axes. A problem of N nodes
+    has N + 1 numbers: the last is a node that is never reached, the neighbour of those who have
+    none. Where every problem has a field of its own, the numbers run on from problem to problem.
     """
 
     node: Int[Tensor, "updates"]
@@ -49,12 +49,12 @@ class _Updates(NamedTuple):
     """Their offsets, in nodes."""
     table: Float[Tensor, "updates c"]
     """2-D: the entries 11, 12, 22 and the determinant of the Gram matrix of (e1, e2) in M, and
-    ``omega . e``, two. 3-D: the six weights of ``M^-1 = sum of weight e e'``, ``omega . e``, and the
-    lengths of the axes' steps."""
+    ``omega . e``, two. 3-D: the six weights of ``M^-1 = sum of weight e e'``, ``omega . e``, and
+    the lengths of the axes' steps."""
     M: Float[Tensor, "nodes d d"]
     omega: Float[Tensor, "nodes d"]
     """The metric at every number, in nodes."""
-    index: Float[Tensor, "nodes d"]
+    place: Float[Tensor, "nodes d"]
     """The place of every number in its grid."""
     start: Int[Tensor, "nodes_and_one"]
     reader: Int[Tensor, "readings"]
@@ -253,7 +253,7 @@ def _lower_ones(
     # Rounding may put the mean of equal values below them.
     bound = torch.lerp(least, mean, _BAND).maximum(least)
     now = values <= bound.index_select(0, problem)
-    return *_choose(now, pending), *_choose(~now, pending)
+    return pending[now], pending[~now]
 
 
 def _choose(which: Bool[Tensor, "n"], *rows: Tensor) -> tuple[Tensor, ...]:
@@ -297,7 +297,7 @@ def _settle(
     at = updates.node.index_select(0, update)
     metric = _Metric(updates.M.index_select(0, at), updates.omega.index_select(0, at))
     offset = updates.offset.index_select(0, update)
-    ends = _Ends.between(offset, metric, sources, label, updates.index.index_select(0, at), True)
+    ends = _Ends.between(offset, metric, sources, label, updates.place.index_select(0, at), True)
     fronts.value[node] = _factored(ends, read, weight, trial).value
 
 
@@ -452,25 +452,31 @@ def _updates(
     reads = neighbour.ravel()
     reader = np.argsort(reads, kind="stable")
     start = np.concatenate(([0], np.cumsum(np.bincount(reads, minlength=total))))
-    on_device = {"device": M.device}
-    places = torch.as_tensor(np.indices(grid).reshape(d, -1).T[None], dtype=M.dtype, **on_device)
+    places = np.indices(grid).reshape(d, -1).T[None]
+
+    def numbers(x: np.ndarray) -> Tensor:
+        return torch.as_tensor(x, device=M.device)
+
+    def floats(x: np.ndarray) -> Tensor:
+        return torch.as_tensor(x, device=M.device, dtype=M.dtype)
+
     return _Updates(
-        node=torch.as_tensor(node, **on_device),
-        neighbour=torch.as_tensor(neighbour, **on_device),
-        offset=torch.as_tensor(offset, dtype=M.dtype, **on_device),
-        table=torch.as_tensor(table, dtype=M.dtype, **on_device),
-        M=_by_number(torch.as_tensor(matrices, dtype=M.dtype, **on_device), fields),
-        omega=_by_number(torch.as_tensor(forms, dtype=M.dtype, **on_device), fields),
-        index=_by_number(places, fields),
-        start=torch.as_tensor(start, **on_device),
-        reader=torch.as_tensor(reader // neighbour.shape[1], **on_device),
+        node=numbers(node),
+        neighbour=numbers(neighbour),
+        offset=floats(offset),
+        table=floats(table),
+        M=_by_number(floats(matrices), fields),
+        omega=_by_number(floats(forms), fields),
+        place=_by_number(floats(places), fields),
+        start=numbers(start),
+        reader=numbers(reader // neighbour.shape[1]),
         shared=fields == 1,
         causal=d == 2 or not forms.any(),
     )
 
 
 def _by_number(x: Float[Tensor, "some size *entry"], fields: int) -> Float[Tensor, "all *entry"]:
-    """Return what is given for the nodes of some fields, by number; 0 for the nodes never reached."""
+    """Return what is given for the nodes of fields, by number; 0 for the node never reached."""
     x = x.expand(fields, *x.shape[1:])
     return torch.cat((x, torch.zeros_like(x[:, :1])), 1).flatten(0, 1)
 
@@ -517,8 +523,8 @@ def _selling(
     axes = np.broadcast_to(np.eye(3, dtype=np.int64), (len(node), 3, 3))
     half = half[node]
     e = np.concatenate((half, -half, axes, -axes), axis=1)
-    index = np.stack(np.unravel_index(node, free.shape), axis=1)[:, None] + e
-    inside = ((index >= 0) & (index < free.shape)).all(axis=2)
+    index = np.asarray(np.unravel_index(node, free.shape)).T[:, None] + e
+    inside = np.all((index >= 0) & (index < free.shape), axis=2)
     flat = np.ravel_multi_index(
         np.moveaxis(np.where(inside[..., None], index, 0), 2, 0), free.shape
     )
@@ -563,7 +569,7 @@ class _Ends(NamedTuple):
 
 
 class _Factored(NamedTuple):
-    """Values with their linearisation, ``S du = sum of m_i (du_i - dk_i) + v' domega + v' dM v / 2``."""
+    """Values, and ``S du = sum of m_i (du_i - dk_i) + v' domega + v' dM v / 2``, their derivative."""
 
     value: Float[Tensor, "n"]
     weight: Float[Tensor, "n 2"]
@@ -626,7 +632,9 @@ def _factored(
         reach = read.gather(1, one)[:, 0]
         across = e[..., 1] * v[..., 0] - e[..., 0] * v[..., 1]
         single = ~both & ends.alone & (across.gather(1, one)[:, 0].abs() < _ALIGNED)
-    ratio = (cone - there) / chord_norm(mean_M, mean_omega, -e)
+    # Neighbours that are missing have offset 0.
+    chord = chord_norm(mean_M, mean_omega, -e)
+    ratio = (cone - there) / torch.where(chord > 0, chord, 1.0)
     rise = (steps * ratio).gather(1, one)[:, 0]
     plain = steps.gather(1, one)[:, 0]
     single = single & ((reach + rise - trial).abs() <= _MOVE * plain).detach()
@@ -639,7 +647,7 @@ def _factored(
     total = torch.where(good, ma + mb, 1 / size)
     square = torch.einsum("ni,nij,nj->n", velocity, ends.M, velocity)
     drift = (velocity * ends.omega).sum(1)
-    shift = torch.where(good, torch.where(good[:, None], m * k, 0.0).sum(1), 0.0)
+    shift = (torch.where(good[:, None], m, 0.0) * k).sum(1)
     local = (square / 2 + drift - shift) / total
     local = torch.where(both, local, torch.where(single, rise, plain))
     weight = torch.where(good[:, None], m / total[:, None], weight)
@@ -706,8 +714,8 @@ def fast_sweeping(
 
     Notes
     -----
-    W.-K. Jeong, R. Whitaker, "A fast iterative method for eikonal equations" (2008), for the list of
-    nodes that changed. Here it is one list over all problems, taken by bands of value.
+    W.-K. Jeong, R. Whitaker, "A fast iterative method for eikonal equations" (2008), for the list
+    of nodes that changed. Here it is one list over all problems, taken by bands of value.
     """
     _check(tolerance, max_iterations)
     d, grid, problems = M.shape[-1], tuple(M.shape[1:-2]), len(seeds)
@@ -764,7 +772,7 @@ def fast_sweeping(
     offset, table = updates.offset[update], updates.table[update]
     weight = fronts.weight[arrived] if factored else _linear(read, table)
     if d == 2:
-        position = updates.index[arrived - base]
+        position = updates.place[arrived - base]
         ends = _Ends.between(offset, at, sources, came, position, factored)
         trial = (fronts.trial if factored else fronts.value)[arrived]
         linear = _factored(ends, read, weight, trial)
@@ -778,14 +786,14 @@ def fast_sweeping(
     seeded = (fronts.update[node] < 0) & ~beyond[node]
     terms = M.new_zeros(total).index_put((arrived,), local)
     terms = terms.index_put((node[seeded],), value[seeded])
-    distance = _Dependence.apply(terms, fronts.value, parent, weights)
+    distance: Tensor = _Dependence.apply(terms, fronts.value, parent, weights)  # type: ignore[no-untyped-call]
 
     flow = M.new_zeros((total, d)).detach()
     with torch.no_grad():
         flow[arrived] = move / chord_norm(at.M, at.omega, move)[:, None] * h.to(M)
         seen = node[seeded]
         away = (
-            updates.index[seen % stride if updates.shared else seen]
+            updates.place[seen % stride if updates.shared else seen]
             - sources.position[label[seeded]]
         )
         here = _Metric.of(M, omega, seen, stride)

@@ -244,9 +244,9 @@ def _first_edges(
     t = (position - position.new_tensor(field.origin)) / position.new_tensor(field.spacing)
     near = t.round()
     on_node = ((t - near).abs() < 1e-9 * (1 + near.abs())).all(-1)
-    t = torch.where(on_node[:, None], near, t).numpy()
+    steps = torch.where(on_node[:, None], near, t).numpy()
     reach = np.where(on_node.numpy() | (not free.all()), 0, ring - 1)[:, None]
-    low, high = np.floor(t).astype(int) - reach, np.ceil(t).astype(int) + reach
+    low, high = np.floor(steps).astype(int) - reach, np.ceil(steps).astype(int) + reach
     start, node = [], []
     for number in np.flatnonzero(~blocked):
         axes = [

@@ -1,6 +1,5 @@
 """The Hamiltonian ``H(x, p) = F*_x(p)^2 / 2``, whose flow is the flow of geodesics."""
 
-import itertools
 from typing import NamedTuple
 
 import torch
@@ -101,7 +100,8 @@ def grid_table(
     # The mean of both halves, so that the gradient in M is symmetric as M is.
     columns = [
         (M[..., i, j] + M[..., j, i]) / 2 if i < j else M[..., i, i]
-        for i, j in itertools.combinations_with_replacement(range(d), 2)
+        for i in range(d)
+        for j in range(i, d)  # itertools' combinations cannot be compiled
     ]
     if omega is not None:
         columns += [omega[..., i] for i in range(d)]
@@ -199,7 +199,8 @@ def _continued(c: Tensor, n: int, outside: Outside) -> tuple[Tensor, Tensor]:
 
 
 def _unpacked(entries: Tensor, d: int) -> _Entries:
-    upper = {ij: n for n, ij in enumerate(itertools.combinations_with_replacement(range(d), 2))}
+    pairs = [(i, j) for i in range(d) for j in range(i, d)]
+    upper = {pair: n for n, pair in enumerate(pairs)}
     rows = [entries[..., upper[min(i, j), max(i, j)]] for i in range(d) for j in range(d)]
     M = torch.stack(rows, dim=-1).unflatten(-1, (d, d))
     omega = entries[..., len(upper) :]

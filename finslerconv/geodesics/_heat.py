@@ -1,17 +1,18 @@
 r"""The Finsler heat method: distances on grids from two linear solves, differentiable.
 
-With ``eps = sqrt(time)`` and ``D = eps grad + omega``, one implicit step of heat from the sources,
+With ``eps = sqrt(time)``, one implicit step of heat from the sources,
 
-    ``u - D' M^-1 D u = delta``   (divergence form, with the volume ``sqrt(det M)``),
+    ``u - (eps div + omega) . M^-1 (eps grad + omega) u = delta``
 
-has ``u ~ exp(-d / eps)`` for a Randers metric: put ``u = exp(-d / eps)`` in, and what is left as eps
-goes to 0 is the eikonal equation ``|grad d - omega|_{M^-1} = 1``. Only the direction of ``grad u / u``
-is used. Made a covector of dual norm 1 it is the slope of the distance, and a Poisson equation finds
-the function with that slope. Derivation and errors: the page "The heat method" of the documentation.
+(div that of the volume ``sqrt(det M)``), has ``u ~ exp(-d / eps)`` for a Randers metric: put
+``u = exp(-d / eps)`` in, and what is left as eps goes to 0 is the eikonal equation
+``|grad d - omega|_{M^-1} = 1``. Only the direction of ``grad u / u`` is used: made a covector of
+dual norm 1 it is the slope of the distance, and a Poisson equation finds the function of that slope.
+Derivation and errors: the page "The heat method" of the documentation.
 
-All of it is invariant under ``omega -> omega + grad psi, d -> d + psi``, on the grid as in the plane:
-the form is summed along the edges, as a gauge field is. Far from the sources, where u underflows,
-the same invariance divides a first estimate of the distance out.
+All of it is invariant under ``omega -> omega + grad psi, d -> d + psi``, on the grid as in the
+plane: the form is summed along the edges, as a gauge field is. Far from the sources, where u
+underflows, the same invariance divides a first estimate of the distance out.
 """
 
 import itertools
@@ -22,7 +23,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import scipy.sparse as sparse
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Num
 from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import SuperLU, splu
 from torch import Tensor
@@ -60,8 +61,8 @@ _PAPER_REACH, _PAPER_STEPS = 5, 5
 class _Graph(NamedTuple):
     """Grids as a weighted graph: all nodes of all fields in one row, each field after the other.
 
-    Lengths are in pixels. A directed edge carries half of the energy ``vol rho (e . grad u)^2`` of its
-    first node; ``M^-1 = sum of rho e e'`` is Selling's decomposition.
+    Lengths are in pixels. A directed edge carries half of the energy ``vol rho (e . grad u)^2``
+    of its first node; ``M^-1 = sum of rho e e'`` is Selling's decomposition.
     """
 
     grid: tuple[int, ...]
@@ -159,10 +160,10 @@ def _selling_offsets(dual: Float[Tensor, "nodes d d"]) -> Int[Tensor, "nodes k d
 
 
 def selling_weights(
-    dual: Float[Tensor, "nodes d d"], offset: Int[Tensor, "nodes k d"]
+    dual: Float[Tensor, "nodes d d"], offset: Num[Tensor, "nodes k d"]
 ) -> Float[Tensor, "nodes k"]:
     """Return rho with ``dual = sum of rho e e'``, linear in ``dual``."""
-    e = offset.double()
+    e = offset.to(dual)
     squares = e[..., :, None] * e[..., None, :]
     d = dual.shape[-1]
     i, j = torch.triu_indices(d, d)
@@ -257,7 +258,7 @@ def _log_heat(
             row, column = torch.cat((row, o)), torch.cat((column, o))
             # The value beyond the border is minus the one here.
             entry = torch.cat((entry, 4 * eps[o] ** 2 * graph.leak))
-        total = total + _Solve.apply(entry, row, column, right)
+        total = total + _Solve.apply(entry, row, column, right)  # type: ignore[no-untyped-call]
     back = 0.0 if potential is None else potential[:, None]
     return back - eps[:, None] * torch.where(total > 0, total, math.nan).log()
 
@@ -267,8 +268,8 @@ def _slope(
 ) -> Float[Tensor, "nodes d"]:
     """Return the covectors of dual norm 1 in the direction of the differences of ``level``.
 
-    On the grid ``exp(-q . x / eps)`` travels not along ``M^-1 q`` but along ``sum of rho sinh(q . e /
-    eps) eps e``, the flux of the scheme: the direction is taken from that. 0 where it is flat.
+    On the grid ``exp(-q . x / eps)`` travels not along ``M^-1 q`` but along the flux of the scheme,
+    ``sum of rho sinh(q . e / eps) eps e``: the direction is taken from that. 0 where it is flat.
     """
     ahead, behind = graph.neighbour.unbind(-1)
     along = _differences(level, ahead, behind)
@@ -340,18 +341,18 @@ def _integrate(
         near = torch.full((nodes, columns), math.nan, dtype=slope.dtype)
         place = (sources.node[alive], sources.column[alive])
         near = near.index_put(place, sources.value[alive])
-        right = []
+        rows = []
         for k in range(columns):
             rise = (slope[x, :, k] * graph.step).sum(-1)
             chord = near[y, k] - near[x, k]
             known = ~chord.isnan()
             rise = torch.where(known, torch.where(known, chord, 0.0), rise)
             flux = graph.conductance * rise
-            right.append(
+            rows.append(
                 torch.zeros(nodes, dtype=slope.dtype).index_add(0, y, flux).index_add(0, x, -flux)
             )
-        right = torch.stack(right, 1)[kept]
-        inside = _Solve.apply(entry, row, column, right)
+        right = torch.stack(rows, 1)[kept]
+        inside: Tensor = _Solve.apply(entry, row, column, right)  # type: ignore[no-untyped-call]
         d = torch.zeros((nodes, columns), dtype=slope.dtype).index_put(
             (kept.nonzero()[:, 0],), inside
         )
@@ -407,8 +408,8 @@ def _distances(
 
 def _no_heat(eps: Tensor) -> ValueError:
     return ValueError(
-        f"time: heat of time {float(eps.max()) ** 2:.3g} does not arrive everywhere on this grid, "
-        "since the one-form turns too much within an edge; give a longer time, or a finer grid"
+        f"time: expected heat that reaches across an edge of the grid in one step; that of time "
+        f"{float(eps.max()) ** 2:.3g} does not arrive everywhere. Give a longer time, or None"
     )
 
 
@@ -450,7 +451,7 @@ def _sources(
     place = column * len(free) + field
     least.scatter_reduce_(0, place, value.detach(), "amin")
     heat = torch.zeros((len(graph.M), columns), dtype=torch.float64)
-    M, omega = 0.0, 0.0
+    M, omega = (torch.zeros((len(position), *x.shape[1:])).double() for x in (graph.M, graph.omega))
     for corner in itertools.product((False, True), repeat=d):
         up = torch.tensor(corner)
         index = (low.long() + up).minimum(grid - 1)
@@ -465,10 +466,11 @@ def _sources(
         )
 
     # Near each source, the chords: half by the metric of either end, wrong by the cube of it.
-    axis = torch.arange(-_NEAR, _NEAR + 1)
+    axis = torch.arange(-_NEAR, _NEAR + 2)
     box = torch.stack(torch.meshgrid(*[axis] * d, indexing="ij"), -1).reshape(-1, d)
     index = low.long()[:, None] + box
-    which, k = torch.nonzero(((index >= 0) & (index < grid)).all(-1), as_tuple=True)
+    near = (index - position.detach()[:, None]).abs() <= _NEAR
+    which, k = torch.nonzero((near & (index >= 0) & (index < grid)).all(-1), as_tuple=True)
     index = index[which, k]
     node = field[which] * size + _flat(index, graph.grid)
     if not bool(free.all()):

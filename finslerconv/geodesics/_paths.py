@@ -24,8 +24,8 @@ from finslerconv.geodesics._kinds import as_tensor, as_tensors, is_numpy, like
 if TYPE_CHECKING:
     from finslerconv.geodesics._distances import DistanceMap
 
-# A source this near to a node, in nodes along each axis: the front came from it in a straight line.
-_NEAR = 1.01
+# So near to its source, in nodes along each axis, a path goes straight: the flow is coarse there.
+_NEAR = 2
 
 # A step along the flow must lower the distance by this part of what the flow promises.
 _PROGRESS = 0.1
@@ -277,6 +277,96 @@ def _way(lengths, ways, shape, c, out):
     return speed / weights
 
 
+@_jit
+@no_type_check
+def _place(index, shape, out):
+    """Write the coordinates of a node."""
+    for k in range(len(shape)):
+        axis = len(shape) - 1 - k
+        out[axis] = index % shape[axis]
+        index //= shape[axis]
+
+
+@_jit
+@no_type_check
+def _lowest(lengths, shape, c):
+    """Return the corner of the smallest distance of the cell around ``c``."""
+    best = -1
+    for corner in range(1 << len(shape)):
+        index, _ = _corner(c, shape, corner)
+        if np.isfinite(lengths[index]) and (best < 0 or lengths[index] < lengths[best]):
+            best = index
+    return best
+
+
+@_jit
+@no_type_check
+def _downhill(lengths, shape, node):
+    """Return the node of the smallest distance among a node and its neighbours."""
+    d = len(shape)
+    best = node
+    for neighbour in range(3**d):
+        rest, left, index, stride, inside = neighbour, node, 0, 1, True
+        for k in range(d):
+            axis = d - 1 - k
+            i = left % shape[axis] + rest % 3 - 1
+            left //= shape[axis]
+            rest //= 3
+            inside = inside and 0 <= i < shape[axis]
+            index += stride * i
+            stride *= shape[axis]
+        if inside and lengths[index] < lengths[best]:
+            best = index
+    return best
+
+
+@_jit
+@no_type_check
+def _source(lengths, ways, shape, node, out):
+    """Write the source that is downhill from a node; return whether it is near.
+
+    The lowest node around a source has its distance in a straight line from there.
+    """
+    near = False
+    for _ in range(_NEAR + 1):
+        lower = _downhill(lengths, shape, node)
+        if lower == node:
+            near = True
+            break
+        node = lower
+    _place(node, shape, out)
+    far = 0.0
+    for axis in range(len(shape)):
+        far = max(far, abs(lengths[node] * ways[node, axis]))
+    # Further, and the source is at the node (or beside it) and starts at a value of its own.
+    if far <= 2.0 * _NEAR:
+        for axis in range(len(shape)):
+            hop = lengths[node] * ways[node, axis]
+            out[axis] = min(max(out[axis] + hop, 0.0), shape[axis] - 1.0)
+    return near
+
+
+@_jit
+@no_type_check
+def _open(lengths, shape, a, b):
+    """Return whether two places are near each other, and all nodes around them were reached."""
+    d = len(shape)
+    for axis in range(d):
+        if abs(a[axis] - b[axis]) > _NEAR:
+            return False
+    wide = _NEAR + 2
+    for step in range(wide**d):
+        rest, index, inside = step, 0, True
+        for axis in range(d):
+            i = int(np.floor(min(a[axis], b[axis]))) + rest % wide
+            rest //= wide
+            inside = inside and i <= np.ceil(max(a[axis], b[axis])) and i < shape[axis]
+            index = index * shape[axis] + i
+        if inside and not np.isfinite(lengths[index]):
+            return False
+    return True
+
+
 @_entry
 @no_type_check
 def _follow(lengths, ways, shape, start, step, out):
@@ -287,33 +377,16 @@ def _follow(lengths, ways, shape, start, step, out):
     d = len(shape)
     room = len(out)
     here, there, way = start.copy(), start.copy(), np.empty(d)
-    node = np.empty(d)
+    origin = np.empty(d)
     u = _length(lengths, shape, here)
     if not np.isfinite(u):
         return 0
     out[0] = here
     count = 1
     while count < room - 1:
-        # The corner of the smallest distance, and the place where its flow comes from.
-        best = -1
-        for corner in range(1 << d):
-            index, _ = _corner(here, shape, corner)
-            if np.isfinite(lengths[index]) and (best < 0 or lengths[index] < lengths[best]):
-                best = index
-        rest = best
-        far = 0.0
-        for k in range(d):
-            axis = d - 1 - k
-            node[axis] = rest % shape[axis]
-            rest //= shape[axis]
-        moving = False
-        for axis in range(d):
-            hop = lengths[best] * ways[best, axis]
-            moving = moving or ways[best, axis] != 0.0
-            far = max(far, abs(hop))
-            there[axis] = min(max(node[axis] + hop, 0.0), shape[axis] - 1.0)
-        if not moving or far <= _NEAR:
-            out[count] = there
+        best = _lowest(lengths, shape, here)
+        if _source(lengths, ways, shape, best, origin) and _open(lengths, shape, here, origin):
+            out[count] = origin
             return count + 1
 
         speed = _way(lengths, ways, shape, here, way)
@@ -333,32 +406,19 @@ def _follow(lengths, ways, shape, start, step, out):
             u = length
         else:
             # The neighbour of the smallest distance, of the cell and around the nearest node.
-            found = -1
-            if lengths[best] < u:
-                found = best
-            for neighbour in range(3**d):
-                rest, index, inside = neighbour, 0, True
-                for axis in range(d):
-                    i = int(np.rint(here[axis])) + rest % 3 - 1
-                    rest //= 3
-                    inside = inside and 0 <= i < shape[axis]
-                    index = index * shape[axis] + i
-                if inside and lengths[index] < u and (
-                    found < 0 or lengths[index] < lengths[found]
-                ):
-                    found = index
-            if found < 0:
-                # A smallest distance that is no source's flow: a source with a value of its own.
-                if lengths[best] <= u:
-                    out[count] = node
-                    count += 1
-                return count
+            found = best
+            near = 0
+            for axis in range(d):
+                near = near * shape[axis] + int(np.rint(here[axis]))
+            around = _downhill(lengths, shape, near)
+            if lengths[around] < lengths[found]:
+                found = around
+            if not lengths[found] < u:
+                # No way down but that from the lowest node to its source, if it is none itself.
+                _source(lengths, ways, shape, found, out[count])
+                return count + 1
             u = lengths[found]
-            rest = found
-            for k in range(d):
-                axis = d - 1 - k
-                here[axis] = rest % shape[axis]
-                rest //= shape[axis]
+            _place(found, shape, here)
         out[count] = here
         count += 1
     return -1

@@ -15,7 +15,6 @@ from finslerconv._arrays import Array, first_index
 from finslerconv.geodesics._grid import GridMetric
 from finslerconv.geodesics._kinds import is_numpy, is_tensor
 
-
 # Samples of a curve per step of the grid: a node beside it at the distance p is then wrong by less
 # than step / 512 (p / step).
 _PER_STEP = 8

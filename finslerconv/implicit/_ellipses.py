@@ -1,0 +1,207 @@
+"""Ellipses that hold the pixel as points of a manifold, and the frame in which each is a disc.
+
+The unit balls of Randers metrics are ellipses of matrix ``P`` around a centre ``W`` with
+``z = P^{-1/2} W`` in the open unit disc, ``|z| = |omega|_{M^-1}``: the manifold of positive
+definite matrices times the ball of the drift. A tangent vector is a field ``X(y) = E y + e`` in
+the frame ``y = P^{-1/2} (v - W)``, in five components ``(E00, E01, E11, e0, e1)``; a Riemannian
+ball keeps ``z = 0`` and has the first three.
+"""
+
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from finslerconv.balls import Ellipse
+from finslerconv.implicit._moments import symmetric
+from finslerconv.metrics._linalg import dot, inverse, matvec, spd_sqrt
+
+with warnings.catch_warnings():
+    # geoopt compiles helpers by torch.jit.script, which newer PyTorch calls deprecated.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    import geoopt
+
+_SPD = geoopt.SymmetricPositiveDefinite()
+
+#: At what share of its bound |z| counts as being on it; geoopt keeps |z| a little below.
+_AT_BOUND = 1 - 3e-5
+
+
+class Frame(NamedTuple):
+    """The frame in which an ellipse is the unit disc around the origin."""
+
+    root: Float[Tensor, "batch 2 2"]
+    """``P^{1/2}``."""
+
+    inverse_root: Float[Tensor, "batch 2 2"]
+    wind: Float[Tensor, "batch 2"]
+    """``z``; the pixel is at ``-z``."""
+
+    @classmethod
+    def of(cls, ellipse: Ellipse) -> "Frame":
+        """Return the frame of each ellipse."""
+        root = spd_sqrt(ellipse.shape)
+        inverse_root = inverse(root)
+        return cls(root, inverse_root, matvec(inverse_root, ellipse.centre))
+
+    def vectors(self, v: Float[Tensor, "batch n 2"]) -> Float[Tensor, "batch n 2"]:
+        """Return displacements ``v`` from the pixel in the frame, seen from the pixel."""
+        return v @ self.inverse_root
+
+    def places(self, v: Float[Tensor, "batch n 2"]) -> Float[Tensor, "batch n 2"]:
+        """Return displacements ``v`` from the pixel in the frame, seen from the centre."""
+        return self.vectors(v) - self.wind[:, None]
+
+    def norm(self, q: Float[Tensor, "batch n 2"]) -> Float[Tensor, "batch n"]:
+        """Return the norms of vectors of the frame: ``|q / F - z| = 1``."""
+        z = self.wind[:, None]
+        lam = 1 - dot(z, z)
+        along = dot(q, z)
+        squared = dot(q, q)
+        root = (along**2 + lam * squared).sqrt()
+        # Whichever of the two forms does not cancel.
+        smaller = torch.where(squared > 0, root + along, torch.ones_like(root))
+        return torch.where(along > 0, squared / smaller, (root - along) / lam)
+
+
+def moved(ellipse: Ellipse, step: Float[Tensor, "batch p"], limit: float) -> Ellipse:
+    """Return the ellipses after a step along the manifold (a retraction).
+
+    Parameters
+    ----------
+    ellipse : Ellipse
+    step : Tensor, shape (batch, 5) or (batch, 3)
+        Tangent vectors.
+    limit : float
+        The radius of the ball in which ``z`` stays.
+    """
+    frame = Frame.of(ellipse)
+    tangent = 2 * frame.root @ symmetric(step[:, :3]) @ frame.root
+    shape = _SPD.retr(ellipse.shape, tangent)
+    if step.shape[1] == 3:
+        return Ellipse(ellipse.centre, shape)
+    ball = geoopt.PoincareBall(c=limit**-2)
+    root = spd_sqrt(shape)
+    centre = ellipse.centre + matvec(frame.root, step[:, 3:])
+    wind = matvec(inverse(root), centre)
+    return Ellipse(matvec(root, ball.retr(frame.wind, wind - frame.wind)), shape)
+
+
+def holding_pixel(ellipse: Ellipse, limit: float) -> tuple[Ellipse, Bool[Tensor, " batch"]]:
+    """Return the ellipses drawn to the pixel until ``|z| <= limit``, and where that was needed."""
+    wind = Frame.of(ellipse).wind.norm(dim=-1)
+    factor = (limit / wind.clamp_min(limit))[:, None]
+    return Ellipse(ellipse.centre * factor, ellipse.shape), wind >= _AT_BOUND * limit
+
+
+def where(condition: Bool[Tensor, " batch"], yes: Ellipse, no: Ellipse) -> Ellipse:
+    """Return the one ellipse or the other."""
+    return Ellipse(
+        torch.where(condition[:, None], yes.centre, no.centre),
+        torch.where(condition[:, None, None], yes.shape, no.shape),
+    )
+
+
+def take(ellipse: Ellipse, index: Tensor) -> Ellipse:
+    """Return some of the ellipses."""
+    return Ellipse(ellipse.centre[index], ellipse.shape[index])
+
+
+def put(ellipse: Ellipse, index: Int[Tensor, " some"], values: Ellipse) -> Ellipse:
+    """Return the ellipses with some of them replaced."""
+    return Ellipse(
+        ellipse.centre.index_copy(0, index, values.centre),
+        ellipse.shape.index_copy(0, index, values.shape),
+    )
+
+
+class Model(NamedTuple):
+    """A function of an ellipse to the second order in the frame's tangent vectors."""
+
+    value: Float[Tensor, " batch"]
+    gradient: Float[Tensor, "batch 5"]
+    hessian: Float[Tensor, "batch 5 5"]
+    far: Float[Tensor, "batch 5 5"]
+    """An approximation of the Hessian to use while steps are long, such as Gauss and Newton's."""
+
+
+def descend(
+    function: Callable[[Ellipse, Tensor], Model],
+    ellipse: Ellipse,
+    *,
+    centred: bool,
+    limit: float,
+    steps: int,
+) -> tuple[Ellipse, Bool[Tensor, " batch"]]:
+    """Minimise a function of each ellipse by a damped Riemannian Newton method.
+
+    A step that does not lower the value is not taken, and damped ten times more; so the
+    Hessian may be indefinite, or an approximation.
+
+    Parameters
+    ----------
+    function : callable
+        From ellipses and their places in the batch to a :class:`Model` of the function.
+    ellipse : Ellipse
+        The starts.
+    centred : bool
+        Whether the centres stay at the pixel.
+    limit : float
+        See :func:`moved`.
+    steps : int
+        Most steps.
+
+    Returns
+    -------
+    Ellipse
+    at_rest : Tensor, shape (batch,)
+        Where the last step was shorter than 1e-9, in units of the ball, or promised to lower the
+        value by less than 1e-14 of it.
+    """
+    p = 3 if centred else 5
+    # On the bound there is nowhere to go: begin further inside.
+    inside, at_bound = holding_pixel(ellipse, 0.9 * limit)[0], holding_pixel(ellipse, limit)[1]
+    ellipse = where(at_bound, inside, ellipse)
+    active = torch.arange(len(ellipse.centre), device=ellipse.centre.device)
+    at_rest = torch.zeros(len(active), dtype=torch.bool, device=active.device)
+    eye = torch.eye(p, dtype=ellipse.centre.dtype, device=active.device)
+    here, model = ellipse, function(ellipse, active)
+    damping = torch.full_like(model.value, 1e-4)
+    length = torch.full_like(model.value, torch.inf)
+    for _ in range(steps):
+        if len(active) == 0:
+            break
+        hessian = _pick(length < 0.05, model.hessian, model.far)[:, :p, :p]
+        size = hessian.diagonal(dim1=-2, dim2=-1).abs().mean(-1).clamp_min(1e-300)
+        damped = hessian + (damping * size)[:, None, None] * eye
+        step = -torch.linalg.solve_ex(damped, model.gradient[:, :p])[0]
+        length = step.norm(dim=-1)
+        # Beyond a step of this length the quadratic model says nothing.
+        step = step * (0.7 / length.clamp_min(0.7))[:, None]
+        promised = -(model.gradient[:, :p] * step).sum(-1)
+        there = moved(here, step, limit)
+        trial = function(there, active)
+        better = trial.value <= model.value  # False for NaN too
+        here = where(better, there, here)
+        model = Model(*(_pick(better, new, old) for new, old in zip(trial, model, strict=True)))
+        rests = (length < 1e-9) & ((damping < 1e-8) | ~better)
+        rests = rests | (
+            (promised < 1e-14 * model.value.abs()) & (promised >= 0) & (damping < 1e-3)
+        )
+        damping = torch.where(better, damping / 100, (damping * 10).clamp_min(1e-2))
+        damping = damping.clamp_min(1e-16)
+        ellipse = put(ellipse, active, here)
+        at_rest = at_rest.index_copy(0, active, rests)
+        if bool(rests.any()):
+            going = (~rests).nonzero().squeeze(-1)
+            active, damping, length = (part[going] for part in (active, damping, length))
+            here = take(here, going)
+            model = Model(*(part[going] for part in model))
+    return ellipse, at_rest
+
+
+def _pick(condition: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+    return torch.where(condition.reshape(-1, *(1,) * (yes.ndim - 1)), yes, no)

@@ -1,0 +1,296 @@
+"""The Randers metric whose unit ball explains the sampling positions of a kernel."""
+
+import enum
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from finslerconv._arrays import Array
+from finslerconv.balls import Ellipse, ReferenceSet
+from finslerconv.implicit._ellipses import Frame, holding_pixel, put, take, where
+from finslerconv.implicit._moments import moment_ellipse, regularised, spread
+from finslerconv.implicit._objectives import Objective, choose, intersection_over_union
+from finslerconv.implicit._samples import Samples, as_kind, flat_tensors
+from finslerconv.metrics import Randers, Riemannian
+from finslerconv.metrics._linalg import inverse
+
+__all__ = ["fit_randers", "RandersFit", "Misfit"]
+
+ObjectiveName = Literal["reference", "enclosing", "gauge", "overlap"]
+Kind = Literal["randers", "riemannian"]
+
+#: Samples handled at once: intermediate arrays stay in the cache.
+_CHUNK = 2**18
+
+#: Samples are collinear if their standard deviation across is below this share of that along.
+_COLLINEAR = 1e-5
+
+#: The smallest half-axis that is returned for samples on a line or in one place, in pixels.
+_SMALLEST = 1e-3
+
+#: A sample counts as inside the ball up to this excess of its norm over 1.
+_ROUNDING = 1e-6
+
+
+class Misfit(enum.IntEnum):
+    """Why no Randers metric explains a kernel's positions."""
+
+    NONE = 0
+    """One does."""
+
+    DEGENERATE = 1
+    """The samples of non-zero weight are in one place, on one line, or too few to tell."""
+
+    OUTSIDE = 2
+    """The pixel is outside its own ball: the ellipse that fits best does not hold it."""
+
+    TURNED = 3
+    """The samples are turned or mirrored against the reference points (affine map)."""
+
+
+@dataclass(frozen=True, eq=False)
+class RandersFit:
+    """Metrics fitted to the sampling positions of kernels, and how well they fit.
+
+    The arrays are of the kind, device and dtype of the positions, and none holds a NaN. Where
+    ``reason`` is not 0 no metric explains the samples; what is there instead is valid, and
+    ``residual``, ``iou`` and ``inside`` are those of what is there:
+
+    - ``DEGENERATE``: the ellipse of the samples' moments, its half-axes at least 1/1000 of the
+      longer and 1/1000 pixel, its centre drawn towards the pixel until it holds it;
+    - ``OUTSIDE``: the best ball that still holds the pixel, which is on the bound
+      ``|omega|_{M^-1} = 1 - margin``;
+    - ``TURNED``: the ellipse of the samples' moments, onto which the map is wrong.
+
+    Attributes
+    ----------
+    metric : Randers or Riemannian
+        Of batch ``(*batch,)``.
+    residual : array, shape (*batch,)
+        What the objective makes small. ``"reference"``: the root mean square distance of the
+        positions from those of the metric, in pixels. ``"gauge"``: the root mean square of
+        ``F(v_i) - l_i``. ``"enclosing"``: the ball's area over the hull's, less 1 (infinite for a
+        hull without area). ``"overlap"``: ``1 - iou``.
+    iou : array, shape (*batch,)
+        Intersection over union of the ball and the convex hull of the samples.
+    inside : array, shape (*batch,)
+        The share of the samples of non-zero weight that are in the ball, up to rounding.
+    pixel_in_hull : bool array, shape (*batch,)
+        Whether the pixel is strictly inside the convex hull of the samples, where
+        :class:`GaugeMetric` is the exact metric.
+    reason : integer array, shape (*batch,)
+        A :class:`Misfit`: 0 where the metric explains the samples.
+    converged : bool array, shape (*batch,)
+        Whether the refinement came to rest within ``max_steps`` (true where there was none).
+    """
+
+    metric: Randers | Riemannian
+    residual: Float[Array, "*batch"]
+    iou: Float[Array, "*batch"]
+    inside: Float[Array, "*batch"]
+    pixel_in_hull: Bool[Array, "*batch"]
+    reason: Int[Array, "*batch"]
+    converged: Bool[Array, "*batch"]
+
+    @property
+    def explained(self) -> Bool[Array, "*batch"]:
+        """Where the metric explains the samples: ``reason == 0``."""
+        return self.reason == Misfit.NONE
+
+    def __repr__(self) -> str:
+        count = math.prod(self.metric.batch_shape)
+        return f"RandersFit({self.metric!r}, explained={int(self.explained.sum())} of {count})"
+
+
+def fit_randers(
+    points: Float[Array, "*batch n 2"],
+    weights: Float[Array, "... n"] | None = None,
+    *,
+    objective: ObjectiveName | None = None,
+    kind: Kind = "randers",
+    reference: ReferenceSet | None = None,
+    map: Literal["radial", "affine"] = "radial",
+    levels: Any = None,
+    margin: float = 1e-3,
+    refine: bool = True,
+    max_steps: int = 60,
+) -> RandersFit:
+    """Return the metrics whose unit balls explain kernels' sampling positions.
+
+    A kernel that samples at ``v_1, ..., v_n`` around its pixel acts as if the unit ball of a metric
+    were there. The ball of a Randers metric is an ellipse that holds the pixel; it is first
+    estimated in closed form and then refined by a Riemannian Newton method on the product of the
+    manifold of positive definite matrices and the unit ball of the drift (geoopt's
+    ``SymmetricPositiveDefinite`` and ``PoincareBall``), for all kernels at once, in float64.
+
+    Parameters
+    ----------
+    points : array, shape (*batch, n, 2)
+        Sampling positions as displacements (down, right) from the pixel, in pixels, **the samples
+        last but one**, as the modules' ``positions`` return them. NumPy or PyTorch.
+    weights : array, shape (*batch, n), optional
+        Non-negative weights of the samples, such as a modulation; all alike if not given. A sample
+        of weight 0 is not there. Shape (n,) is the same for all.
+    objective : {"reference", "enclosing", "gauge", "overlap"}, optional
+        What is made small; ``"reference"`` if a reference set is given, else ``"enclosing"``.
+
+        - ``"reference"``: the distances between the samples and the images of the known reference
+          points under ``map``. Exact for positions that a metric made.
+        - ``"enclosing"``: the area of the ball that holds every sample (weights only say which
+          samples are there).
+        - ``"gauge"``: the squares of ``F(v_i) - l_i``, for samples on rings of known ``levels``.
+        - ``"overlap"``: one less the intersection over union with the samples' convex hull
+          (weights again say no more than which samples are there).
+    kind : {"randers", "riemannian"}
+        The kind of metric; a Riemannian ball is an ellipse around the pixel.
+    reference : ReferenceSet, optional
+        The points of the unit disc that the samples are images of, in their order.
+    map : {"radial", "affine"}
+        How the metric carries them into its ball (for ``objective="reference"``).
+    levels : array, shape (n,), optional
+        For ``"gauge"``: the norms ``l_i`` that the samples should have. If not given, the lengths
+        of the reference points; without those, of a square kernel of odd size, the place of
+        each tap's square ring, from 0 in the centre to 1 at the rim.
+    margin : float
+        How far ``|omega|_{M^-1}`` stays below 1, in [1e-4, 1): a ball whose pixel is nearer to the
+        rim counts as one that does not hold it.
+    refine : bool
+        Whether to refine the closed-form start. For ``map="affine"`` that is the optimum already.
+    max_steps : int
+        Most steps of the refinement.
+
+    Returns
+    -------
+    RandersFit
+        The metrics and the quality of the fit. Detached: no gradients flow through the fit.
+
+    Raises
+    ------
+    TypeError
+        If an argument is no array of real floats, or NumPy and PyTorch are mixed.
+    ValueError
+        If shapes do not fit, a position or weight is not finite, a weight is negative, the
+        arguments contradict each other, or the reference points lie along too few directions to
+        determine a metric through the radial map (five; three axes for a Riemannian one).
+
+    References
+    ----------
+    Dagès, Lindenbaum, Bruckstein, "Metric Convolutions" (ICCV 2025): kernel positions as samples
+    of the unit ball of an implicit metric.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from finslerconv.balls import lattice, radial
+    >>> from finslerconv.implicit import fit_randers
+    >>> from finslerconv.metrics import Randers
+    >>> metric = Randers(np.diag([0.25, 1.0]), np.array([0.0, 0.5]))
+    >>> taps = lattice(3)
+    >>> fit = fit_randers(radial(metric, taps.points), reference=taps)
+    >>> fit.metric.M.round(9), fit.metric.omega.round(9), fit.explained
+    (array([[0.25, 0.  ],
+           [0.  , 1.  ]]), array([0. , 0.5]), np.True_)
+    """
+    flat, masses = flat_tensors(points, weights)
+    if kind not in ("randers", "riemannian"):
+        raise ValueError(f"kind: expected 'randers' or 'riemannian', got {kind!r}")
+    if not 1e-4 <= margin < 1:
+        raise ValueError(f"margin: expected a number in [1e-4, 1), got {margin!r}")
+    if not isinstance(max_steps, int) or max_steps < 1:
+        raise ValueError(f"max_steps: expected a positive integer, got {max_steps!r}")
+    n = flat.shape[1]
+    centred = kind == "riemannian"
+    chosen = choose(objective, n, reference, map, levels, centred, flat.device)
+    steps = max_steps if refine else 0
+    size = max(1, _CHUNK // n)
+    parts = [
+        _fit(chosen, Samples.of(*chunk), centred, 1 - margin, steps)
+        for chunk in zip(flat.split(size), masses.split(size), strict=True)
+    ]
+    columns = (torch.cat(column) for column in zip(*parts, strict=True))
+    return _result(_Fitted(*columns), points, flat.dtype, centred)
+
+
+class _Fitted(NamedTuple):
+    """The columns of a fit over a flat batch, in float64."""
+
+    centre: Tensor
+    shape: Tensor
+    residual: Tensor
+    iou: Tensor
+    inside: Tensor
+    pixel_in_hull: Tensor
+    reason: Tensor
+    converged: Tensor
+
+
+def _fit(
+    objective: Objective, samples: Samples, centred: bool, limit: float, steps: int
+) -> _Fitted:
+    """Fit a flat batch, in units of the samples' own sizes."""
+    scale = samples.size()
+    samples = samples.scaled(1 / scale)
+    short, long = spread(samples.points, samples.weights).unbind(-1)
+    start = objective.start(samples, centred)
+    degenerate = (short <= _COLLINEAR * long) | (long <= _COLLINEAR) | ~start.determined
+
+    moments = moment_ellipse(samples.points, samples.weights, centred)
+    ellipse = where(degenerate, regularised(moments, _SMALLEST / scale), start.ellipse)
+    ellipse, at_bound = holding_pixel(ellipse, limit)
+    converged = torch.ones_like(degenerate)
+    good = (~degenerate).nonzero().squeeze(-1)
+    if steps and len(good):
+        best, at_rest = objective.refine(
+            samples[good], take(ellipse, good), centred=centred, limit=limit, steps=steps
+        )
+        ellipse = put(ellipse, good, best)
+        converged = converged.index_copy(0, good, at_rest)
+        ellipse, at_bound = holding_pixel(ellipse, limit)
+
+    reason = torch.zeros_like(degenerate, dtype=torch.int64)
+    reason = reason.masked_fill(at_bound, int(Misfit.OUTSIDE))
+    reason = reason.masked_fill(~start.proper, int(Misfit.TURNED))
+    reason = reason.masked_fill(degenerate, int(Misfit.DEGENERATE))
+    return _Fitted(
+        centre=ellipse.centre * scale[:, None],
+        shape=ellipse.shape * scale[:, None, None] ** 2,
+        residual=objective.residual(samples, ellipse, scale),
+        iou=intersection_over_union(samples, ellipse),
+        inside=_share_inside(samples, ellipse),
+        pixel_in_hull=samples.pixel_in_hull(),
+        reason=reason,
+        converged=converged,
+    )
+
+
+def _share_inside(samples: Samples, ellipse: Ellipse) -> Tensor:
+    frame = Frame.of(ellipse)
+    held = frame.norm(frame.vectors(samples.points)) <= 1 + _ROUNDING
+    present = samples.weights > 0
+    return (held & present).sum(1) / present.sum(1).clamp_min(1)
+
+
+def _result(fitted: _Fitted, points: Array, dtype: torch.dtype, centred: bool) -> RandersFit:
+    """Return the fit in the shape, kind and dtype of the positions."""
+    batch = tuple(points.shape[:-2])
+
+    def column(values: Tensor) -> Array:
+        values = values.to(dtype) if values.is_floating_point() else values
+        return as_kind(values.reshape((*batch, *values.shape[1:])), points)
+
+    h = inverse(fitted.shape)
+    randers = Randers.from_zermelo((h + h.mT) / 2, fitted.centre, validate=False)
+    M, omega = column(randers.M), column(randers.omega)
+    return RandersFit(
+        metric=Riemannian(M, validate=False) if centred else Randers(M, omega, validate=False),
+        residual=column(fitted.residual),
+        iou=column(fitted.iou),
+        inside=column(fitted.inside.double()),
+        pixel_in_hull=column(fitted.pixel_in_hull),
+        reason=column(fitted.reason),
+        converged=column(fitted.converged),
+    )

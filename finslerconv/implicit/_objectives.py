@@ -1,0 +1,449 @@
+"""What a fitted ball makes small: the objectives, each with start, refinement and residual."""
+
+import abc
+import math
+from typing import Any, NamedTuple, final
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from finslerconv.balls import Ellipse, ReferenceSet, lattice
+from finslerconv.implicit._ellipses import Frame, Model, descend, holding_pixel, where
+from finslerconv.implicit._enclosing import smallest_enclosing
+from finslerconv.implicit._moments import (
+    affine_ellipse,
+    conic_ellipse,
+    hull_ellipse,
+    moment_ellipse,
+)
+from finslerconv.implicit._overlap import (
+    field_along,
+    polygon_area,
+    shared_area,
+    shared_area_derivatives,
+    squared_field,
+)
+from finslerconv.implicit._samples import Samples, as_tensor
+from finslerconv.metrics._linalg import det, dot, outer
+
+#: Curvatures below this share of their sum count as none.
+_UNDETERMINED = 1e-12
+
+
+class Start(NamedTuple):
+    """Where a refinement begins."""
+
+    ellipse: Ellipse
+    determined: Bool[Tensor, " batch"]
+    """Whether the samples are enough to tell."""
+
+    proper: Bool[Tensor, " batch"]
+    """Whether the samples are not turned or mirrored."""
+
+
+class Objective(abc.ABC):
+    """What :func:`fit_randers` asks of an objective; all over flat batches, near unit size."""
+
+    @abc.abstractmethod
+    def start(self, samples: Samples, centred: bool) -> Start:
+        """Return the closed-form start."""
+
+    @abc.abstractmethod
+    def refine(
+        self, samples: Samples, ellipse: Ellipse, *, centred: bool, limit: float, steps: int
+    ) -> tuple[Ellipse, Bool[Tensor, " batch"]]:
+        """Return the optimum, and where it was reached."""
+
+    @abc.abstractmethod
+    def residual(
+        self, samples: Samples, ellipse: Ellipse, scale: Float[Tensor, " batch"]
+    ) -> Float[Tensor, " batch"]:
+        """Return the figure that is made small; ``scale`` is that of the units, in pixels."""
+
+
+@final
+class RadialMatching(Objective):
+    """Distances of the samples from ``g |g| / F(g)``: only along ``g`` has the metric a say."""
+
+    def __init__(self, reference: Float[Tensor, "n 2"]) -> None:
+        self.length = reference.norm(dim=-1)
+        # A point at the centre stays there: any direction serves, and its weight is 0.
+        self.divisor = torch.where(self.length > 0, self.length, torch.ones_like(self.length))
+        axis = reference.new_tensor((1.0, 0.0))
+        self.direction = torch.where(
+            self.length[:, None] > 0, reference / self.divisor[:, None], axis
+        )
+
+    def _reach(self, samples: Samples) -> Tensor:
+        """Return how far along ``g`` each sample is, in units of ``|g|``."""
+        return (samples.points * self.direction).sum(-1) / self.divisor
+
+    def _weights(self, samples: Samples) -> Tensor:
+        return samples.weights * self.length**2
+
+    def start(self, samples: Samples, centred: bool) -> Start:
+        """Return the conic through the boundary points that the samples name."""
+        reach = self._reach(samples).clamp_min(0)
+        # reach is 1 / F(direction); the equations, times its cube, weigh errors of positions.
+        ellipse, proper = conic_ellipse(
+            self.direction * reach[..., None],
+            torch.ones_like(reach),
+            self._weights(samples).sqrt() * reach,
+            centred,
+        )
+        ellipse = where(proper, ellipse, moment_ellipse(samples.points, samples.weights, centred))
+        return _start(self, samples, ellipse, centred)
+
+    def model(self, samples: Samples, ellipse: Ellipse) -> Model:
+        """Return half the weighted square error of the reaches."""
+        frame = Frame.of(ellipse)
+        rim = _Rim.along(frame.vectors(self.direction.expand_as(samples.points)), frame)
+        return rim.least_squares(rim.reach - self._reach(samples), self._weights(samples), 1.0, 0.0)
+
+    def refine(
+        self, samples: Samples, ellipse: Ellipse, *, centred: bool, limit: float, steps: int
+    ) -> tuple[Ellipse, Bool[Tensor, " batch"]]:
+        """Return the optimum, by Newton steps."""
+        return _descend(self, samples, ellipse, centred, limit, steps)
+
+    def residual(
+        self, samples: Samples, ellipse: Ellipse, scale: Float[Tensor, " batch"]
+    ) -> Float[Tensor, " batch"]:
+        """Return the root mean square distance, in pixels."""
+        frame = Frame.of(ellipse)
+        norm = frame.norm(frame.vectors(self.direction.expand_as(samples.points)))
+        images = self.direction * (self.length / norm)[..., None]
+        return scale * _distance(samples, images)
+
+
+@final
+class AffineMatching(Objective):
+    """Distances of the samples from ``W + P^{1/2} g``: linear least squares, nothing to refine."""
+
+    def __init__(self, reference: Float[Tensor, "n 2"]) -> None:
+        self.reference = reference
+
+    def start(self, samples: Samples, centred: bool) -> Start:
+        """Return the optimum."""
+        ellipse, determined, proper = affine_ellipse(
+            samples.points, samples.weights, self.reference, centred
+        )
+        moments = moment_ellipse(samples.points, samples.weights, centred)
+        return Start(where(proper, ellipse, moments), determined, proper)
+
+    def refine(
+        self, samples: Samples, ellipse: Ellipse, *, centred: bool, limit: float, steps: int
+    ) -> tuple[Ellipse, Bool[Tensor, " batch"]]:
+        """Return the start."""
+        return ellipse, torch.ones_like(samples.corners, dtype=torch.bool)
+
+    def residual(
+        self, samples: Samples, ellipse: Ellipse, scale: Float[Tensor, " batch"]
+    ) -> Float[Tensor, " batch"]:
+        """Return the root mean square distance, in pixels."""
+        images = self.reference @ Frame.of(ellipse).root + ellipse.centre[:, None]
+        return scale * _distance(samples, images)
+
+
+@final
+class Rings(Objective):
+    """Squares of ``F(v_i) - l_i`` for samples on rings of known levels."""
+
+    def __init__(self, levels: Float[Tensor, " n"]) -> None:
+        self.levels = levels
+
+    def start(self, samples: Samples, centred: bool) -> Start:
+        """Return the conic of the squared equations."""
+        levels = self.levels.expand_as(samples.weights)
+        safe = torch.where(levels > 0, levels, torch.ones_like(levels))
+        weights = torch.where(levels > 0, samples.weights, 0.0).sqrt() / safe
+        ellipse, proper = conic_ellipse(samples.points, levels, weights, centred)
+        ellipse = where(proper, ellipse, moment_ellipse(samples.points, samples.weights, centred))
+        return _start(self, samples, ellipse, centred)
+
+    def model(self, samples: Samples, ellipse: Ellipse) -> Model:
+        """Return half the weighted square error of the norms, ``F`` being one over the reach."""
+        frame = Frame.of(ellipse)
+        q = frame.vectors(samples.points)
+        away = dot(q, q) > 0
+        axis = q.new_tensor((1.0, 0.0))
+        rim = _Rim.along(torch.where(away[..., None], q, axis), frame)
+        norm = torch.where(away, 1 / rim.reach, 0.0)
+        return rim.least_squares(norm - self.levels, samples.weights, -(norm**2), 2 * norm**3)
+
+    def refine(
+        self, samples: Samples, ellipse: Ellipse, *, centred: bool, limit: float, steps: int
+    ) -> tuple[Ellipse, Bool[Tensor, " batch"]]:
+        """Return the optimum, by Newton steps."""
+        return _descend(self, samples, ellipse, centred, limit, steps)
+
+    def residual(
+        self, samples: Samples, ellipse: Ellipse, scale: Float[Tensor, " batch"]
+    ) -> Float[Tensor, " batch"]:
+        """Return the root mean square error of the norms."""
+        frame = Frame.of(ellipse)
+        error = frame.norm(frame.vectors(samples.points)) - self.levels
+        return (samples.weights * error**2).sum(1).sqrt()
+
+
+@final
+class Enclosing(Objective):
+    """The area of the ball that holds every sample."""
+
+    def start(self, samples: Samples, centred: bool) -> Start:
+        """Return the ellipse of the samples' moments."""
+        return _moments(samples, centred)
+
+    def refine(
+        self, samples: Samples, ellipse: Ellipse, *, centred: bool, limit: float, steps: int
+    ) -> tuple[Ellipse, Bool[Tensor, " batch"]]:
+        """Return the smallest enclosing ellipse, by an interior-point method."""
+        return smallest_enclosing(samples.hull, centred=centred, limit=limit, steps=steps)
+
+    def residual(
+        self, samples: Samples, ellipse: Ellipse, scale: Float[Tensor, " batch"]
+    ) -> Float[Tensor, " batch"]:
+        """Return the ball's area over the hull's, less 1."""
+        area = torch.pi * det(ellipse.shape).clamp_min(0).sqrt()
+        return area / polygon_area(samples.hull).clamp_min(0) - 1
+
+
+@final
+class Overlap(Objective):
+    """One less the intersection over union of the ball and the samples' hull."""
+
+    def start(self, samples: Samples, centred: bool) -> Start:
+        """Return the ellipse of the samples' moments."""
+        return _moments(samples, centred)
+
+    def model(self, samples: Samples, ellipse: Ellipse) -> Model:
+        """Return ``-log`` of the intersection over union."""
+        hull = Frame.of(ellipse).places(samples.hull)
+        shared = shared_area_derivatives(hull)
+        # The disc's own area, pi exp(tr E), to the second order.
+        trace = hull.new_tensor((1.0, 0.0, 1.0, 0.0, 0.0))
+        union = torch.pi + polygon_area(hull) - shared.value
+        union_gradient = torch.pi * trace - shared.gradient
+        union_hessian = torch.pi * trace[:, None] * trace - shared.hessian
+        value, gradient, hessian = _log(shared.value, shared.gradient, shared.hessian)
+        other, other_gradient, other_hessian = _log(union, union_gradient, union_hessian)
+        hessian = other_hessian - hessian
+        return Model(other - value, other_gradient - gradient, hessian, hessian)
+
+    def refine(
+        self, samples: Samples, ellipse: Ellipse, *, centred: bool, limit: float, steps: int
+    ) -> tuple[Ellipse, Bool[Tensor, " batch"]]:
+        """Return the optimum, by Newton steps from the ellipse of the hull's moments."""
+        filled = holding_pixel(hull_ellipse(samples.hull, centred), 0.9 * limit)[0]
+        return _descend(self, samples, filled, centred, limit, steps)
+
+    def residual(
+        self, samples: Samples, ellipse: Ellipse, scale: Float[Tensor, " batch"]
+    ) -> Float[Tensor, " batch"]:
+        """Return one less the intersection over union."""
+        return 1 - intersection_over_union(samples, ellipse)
+
+
+def choose(
+    name: str | None,
+    n: int,
+    reference: ReferenceSet | None,
+    map: str,
+    levels: Any,
+    centred: bool,
+    device: torch.device,
+) -> Objective:
+    """Return the objective that the arguments of ``fit_randers`` describe.
+
+    Raises
+    ------
+    ValueError
+        If they contradict each other, or the reference points are too few.
+    """
+    name = name or ("enclosing" if reference is None else "reference")
+    if name not in ("reference", "enclosing", "gauge", "overlap"):
+        raise ValueError(
+            f"objective: expected 'reference', 'enclosing', 'gauge' or 'overlap', got {name!r}"
+        )
+    if map not in ("radial", "affine"):
+        raise ValueError(f"map: expected 'radial' or 'affine', got {map!r}")
+    if levels is not None and name != "gauge":
+        raise ValueError(f"levels: are for the objective 'gauge', not for {name!r}")
+    if reference is not None:
+        if name in ("enclosing", "overlap"):
+            raise ValueError(
+                f"reference: the objective {name!r} does not use it; leave it out, or choose "
+                "'reference' or 'gauge'"
+            )
+        if not isinstance(reference, ReferenceSet):
+            raise TypeError(
+                f"reference: expected a ReferenceSet, such as finslerconv.balls.lattice(3), got "
+                f"{type(reference).__name__}"
+            )
+        if reference.dim != 2 or len(reference) != n:
+            raise ValueError(
+                f"reference: expected {n} planar points, one for each sample, got {len(reference)} "
+                f"of dimension {reference.dim}"
+            )
+    match name:
+        case "enclosing":
+            return Enclosing()
+        case "overlap":
+            return Overlap()
+        case "gauge":
+            return Rings(_tensor(_levels(levels, reference, n), device))
+    if reference is None:
+        raise ValueError("reference: the objective 'reference' needs the reference points")
+    points = _tensor(reference.points, device)
+    if map == "affine":
+        return AffineMatching(points)
+    _check_directions(reference, 3 if centred else 5)
+    return RadialMatching(points)
+
+
+def intersection_over_union(samples: Samples, ellipse: Ellipse) -> Float[Tensor, " batch"]:
+    """Return the intersection over union of ellipses and the samples' hulls."""
+    hull = Frame.of(ellipse).places(samples.hull)
+    shared = shared_area(hull).clamp_min(0)
+    return (shared / (torch.pi + polygon_area(hull) - shared)).clamp(0, 1)
+
+
+def _levels(levels: Any, reference: ReferenceSet | None, n: int) -> Float[np.ndarray, " n"]:
+    if levels is not None:
+        levels = np.asarray(as_tensor(levels).cpu() if isinstance(levels, Tensor) else levels)
+        if levels.shape != (n,) or not np.issubdtype(levels.dtype, np.number):
+            raise ValueError(f"levels: expected {n} numbers, one for each sample, got {levels!r}")
+        if not (np.isfinite(levels) & (levels >= 0)).all() or not (levels > 0).any():
+            raise ValueError(
+                f"levels: expected finite norms of 0 or more, not all 0, got {levels.tolist()}"
+            )
+        return levels.astype(float)
+    if reference is not None:
+        return np.linalg.norm(reference.points, axis=-1)
+    side = math.isqrt(n)
+    if side * side != n or side % 2 == 0 or side == 1:
+        raise ValueError(
+            f"levels: {n} samples are no square kernel of odd size, whose rings give the levels; "
+            "give the norm that each sample should have, or a reference set"
+        )
+    return np.abs(lattice(side).points).max(axis=-1)
+
+
+def _check_directions(reference: ReferenceSet, wanted: int) -> None:
+    """Raise where the reference points lie along too few rays for the radial map."""
+    g = reference.points[np.linalg.norm(reference.points, axis=-1) > 0]
+    angles = np.sort(np.arctan2(g[:, 0], g[:, 1]))
+    if wanted == 3:  # a symmetric norm is the same along opposite rays
+        angles = np.sort(np.mod(angles + 1e-9, np.pi))
+    period = np.pi if wanted == 3 else 2 * np.pi
+    gaps = np.diff(angles, append=angles[:1] + period)
+    found = int((gaps > 1e-6).sum())
+    if found < wanted:
+        raise ValueError(
+            f"reference: the points of {reference.name!r} lie along {found} "
+            f"{'axes' if wanted == 3 else 'rays'}, and the radial map needs {wanted} to determine "
+            "the metric; use map='affine', kind='riemannian' or a set with more directions"
+        )
+
+
+def _tensor(values: np.ndarray, device: torch.device) -> Tensor:
+    return torch.as_tensor(values, dtype=torch.float64, device=device)
+
+
+def _moments(samples: Samples, centred: bool) -> Start:
+    everywhere = torch.ones_like(samples.corners, dtype=torch.bool)
+    return Start(moment_ellipse(samples.points, samples.weights, centred), everywhere, everywhere)
+
+
+def _start(
+    objective: RadialMatching | Rings, samples: Samples, ellipse: Ellipse, centred: bool
+) -> Start:
+    """Return a start, determined where the Gauss-Newton matrix is of full rank."""
+    p = 3 if centred else 5
+    hessian = objective.model(samples, holding_pixel(ellipse, 0.9)[0]).far[:, :p, :p]
+    size = hessian.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
+    eye = torch.eye(p, dtype=hessian.dtype, device=hessian.device)
+    failed = torch.linalg.cholesky_ex(hessian - _UNDETERMINED * size * eye)[1]
+    return Start(ellipse, failed == 0, torch.ones_like(failed, dtype=torch.bool))
+
+
+def _descend(
+    objective: RadialMatching | Rings | Overlap,
+    samples: Samples,
+    ellipse: Ellipse,
+    centred: bool,
+    limit: float,
+    steps: int,
+) -> tuple[Ellipse, Tensor]:
+    return descend(
+        lambda ellipse, index: objective.model(samples[index], ellipse),
+        ellipse,
+        centred=centred,
+        limit=limit,
+        steps=steps,
+    )
+
+
+class _Rim(NamedTuple):
+    """Where rays from the pixel leave the ball, to the second order in the ball's tangent vectors.
+
+    In the frame of the ball a ray ``t q`` meets the rim at ``n = t q - z``, ``|n| = 1``. Once the
+    ball has moved by ``X(y) = E y + e`` it meets it where ``|n + dt q - X(n + dt q)| = 1``.
+    """
+
+    reach: Tensor
+    """``t``, which is ``1 / F``."""
+
+    slope: Tensor
+    """The gradient of ``t``, ``X(n).n / q.n``."""
+
+    q: Tensor
+    n: Tensor
+
+    @classmethod
+    def along(cls, q: Tensor, frame: Frame) -> "_Rim":
+        """Return the rim along vectors ``q`` of the frame, none zero."""
+        reach = 1 / frame.norm(q)
+        n = reach[..., None] * q - frame.wind[:, None]
+        return cls(reach, field_along(n, n) / dot(q, n)[..., None], q, n)
+
+    def least_squares(
+        self, error: Tensor, weights: Tensor, first: Tensor | float, second: Tensor | float
+    ) -> Model:
+        """Return half the weighted sum of squares of errors.
+
+        ``first`` and ``second`` are the derivatives of the errors in the reach.
+        """
+        slope = self.slope
+        pull = weights * error * first
+        gauss_newton = ((weights * first * first)[..., None] * slope).mT @ slope
+        # The second derivative of the reach is -(|X(n)|^2 + mixed slope' + slope mixed' +
+        # |q|^2 slope slope') / q.n, the mixed term -(X(n).q + n.(E q)).
+        bend = -pull / dot(self.q, self.n)
+        mixed = -field_along(self.n, self.q)
+        mixed[..., :3] -= field_along(self.q, self.n)[..., :3]
+        bent = bend[..., None] * slope
+        own = weights * error * second + bend * dot(self.q, self.q)
+        curved = bent.mT @ mixed + mixed.mT @ bent + (own[..., None] * slope).mT @ slope
+        return Model(
+            value=(weights * error**2).sum(1) / 2,
+            gradient=(pull[..., None] * slope).sum(1),
+            hessian=gauss_newton + curved + squared_field(self.n, bend),
+            far=gauss_newton,
+        )
+
+
+def _log(value: Tensor, gradient: Tensor, hessian: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the logarithm of a function to the second order, -infinity where not positive."""
+    positive = value > 0
+    safe = torch.where(positive, value, torch.ones_like(value))
+    gradient, hessian = gradient / safe[:, None], hessian / safe[:, None, None]
+    log = torch.where(positive, safe.log(), -torch.inf)
+    return log, gradient, hessian - outer(gradient, gradient)
+
+
+def _distance(samples: Samples, images: Tensor) -> Tensor:
+    squared = ((samples.points - images) ** 2).sum(-1)
+    return (samples.weights * squared).sum(1).sqrt()
