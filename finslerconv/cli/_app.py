@@ -202,7 +202,8 @@ def path(
     ),
     max_size: MaxSize = 512,
     radius: Radius = DEFAULT.radius,
-    anisotropy: Anisotropy = DEFAULT.anisotropy,
+    # Less than the filters': what one pixel's metric says of its neighbours must hold there.
+    anisotropy: Anisotropy = 8.0,
     tau: Tau = DEFAULT.tau,
     smoothing: Smoothing = DEFAULT.smoothing,
     device: Device = "cpu",

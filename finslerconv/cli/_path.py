@@ -42,11 +42,13 @@ class Journey:
 
 def journey(metric: Randers, start: Pixel, end: Pixel) -> Journey:
     """Find the shortest paths of a picture's metric from ``start`` to ``end`` and back."""
-    field = GridMetric(
-        metric.M[0].double().cpu().numpy(),
-        metric.omega[0].double().cpu().numpy(),
-        interpolation="linear",
-    )
+    pixels = GridMetric(metric.M[0].double(), metric.omega[0].double())
+    # The metric of a photograph turns from one pixel to the next: two nodes a pixel see that.
+    height, width = pixels.grid_shape
+    nodes = (2 * height - 1, 2 * width - 1)
+    field = GridMetric.from_function(
+        pixels.at, nodes, spacing=0.5, device=metric.M.device, validate=False
+    ).numpy()
     there, back = (distance(field, at, full=True) for at in (start, end))
     straight = np.linspace(start, end, max(2, 4 * int(np.hypot(*np.subtract(start, end)))))
     ways = [
@@ -65,7 +67,7 @@ def path_figure(image: Picture, found: Journey) -> Figure:
     there, back, _ = found.ways
     plotting.paths([there.curve, back.curve], labels=["there", "back"], image=image, ax=left)
     left.set_title("shortest paths", fontsize=11)
-    plotting.distance_map(found.distances, image=image, ax=right)
+    plotting.distance_map(found.distances.distance[::2, ::2], image=image, ax=right)
     plotting.paths([there.curve], ax=right)
     right.set_title("distances from the start, and the path there", fontsize=11)
     for ax in (left, right):

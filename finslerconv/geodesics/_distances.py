@@ -51,6 +51,10 @@ class DistanceMap:
     arrives from the source, or with ``reverse`` leaves for it. 0 at the sources and where none
     arrives. Without gradients. Shape (\*problems, \*grid, d)."""
 
+    sources: list[Array]
+    """The positions of the sources of each problem, row-major, each of shape (sources, d), which
+    ``label`` counts."""
+
     field: GridMetric
     """The field whose distances these are."""
 
@@ -235,6 +239,7 @@ def distance(
         distance=lengths,
         label=like(front.label.reshape(shape), field.M),
         flow=like(-flow if reverse else flow, field.M),
+        sources=[like(seeds.position.detach(), field.M) for seeds in problems.seeds],
         field=field,
         reverse=reverse,
     )

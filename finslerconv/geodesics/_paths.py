@@ -1,12 +1,12 @@
 """Shortest paths read off a distance map, and the lengths of curves.
 
-From the target the path goes back along the flow of the front that arrived there, between nodes too,
-as long as the distance falls as fast as it must. Where it does not, near walls and where two fronts
-meet, the path steps to the neighbouring node of the smallest distance: that always goes on, so a path
-always ends at a source.
+From the target the path goes back along the flow of the front that arrived there, between nodes
+too, as long as the distance falls as fast as it must. Where it does not, near walls and where two
+fronts meet, the path steps to a node of smaller distance, the nearest that it can see: such a node
+always exists but at a source, so a path always ends there. It need not be a neighbour, for the
+fronts of very anisotropic fields reach a node from beyond its neighbours.
 """
 
-import itertools
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, no_type_check
@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from finslerconv._arrays import Array, first_index
+from finslerconv._arrays import Array
 from finslerconv.geodesics._grid import MetricField
 from finslerconv.geodesics._kinds import as_tensor, as_tensors, is_numpy, like
 
@@ -31,9 +31,7 @@ _NEAR = 2
 _PROGRESS = 0.1
 
 
-def minimal_path(
-    distances: "DistanceMap", to: Any, *, step: float = 0.25
-) -> Array | list[Array]:
+def minimal_path(distances: "DistanceMap", to: Any, *, step: float = 0.25) -> Array | list[Array]:
     r"""Return the shortest path between the source of a distance map and a position.
 
     Parameters
@@ -62,8 +60,9 @@ def minimal_path(
 
     Notes
     -----
-    Second-order steps in the linearly interpolated flow, so the path is accurate to about the square
-    of the spacing where the flow is smooth. It does not cut through nodes that were not reached.
+    Second-order steps in the linearly interpolated flow, so the path is accurate to about the
+    square of the spacing where the flow is smooth. It does not cut through nodes that were not
+    reached.
 
     Examples
     --------
@@ -93,11 +92,16 @@ def minimal_path(
     sign = 1.0 if distances.reverse else -1.0
     ways = (sign * flow.double() / torch.tensor(field.spacing)).reshape(-1, math.prod(grid), d)
     lengths = values.double().reshape(len(ways), -1).contiguous().numpy()
+    labels = torch.as_tensor(distances.label).cpu().reshape(len(ways), -1).numpy()
     spacing, origin = np.asarray(field.spacing), np.asarray(field.origin)
     paths = []
     for number, start in enumerate(coordinates):
         problem = number if problems else 0
-        path = _back(lengths[problem], ways[problem].contiguous().numpy(), grid, start, step)
+        sources = as_tensor("sources", distances.sources[problem]).double().cpu().numpy()
+        path = _back(
+            lengths[problem], ways[problem].contiguous().numpy(), labels[problem],
+            (sources - origin) / spacing, grid, start, step,
+        )  # fmt: skip
         if path is None:
             raise ValueError(
                 f"to: no front has reached {ends[number].tolist()}: it is behind walls, or beyond "
@@ -187,7 +191,13 @@ def _check_inside(coordinates: np.ndarray, ends: np.ndarray, grid: tuple[int, ..
 
 
 def _back(
-    lengths: np.ndarray, ways: np.ndarray, grid: tuple[int, ...], start: np.ndarray, step: float
+    lengths: np.ndarray,
+    ways: np.ndarray,
+    labels: np.ndarray,
+    sources: np.ndarray,
+    grid: tuple[int, ...],
+    start: np.ndarray,
+    step: float,
 ) -> np.ndarray | None:
     """Return the path (n, d) in nodes from ``start`` to a source; None if it has no distance."""
     shape = np.asarray(grid, dtype=np.int64)
@@ -196,7 +206,7 @@ def _back(
     most = 64 * int(math.prod(grid) / step) + 1024
     while True:
         out = np.empty((room, len(grid)))
-        count = _follow(lengths, ways, shape, start, step, out)
+        count = _follow(lengths, ways, labels, sources, shape, start, step, out)
         if count >= 0 or room >= most:
             return out[:count] if count > 0 else None
         room *= 4
@@ -232,7 +242,7 @@ def _corner(c, shape, corner):
 @_jit
 @no_type_check
 def _length(lengths, shape, c):
-    """Return the distance at ``c``, of the corners that were reached; inf if ``c``'s node was not."""
+    """Return the distance at ``c``, of the corners that were reached; inf if none is near."""
     nearest = 0
     for axis in range(len(shape)):
         nearest = nearest * shape[axis] + int(np.rint(c[axis]))
@@ -301,49 +311,54 @@ def _lowest(lengths, shape, c):
 
 @_jit
 @no_type_check
-def _downhill(lengths, shape, node):
-    """Return the node of the smallest distance among a node and its neighbours."""
+def _downhill(lengths, shape, c, u):
+    """Return a node below ``u`` in sight of ``c``: the lowest of the nearest ring, or -1."""
     d = len(shape)
-    best = node
-    for neighbour in range(3**d):
-        rest, left, index, stride, inside = neighbour, node, 0, 1, True
-        for k in range(d):
-            axis = d - 1 - k
-            i = left % shape[axis] + rest % 3 - 1
-            left //= shape[axis]
-            rest //= 3
-            inside = inside and 0 <= i < shape[axis]
-            index += stride * i
-            stride *= shape[axis]
-        if inside and lengths[index] < lengths[best]:
-            best = index
-    return best
+    reach = 0
+    for axis in range(d):
+        reach = max(reach, shape[axis])
+    for ring in range(1, reach):
+        wide = 2 * ring + 1
+        best = -1
+        for neighbour in range(wide**d):
+            rest, index, stride, inside, edge = neighbour, 0, 1, True, False
+            for k in range(d):
+                axis = d - 1 - k
+                step = rest % wide - ring
+                rest //= wide
+                i = int(np.rint(c[axis])) + step
+                edge = edge or abs(step) == ring or ring == 1
+                inside = inside and 0 <= i < shape[axis]
+                index += stride * i
+                stride *= shape[axis]
+            bound = u if best < 0 else lengths[best]
+            lower = inside and edge and lengths[index] < bound
+            if lower and _in_sight(lengths, shape, c, index):
+                best = index
+        if best >= 0:
+            return best
+    return -1
 
 
 @_jit
 @no_type_check
-def _source(lengths, ways, shape, node, out):
-    """Write the source that is downhill from a node; return whether it is near.
-
-    The lowest node around a source has its distance in a straight line from there.
-    """
-    near = False
-    for _ in range(_NEAR + 1):
-        lower = _downhill(lengths, shape, node)
-        if lower == node:
-            near = True
-            break
-        node = lower
-    _place(node, shape, out)
+def _in_sight(lengths, shape, c, node):
+    """Return whether the segment from ``c`` to a node passes only by nodes that were reached."""
+    d = len(shape)
+    end = np.empty(d)
+    _place(node, shape, end)
     far = 0.0
-    for axis in range(len(shape)):
-        far = max(far, abs(lengths[node] * ways[node, axis]))
-    # Further, and the source is at the node (or beside it) and starts at a value of its own.
-    if far <= 2.0 * _NEAR:
-        for axis in range(len(shape)):
-            hop = lengths[node] * ways[node, axis]
-            out[axis] = min(max(out[axis] + hop, 0.0), shape[axis] - 1.0)
-    return near
+    for axis in range(d):
+        far = max(far, abs(end[axis] - c[axis]))
+    parts = 2 * int(np.ceil(far))
+    for part in range(1, parts):
+        index = 0
+        for axis in range(d):
+            i = int(np.rint(c[axis] + part / parts * (end[axis] - c[axis])))
+            index = index * shape[axis] + i
+        if not np.isfinite(lengths[index]):
+            return False
+    return True
 
 
 @_jit
@@ -369,7 +384,7 @@ def _open(lengths, shape, a, b):
 
 @_entry
 @no_type_check
-def _follow(lengths, ways, shape, start, step, out):
+def _follow(lengths, ways, labels, sources, shape, start, step, out):
     """Write the path from ``start`` to a source; return its number of points.
 
     0 if the start has no distance, -1 if there is no more room.
@@ -377,7 +392,6 @@ def _follow(lengths, ways, shape, start, step, out):
     d = len(shape)
     room = len(out)
     here, there, way = start.copy(), start.copy(), np.empty(d)
-    origin = np.empty(d)
     u = _length(lengths, shape, here)
     if not np.isfinite(u):
         return 0
@@ -385,8 +399,9 @@ def _follow(lengths, ways, shape, start, step, out):
     count = 1
     while count < room - 1:
         best = _lowest(lengths, shape, here)
-        if _source(lengths, ways, shape, best, origin) and _open(lengths, shape, here, origin):
-            out[count] = origin
+        source = sources[labels[best]]
+        if _open(lengths, shape, here, source):
+            out[count] = source
             return count + 1
 
         speed = _way(lengths, ways, shape, here, way)
@@ -405,17 +420,9 @@ def _follow(lengths, ways, shape, start, step, out):
                 here[axis] = there[axis]
             u = length
         else:
-            # The neighbour of the smallest distance, of the cell and around the nearest node.
-            found = best
-            near = 0
-            for axis in range(d):
-                near = near * shape[axis] + int(np.rint(here[axis]))
-            around = _downhill(lengths, shape, near)
-            if lengths[around] < lengths[found]:
-                found = around
-            if not lengths[found] < u:
-                # No way down but that from the lowest node to its source, if it is none itself.
-                _source(lengths, ways, shape, found, out[count])
+            found = _downhill(lengths, shape, here, u)
+            if found < 0:  # the lowest node that can be reached: what is left is its source
+                out[count] = source
                 return count + 1
             u = lengths[found]
             _place(found, shape, here)

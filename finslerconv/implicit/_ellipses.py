@@ -83,7 +83,7 @@ def moved(ellipse: Ellipse, step: Float[Tensor, "batch p"], limit: float) -> Ell
     shape = _SPD.retr(ellipse.shape, tangent)
     if step.shape[1] == 3:
         return Ellipse(ellipse.centre, shape)
-    ball = geoopt.PoincareBall(c=limit**-2)
+    ball = geoopt.PoincareBall(c=limit**-2).to(shape)
     root = spd_sqrt(shape)
     centre = ellipse.centre + matvec(frame.root, step[:, 3:])
     wind = matvec(inverse(root), centre)

@@ -188,12 +188,12 @@ def fit_randers(
     >>> from finslerconv.balls import lattice, radial
     >>> from finslerconv.implicit import fit_randers
     >>> from finslerconv.metrics import Randers
-    >>> metric = Randers(np.diag([0.25, 1.0]), np.array([0.0, 0.5]))
+    >>> metric = Randers(np.array([[0.25, 0.1], [0.1, 1.0]]), np.array([0.2, 0.5]))
     >>> taps = lattice(3)
     >>> fit = fit_randers(radial(metric, taps.points), reference=taps)
     >>> fit.metric.M.round(9), fit.metric.omega.round(9), fit.explained
-    (array([[0.25, 0.  ],
-           [0.  , 1.  ]]), array([0. , 0.5]), np.True_)
+    (array([[0.25, 0.1 ],
+           [0.1 , 1.  ]]), array([0.2, 0.5]), np.True_)
     """
     flat, masses = flat_tensors(points, weights)
     if kind not in ("randers", "riemannian"):
