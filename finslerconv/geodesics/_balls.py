@@ -50,8 +50,11 @@ class Fan:
     Make it with :func:`fan`, once for many calls of :func:`geodesic_positions`.
     """
 
-    ends: Float[Tensor, "rays d"]
-    """The outermost point of each ray, float64 on the CPU unless they carry gradients."""
+    points: Float[Tensor, "n d"]
+    """The reference points, float64 on the CPU unless they carry gradients."""
+
+    ends: list[int]
+    """The index of the outermost point of each ray."""
 
     schedule: Schedule
     map: MapName
@@ -85,8 +88,8 @@ def fan(points: Float[Array, "n d"], *, map: MapName = "radial", steps: int = 4)
     for record, ray in zip(records, rays, strict=True):
         record[-1] = (1.0, ray[-1])
     counts = [max(1, math.ceil(steps * length[i] / longest - 1e-9)) for i in ends]
-    chosen = points[ends] if points.requires_grad else torch.from_numpy(g[ends])
-    return Fan(chosen, Schedule.of(records, counts), map)
+    kept = points if points.requires_grad else torch.from_numpy(g)
+    return Fan(kept, ends, Schedule.of(records, counts), map)
 
 
 def _same_direction(g: np.ndarray, length: np.ndarray) -> list[list[int]]:
@@ -164,8 +167,8 @@ def geodesic_positions(
     step, first = _per_axis(spacing, d), _per_axis(origin, d)
     grid = Grid(shape, step, outside)
     rays = points if isinstance(points, Fan) else fan(points, map=map, steps=steps)
-    table = grid_table(M, omega)
-    ends = rays.ends.to(table)
+    table = grid_table(grid, M, omega)
+    ends = rays.points[rays.ends].to(table)
     if centres is None:
         axes = [torch.arange(n, dtype=M.dtype, device=M.device) for n in shape]
         starts = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
@@ -277,7 +280,6 @@ def geodesic_ball(
     points = _points(field, reference, x)
     if method == "exp":
         positions = _by_exp(field, x, points, radius, map, steps)
-        _warn_of_crossings(positions, points)
     else:
         positions = window_ball(field, x, points, radius, method, map, resolution)
     return like(positions, kind)
@@ -287,31 +289,33 @@ def _by_exp(
     field: MetricField, x: Tensor, points: Tensor, radius: float, map: MapName, steps: int
 ) -> Tensor:
     """Return the positions (n, *centres, d) by geodesics."""
-    batch = field.batch_shape if isinstance(field, GridMetric) else ()
-    if isinstance(field, GridMetric) and field.interpolation == "linear":
+    if isinstance(field, GridMetric):
         field = field.torch()
-        d = field.dim
+    batch = field.batch_shape if isinstance(field, GridMetric) else ()
+    lead = points.reshape(-1, *(1,) * (x.ndim - 1), points.shape[-1])
+    velocities = radius * _MAPS[map](field.at(x), lead)
+    if isinstance(field, GridMetric) and field.interpolation == "linear":
         rays = fan(points, map=map, steps=steps)
         grid = Grid(field.grid_shape, field.spacing, field.outside)
-        table = grid_table(field.M, field.omega).to(x)
+        table = grid_table(grid, field.M, field.omega).to(x)
         starts = (x - x.new_tensor(field.origin)) / x.new_tensor(field.spacing)
-        starts = starts.reshape(math.prod(batch), -1, d)
-        first = torch.arange(len(starts), device=x.device)[:, None] * math.prod(grid.shape)
-        metric = grid_metric(grid, table, first, starts)[:, :, None]
-        velocities = radius * _MAPS[map](metric, rays.ends.to(x))
-        out = shoot(grid, table, starts, velocities, rays.schedule)
-        return x + out.movedim(-2, 0).reshape(len(points), *x.shape)
-    metric = field.at(x)
-    lead = points.reshape(-1, *(1,) * (x.ndim - 1), points.shape[-1])
-    v = radius * _MAPS[map](metric, lead)
-    # The axes of a batch of fields come first.
-    v = v.movedim(0, -2)
-    positions = exponential(field, x[..., None, :], v, steps=steps)
-    return positions.movedim(-2, 0)
+        starts = starts.reshape(math.prod(batch), -1, field.dim)
+        ends = velocities[rays.ends].reshape(-1, *starts.shape).permute(1, 2, 0, 3)
+        out = shoot(grid, table, starts, ends, rays.schedule)
+        positions = x + out.movedim(-2, 0).reshape(len(points), *x.shape)
+    else:
+        # The axes of a batch of fields come first.
+        ends = velocities.movedim(0, -2)
+        positions = exponential(field, x[..., None, :], ends, steps=steps).movedim(-2, 0)
+    _warn_of_crossings(positions, velocities, points)
+    return positions
 
 
-def _warn_of_crossings(positions: Tensor, points: Tensor) -> None:
-    """Warn of the centres around which a simplex of neighbouring samples has turned over."""
+def _warn_of_crossings(positions: Tensor, velocities: Tensor, points: Tensor) -> None:
+    """Warn of the centres where samples lie the other way round than in the tangent ball.
+
+    Neighbours are those of Delaunay's simplices of the reference points.
+    """
     with torch.no_grad():
         g = points.detach().double().cpu().numpy()
         d = g.shape[-1]
@@ -319,15 +323,16 @@ def _warn_of_crossings(positions: Tensor, points: Tensor) -> None:
             simplices = Delaunay(g).simplices if len(g) > d else np.empty((0, d + 1), int)
         except QhullError:  # all on a line: nothing can turn over
             return
-        corners = g[simplices]
-        volumes = np.linalg.det(corners[:, 1:] - corners[:, :1])
-        # Slivers between points on a line or circle may turn without meaning.
-        thick = np.abs(volumes) > 1e-3 * np.abs(volumes).max(initial=0.0)
-        simplices, volumes = simplices[thick], volumes[thick]
         folded = torch.zeros(positions.shape[1:-1], dtype=torch.bool, device=positions.device)
-        for simplex, volume in zip(simplices.tolist(), volumes.tolist(), strict=True):
-            edges = [positions[i] - positions[simplex[0]] for i in simplex[1:]]
-            folded |= _volume(edges) * volume < 0
+        corners = g[simplices]
+        volumes = np.abs(np.linalg.det(corners[:, 1:] - corners[:, :1]))
+        # Slivers between points on a line or circle turn without meaning.
+        for simplex in simplices[volumes > 1e-3 * volumes.max(initial=0.0)].tolist():
+            there, here = (
+                _volume([u[i] - u[simplex[0]] for i in simplex[1:]])
+                for u in (positions, velocities)
+            )
+            folded |= there * here < 0
         if not bool(folded.any()):
             return
         centres = torch.nonzero(folded).cpu().numpy()
@@ -341,7 +346,7 @@ def _warn_of_crossings(positions: Tensor, points: Tensor) -> None:
             "method='eikonal'; the warning's .centres has the indices",
             centres,
         ),
-        stacklevel=3,
+        stacklevel=4,
     )
 
 

@@ -363,8 +363,10 @@ def shoot(
         compiled = d == 2 and velocities.device.type == "cpu"
     fields, n, rays, _ = velocities.shape
     if compiled:
-        if table.shape[-1] == 3:
-            table = torch.nn.functional.pad(table, (0, 2))
+        if table.shape[-1] == 9:
+            # Riemannian: entries and slopes of omega are 0.
+            table = torch.nn.functional.pad(table.unflatten(-1, (3, 3)), (0, 2)).flatten(-2)
+        table = torch.nn.functional.pad(table, (0, kernels.WIDE - table.shape[-1]))
         out = _shoot(
             table.double(), starts.double().reshape(-1, d),
             velocities.reshape(fields * n, rays, d), list(grid.shape),
@@ -449,7 +451,7 @@ def _grid_flow(
 ) -> GeodesicFlow:
     d, batch = field.dim, field.batch_shape
     grid = Grid(field.grid_shape, field.spacing, field.outside)
-    table = grid_table(field.M, field.omega).to(x)
+    table = grid_table(grid, field.M, field.omega).to(x)
     shape = x.shape[len(batch) : -1]
     fields = math.prod(batch)
     starts = ((x - x.new_tensor(field.origin)) / x.new_tensor(field.spacing)).reshape(fields, -1, d)

@@ -2,8 +2,9 @@
 
 From every start a fan of rays leaves, all integrated by the classical Runge-Kutta method in
 displacement and momentum ``(d, p)``; a ray is recorded wherever its schedule says. The field is read
-as five numbers a node, ``M00, M01, M11, omega0, omega1``, bilinearly. Arithmetic is in double
-precision whatever the arrays hold, since scalar code gains nothing from less.
+bilinearly from 16 numbers a node: ``M00, M01, M11, omega0, omega1``, then their slopes along either
+axis, and one unused. Arithmetic is in double precision whatever the arrays hold, since scalar code gains nothing from
+less.
 
 The flow is that of ``L F*_x(p)``, with ``L`` the ray's length: the same geodesics as those of
 ``F*_x(p)^2 / 2``, on which ``F* = L``, but of velocities that have the length ``L`` whatever ``p``. So
@@ -18,6 +19,8 @@ from typing import Any, no_type_check
 
 import numba
 import numpy as np
+
+from finslerconv.geodesics._exponential_simd import WIDE, blend, blend_backward
 
 # How the field goes on outside the grid.
 CONSTANT, REFLECT = 0, 1
@@ -42,20 +45,34 @@ def _entry(function: Callable[..., Any]) -> Any:
 @_jit
 @no_type_check
 def _locate(c, n, mode):
-    """Return the cell of a coordinate in nodes, the place in it, and that place's derivative."""
-    slope = 1.0
-    if mode == REFLECT and n > 1 and abs(c) < _FAR:
-        period = 2.0 * (n - 1)
-        c = c - period * np.floor(c / period)
-        if c > n - 1:
-            c = period - c
-            slope = -1.0
-    if not c >= 0.0:  # NaN too
-        return 0, 0.0, 0.0
-    if c > n - 1 or n == 1:
-        return max(n - 2, 0), 1.0 if n > 1 else 0.0, 0.0
+    """Return where a coordinate is: cell, place in it, sign; and the derivatives of both.
+
+    The sign is what slopes are multiplied by: 1 inside. Outside it changes within a node to what it
+    is there, 0 or -1, so that no ray along the edge hangs on a rounding error.
+    """
+    if n == 1:
+        return 0, 0.0, 0.0, 0.0, 0.0
+    last = n - 1.0
+    turn = 1.0
+    sign, sign_slope = 1.0, 0.0
+    beyond = max(-c, c - last)
+    if beyond > 0.0:
+        steep = 1.0 if mode == CONSTANT else 2.0
+        sign = max(1.0 - steep * beyond, 1.0 - steep)
+        if beyond < 1.0:
+            sign_slope = steep if c < 0.0 else -steep
+        if mode == CONSTANT or not abs(c) < _FAR:
+            c, turn = (0.0 if c < 0.0 else last), 0.0
+        else:
+            c -= 2.0 * last * np.floor(c / (2.0 * last))
+            if c > last:
+                c, turn = 2.0 * last - c, -1.0
+            if beyond > last:
+                sign, sign_slope = turn, 0.0
+    if not c >= 0.0:  # NaN
+        return 0, 0.0, 0.0, 0.0, 0.0
     i = min(int(c), n - 2)
-    return i, c - i, slope
+    return i, c - i, turn, sign, sign_slope
 
 
 @_jit
@@ -65,23 +82,11 @@ def _corners(base, i, j, height, width):
     below = min(i + 1, height - 1)
     right = min(j + 1, width - 1)
     return (
-        base + 5 * (i * width + j),
-        base + 5 * (i * width + right),
-        base + 5 * (below * width + j),
-        base + 5 * (below * width + right),
+        base + WIDE * (i * width + j),
+        base + WIDE * (i * width + right),
+        base + WIDE * (below * width + j),
+        base + WIDE * (below * width + right),
     )
-
-
-@_jit
-@no_type_check
-def _blend(field, k, n00, n01, n10, n11, a, b, sa, sb):
-    """Return a component's value, its two derivatives, and the mixed one."""
-    f00, f01, f10, f11 = field[n00 + k], field[n01 + k], field[n10 + k], field[n11 + k]
-    top = f01 - f00
-    twist = f11 - f10 - top
-    left = f10 - f00
-    value = f00 + a * left + b * (top + a * twist)
-    return value, sa * (left + b * twist), sb * (top + a * twist), sa * sb * twist
 
 
 @_jit
@@ -103,21 +108,19 @@ def _dual(m00, m01, m11, w0, w1, p0, p1):
 
 @_jit
 @no_type_check
-def _rates(field, base, height, width, mode, L, c0, c1, r0, r1, p0, p1):
-    """Return ``(dx/dt, dp/dt) = (L F*_p, -L F*_x)`` at the coordinates ``c``; ``r`` is 1 / spacing.
+def _rates(field, base, height, width, mode, L, c0, c1, p0, p1):
+    """Return ``(dx/dt, dp/dt) = (L F*_p, -L F*_x)`` at the coordinates ``c``.
 
     With ``z = M^-1 (p - F omega)`` the velocity is ``(L / root) z``, and ``-F*_x`` is the derivative
     of ``F_x(v)`` at that velocity, times ``F* / L``.
     """
-    i, a, sa = _locate(c0, height, mode)
-    j, b, sb = _locate(c1, width, mode)
-    sa, sb = sa * r0, sb * r1
+    i, a, _, sa, _ = _locate(c0, height, mode)
+    j, b, _, sb, _ = _locate(c1, width, mode)
     n00, n01, n10, n11 = _corners(base, i, j, height, width)
-    m00, m00_0, m00_1, _ = _blend(field, 0, n00, n01, n10, n11, a, b, sa, sb)
-    m01, m01_0, m01_1, _ = _blend(field, 1, n00, n01, n10, n11, a, b, sa, sb)
-    m11, m11_0, m11_1, _ = _blend(field, 2, n00, n01, n10, n11, a, b, sa, sb)
-    w0, w0_0, w0_1, _ = _blend(field, 3, n00, n01, n10, n11, a, b, sa, sb)
-    w1, w1_0, w1_1, _ = _blend(field, 4, n00, n01, n10, n11, a, b, sa, sb)
+    values = blend(field, n00, n01, n10, n11, a, b)
+    m00, m01, m11, w0, w1 = values[:5]
+    m00_0, m01_0, m11_0, w0_0, w1_0 = values[5:10]
+    m00_1, m01_1, m11_1, w0_1, w1_1 = values[10:15]
     _, _, _, a0, a1, y0, y1, _, root, F = _dual(m00, m01, m11, w0, w1, p0, p1)
     z0, z1 = y0 - F * a0, y1 - F * a1
     c = L / root
@@ -126,8 +129,8 @@ def _rates(field, base, height, width, mode, L, c0, c1, r0, r1, p0, p1):
     return (
         c * z0,
         c * z1,
-        c * (h0 + F * (w0_0 * z0 + w1_0 * z1)),
-        c * (h1 + F * (w0_1 * z0 + w1_1 * z1)),
+        sa * c * (h0 + F * (w0_0 * z0 + w1_0 * z1)),
+        sb * c * (h1 + F * (w0_1 * z0 + w1_1 * z1)),
     )
 
 
@@ -135,14 +138,10 @@ def _rates(field, base, height, width, mode, L, c0, c1, r0, r1, p0, p1):
 @no_type_check
 def _momentum(field, base, height, width, mode, c0, c1, v0, v1):
     """Return ``F(v)`` and ``p = F dF(v)``, v not 0."""
-    i, a, _ = _locate(c0, height, mode)
-    j, b, _ = _locate(c1, width, mode)
+    i, a, _, _, _ = _locate(c0, height, mode)
+    j, b, _, _, _ = _locate(c1, width, mode)
     n00, n01, n10, n11 = _corners(base, i, j, height, width)
-    m00 = _blend(field, 0, n00, n01, n10, n11, a, b, 0.0, 0.0)[0]
-    m01 = _blend(field, 1, n00, n01, n10, n11, a, b, 0.0, 0.0)[0]
-    m11 = _blend(field, 2, n00, n01, n10, n11, a, b, 0.0, 0.0)[0]
-    w0 = _blend(field, 3, n00, n01, n10, n11, a, b, 0.0, 0.0)[0]
-    w1 = _blend(field, 4, n00, n01, n10, n11, a, b, 0.0, 0.0)[0]
+    m00, m01, m11, w0, w1 = blend(field, n00, n01, n10, n11, a, b)[:5]
     u0, u1 = m00 * v0 + m01 * v1, m01 * v0 + m11 * v1
     alpha = np.sqrt(v0 * u0 + v1 * u1)
     F = alpha + w0 * v0 + w1 * v1
@@ -151,36 +150,27 @@ def _momentum(field, base, height, width, mode, c0, c1, v0, v1):
 
 @_jit
 @no_type_check
-def _step(field, base, height, width, mode, L, s0, s1, r0, r1, d0, d1, p0, p1, h):
-    """Return the state after one step of the classical Runge-Kutta method."""
-    half = 0.5 * h
-    e0, e1, f0, f1 = _rates(
-        field, base, height, width, mode, L, s0 + r0 * d0, s1 + r1 * d1, r0, r1, p0, p1
-    )
-    t0, t1, g0, g1 = e0, e1, f0, f1
-    for stage in range(3):
-        k = half if stage < 2 else h
+def _step(field, base, height, width, mode, L, s0, s1, r0, r1, d0, d1, p0, p1, h, stages):
+    """Return the state after one step of the classical Runge-Kutta method.
+
+    Where its four stages looked is written to ``stages (4, 4)``.
+    """
+    e0, e1, f0, f1 = 0.0, 0.0, 0.0, 0.0
+    t0, t1, g0, g1 = 0.0, 0.0, 0.0, 0.0
+    k = 0.0
+    for stage in range(4):
+        x0, x1, q0, q1 = d0 + k * e0, d1 + k * e1, p0 + k * f0, p1 + k * f1
+        stages[stage, 0], stages[stage, 1], stages[stage, 2], stages[stage, 3] = x0, x1, q0, q1
         e0, e1, f0, f1 = _rates(
-            field,
-            base,
-            height,
-            width,
-            mode,
-            L,
-            s0 + r0 * (d0 + k * e0),
-            s1 + r1 * (d1 + k * e1),
-            r0,
-            r1,
-            p0 + k * f0,
-            p1 + k * f1,
+            field, base, height, width, mode, L, s0 + r0 * x0, s1 + r1 * x1, q0, q1
         )
-        weight = 2.0 if stage < 2 else 1.0
+        weight = h / 6.0 if stage == 0 or stage == 3 else h / 3.0
         t0 += weight * e0
         t1 += weight * e1
         g0 += weight * f0
         g1 += weight * f1
-    sixth = h / 6.0
-    return d0 + sixth * t0, d1 + sixth * t1, p0 + sixth * g0, p1 + sixth * g1
+        k = h if stage == 2 else 0.5 * h
+    return d0 + t0, d1 + t1, p0 + g0, p1 + g1
 
 
 @_entry
@@ -198,8 +188,9 @@ def forward(
     _, height, width, share = shape
     r0, r1 = rate
     wide = out.shape[2]
+    stages = np.empty((4, 4))
     for n in range(begin, end):
-        base = (n // share) * height * width * 5
+        base = (n // share) * height * width * WIDE
         s0, s1 = starts[n, 0], starts[n, 1]
         for ray in range(rays):
             v0, v1 = np.float64(velocities[n, ray, 0]), np.float64(velocities[n, ray, 1])
@@ -212,8 +203,9 @@ def forward(
                     h = spans[segment] / steps[segment]
                     for _ in range(steps[segment]):
                         d0, d1, p0, p1 = _step(
-                            field, base, height, width, mode, L, s0, s1, r0, r1, d0, d1, p0, p1, h
-                        )
+                            field, base, height, width, mode, L, s0, s1, r0, r1, d0, d1, p0, p1, h,
+                            stages,
+                        )  # fmt: skip
                 place = places[segment]
                 out[n, place, 0] = d0
                 out[n, place, 1] = d1
@@ -224,32 +216,19 @@ def forward(
 
 @_jit
 @no_type_check
-def _spread(slope, k, n00, n01, n10, n11, a, b, sa, sb, g, g0, g1):
-    """Add the gradients of a component's value and derivatives to those of the four nodes."""
-    along0, along1 = sa * g0, sb * g1
-    slope[n00 + k] += g * (1.0 - a) * (1.0 - b) - along0 * (1.0 - b) - along1 * (1.0 - a)
-    slope[n01 + k] += g * (1.0 - a) * b - along0 * b + along1 * (1.0 - a)
-    slope[n10 + k] += g * a * (1.0 - b) + along0 * (1.0 - b) - along1 * a
-    slope[n11 + k] += g * a * b + along0 * b + along1 * a
-
-
-@_jit
-@no_type_check
 def _rates_backward(
     field, slope, base, height, width, mode, L, c0, c1, r0, r1, p0, p1, gv0, gv1, gq0, gq1
 ):
     """Return the gradients in position, momentum and ``L`` from those of :func:`_rates`' velocity
     and force, and add those of the field to ``slope``.
     """
-    i, a, sa = _locate(c0, height, mode)
-    j, b, sb = _locate(c1, width, mode)
-    sa, sb = sa * r0, sb * r1
+    i, a, qa, sa, ta = _locate(c0, height, mode)
+    j, b, qb, sb, tb = _locate(c1, width, mode)
     n00, n01, n10, n11 = _corners(base, i, j, height, width)
-    m00, m00_0, m00_1, m00_01 = _blend(field, 0, n00, n01, n10, n11, a, b, sa, sb)
-    m01, m01_0, m01_1, m01_01 = _blend(field, 1, n00, n01, n10, n11, a, b, sa, sb)
-    m11, m11_0, m11_1, m11_01 = _blend(field, 2, n00, n01, n10, n11, a, b, sa, sb)
-    w0, w0_0, w0_1, w0_01 = _blend(field, 3, n00, n01, n10, n11, a, b, sa, sb)
-    w1, w1_0, w1_1, w1_01 = _blend(field, 4, n00, n01, n10, n11, a, b, sa, sb)
+    values = blend(field, n00, n01, n10, n11, a, b)
+    m00, m01, m11, w0, w1 = values[:5]
+    m00_0, m01_0, m11_0, w0_0, w1_0 = values[5:10]
+    m00_1, m01_1, m11_1, w0_1, w1_1 = values[10:15]
     i00, i01, i11, a0, a1, y0, y1, lam, root, F = _dual(m00, m01, m11, w0, w1, p0, p1)
     z0, z1 = y0 - F * a0, y1 - F * a1
     c = L / root
@@ -257,6 +236,10 @@ def _rates_backward(
     h1 = 0.5 * (m00_1 * z0 * z0 + 2.0 * m01_1 * z0 * z1 + m11_1 * z1 * z1)
     force0 = h0 + F * (w0_0 * z0 + w1_0 * z1)
     force1 = h1 + F * (w0_1 * z0 + w1_1 * z1)
+
+    # Slopes come with the sign of the continuation outside.
+    ga, gb = ta * c * gq0 * force0, tb * c * gq1 * force1
+    gq0, gq1 = sa * gq0, sb * gq1
 
     # The last lines of the formula, v = c z and force = c (z' dM z / 2 + F domega z).
     g_c = gv0 * z0 + gv1 * z1 + gq0 * force0 + gq1 * force1
@@ -292,17 +275,16 @@ def _rates_backward(
     gm11 = -(e1 * y1 + f1 * a1)
     gw0, gw1 = f0 - g_lam * a0, f1 - g_lam * a1
 
-    zz00, zz01, zz11 = 0.5 * z0 * z0, z0 * z1, 0.5 * z1 * z1
-    _spread(slope, 0, n00, n01, n10, n11, a, b, sa, sb, gm00, k0 * zz00, k1 * zz00)
-    _spread(slope, 1, n00, n01, n10, n11, a, b, sa, sb, gm01, k0 * zz01, k1 * zz01)
-    _spread(slope, 2, n00, n01, n10, n11, a, b, sa, sb, gm11, k0 * zz11, k1 * zz11)
-    _spread(slope, 3, n00, n01, n10, n11, a, b, sa, sb, gw0, k0 * F * z0, k1 * F * z0)
-    _spread(slope, 4, n00, n01, n10, n11, a, b, sa, sb, gw1, k0 * F * z1, k1 * F * z1)
-    # Of the second derivatives of a bilinear field only the mixed one is not zero.
-    mixed = zz00 * m00_01 + zz01 * m01_01 + zz11 * m11_01 + F * (z0 * w0_01 + z1 * w1_01)
-    gx0 = gm00 * m00_0 + gm01 * m01_0 + gm11 * m11_0 + gw0 * w0_0 + gw1 * w1_0 + k1 * mixed
-    gx1 = gm00 * m00_1 + gm01 * m01_1 + gm11 * m11_1 + gw0 * w0_1 + gw1 * w1_1 + k0 * mixed
-    return gx0, gx1, gp0, gp1, g_L
+    h00, h01, h11 = 0.5 * z0 * z0, z0 * z1, 0.5 * z1 * z1
+    gradients = (
+        gm00, gm01, gm11, gw0, gw1,
+        k0 * h00, k0 * h01, k0 * h11, k0 * F * z0, k0 * F * z1,
+        k1 * h00, k1 * h01, k1 * h11, k1 * F * z0, k1 * F * z1, 0.0,
+    )  # fmt: skip
+    da, db = blend_backward(field, slope, n00, n01, n10, n11, a, b, gradients)
+    ga += qa * da
+    gb += qb * db
+    return r0 * ga, r1 * gb, gp0, gp1, g_L
 
 
 @_jit
@@ -311,15 +293,10 @@ def _momentum_backward(
     field, slope, base, height, width, mode, c0, c1, r0, r1, v0, v1, g_F, gp0, gp1
 ):
     """Return the gradients in position and velocity from those of :func:`_momentum`."""
-    i, a, sa = _locate(c0, height, mode)
-    j, b, sb = _locate(c1, width, mode)
-    sa, sb = sa * r0, sb * r1
+    i, a, qa, _, _ = _locate(c0, height, mode)
+    j, b, qb, _, _ = _locate(c1, width, mode)
     n00, n01, n10, n11 = _corners(base, i, j, height, width)
-    m00, m00_0, m00_1, _ = _blend(field, 0, n00, n01, n10, n11, a, b, sa, sb)
-    m01, m01_0, m01_1, _ = _blend(field, 1, n00, n01, n10, n11, a, b, sa, sb)
-    m11, m11_0, m11_1, _ = _blend(field, 2, n00, n01, n10, n11, a, b, sa, sb)
-    w0, w0_0, w0_1, _ = _blend(field, 3, n00, n01, n10, n11, a, b, sa, sb)
-    w1, w1_0, w1_1, _ = _blend(field, 4, n00, n01, n10, n11, a, b, sa, sb)
+    m00, m01, m11, w0, w1 = blend(field, n00, n01, n10, n11, a, b)[:5]
     u0, u1 = m00 * v0 + m01 * v1, m01 * v0 + m11 * v1
     alpha = np.sqrt(v0 * u0 + v1 * u1)
     F = alpha + w0 * v0 + w1 * v1
@@ -333,38 +310,23 @@ def _momentum_backward(
     gv0 = g_F * w0 + k * u0 + m00 * gu0 + m01 * gu1
     gv1 = g_F * w1 + k * u1 + m01 * gu0 + m11 * gu1
     gm00, gm01, gm11 = gu0 * v0, gu0 * v1 + gu1 * v0, gu1 * v1
-    _spread(slope, 0, n00, n01, n10, n11, a, b, sa, sb, gm00, 0.0, 0.0)
-    _spread(slope, 1, n00, n01, n10, n11, a, b, sa, sb, gm01, 0.0, 0.0)
-    _spread(slope, 2, n00, n01, n10, n11, a, b, sa, sb, gm11, 0.0, 0.0)
-    _spread(slope, 3, n00, n01, n10, n11, a, b, sa, sb, gw0, 0.0, 0.0)
-    _spread(slope, 4, n00, n01, n10, n11, a, b, sa, sb, gw1, 0.0, 0.0)
-    gx0 = gm00 * m00_0 + gm01 * m01_0 + gm11 * m11_0 + gw0 * w0_0 + gw1 * w1_0
-    gx1 = gm00 * m00_1 + gm01 * m01_1 + gm11 * m11_1 + gw0 * w0_1 + gw1 * w1_1
-    return gx0, gx1, gv0, gv1
+    zero = 0.0
+    gradients = (
+        gm00, gm01, gm11, gw0, gw1, zero, zero, zero, zero, zero, zero, zero, zero, zero, zero, zero,
+    )  # fmt: skip
+    ga, gb = blend_backward(field, slope, n00, n01, n10, n11, a, b, gradients)
+    return qa * r0 * ga, qb * r1 * gb, gv0, gv1
 
 
 @_jit
 @no_type_check
 def _step_backward(
-    field, slope, base, height, width, mode, L, s0, s1, r0, r1, d0, d1, p0, p1, h, stages,
-    gd0, gd1, gp0, gp1, g_L,
-):  # fmt: skip
+    field, slope, base, height, width, mode, L, s0, s1, r0, r1, h, stages, gd0, gd1, gp0, gp1, g_L
+):
     """Return the gradient in the state before a step from that in the state after it.
 
     That of ``L`` is added to ``g_L``.
     """
-    # The four places at which the step looked, the last first to be gone back over.
-    k = 0.0
-    e0, e1, f0, f1 = 0.0, 0.0, 0.0, 0.0
-    for stage in range(4):
-        stages[stage, 0], stages[stage, 1] = d0 + k * e0, d1 + k * e1
-        stages[stage, 2], stages[stage, 3] = p0 + k * f0, p1 + k * f1
-        if stage < 3:
-            e0, e1, f0, f1 = _rates(
-                field, base, height, width, mode, L, s0 + r0 * stages[stage, 0],
-                s1 + r1 * stages[stage, 1], r0, r1, stages[stage, 2], stages[stage, 3],
-            )  # fmt: skip
-        k = 0.5 * h if stage < 2 else h
     t0, t1, t2, t3 = gd0, gd1, gp0, gp1
     x0, x1, x2, x3 = 0.0, 0.0, 0.0, 0.0
     for back in range(4):
@@ -406,10 +368,9 @@ def backward(
         for segment in range(segments[ray], segments[ray + 1]):
             total += steps[segment]
         longest = max(longest, total)
-    trail = np.empty((longest, 4))
-    stages = np.empty((4, 4))
+    trail = np.empty((longest, 4, 4))
     for n in range(begin, end):
-        base = (n // share) * height * width * 5
+        base = (n // share) * height * width * WIDE
         s0, s1 = starts[n, 0], starts[n, 1]
         sum0, sum1 = 0.0, 0.0
         for ray in range(rays):
@@ -431,12 +392,11 @@ def backward(
             for segment in range(first, last):
                 h = spans[segment] / steps[segment]
                 for _ in range(steps[segment]):
-                    trail[count, 0], trail[count, 1] = d0, d1
-                    trail[count, 2], trail[count, 3] = p0, p1
-                    count += 1
                     d0, d1, p0, p1 = _step(
-                        field, base, height, width, mode, L, s0, s1, r0, r1, d0, d1, p0, p1, h
-                    )
+                        field, base, height, width, mode, L, s0, s1, r0, r1, d0, d1, p0, p1, h,
+                        trail[count],
+                    )  # fmt: skip
+                    count += 1
             gd0, gd1, gp0, gp1, g_L = 0.0, 0.0, 0.0, 0.0, 0.0
             for back in range(last - first):
                 segment = last - 1 - back
@@ -454,9 +414,8 @@ def backward(
                 for _ in range(steps[segment]):
                     count -= 1
                     gd0, gd1, gp0, gp1, g_L = _step_backward(
-                        field, slope, base, height, width, mode, L, s0, s1, r0, r1,
-                        trail[count, 0], trail[count, 1], trail[count, 2], trail[count, 3], h,
-                        stages, gd0, gd1, gp0, gp1, g_L,
+                        field, slope, base, height, width, mode, L, s0, s1, r0, r1, h,
+                        trail[count], gd0, gd1, gp0, gp1, g_L,
                     )  # fmt: skip
             gx0, gx1, gv0, gv1 = _momentum_backward(
                 field, slope, base, height, width, mode, s0, s1, r0, r1, v0, v1, g_L, gp0, gp1

@@ -19,6 +19,10 @@ from finslerconv.geodesics._seeding import Start, seed_nodes
 from finslerconv.geodesics._sources import Seeds
 from finslerconv.geodesics._stencils import acute_stencils, selling_stencils
 
+# From the gradient of the distances, which it overwrites, to those of M, omega, the seeds' values,
+# and the sources' M, omega and position, which it adds to.
+_Back = Callable[..., None]
+
 
 class Front(NamedTuple):
     """What a front leaves behind: the distances, whose source it was, and which way it came."""
@@ -112,11 +116,10 @@ def fast_marching(
         value = seed.value.to("cpu", torch.float64)
         starts.append(seed_nodes(position, value, field, form, walls[p if len(walls) > 1 else 0]))
 
-    task = _Task(
-        walls, order, factorise, float(radius), starts, _Keep(needed=torch.is_grad_enabled())
-    )
+    task = _Task(walls, order, factorise, float(radius), starts)
     floats = [x for start in starts for x in (start.value, start.position, start.M, start.omega)]
-    distance, label, flow = _March.apply(task, M_pixel, omega_pixel, *floats)
+    march: Any = _March.apply
+    distance, label, flow = march(task, M_pixel, omega_pixel, *floats)
     flow = flow if all(x == 1 for x in h.tolist()) else flow * h
     return Front(distance.to(device, dtype), label.to(device), flow.to(device, dtype))
 
@@ -131,14 +134,6 @@ def _walls(mask: Tensor | None, grid: tuple[int, ...]) -> np.ndarray:
     return np.ascontiguousarray(~mask.cpu().numpy().reshape(-1, *grid))
 
 
-class _Keep:
-    """What the walk leaves for the walk back, one entry a problem."""
-
-    def __init__(self, needed: bool) -> None:
-        self.needed = needed
-        self.back: list[Callable[..., None]] = []
-
-
 class _Task(NamedTuple):
     """What a march is told that is no tensor to be differentiated in."""
 
@@ -147,7 +142,6 @@ class _Task(NamedTuple):
     factorise: bool
     radius: float
     starts: list[Start]
-    keep: _Keep
 
 
 class _March(torch.autograd.Function):
@@ -159,76 +153,75 @@ class _March(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         grid, dim = task.walls.shape[1:], M.shape[-1]
         nodes, problems = math.prod(grid), len(task.starts)
-        solver = _Plane if dim == 2 else _Space
+        keep = any(ctx.needs_input_grad)
         distance = torch.empty((problems, *grid), dtype=torch.float64)
         label = torch.empty((problems, *grid), dtype=torch.int64)
         flow = torch.empty((problems, *grid, dim), dtype=torch.float64)
-        fields = [
-            solver(_rows(M[p], dim * dim), _rows(omega[q], dim) if omega is not None
-                   else np.zeros((1, dim)), task.walls[w])
-            for p, q, w in _distinct(M, omega, task.walls, problems)
-        ]
 
-        def solve(p: int) -> Callable[..., None]:
-            field = fields[p if len(fields) > 1 else 0]
+        def ready(p: int) -> Any:
+            rows = _rows(M[p if len(M) > 1 else 0], dim * dim)
+            form = np.zeros((1, dim))
+            if omega is not None:
+                form = _rows(omega[p if len(omega) > 1 else 0], dim)
+            wall = task.walls[p if len(task.walls) > 1 else 0]
+            return _Plane(rows, form, wall) if dim == 2 else _Space(rows, form, wall)
+
+        several = len(M) > 1 or len(task.walls) > 1 or (omega is not None and len(omega) > 1)
+        shared = None if several else ready(0)
+
+        def solve(p: int) -> _Back | None:
+            field = shared or ready(p)
             start = task.starts[p]
             alone = start.alone.numpy() & task.factorise
-            u, labels = distance[p].view(-1).numpy(), np.empty(nodes, np.int32)
-            back = field.march(
-                start, alone, task.order, task.radius, u, labels, flow[p].view(nodes, dim).numpy(),
-                keep=task.keep.needed,
-            )
+            u = distance[p].view(-1).numpy()
+            labels = np.empty(nodes, np.int32)
+            velocity = flow[p].view(nodes, dim).numpy()
+            back = field.march(start, alone, task.order, task.radius, u, labels, velocity, keep)
+            beyond = ~((u <= task.radius) & (u < np.inf))
+            u[beyond], labels[beyond], velocity[beyond] = np.inf, -1, 0.0
             label[p].view(-1).copy_(torch.from_numpy(labels))
             return back
 
-        backs = _side_by_side(solve, problems)
-        if task.keep.needed:
-            task.keep.back = backs
-        ctx.task = task
+        ctx.backs = _side_by_side(solve, problems)
+        ctx.starts = task.starts
         ctx.shapes = (M.shape, None if omega is None else omega.shape)
+        ctx.save_for_backward(distance)
         ctx.mark_non_differentiable(label, flow)
         return distance, label, flow
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
-        task, (shape_M, shape_omega) = ctx.task, ctx.shapes
-        dim = shape_M[-1]
-        nodes = math.prod(shape_M[1:-2])
+        shape_M, shape_omega = ctx.shapes
+        (distance,) = ctx.saved_tensors
+        dim, nodes = shape_M[-1], math.prod(shape_M[1:-2])
         g_M = np.zeros((shape_M[0], nodes, dim * dim))
-        forms = 1 if shape_omega is None else shape_omega[0]
-        g_omega = np.zeros((forms, nodes, dim))
+        g_omega = np.zeros((1 if shape_omega is None else shape_omega[0], nodes, dim))
         floats: list[Tensor] = []
-        for p, (start, back) in enumerate(zip(task.starts, task.keep.back, strict=True)):
-            g_u = gradients[0][p].reshape(-1).numpy().copy()
+        for p, (start, back) in enumerate(zip(ctx.starts, ctx.backs, strict=True)):
+            # Where no front came nothing depends on anything, whatever comes back.
+            g_u = gradients[0][p].where(distance[p].isfinite(), 0.0).reshape(-1).numpy().copy()
             sources = len(start.position)
             g_seed = np.zeros(len(start.node))
             s_M, s_omega = np.zeros((sources, dim * dim)), np.zeros((sources, dim))
             s_position = np.zeros((sources, dim))
             back(
-                g_u, g_M[p if len(g_M) > 1 else 0], g_omega[p if forms > 1 else 0],
-                g_seed, s_M, s_omega, s_position,
+                g_u,
+                g_M[p if len(g_M) > 1 else 0],
+                g_omega[p if len(g_omega) > 1 else 0],
+                g_seed,
+                s_M,
+                s_omega,
+                s_position,
             )
-            floats += [
-                torch.from_numpy(g_seed),
-                torch.from_numpy(s_position),
-                torch.from_numpy(s_M).view(sources, dim, dim),
-                torch.from_numpy(s_omega),
-            ]
+            floats += map(
+                torch.from_numpy, (g_seed, s_position, s_M.reshape(sources, dim, dim), s_omega)
+            )
         return (
             None,
             torch.from_numpy(g_M).view(shape_M),
             None if shape_omega is None else torch.from_numpy(g_omega).view(shape_omega),
             *floats,
         )
-
-
-def _distinct(
-    M: Tensor, omega: Tensor | None, walls: np.ndarray, problems: int
-) -> list[tuple[int, int, int]]:
-    """Return which field, form and wall each problem has; one entry if all have the same."""
-    sizes = (len(M), 1 if omega is None else len(omega), len(walls))
-    count = 1 if max(sizes) == 1 else problems
-    return [tuple(p if n > 1 else 0 for n in sizes) for p in range(count)]  # type: ignore[misc]
 
 
 def _rows(field: Tensor, size: int) -> np.ndarray:
@@ -279,9 +272,8 @@ class _Plane:
         u: np.ndarray,
         label: np.ndarray,
         flow: np.ndarray,
-        *,
         keep: bool,
-    ) -> Callable[..., None] | None:
+    ) -> _Back | None:
         """Fill u, label and flow; return the walk back, if it is to be kept."""
         nodes = self.wall.size
         code, sequence = np.empty(nodes, np.int32), np.empty(nodes, np.int32)
@@ -297,12 +289,12 @@ class _Plane:
         if not keep:
             return None
         sequence = sequence[:done].copy()
-        kept = u.copy()
+        values, labels = u.copy(), label.copy()
 
         def back(g_u: np.ndarray, *gradients: np.ndarray) -> None:
             plane.march_back(
                 self.M, self.omega, *self.stencils, self.wall.shape[1], source, source_metric,
-                kept, label, code, sequence, g_u, *gradients,
+                values, labels, code, sequence, g_u, *gradients,
             )  # fmt: skip
 
         return back
@@ -322,11 +314,11 @@ def _potential(omega: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:
     form = np.broadcast_to(omega, (math.prod(grid), len(grid))).reshape(*grid, len(grid))
     divergence, symbol = np.zeros(grid), np.zeros(grid)
     for axis, size in enumerate(grid):
-        ahead, behind = [np.s_[:]] * len(grid), [np.s_[:]] * len(grid)
-        ahead[axis], behind[axis] = np.s_[1:], np.s_[:-1]
-        edges = (form[*ahead, axis] + form[*behind, axis]) / 2
-        divergence[*behind] += edges
-        divergence[*ahead] -= edges
+        component = np.moveaxis(form[..., axis], axis, 0)
+        outflow = np.moveaxis(divergence, axis, 0)
+        edges = (component[1:] + component[:-1]) / 2
+        outflow[:-1] += edges
+        outflow[1:] -= edges
         shape = [1] * len(grid)
         shape[axis] = size
         symbol += (2 * np.cos(np.pi * np.arange(size) / size) - 2).reshape(shape)
@@ -371,9 +363,8 @@ class _Space:
         u: np.ndarray,
         label: np.ndarray,
         flow: np.ndarray,
-        *,
         keep: bool,
-    ) -> Callable[..., None] | None:
+    ) -> _Back | None:
         """Fill u, label and flow; return the walk back, if it is to be kept."""
         nodes = self.wall.size
         first, code = np.empty(nodes), np.empty(nodes, np.int32)
@@ -413,15 +404,11 @@ class _Space:
         space.arrive(
             *fields, self.wall, sequence, source, metric, label, first, first_code, u, code, flow
         )
-        beyond = u > radius
-        kept = u.copy()
-        labels = label.copy()
-        u[beyond], label[beyond], flow[beyond] = np.inf, -1, 0.0
         if not keep:
             return None
+        values, labels = u.copy(), label.copy()
 
         def back(g_u: np.ndarray, *gradients: np.ndarray) -> None:
-            g_u[beyond] = 0.0
             g_first = np.zeros(nodes) if better else g_u
             given = (
                 self.M, self.dual, self.omega, *stencil, self.base, self.wall, source, metric,
@@ -429,7 +416,7 @@ class _Space:
             )  # fmt: skip
             walks = 1
             if better:
-                walks = space.march_back(*given, kept, code, g_first, g_u, *gradients)
+                walks = space.march_back(*given, values, code, g_first, g_u, *gradients)
             if g_first.any():
                 none = np.zeros(0)
                 walks *= space.march_back(*given, first, first_code, none, g_first, *gradients)

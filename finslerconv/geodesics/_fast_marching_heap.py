@@ -1,9 +1,9 @@
 """The priority queue of fast marching: a 4-ary heap of nodes that knows where each node lies.
 
-A heap is three arrays: ``keys`` (float64) and ``nodes`` (int32) in heap order, and ``place`` (int32,
-one per grid node), which holds a node's position in the heap, or one of the states below. The
-functions take the number of entries and return the new one. Four children share a cache line of
-keys, which makes it a third faster here than a binary heap.
+A heap is three arrays: ``keys`` (float64) and ``nodes`` (int32) in heap order, and ``place``
+(int32), with the position in the heap of each node of the grid, or one of the states below. The
+functions take the number of entries and return the new one. Four children lie in one or two cache
+lines of keys, and the tree is half as deep as a binary one.
 """
 
 from typing import no_type_check

@@ -17,8 +17,8 @@ sector's ends in M:
 An end alone (``l`` 0 or 1) is ``c (u - U) = F_x(-e)``, factored by the ratio of the difference of
 u0 to ``F_m(-e)``, where the chord from the source passes within a pixel of the end.
 
-The walk back is the implicit adjoint. With ``m = G^-1 q``, ``v = -sum m_i e_i`` (the velocity of the
-geodesic, of M-norm 1) and ``S = sum c_i m_i``:
+The walk back is the implicit adjoint. With ``m = G^-1 q``, ``v = -sum m_i e_i`` (the velocity of
+the geodesic, of M-norm 1) and ``S = sum c_i m_i``:
 ``S du = sum m_i (c_i dU_i - dk_i) + v . domega + v' dM v / 2``.
 """
 
@@ -290,8 +290,7 @@ def march(
             v0, v1 = row - source[s, 0], column - source[s, 1]
             model = _mean(metric, source_metric[s])
             second = _second(ends, row, column, wall, walled, u, place, e) if order == 2 else 0
-            found = False
-            f0, f1 = -np.float64(e[0, 0]), -np.float64(e[0, 1])
+            f0, f1 = v0, v1
             for attempt in range(4):
                 # Factored and of second order, then either, then neither.
                 bits = np.int64(code[y] & ~np.int64(SECOND_A | SECOND_B | FACTORED))
@@ -308,6 +307,9 @@ def march(
                         continue
                     _differences(bits, row, column, width, u, e, c, U)
                     value = _edge(metric, model, bits & FACTORED != 0, v0, v1, e, c, U)
+                    f0, f1 = -np.float64(e[0, 0]), -np.float64(e[0, 1])
+                    if bits & FACTORED:
+                        f0, f1 = v0, v1
                     good = True
                 else:
                     _differences(bits, row, column, width, u, e, c, U)
@@ -319,7 +321,8 @@ def march(
                     f1 = -ma * e[0, 1] - mb * e[1, 1]
                     good = (
                         ma * np.sqrt(_dot(metric, e[0, 0], e[0, 1], e[0, 0], e[0, 1])) > -_OUTSIDE
-                        and mb * np.sqrt(_dot(metric, e[1, 0], e[1, 1], e[1, 0], e[1, 1])) > -_OUTSIDE
+                        and mb * np.sqrt(_dot(metric, e[1, 0], e[1, 1], e[1, 0], e[1, 1]))
+                        > -_OUTSIDE
                         and c[0] * ma + c[1] * mb > 0
                     )
                     if good and bits & FACTORED:
@@ -385,13 +388,6 @@ def march(
     for x in range(nodes):
         if place[x] != ACCEPTED:
             u[x] = np.inf
-        elif u[x] > radius:
-            u[x] = np.inf
-            label[x] = -1
-            flow[x, 0] = flow[x, 1] = 0.0
-        if place[x] != ACCEPTED:
-            label[x] = -1
-            flow[x, 0] = flow[x, 1] = 0.0
     return done
 
 
@@ -451,9 +447,7 @@ def _add_slope(weight, model, v0, v1, e0, e1, x, s, g_M, g_omega, s_M, s_omega, 
 
 @_jit
 @no_type_check
-def _add_difference(
-    weight, model, c, v0, v1, e0, e1, x, s, g_M, g_omega, s_M, s_omega, s_position
-):
+def _add_difference(weight, model, c, v0, v1, e0, e1, x, s, g_M, g_omega, s_M, s_omega, s_position):
     """Add the gradient of ``weight c (U0 - u0)``, the norm's difference along e."""
     args = (x, s, g_M, g_omega, s_M, s_omega, s_position)
     _add_norm(-weight * c, model, v0, v1, True, *args)

@@ -1,12 +1,12 @@
 """Fast marching in space, compiled: upwind differences along Selling's six vectors.
 
 With ``M^-1 = sum of rho_k e_k e_k'`` the eikonal equation is ``sum of rho_k q_k^2 = 1``, where q_k
-is the difference of u less the one-form along the one of ``-e_k``, ``e_k`` that goes with the front,
-or 0 if none does. First every node gets the value of first order,
+is the difference of u less the one-form along the one of ``-e_k``, ``e_k`` that goes with the
+front, or 0 if none does. First every node gets the value of first order,
 ``q_k = max(0, u - u(x + e_k) + omega . e_k, u - u(x - e_k) - omega . e_k)``. For Riemannian metrics
-it depends on smaller values only; with a one-form it may not, and a node whose value falls is opened
-again until none does. If more than that is wanted, the values are then computed again, node after
-node, with ``q_k = c_k (u - U_k) + k_k + omega . e_k`` as in the plane (`_fast_marching_kernels`).
+it depends on smaller values only; with a one-form it may not, and a node whose value falls is
+opened again until none does. If more than that is wanted, the values are then computed again, node
+after node, with ``q_k = c_k (u - U_k) + k_k + omega . e_k`` as in the plane (`_fast_marching_kernels`).
 A node whose upwind neighbour comes after it takes that one q_k from the values of first order; in a
 factored node, directions without a neighbour may take theirs from the model.
 
@@ -37,9 +37,10 @@ _NOTHING = -(2**31) + 1
 
 # As in the plane, but for a step as long as all six vectors allow.
 _MOVE = 1.0
-import os
-_AGREE = float(os.environ.get("AG",".9"))
-_AGREE_ALL = float(os.environ.get("AGA",".9"))
+_AGREE = 0.7
+
+# Where directions take their values from the model it must be a better one.
+_AGREE_ALL = 0.97
 
 # A value that falls by less than this, relatively, is not worth opening the node again.
 _SAME = 1e-14
@@ -54,7 +55,7 @@ _jit = numba.njit(nogil=True, error_model="numpy")
 @no_type_check
 def neighbours(offset, wall, walled, open_):
     """Write which of the twelve neighbours (forwards, then backwards) a node has, as bits."""
-    n0, n1, n2 = wall.shape
+    _, n1, n2 = wall.shape
     shared = len(offset) == 1
     at, e = np.empty(3, np.int64), np.empty(3, np.int64)
     for x in range(wall.size):
@@ -271,7 +272,7 @@ def march(
                 continue
             _load(M, omega, x, metric)
             new, how = _first_order(x, metric, offset, weight, step, open_, wall, u, low, order)
-            if new < u[x] - _SAME * (abs(u[x]) + abs(new)) or u[x] == np.inf and new < np.inf:
+            if new < u[x] - _SAME * (abs(u[x]) + abs(new)) or (u[x] == np.inf and new < np.inf):
                 u[x] = new
                 code[x] = how
                 if place[x] == ACCEPTED:
@@ -350,7 +351,7 @@ def _solve(c, U, k, rho):
 @no_type_check
 def _model(x, s, wall, source, source_metric, metric, model, v):
     """Set the mean of the metrics at x and at its source, and ``v`` from the source to x."""
-    n0, n1, n2 = wall.shape
+    _, n1, n2 = wall.shape
     v[0] = x // (n1 * n2) - source[s, 0]
     v[1] = x // n2 % n1 - source[s, 1]
     v[2] = x % n2 - source[s, 2]
@@ -386,7 +387,7 @@ def _unknown(x, sides, metric, model, v, step, open_, u, e):
 @no_type_check
 def _second(x, sides, step, wall, walled, key, e, at):
     """Return the bits of the neighbours that have a node of smaller key behind them."""
-    n0, n1, n2 = wall.shape
+    _, n1, n2 = wall.shape
     row = 0 if len(step) == 1 else x
     bits = np.int64(0)
     for n in range(6):
@@ -463,7 +464,7 @@ def improve(
         longest = np.inf
         for n in range(6):
             side = first_code[x] >> (2 * n) & 3
-            if side != NONE:
+            if side != NONE and first_code[x] & AXIS == 0:
                 y = x + (step[row, n] if side == FORWARDS else -step[row, n])
                 if u[y] == np.inf:
                     sides = (sides & ~np.int64(3 << (2 * n))) | side << (2 * n)

@@ -31,6 +31,9 @@ _BAND = 0.5
 # Nodes that one pass takes at most, which bounds its memory: about 3 KiB for each.
 _PASS = 200_000
 
+# Nodes of all problems together that are iterated at once: on a CPU no more than its cache holds.
+_CPU_GROUP, _GROUP = 600_000, 8_000_000
+
 
 class _Updates(NamedTuple):
     """The updates of a field, which of them read a node, and what they need of the metric.
@@ -569,7 +572,7 @@ class _Ends(NamedTuple):
 
 
 class _Factored(NamedTuple):
-    """Values, and ``S du = sum of m_i (du_i - dk_i) + v' domega + v' dM v / 2``, their derivative."""
+    """Values, with ``S du = sum of m_i (du_i - dk_i) + v' domega + v' dM v / 2``."""
 
     value: Float[Tensor, "n"]
     weight: Float[Tensor, "n 2"]
@@ -719,7 +722,7 @@ def fast_sweeping(
     """
     _check(tolerance, max_iterations)
     d, grid, problems = M.shape[-1], tuple(M.shape[1:-2]), len(seeds)
-    size, stride = math.prod(grid), math.prod(grid) + 1
+    size = math.prod(grid)
     h, o = (torch.as_tensor(x, dtype=torch.float64).expand(d) for x in (spacing, origin))
     free = torch.ones((1, *grid), dtype=torch.bool)
     if mask is not None:
@@ -727,12 +730,44 @@ def fast_sweeping(
     # From here on lengths are in nodes.
     M = M * (h[:, None] * h).to(M)
     omega = M.new_zeros((1, *grid, d)) if omega is None else omega * h.to(omega)
-    updates = _updates(M, omega, free)
-    sources = _join(
-        [_start(seed, M, omega, free, h, o, p) for p, seed in enumerate(seeds)],
-        stride,
-    ).to(M)
+    passes = 4 * size + 1000 if max_iterations is None else max_iterations
+    shared = len(M) == len(omega) == len(free) == 1
+    updates = _updates(M, omega, free) if shared else None
 
+    step = max(1, (_CPU_GROUP if M.device.type == "cpu" else _GROUP) // size)
+    fronts = []
+    for begin in range(0, problems, step):
+        group = slice(begin, begin + step)
+        part = [x[group] if len(x) > 1 else x for x in (M, omega, free)]
+        mine = updates if updates is not None else _updates(*part)
+        sources = _join(
+            [_start(seed, *part, h, o, p) for p, seed in enumerate(seeds[group])], size + 1
+        )
+        front = _solve(
+            mine, *part[:2], sources.to(M), len(seeds[group]), factorise, radius, tolerance, passes
+        )
+        # Sources were counted over all problems of the group.
+        counts = torch.tensor([len(seed.position) for seed in seeds[group]], device=M.device)
+        firsts = (counts.cumsum(0) - counts).reshape(-1, *(1,) * d)
+        label = torch.where(front.label >= 0, front.label - firsts, -1)
+        fronts.append(Front(front.distance, label, front.flow * h.to(M)))
+    return Front(*(torch.cat(x) for x in zip(*fronts, strict=True)))
+
+
+def _solve(
+    updates: _Updates,
+    M: Float[Tensor, "fields *grid_and_matrix"],
+    omega: Float[Tensor, "forms *grid_and_form"],
+    sources: "_Sources",
+    problems: int,
+    factorise: bool,
+    radius: float,
+    tolerance: float,
+    passes: int,
+) -> Front:
+    """Return the front of some problems, in nodes, with labels counted over all of them."""
+    d, grid = M.shape[-1], tuple(M.shape[1:-2])
+    stride = math.prod(grid) + 1
     factored = factorise and d == 2 and bool(sources.alone.any())
     total = problems * stride
     ticket = torch.empty(total, dtype=torch.int64, device=M.device)
@@ -750,7 +785,6 @@ def fast_sweeping(
     node, label = _choose(least, sources.node, sources.label)
     value = sources.value[least]
     fronts.value[node], fronts.label[node] = value.detach(), label
-    passes = 4 * size + 1000 if max_iterations is None else max_iterations
     limits = (stride, radius, tolerance, passes)
     with torch.no_grad():
         if factored:
@@ -790,7 +824,7 @@ def fast_sweeping(
 
     flow = M.new_zeros((total, d)).detach()
     with torch.no_grad():
-        flow[arrived] = move / chord_norm(at.M, at.omega, move)[:, None] * h.to(M)
+        flow[arrived] = move / chord_norm(at.M, at.omega, move)[:, None]
         seen = node[seeded]
         away = (
             updates.place[seen % stride if updates.shared else seen]
@@ -798,18 +832,14 @@ def fast_sweeping(
         )
         here = _Metric.of(M, omega, seen, stride)
         length = chord_norm(here.M, here.omega, away)[:, None]
-        flow[seen] = torch.where(length > 0, away / length.clamp(min=1e-30), 0.0) * h.to(M)
-    # Sources were counted over all problems.
-    counts = torch.tensor([len(seed.position) for seed in seeds], device=M.device)
-    firsts = (counts.cumsum(0) - counts).repeat_interleave(stride)
-    labels = torch.where(fronts.label >= 0, fronts.label - firsts, -1)
+        flow[seen] = torch.where(length > 0, away / length.clamp(min=1e-30), 0.0)
 
     def on_grid(x: Tensor) -> Tensor:
         return x.reshape(problems, stride, *x.shape[1:])[:, :-1].reshape(
             problems, *grid, *x.shape[1:]
         )
 
-    return Front(on_grid(distance), on_grid(labels), on_grid(flow))
+    return Front(on_grid(distance), on_grid(fronts.label), on_grid(flow))
 
 
 def _follow_labels(updates: _Updates, fronts: _Fronts, stride: int) -> None:
@@ -823,7 +853,8 @@ def _follow_labels(updates: _Updates, fronts: _Fronts, stride: int) -> None:
     weight = _linear(read, updates.table[update])
     read = torch.where(weight > 0, read, math.inf)
     root[arrived] = neighbour.gather(1, read.argmin(1, keepdim=True))[:, 0]
-    while True:
+    # Every round doubles the steps; more of them than there are nodes lead no further.
+    for _ in range(len(root).bit_length()):
         further = root[root]
         if torch.equal(further, root):
             break
@@ -861,7 +892,8 @@ class _Sources(NamedTuple):
 
     def to(self, like: Tensor) -> "_Sources":
         """Return them on the device of ``like``, the floats in its dtype."""
-        return _Sources(*(x.to(like) if x.is_floating_point() else x.to(like.device) for x in self))
+        moved = (x.to(like) if x.is_floating_point() else x.to(like.device) for x in self)
+        return _Sources(*moved)
 
     def detach(self) -> "_Sources":
         """Return them without their history."""

@@ -93,19 +93,39 @@ class Grid(NamedTuple):
 
 
 def grid_table(
-    M: Float[Tensor, "*nodes d d"], omega: Float[Tensor, "*nodes d"] | None
+    grid: Grid,
+    M: Float[Tensor, "*nodes d d"],
+    omega: Float[Tensor, "*nodes d"] | None,
 ) -> Float[Tensor, "rows entries"]:
-    """Return the table of fields: a row for each node, fields one after the other."""
+    """Return the table of fields: a row for each node, fields one after the other.
+
+    A row holds the upper triangle of ``M`` row by row and ``omega``, if there is one, then their
+    slopes along each axis: central differences, one-sided at the ends. Between the nodes slopes are
+    interpolated as the entries are. They differ by the order of the error, the square of the
+    spacing, from the slopes of the interpolated entries, but those jump at every line of nodes:
+    these do not, so that long steps serve, and a ray along such a line sees both sides of it.
+    """
     d = M.shape[-1]
     # The mean of both halves, so that the gradient in M is symmetric as M is.
     columns = [
         (M[..., i, j] + M[..., j, i]) / 2 if i < j else M[..., i, i]
         for i in range(d)
-        for j in range(i, d)  # itertools' combinations cannot be compiled
+        for j in range(i, d)
     ]
     if omega is not None:
         columns += [omega[..., i] for i in range(d)]
-    return torch.stack(columns, dim=-1).flatten(0, -2)
+    entries = torch.stack(columns, dim=-1)
+    slopes = [_slope(entries, axis - d - 1, grid.spacing[axis]) for axis in range(d)]
+    return torch.cat((entries, *slopes), dim=-1).flatten(0, -2)
+
+
+def _slope(f: Tensor, axis: int, step: float) -> Tensor:
+    n = f.shape[axis]
+    if n == 1:
+        return torch.zeros_like(f)
+    rise = f.diff(dim=axis) / step
+    inner = (rise.narrow(axis, 0, n - 2) + rise.narrow(axis, 1, n - 2)) / 2
+    return torch.cat((rise.narrow(axis, 0, 1), inner, rise.narrow(axis, n - 2, 1)), dim=axis)
 
 
 def grid_metric(
@@ -135,8 +155,7 @@ def grid_rates(
     ----------
     grid : Grid
     table : Tensor, shape (nodes, entries)
-        The upper triangle of ``M`` row by row, then ``omega`` if there is one
-        (:func:`grid_table`).
+        Of :func:`grid_table`.
     first : Tensor, shape (...)
         The row of the table at which a ray's field begins.
     c : Tensor, shape (..., d)
@@ -150,8 +169,7 @@ def grid_rates(
     z, root, F = _normal(M, omega, p)
     scale = length / root
     force = [
-        scale * (dot(z, matvec(dM, z)) / 2 + F * dot(domega, z)) / step
-        for (dM, domega), step in zip(slopes, grid.spacing, strict=True)
+        scale * (dot(z, matvec(dM, z)) / 2 + F * dot(domega, z)) for dM, domega in slopes
     ]
     return scale[..., None] * z, torch.stack(force, dim=-1)
 
@@ -160,48 +178,48 @@ _Entries = tuple[Tensor, Tensor]
 
 
 def _read(grid: Grid, table: Tensor, first: Tensor, c: Tensor) -> tuple[_Entries, list[_Entries]]:
-    """Return ``(M, omega)`` at the coordinates, and their derivatives along each axis."""
+    """Return ``(M, omega)`` at the coordinates, and their slopes along each axis."""
     d = len(grid.shape)
-    indices = first[..., None]
+    offsets = torch.zeros_like(first)[..., None]
     weights = torch.ones_like(c[..., :1])
-    derivatives: list[Tensor] = []
+    signs = []
     for axis, n in enumerate(grid.shape):
-        t, slope = _continued(c[..., axis], n, grid.outside)
+        t, sign = _continued(c[..., axis], n, grid.outside)
+        signs.append(sign)
         i = t.detach().floor().clamp(0, max(n - 2, 0))
-        f = t - i
         nodes = torch.stack((i, (i + 1).clamp(max=n - 1)), dim=-1).long()
-        w = torch.stack((1 - f, f), dim=-1)
-        dw = torch.stack((-slope, slope), dim=-1)
-        derivatives = [_product(g, w) for g in derivatives] + [_product(weights, dw)]
-        weights = _product(weights, w)
-        rest = n * (indices - first[..., None])
-        indices = first[..., None] + (rest[..., :, None] + nodes[..., None, :]).flatten(-2)
-    values = embedding(indices, table)
-    value, *slopes = (
-        _unpacked((values * w[..., None]).sum(-2), d) for w in (weights, *derivatives)
-    )
-    return value, slopes
-
-
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    return (a[..., :, None] * b[..., None, :]).flatten(-2)
+        w = torch.stack((1 - (t - i), t - i), dim=-1)
+        weights = (weights[..., :, None] * w[..., None, :]).flatten(-2)
+        offsets = (n * offsets[..., :, None] + nodes[..., None, :]).flatten(-2)
+    rows = embedding(first[..., None] + offsets, table)
+    value, *slopes = (rows * weights[..., None]).sum(-2).chunk(d + 1, dim=-1)
+    return _unpacked(value, d), [
+        _unpacked(slope * sign[..., None], d) for slope, sign in zip(slopes, signs, strict=True)
+    ]
 
 
 def _continued(c: Tensor, n: int, outside: Outside) -> tuple[Tensor, Tensor]:
-    """Return coordinates brought into [0, n - 1], and the derivative of doing so."""
+    """Return coordinates brought into [0, n - 1], and what slopes are multiplied by there.
+
+    Outside that changes within a node to what it is there, 0 or -1, so that no ray along the edge
+    hangs on a rounding error.
+    """
     last = n - 1.0
-    if outside == "constant" or n == 1:
-        inside = (c >= 0) & (c <= last) & (n > 1)
-        return c.clamp(0.0, last), inside.to(c.dtype)
-    c = c.remainder(2 * last)
-    mirrored = c > last
-    return torch.where(mirrored, 2 * last - c, c), 1.0 - 2.0 * mirrored.to(c.dtype)
+    if n == 1:
+        return torch.zeros_like(c), torch.zeros_like(c)
+    beyond = torch.maximum(-c, c - last)
+    if outside == "constant":
+        return c.clamp(0.0, last), (1 - beyond).clamp(0.0, 1.0)
+    folded = c.remainder(2 * last)
+    mirrored = folded > last
+    far = 1.0 - 2.0 * mirrored.to(c.dtype)
+    sign = torch.where(beyond > last, far, (1 - 2 * beyond).clamp(-1.0, 1.0))
+    return torch.where(mirrored, 2 * last - folded, folded), sign
 
 
 def _unpacked(entries: Tensor, d: int) -> _Entries:
-    pairs = [(i, j) for i in range(d) for j in range(i, d)]
-    upper = {pair: n for n, pair in enumerate(pairs)}
-    rows = [entries[..., upper[min(i, j), max(i, j)]] for i in range(d) for j in range(d)]
-    M = torch.stack(rows, dim=-1).unflatten(-1, (d, d))
+    upper = [(i, j) for i in range(d) for j in range(i, d)]
+    places = [upper.index((min(i, j), max(i, j))) for i in range(d) for j in range(d)]
+    M = entries[..., places].unflatten(-1, (d, d))
     omega = entries[..., len(upper) :]
     return M, omega if omega.shape[-1] else torch.zeros_like(M[..., 0])

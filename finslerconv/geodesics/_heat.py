@@ -7,7 +7,7 @@ With ``eps = sqrt(time)``, one implicit step of heat from the sources,
 (div that of the volume ``sqrt(det M)``), has ``u ~ exp(-d / eps)`` for a Randers metric: put
 ``u = exp(-d / eps)`` in, and what is left as eps goes to 0 is the eikonal equation
 ``|grad d - omega|_{M^-1} = 1``. Only the direction of ``grad u / u`` is used: made a covector of
-dual norm 1 it is the slope of the distance, and a Poisson equation finds the function of that slope.
+dual norm 1 it is the slope of the distance, and a Poisson equation finds the function for it.
 Derivation and errors: the page "The heat method" of the documentation.
 
 All of it is invariant under ``omega -> omega + grad psi, d -> d + psi``, on the grid as in the
@@ -242,7 +242,9 @@ def _log_heat(
     right = source
     if potential is not None:
         turn = turn + potential[x] - potential[y]
-        right = source * (potential / eps).exp()[:, None]
+        # Far away the exponential is infinite, and there is no source.
+        lift = torch.where((source > 0).any(1), potential / eps, 0.0).exp()
+        right = source * lift[:, None]
     here = scale * scale * graph.conductance
     nodes = torch.arange(len(eps))
     volume = graph.M.det().sqrt()
@@ -369,10 +371,13 @@ def _integrate(
         if not bool(late.any()):
             break
         alive = alive & ~late
+    # Sources of a component that ask for a little more or less share the difference.
+    level = level.scatter_reduce(0, group[alive], gap[alive], "mean", include_self=False)
     reached = level.reshape(columns, parts)[:, graph.part].T
-    return torch.where(
-        reached.isfinite(), d + torch.where(reached.isfinite(), reached, 0.0), math.inf
-    )
+    there = reached.isfinite()
+    d = torch.where(there, d + torch.where(there, reached, 0.0), math.inf)
+    # Near the sources the chords are the better answer.
+    return d.index_put((sources.node[alive], sources.column[alive]), sources.value[alive])
 
 
 def _distances(

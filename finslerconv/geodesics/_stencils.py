@@ -131,9 +131,10 @@ def visible(wall, row, column, e0, e1):
         # Which side of the square does the line leave by: (i + 1/2) / n0 against (j + 1/2) / n1.
         ahead = (2 * i + 1) * n1 - (2 * j + 1) * n0
         if ahead == 0:
-            if wall[row + (i + 1) * step0, column + j * step1] and wall[
-                row + i * step0, column + (j + 1) * step1
-            ]:
+            if (
+                wall[row + (i + 1) * step0, column + j * step1]
+                and wall[row + i * step0, column + (j + 1) * step1]
+            ):
                 return False
             i += 1
             j += 1
@@ -256,28 +257,48 @@ def acute_stencils(M: np.ndarray, omega: np.ndarray, wall: np.ndarray) -> Stenci
 def seen(wall, start, node):
     """Return for each pair whether the line from ``start`` (n, d) to ``node`` (n, d) is free.
 
-    ``start`` is any point, in index coordinates. The line is looked at every eighth of a pixel.
+    ``start`` is any point, in index coordinates. The line is looked at every eighth of a pixel, and
+    stopped as in :func:`visible`; along the border of a wall it is free.
     """
     count, dim = node.shape
     free = np.ones(count, np.bool_)
-    cell = np.empty(dim, np.int64)
     flat = wall.reshape(-1)
     for n in range(count):
         longest = 0.0
         for a in range(dim):
             longest = max(longest, abs(node[n, a] - start[n, a]))
-        steps = np.int64(np.ceil(8 * longest)) + 1
+        steps = max(8 * np.int64(np.ceil(longest)), 1)
         for k in range(steps + 1):
-            # Halves are rounded both ways: a line through the corner of two walls is stopped.
-            for up in range(2):
-                index = 0
+            # At a point between squares: those before it, those behind it, and all the others.
+            before, behind, beside = False, False, True
+            between = 0
+            for choice in range(1 << dim):
+                index, same, ties = 0, 0, 0
                 for a in range(dim):
-                    at = start[n, a] + (node[n, a] - start[n, a]) * k / steps
-                    cell[a] = np.int64(np.floor(at + 0.5) if up else np.ceil(at - 0.5))
-                    cell[a] = min(max(cell[a], 0), wall.shape[a] - 1)
-                    index = index * wall.shape[a] + cell[a]
-                if flat[index]:
-                    free[n] = False
+                    run = node[n, a] - start[n, a]
+                    at = start[n, a] + run * k / steps
+                    low, high = np.ceil(at - 0.5), np.floor(at + 0.5)
+                    ahead = (choice >> a & 1) == 1
+                    if low != high and run != 0:
+                        ties += 1
+                        same += 1 if ahead else -1
+                    cell = np.int64(high if ahead == (run >= 0) else low)
+                    cell = min(max(cell, 0), wall.shape[a] - 1)
+                    index = index * wall.shape[a] + cell
+                if same == ties:
+                    before = before or not flat[index]
+                if same == -ties:
+                    behind = behind or not flat[index]
+                if abs(same) < ties:
+                    between += 1
+                    beside = beside and flat[index]
+            if (
+                (k < steps and not before)
+                or (k > 0 and not behind)
+                or (0 < k < steps and between > 0 and beside)
+            ):
+                free[n] = False
+                break
     return free
 
 

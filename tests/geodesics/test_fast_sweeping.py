@@ -45,7 +45,7 @@ def random_field(n, problems=1, seed=0):
     ids=str,
 )
 def test_it_is_fast_marching_of_first_order(field, factorise):
-    M, omega, spacing, origin = grid(field, 40)
+    M, omega, spacing, origin = grid(field, 26)
     seeds = [at(field.point(0.51, 0.37))]
     ours = fast_sweeping(M, omega, spacing, origin, seeds, factorise=factorise)
     theirs = fast_marching(M, omega, spacing, origin, seeds, order=1, factorise=factorise)
@@ -59,7 +59,7 @@ def test_it_is_fast_marching_of_first_order(field, factorise):
 
 @pytest.mark.parametrize("field", [pull_back_3d(0.1), half_plane(3), funk(3)], ids=str)
 def test_it_is_fast_marching_in_space(field):
-    M, omega, spacing, origin = grid(field, 11)
+    M, omega, spacing, origin = grid(field, 9)
     seeds = [at(field.point(0.51, 0.37, 0.6))]
     ours = fast_sweeping(M, omega, spacing, origin, seeds)
     theirs = fast_marching(M, omega, spacing, origin, seeds, order=1, factorise=False)
@@ -124,36 +124,53 @@ def test_radius_stops_the_front_and_changes_nothing_inside(factorise):
     assert torch.equal(part.label >= 0, inside)
 
 
+def assert_gradients(function, inputs, seed=0):
+    """Assert that the derivative along a random direction of each input is the difference's."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = [x.clone().requires_grad_() for x in inputs]
+    gradients = torch.autograd.grad(function(*inputs), inputs)
+    for k, gradient in enumerate(gradients):
+        direction = torch.randn(gradient.shape, generator=generator, dtype=torch.float64)
+        step = 1e-6 * float(inputs[k].detach().abs().mean())
+        moved = [
+            [
+                x.detach() + sign * step * direction if n == k else x.detach()
+                for n, x in enumerate(inputs)
+            ]
+            for sign in (1, -1)
+        ]
+        slope = (function(*moved[0]) - function(*moved[1])) / (2 * step)
+        assert torch.isclose((gradient * direction).sum(), slope, rtol=1e-5)
+
+
 @pytest.mark.parametrize("factorise", [False, True])
 def test_gradients_are_those_of_finite_differences(factorise):
-    M, omega = random_field(6, seed=3)
-    seeds = torch.tensor([[2.3, 2.6]]).double()
-    value = torch.tensor([0.4]).double()
-    weights = torch.rand(1, 6, 6, generator=torch.Generator().manual_seed(0)).double()
+    field = random_smooth(2, 20.0, 0.7)
+    M, omega, spacing, origin = grid(field, 14)
+    position = field.point(0.43, 0.37)[None]
+    weights = torch.rand(1, 14, 14, generator=torch.Generator().manual_seed(0)).double()
 
-    def length(M, omega, position, value):
+    def total(M, omega, position, value):
+        seeds = [Seeds(position, value)]
         symmetric = (M + M.mT) / 2
-        front = fast_sweeping(
-            symmetric, omega, (1.0, 0.8), (0.2, 0.1), [Seeds(position, value)], factorise=factorise
-        )
+        front = fast_sweeping(symmetric, omega, spacing, origin, seeds, factorise=factorise)
         return (weights * front.distance).sum()
 
-    inputs = [x.clone().requires_grad_() for x in (M, omega, seeds, value)]
-    assert torch.autograd.gradcheck(length, inputs, eps=1e-7, atol=1e-5, rtol=1e-4)
+    assert_gradients(total, (M, omega, position, torch.tensor([0.4]).double()))
 
 
 def test_gradients_in_space_are_those_of_finite_differences():
     field = pull_back_3d(0.1)
-    M, omega, spacing, origin = grid(field, 4)
-    weights = torch.rand(1, 4, 4, 4, generator=torch.Generator().manual_seed(0)).double()
+    M, omega, spacing, origin = grid(field, 6)
+    position = field.point(0.43, 0.47, 0.62)[None]
+    weights = torch.rand(1, 6, 6, 6, generator=torch.Generator().manual_seed(0)).double()
 
-    def length(M, omega, value):
-        seeds = Seeds(field.point(0.4, 0.4, 0.6)[None], value)
-        front = fast_sweeping((M + M.mT) / 2, omega, spacing, origin, [seeds])
+    def total(M, omega, position, value):
+        seeds = [Seeds(position, value)]
+        front = fast_sweeping((M + M.mT) / 2, omega, spacing, origin, seeds)
         return (weights * front.distance).sum()
 
-    inputs = [x.clone().requires_grad_() for x in (M, omega, torch.zeros(1).double())]
-    assert torch.autograd.gradcheck(length, inputs, eps=1e-7, atol=1e-5, rtol=1e-4)
+    assert_gradients(total, (M, omega, position, torch.tensor([0.4]).double()))
 
 
 def test_gradients_are_fast_marchings():
@@ -166,6 +183,9 @@ def test_gradients_are_fast_marchings():
         front = solver(*inputs, spacing, origin, [at(field.point(0.5, 0.4))], **options)
         gradients.append(torch.autograd.grad((weights * front.distance).sum(), inputs))
     for ours, theirs in zip(*gradients, strict=True):
+        # Of matrices that stay symmetric, only the symmetric part matters.
+        if ours.ndim == 5:
+            ours, theirs = ours + ours.mT, theirs + theirs.mT
         assert torch.allclose(ours, theirs, rtol=0, atol=1e-8 * float(theirs.abs().max()))
 
 
@@ -182,7 +202,7 @@ def test_a_cycle_of_dependences_is_summed_up():
 
 def test_single_precision_keeps_six_digits():
     field = random_smooth(2, 100.0, 0.9, seed=2)
-    M, omega, spacing, origin = grid(field, 64)
+    M, omega, spacing, origin = grid(field, 48)
     # Far from zero: only differences of values may matter.
     seeds = [at(field.point(0.5, 0.5), value=torch.tensor([100.0]).double())]
     exact = fast_sweeping(M, omega, spacing, origin, seeds, factorise=False).distance

@@ -21,7 +21,7 @@ LENS = FunctionMetric(
 
 @pytest.mark.parametrize("field", known_fields() + known_fields_3d(), ids=str)
 def test_the_logarithm_is_as_long_as_the_distance(field):
-    x, y = random_pair(field, 4, margin=0.3)
+    x, y = random_pair(field, 3, margin=0.35)
     v = logarithm(field, x, y)
     torch.testing.assert_close(field.at(x).norm(v), field.distance(x, y), rtol=0, atol=1e-8)
     torch.testing.assert_close(exponential(field, x, v), y, rtol=0, atol=1e-8)
@@ -83,22 +83,22 @@ def test_the_gradient_in_a_fields_parameters():
 
 @pytest.mark.parametrize("field", [half_plane(), funk()], ids=str)
 def test_geodesics_are_shortest_and_evenly_spaced(field):
-    x, y = random_pair(field, 3)
-    curve = geodesic(field, x, y, 9)
+    x, y = random_pair(field, 2)
+    curve = geodesic(field, x, y, 5)
     torch.testing.assert_close(curve[[0, -1]], torch.stack((x, y)), rtol=0, atol=1e-8)
     steps = field.distance(curve[:-1], curve[1:])
     torch.testing.assert_close(steps, steps.mean(0).expand_as(steps), rtol=0, atol=1e-8)
     torch.testing.assert_close(steps.sum(0), field.distance(x, y), rtol=0, atol=1e-8)
-    long = path_length(field, geodesic(field, x, y, 100))
+    long = path_length(field, geodesic(field, x, y, 33, method="rk4"))
     torch.testing.assert_close(long, field.distance(x, y), rtol=1e-4, atol=0)
 
 
 def test_where_geodesics_cross_the_start_decides():
     x, y = torch.tensor([[-1.5, 0.0], [1.5, 0.0]], dtype=torch.float64)
-    straight = logarithm(LENS, x, y)
+    straight = logarithm(LENS, x, y, method="rk4")
     assert abs(float(straight[1])) < 1e-8
     up, down = (
-        logarithm(LENS, x, y, start=torch.tensor([2.0, s], dtype=torch.float64)) for s in (3.0, -3.0)
+        logarithm(LENS, x, y, start=torch.tensor([2.0, s]).double(), method="rk4") for s in (3, -3)
     )
     torch.testing.assert_close(up, down * torch.tensor([1.0, -1.0]).double(), rtol=0, atol=1e-6)
     # Around the lens is shorter than through it.

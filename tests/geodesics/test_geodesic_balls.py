@@ -1,0 +1,349 @@
+"""Geodesic balls: closed forms, the three methods against each other, folds, gradients."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from metric_fields import constant, funk, half_plane, known_fields, pull_back, pull_back_3d, rotation_wind
+
+from finslerconv import balls
+from finslerconv.balls import affine, concentric, lattice, polar, radial, sunflower
+from finslerconv.geodesics import FunctionMetric, GridMetric
+from finslerconv.geodesics._balls import (
+    InjectivityWarning,
+    fan,
+    geodesic_ball,
+    geodesic_positions,
+)
+from finslerconv.metrics import Randers, Riemannian
+
+CURVED = [pull_back(), half_plane(), funk(), rotation_wind()]
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def smooth_field(batch=1, shape=(9, 8), seed=0):
+    """Return M and omega that vary gently from node to node."""
+    A = normal(batch, 4, 2, 2, seed=seed)
+    ys, xs = torch.meshgrid(*(torch.arange(n).double() for n in shape), indexing="ij")
+    waves = torch.stack([torch.ones_like(xs), (ys / 3).sin(), (xs / 3).cos(), (xs - ys).mul(0.2).sin()])
+    S = torch.einsum("nhw,bnij->bhwij", waves, 0.1 * A)
+    M = 0.3 * torch.eye(2) + S @ S.mT
+    omega = 0.08 * torch.einsum("nhw,bni->bhwi", waves, A[..., 0] / 2)
+    return M, omega
+
+
+def area(polygon):
+    x, y = polygon[..., 0], polygon[..., 1]
+    return ((x * y.roll(-1, 0) - y * x.roll(-1, 0)).sum(0) / 2).abs()
+
+
+# Closed forms.
+
+
+@pytest.mark.parametrize("map", ["radial", "affine"])
+@pytest.mark.parametrize("method", ["exp", "eikonal"])
+def test_the_ball_of_a_constant_metric_is_its_tangent_ball(method, map):
+    metric = Randers(np.array([[2.0, 0.6], [0.6, 0.7]]), np.array([0.4, -0.3]))
+    field = GridMetric.from_metric(metric, (9, 9))
+    points = sunflower(30)
+    x = np.array([[4.0, 4.0], [3.3, 5.1]])
+    carry = {"radial": radial, "affine": affine}[map]
+    expected = x + 1.5 * carry(metric, points.points)[:, None]
+    ball = geodesic_ball(field, x, points, 1.5, method=method, map=map)
+    assert isinstance(ball, np.ndarray)
+    np.testing.assert_allclose(ball, expected, atol=1e-10)
+
+
+@pytest.mark.parametrize("field", CURVED + [pull_back_3d()], ids=str)
+def test_samples_are_at_their_distance(field):
+    x = torch.stack([field.point(*[0.5] * field.dim), field.point(*[0.4] * field.dim)])
+    reference = polar(2, 8) if field.dim == 2 else lattice((3, 3, 3))
+    ball = geodesic_ball(field, x, reference, 0.2)
+    wanted = 0.2 * torch.linalg.norm(torch.as_tensor(reference.points), dim=-1)[:, None]
+    found = field.distance(x.expand_as(ball), ball)
+    assert (found - wanted).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("field", CURVED, ids=str)
+def test_level_sets_are_second_order_in_the_resolution(field):
+    x, reference = field.point(0.5, 0.5), polar(2, 16)
+    wanted = 0.2 * torch.linalg.norm(torch.as_tensor(reference.points), dim=-1)
+    errors = []
+    for resolution in (8, 32):
+        ball = geodesic_ball(field, x, reference, 0.2, method="eikonal", resolution=resolution)
+        errors.append((field.distance(x.expand_as(ball), ball) - wanted).abs().mean())
+    assert errors[1] < 1e-3 * 0.2
+    assert errors[1] < errors[0] / 2
+
+
+def test_level_sets_in_space():
+    field = half_plane(3)
+    x, reference = field.point(0.5, 0.5, 0.5), lattice((3, 3, 3))
+    ball = geodesic_ball(field, x, reference, 0.1, method="eikonal", resolution=8)
+    wanted = 0.1 * torch.linalg.norm(torch.as_tensor(reference.points), dim=-1)
+    assert (field.distance(x.expand_as(ball), ball) - wanted).abs().max() < 0.005 * 0.1
+
+
+@pytest.mark.parametrize("field", [*known_fields()], ids=str)
+def test_three_ways_to_one_ball(field):
+    x, rim = field.point(0.5, 0.5), polar(1, 90)
+    found = {
+        method: geodesic_ball(field, x, rim, 0.2, method=method, resolution=16)
+        for method in ("exp", "eikonal", "heat")
+    }
+    size = area(found["exp"])
+    torch.testing.assert_close(area(found["eikonal"]), size, rtol=2e-3, atol=0)
+    torch.testing.assert_close(area(found["heat"]), size, rtol=2e-2, atol=0)
+    for method, tolerance in (("eikonal", 2e-3), ("heat", 2e-2)):
+        ball = found[method]
+        level = field.distance(x.expand_as(ball), ball)
+        assert (level / 0.2 - 1).abs().max() < tolerance
+
+
+def test_straight_rays_are_followed_to_the_level():
+    field = pull_back()
+    x = field.point(0.4, 0.6)
+    reference = concentric(5)
+    ball = geodesic_ball(field, x, reference, 0.3, method="eikonal")
+    tangent = radial(field.at(x), torch.as_tensor(reference.points))
+    along = (ball - x)[..., 0] * tangent[..., 1] - (ball - x)[..., 1] * tangent[..., 0]
+    assert along.abs().max() < 1e-12
+    assert torch.equal(ball[12], x)
+
+
+def test_a_ball_larger_than_its_first_window():
+    # F = exp(-x_1) |v|: to the right, s is at distance 1 - exp(-s), and a radius of 1 has no end.
+    field = FunctionMetric(
+        lambda x: Riemannian(torch.exp(-2 * x[..., 1:, None]) * torch.eye(2).double())
+    )
+    x, sides = torch.zeros(2).double(), torch.tensor([[0.0, 1.0], [0.0, -1.0]]).double()
+    ball = geodesic_ball(field, x, sides, 0.95, method="eikonal", resolution=16)
+    np.testing.assert_allclose(ball[:, 1], [np.log(20), -np.log(1.95)], rtol=2e-2)
+    with pytest.raises(ValueError, match="reaches beyond 12 times the size of its tangent ball"):
+        geodesic_ball(field, x, sides, 1.5, method="eikonal", resolution=4)
+
+
+# Symmetries.
+
+
+@pytest.mark.parametrize("method", ["exp", "eikonal"])
+def test_transposes_and_flips_carry_balls_along(method):
+    M, omega = smooth_field(shape=(8, 8))
+    field = GridMetric(M[0], omega[0])
+    x = torch.tensor([[3.0, 4.0], [0.0, 2.0]]).double()
+    points = torch.as_tensor(sunflower(12).points)
+    ball = geodesic_ball(field, x, points, method=method, resolution=12)
+    swap = torch.tensor([[0.0, 1.0], [1.0, 0.0]]).double()
+    flip = torch.diag(torch.tensor([-1.0, 1.0])).double()
+    shift = torch.tensor([7.0, 0.0]).double()
+    for J, turned, move in (
+        (swap, lambda u: u.transpose(0, 1), 0.0),
+        (flip, lambda u: u.flip(0), shift),
+    ):
+        other = GridMetric(turned(J @ field.M @ J), turned(field.omega @ J))
+        same = geodesic_ball(
+            other, x @ J + move, points @ J, method=method, resolution=12
+        )
+        torch.testing.assert_close(same, ball @ J + move, rtol=0, atol=1e-9)
+
+
+def test_a_batch_of_fields_and_nodes_by_default():
+    M, omega = smooth_field(3)
+    both = GridMetric(M, omega)
+    ball = geodesic_ball(both, reference=concentric(3))
+    assert ball.shape == (9, 3, 9, 8, 2)
+    one = GridMetric(M[1], omega[1])
+    torch.testing.assert_close(ball[:, 1], geodesic_ball(one, reference=concentric(3)))
+    centres = one.nodes()[2:4, 3:4]
+    level = geodesic_ball(
+        both, centres.expand(3, 2, 1, 2), concentric(3), method="eikonal", resolution=10
+    )
+    assert level.shape == (9, 3, 2, 1, 2)
+    alone = geodesic_ball(one, centres, concentric(3), method="eikonal", resolution=10)
+    torch.testing.assert_close(level[:, 1], alone)
+
+
+# Folds.
+
+
+def test_crossing_geodesics_are_reported():
+    # A slow spot: geodesics that pass it on both sides cross behind it.
+    ys, xs = np.mgrid[:33, :33]
+    n = 1 + 4 * np.exp(-((ys - 16) ** 2 + (xs - 16) ** 2) / 8)
+    field = GridMetric(n[..., None, None] ** 2 * np.eye(2) / 100)
+    x = np.array([[16.0, 8.0], [16.0, 16.0], [4.0, 4.0]])
+    with pytest.warns(InjectivityWarning, match=r"1 of 3 centres.*index \(0,\)") as record:
+        folded = geodesic_ball(field, x, polar(8, 32), 3.0, steps=64)
+    assert record[0].message.centres.tolist() == [[0]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        geodesic_ball(field, x, polar(8, 32), 0.5)
+        level = geodesic_ball(field, x, polar(8, 32), 3.0, method="eikonal")
+    assert np.isfinite(folded).all()
+    assert np.isfinite(level).all()
+
+
+# Displacements for a layer.
+
+
+@pytest.mark.parametrize("map", ["radial", "affine"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_compiled_positions_are_those_of_the_reference(map, dtype):
+    M, omega = (u.to(dtype).requires_grad_() for u in smooth_field(2))
+    points = torch.as_tensor(concentric(5).points).to(dtype)
+    results = []
+    for compiled in (True, False):
+        out = geodesic_positions(M, omega, points, map=map, compiled=compiled)
+        assert out.shape == (2, 9, 8, 25, 2)
+        assert out.dtype == dtype
+        gradients = torch.autograd.grad(out, (M, omega), normal(*out.shape).to(dtype))
+        results.append((out, *gradients))
+    tolerance = 1e-10 if dtype == torch.float64 else 1e-4
+    for a, b in zip(*results, strict=True):
+        scale = float(b.detach().abs().max())
+        torch.testing.assert_close(a, b, rtol=0, atol=tolerance * scale)
+
+
+def test_positions_are_the_balls():
+    M, omega = smooth_field(2)
+    out = geodesic_positions(M, omega, torch.as_tensor(lattice(3).points), steps=8)
+    field = GridMetric(M, omega)
+    ball = geodesic_ball(field, reference=lattice(3), steps=8)
+    torch.testing.assert_close(out, (ball - field.nodes()).movedim(0, -2))
+
+
+def test_positions_at_other_centres_and_spacings():
+    M, omega = smooth_field(2)
+    points = torch.as_tensor(lattice(3).points)
+    options = {"spacing": 2.0, "origin": (1.0, -3.0)}
+    centres = torch.tensor([[[3.0, 1.0], [4.2, 6.5]]]).double()
+    out = geodesic_positions(M, omega, points, centres=centres, steps=8, **options)
+    assert out.shape == (2, 1, 2, 9, 2)
+    field = GridMetric(M, omega, **options)
+    ball = geodesic_ball(field, centres.expand(2, 1, 2, 2), lattice(3), steps=8)
+    torch.testing.assert_close(out, (ball - centres).movedim(0, -2))
+    nodes = geodesic_positions(M, omega, points, steps=8, **options)
+    torch.testing.assert_close(out[:, 0, 0], nodes[:, 1, 2])
+
+
+def test_without_a_form_it_is_riemannian():
+    M, _ = smooth_field(1)
+    points = torch.as_tensor(concentric(3).points)
+    for compiled in (True, False):
+        torch.testing.assert_close(
+            geodesic_positions(M, None, points, compiled=compiled),
+            geodesic_positions(M, torch.zeros_like(M[..., 0]), points, compiled=compiled),
+        )
+
+
+def test_points_on_one_ray_share_a_geodesic():
+    M, omega = smooth_field(1)
+    points = torch.as_tensor(lattice(5).points)
+    shared = fan(points, steps=16)
+    assert shared.schedule.rays == 17
+    alone = fan(points.clone().requires_grad_(), steps=16)
+    assert alone.schedule.rays == 25
+    together, apart = (geodesic_positions(M, omega, f) for f in (shared, alone))
+    torch.testing.assert_close(together, apart, rtol=0, atol=1e-4)
+    assert torch.equal(together[..., 12, :], torch.zeros_like(together[..., 12, :]))
+
+
+def test_equal_points_are_equal_samples():
+    M, omega = smooth_field(1)
+    points = torch.tensor([[0.0, 1.0], [0.0, 0.0], [0.0, 1.0], [0.0, 0.5], [0.0, 0.0]]).double()
+    out = geodesic_positions(M, omega, points)
+    assert torch.equal(out[..., 1, :], out[..., 4, :])
+    torch.testing.assert_close(out[..., 0, :], out[..., 2, :], rtol=0, atol=1e-4)
+
+
+def test_gradients_of_positions_are_those_of_differences():
+    M, omega = smooth_field(1, (4, 5))
+    points = torch.as_tensor(concentric(3).points)[[0, 1, 3]]
+
+    def positions(M, omega, points):
+        return geodesic_positions((M + M.mT) / 2, omega, points, steps=2)
+
+    inputs = [u.clone().requires_grad_() for u in (M, omega, points)]
+    assert torch.autograd.gradcheck(positions, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("method", ["exp", "eikonal"])
+def test_gradients_of_balls_are_those_of_differences(method):
+    M, omega = smooth_field(1, (6, 6))
+    x = torch.tensor([2.6, 2.3]).double()
+    along = normal(*M[0].shape, seed=5), normal(*omega[0].shape, seed=6)
+    along = ((along[0] + along[0].mT) / 2, along[1])
+    weight = normal(9, 2, seed=7)
+
+    def value(t):
+        field = GridMetric(M[0] + t * along[0], omega[0] + t * along[1], validate=False)
+        options = {"steps": 4} if method == "exp" else {"resolution": 20}
+        return (weight * geodesic_ball(field, x, lattice(3), method=method, **options)).sum()
+
+    t = torch.tensor(0.0, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(value(t), t)
+    h = 1e-5
+    with torch.no_grad():
+        difference = (value(torch.tensor(h).double()) - value(torch.tensor(-h).double())) / (2 * h)
+    # A window's frame moves with the metric, and its error with it; the gradient leaves that out.
+    tolerance = 1e-6 if method == "exp" else 3e-3
+    torch.testing.assert_close(slope, difference, rtol=tolerance, atol=1e-6)
+
+
+@pytest.mark.uninstrumented
+def test_positions_compile_in_one_graph():
+    M, omega = (u.float() for u in smooth_field(1))
+    rays = fan(concentric(3).points)
+
+    def positions(M, omega):
+        return geodesic_positions(M, omega, rays)
+
+    compiled = torch.compile(positions, fullgraph=True, backend="aot_eager")
+    M.requires_grad_()
+    torch.testing.assert_close(compiled(M, omega), positions(M, omega))
+    (slope,) = torch.autograd.grad(compiled(M, omega).sum(), M)
+    (expected,) = torch.autograd.grad(positions(M, omega).sum(), M)
+    torch.testing.assert_close(slope, expected)
+
+
+# What is refused.
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ((np.zeros(2),), {"method": "ball"}, "method: expected"),
+        ((np.zeros(2),), {"map": "straight"}, "map: expected"),
+        ((np.zeros(2),), {"radius": 0.0}, "radius: expected a positive number"),
+        ((np.zeros(2),), {"radius": float("nan")}, "radius: expected a positive number"),
+        ((np.zeros(2),), {"steps": 0}, "steps: expected"),
+        ((np.zeros(2),), {"resolution": 0}, "resolution: expected"),
+        ((np.zeros(3),), {}, r"centres: expected shape \(..., 2\), got \(3,\)"),
+        ((np.array([[0, 0], [np.inf, 0]]),), {}, r"centres: expected finite.*index \(1,\)"),
+        ((np.zeros(2), np.zeros((4, 3))), {}, "reference: expected points of shape"),
+        ((np.zeros(2), np.zeros((0, 2))), {}, "reference: expected points of shape"),
+        ((np.zeros(2), np.full((4, 2), np.nan)), {}, "reference: expected finite"),
+    ],
+)
+def test_what_is_wrong_is_named(arguments, options, message):
+    field = GridMetric(np.broadcast_to(np.eye(2), (5, 5, 2, 2)))
+    with pytest.raises(ValueError, match=message):
+        geodesic_ball(field, *arguments, **options)
+
+
+@pytest.mark.unchecked
+def test_what_has_no_default_is_named():
+    with pytest.raises(ValueError, match="centres: a field without a grid"):
+        geodesic_ball(half_plane())
+    space = constant(np.eye(3)).grid(4)
+    with pytest.raises(ValueError, match="reference: there is no default in dimension 3"):
+        geodesic_ball(space)
+    with pytest.raises(ValueError, match=r"centres: expected shape \(\*\(3,\), ..., 2\)"):
+        M, omega = smooth_field(3)
+        geodesic_ball(GridMetric(M, omega), torch.zeros(4, 2).double())
+    assert geodesic_ball(space, torch.ones(3).double(), balls.lattice((3, 3, 3))).shape == (27, 3)

@@ -1,0 +1,289 @@
+"""The heat method against exact distances, its invariances, and the published kernel's balls."""
+
+import math
+
+import pytest
+import torch
+from metric_fields import (
+    constant,
+    funk,
+    half_plane,
+    pull_back,
+    pull_back_3d,
+    random_smooth,
+    rotation_wind,
+    tilted,
+    trusted,
+    truth,
+    zermelo_constant_wind,
+)
+
+from finslerconv.geodesics._fast_marching import fast_marching
+from finslerconv.geodesics._heat import heat_distance, heat_windows
+from finslerconv.geodesics._sources import Seeds
+from finslerconv.metrics import Randers
+
+
+def grid(field, n):
+    g = field.grid(n)
+    return torch.as_tensor(g.M)[None], torch.as_tensor(g.omega)[None], g.spacing, g.origin
+
+
+def at(*positions, value=None):
+    position = torch.stack([torch.as_tensor(p, dtype=torch.float64) for p in positions])
+    return Seeds(position, torch.zeros(len(position)).double() if value is None else value)
+
+
+def errors(field, n, **options):
+    """Return the largest and the mean error, in the largest distance, off the border's shadow."""
+    g = field.grid(n)
+    source = torch.as_tensor(g.nodes())[(n // 2, n // 3, n // 2)[: field.dim]]
+    exact = truth(field, g, source)
+    inside = trusted(exact)
+    found = heat_distance(*grid(field, n), [at(source)], **options)[0]
+    error = (found - exact).abs()[inside] / exact[inside].max()
+    return float(error.max()), float(error.mean())
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        tilted(9, 30, 0.6),
+        tilted(100, 30),
+        zermelo_constant_wind(),
+        rotation_wind(),
+        pull_back(wobble=0.15),
+        half_plane(),
+        funk(),
+    ],
+    ids=str,
+)
+def test_errors_are_small_and_fall_with_the_spacing(field):
+    coarse, fine = errors(field, 33), errors(field, 97)
+    assert coarse[0] < 0.025
+    assert fine[0] < 0.011
+    assert fine[0] < coarse[0] * 3**-0.5
+
+
+@pytest.mark.parametrize("field", [pull_back_3d(), half_plane(3)], ids=str)
+def test_errors_in_space(field):
+    largest, mean = errors(field, 13)
+    assert largest < 0.04
+    assert mean < 0.015
+
+
+def test_where_the_form_turns_the_error_falls_with_the_time():
+    # In a rotation's wind, the form is no gradient, and the linear equation has an error of eps.
+    field, h = rotation_wind(), 2 / 64
+    means = [errors(field, 65, time=(scale * h) ** 2)[1] for scale in (8.0, 4.0, 2.0)]
+    assert means[1] < 0.7 * means[0]
+    assert means[2] < 0.7 * means[1]
+
+
+def test_gradients_added_to_the_form_are_added_to_the_distance():
+    # The gauge invariance that makes asymmetry exact: psi is linear, its differences are exact.
+    field = random_smooth(2, 20.0, 0.3, seed=4)
+    M, omega, spacing, origin = grid(field, 25)
+    slope = torch.tensor([0.25, -0.3]).double()
+    source = field.point(0.4, 0.55)
+    options = {"time": 0.003}
+    plain = heat_distance(M, omega, spacing, origin, [at(source)], **options)
+    leaning = heat_distance(M, omega + slope, spacing, origin, [at(source)], **options)
+    psi = (torch.as_tensor(field.grid(25).nodes()) - source) @ slope
+    assert torch.allclose(leaning[0], plain[0] + psi, rtol=0, atol=1e-10)
+
+
+def test_the_source_is_where_paths_start():
+    # Along the form is dear, against it cheap: a transposition or a sign would swap them.
+    M = torch.eye(2).double().expand(1, 31, 31, 2, 2)
+    omega = torch.tensor([0.0, 0.5]).double().expand(1, 31, 31, 2)
+    d = heat_distance(M, omega, 1.0, 0.0, [at((15.0, 15.0))])[0]
+    assert abs(d[15, 25] - 15.0) < 0.15
+    assert abs(d[15, 5] - 5.0) < 0.15
+    assert abs(d[25, 15] - 10.0) < 0.15
+
+
+def test_it_is_symmetric_under_transposition_and_flips():
+    M, omega, _, _ = grid(random_smooth(2, 20.0, 0.7), 27)
+    d = heat_distance(M, omega, 1.0, 0.0, [at((10.3, 17.6))])
+    turned = heat_distance(
+        M.transpose(1, 2).flip(-1, -2), omega.transpose(1, 2).flip(-1), 1.0, 0.0, [at((17.6, 10.3))]
+    )
+    mirror = torch.diag(torch.tensor([-1.0, 1.0]).double())
+    flipped = heat_distance(
+        (mirror @ M @ mirror).flip(1), (omega @ mirror).flip(1), 1.0, 0.0, [at((26 - 10.3, 17.6))]
+    )
+    assert torch.allclose(turned.mT, d, rtol=0, atol=1e-10)
+    assert torch.allclose(flipped.flip(1), d, rtol=0, atol=1e-10)
+
+
+def test_it_does_not_underflow():
+    # exp(-d / eps) is down to exp(-1000) here, which neither precision can hold.
+    field = tilted(9, 30, 0.6)
+    M, omega, spacing, origin = grid(field, 101)
+    source = field.point(0.5, 0.5)
+    exact = truth(field, field.grid(101), source)
+    eps = float(exact.max()) / 1000
+    d = heat_distance(M, omega, spacing, origin, [at(source)], time=eps**2)[0]
+    inside = trusted(exact)
+    assert (d - exact).abs()[inside].max() < 0.01 * exact[inside].max()
+    single = heat_distance(M.float(), omega.float(), spacing, origin, [at(source)], time=eps**2)[0]
+    assert single.dtype == torch.float32
+    assert (single - d).abs().max() < 1e-5 * d.max()
+
+
+def test_problems_are_independent_and_fields_can_be_shared():
+    fields = [random_smooth(2, 9.0, 0.5, seed=s) for s in (0, 1)]
+    M, omega = (torch.cat(x) for x in zip(*(grid(f, 21)[:2] for f in fields), strict=True))
+    seeds = [at((5.0, 6.0)), at((12.5, 14.0), (3.0, 3.0))]
+    both = heat_distance(
+        M, omega, 0.05, 0.0, seeds := [Seeds(s.position * 0.05, s.value) for s in seeds]
+    )
+    for p in range(2):
+        one = slice(p, p + 1)
+        alone = heat_distance(M[one], omega[one], 0.05, 0.0, seeds[one])
+        assert torch.allclose(both[one], alone, rtol=0, atol=1e-11)
+    shared = heat_distance(M[:1], omega[:1], 0.05, 0.0, seeds)
+    assert torch.allclose(shared[0], both[0], rtol=0, atol=1e-11)
+
+
+def test_a_source_that_is_reached_before_it_starts_has_no_say():
+    M = torch.eye(2).double().expand(1, 31, 31, 2, 2)
+    alone = heat_distance(M, None, 1.0, 0.0, [at((15.0, 8.0))])
+    late = at((15.0, 8.0), (15.0, 22.0), value=torch.tensor([0.0, 60.0]).double())
+    assert torch.allclose(heat_distance(M, None, 1.0, 0.0, [late]), alone, rtol=0, atol=1e-6)
+
+
+def test_walls():
+    M = torch.eye(2).double().expand(1, 30, 30, 2, 2)
+    mask = torch.ones(30, 30, dtype=torch.bool)
+    mask[:, 20] = False
+    mask[5:, 10] = False
+    d = heat_distance(M, None, 1.0, 0.0, [at((20.0, 5.0))], mask=mask)[0]
+    assert d[:, 20:].isinf().all()
+    assert d[:, :20][mask[:, :20]].isfinite().all()
+    exact = fast_marching(M, None, 1.0, 0.0, [at((20.0, 5.0))], mask=mask).distance[0]
+    error = (d - exact).abs()[mask & exact.isfinite()]
+    assert error.max() < 0.05 * exact[exact.isfinite()].max()
+
+
+def test_gradients_are_those_of_finite_differences():
+    field = random_smooth(2, 20.0, 0.7)
+    M, omega, spacing, origin = grid(field, 11)
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.rand(1, 11, 11, generator=generator, dtype=torch.float64)
+
+    def total(M, omega, position, value):
+        seeds = [Seeds(position, value)]
+        d = heat_distance((M + M.mT) / 2, omega, spacing, origin, seeds, time=0.01)
+        return (weights * d).sum()
+
+    value = torch.tensor([0.4]).double()
+    inputs = [x.clone().requires_grad_() for x in (M, omega, field.point(0.43, 0.37)[None], value)]
+    gradients = torch.autograd.grad(total(*inputs), inputs)
+    for k, gradient in enumerate(gradients):
+        direction = torch.randn(gradient.shape, generator=generator, dtype=torch.float64)
+        step = 1e-6 * float(inputs[k].detach().abs().mean())
+        ends = []
+        for sign in (1, -1):
+            moved = [x.detach().clone() for x in inputs]
+            moved[k] += sign * step * direction
+            ends.append(total(*moved))
+        slope = (ends[0] - ends[1]) / (2 * step)
+        assert torch.isclose((gradient * direction).sum(), slope, rtol=1e-5)
+
+
+def test_windows_are_small_grids():
+    M, omega, _, _ = grid(random_smooth(2, 9.0, 0.5), 40)
+    corners = torch.tensor([[0, 0], [7, 12], [20, 25]])
+    windows = [M[0, i : i + 13, j : j + 13] for i, j in corners]
+    forms = [omega[0, i : i + 13, j : j + 13] for i, j in corners]
+    centre = torch.tensor([[6, 6], [5, 7], [6, 6]])
+    d = heat_windows(torch.stack(windows), torch.stack(forms), 0.2, centre)
+    for n in range(3):
+        seed = Seeds(centre[n][None].double() * 0.2, torch.zeros(1).double())
+        one = heat_distance(windows[n][None], forms[n][None], 0.2, 0.0, [seed])
+        assert torch.allclose(d[n], one[0], rtol=0, atol=1e-11)
+        assert d[n][tuple(centre[n])].abs() < 1e-12
+
+
+def test_the_kernel_is_the_exponential_of_the_squared_norm_of_the_way_to_the_source():
+    # In a normed space, exp(-F(-x)^2 / 4t) / t solves the Finsler heat equation u' = div L*(du)
+    # with L*(p) = d(F*^2 / 2)(p): it is F of the displacement, and squared.
+    metric = Randers(
+        torch.tensor([[2.0, 0.5], [0.5, 1.0]]).double(), torch.tensor([0.4, -0.3]).double()
+    )
+
+    def kernel(x, t, exponent):
+        return torch.exp(-exponent(x) / (4 * t)) / t
+
+    def defect(x, t, exponent):
+        def flux(x):
+            p = torch.func.grad(kernel)(x, t, exponent)
+            return torch.func.grad(lambda p: metric.dual_norm(p) ** 2 / 2)(p)
+
+        divergence = torch.func.jacrev(flux)(x).trace()
+        return torch.func.grad(kernel, argnums=1)(x, t, exponent) - divergence
+
+    t = torch.tensor(0.7).double()
+    for x in torch.tensor([[0.5, 0.2], [-0.3, 0.8], [0.1, -0.9], [-1.0, -0.4]]).double():
+        assert abs(defect(x, t, lambda x: metric.norm(-x) ** 2)) < 1e-12
+        assert abs(defect(x, t, lambda x: metric.norm(-x))) > 1e-3
+        assert abs(defect(x, t, lambda x: metric.dual_norm(-x) ** 2)) > 1e-3
+
+
+def test_the_papers_kernel_is_what_its_loop_says():
+    M, omega, _, _ = grid(random_smooth(2, 5.0, 0.4), 17)
+    metric = Randers(M[0], omega[0]).dual()
+    u = torch.zeros(17, 17).double()
+    u[8, 7] = 1.0
+    for _ in range(5):
+        new = torch.zeros_like(u)
+        for i in range(17):
+            for j in range(17):
+                total, mass = 0.0, 0.0
+                v = torch.cartesian_prod(torch.arange(-5, 6), torch.arange(-5, 6)).double()
+                weight = torch.exp(-metric[i, j].norm(v) / (4 * 0.1))
+                mass = weight.sum()
+                p = v.long() + torch.tensor([i, j])
+                inside = ((p >= 0) & (p < 17)).all(1)
+                total = (weight[inside] * u[tuple(p[inside].T)]).sum()
+                new[i, j] = total / mass
+        u = new
+    expected = torch.sqrt(-4 * 0.5 * torch.log(u / u.max()))
+    found = heat_distance(M, omega, 1.0, 0.0, [at((8.0, 7.0))], kernel="paper")[0]
+    assert torch.allclose(found, expected, rtol=1e-9)
+
+
+def test_the_papers_kernel_gives_other_balls():
+    # A metric in which columns are cheap: its balls are wide, the published kernel's are high.
+    field = constant(torch.diag(torch.tensor([1.0, 0.1])))
+    M = field.at(torch.zeros(1, 41, 41, 2).double()).M
+    right = heat_distance(M, None, 1.0, 0.0, [at((20.0, 20.0))])[0]
+    paper = heat_distance(M, None, 1.0, 0.0, [at((20.0, 20.0))], kernel="paper")[0]
+    assert right[20, 26] < 0.4 * right[26, 20]
+    assert paper[20, 26] > 1.5 * paper[26, 20]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"time": 0.0}, "time: expected a positive number"),
+        ({"time": math.nan}, "time: expected a positive number"),
+        ({"kernel": "gauss"}, "kernel: expected 'square' or 'paper'"),
+        ({"kernel": "paper", "mask": torch.ones(9, 9, dtype=torch.bool)}, "kernel: 'paper' is for"),
+    ],
+)
+@pytest.mark.unchecked
+def test_wrong_options(options, message):
+    M = torch.eye(2).double().expand(1, 9, 9, 2, 2)
+    with pytest.raises(ValueError, match=message):
+        heat_distance(M, None, 1.0, 0.0, [at((4.0, 4.0))], **options)
+
+
+def test_a_time_too_short_for_a_form_that_turns_is_an_error():
+    M = torch.eye(2).double().expand(1, 12, 12, 2, 2)
+    sign = torch.where(torch.arange(12) % 2 == 0, 0.95, -0.95).double()
+    omega = torch.stack((sign.expand(12, 12), torch.zeros(12, 12)), -1)[None]
+    with pytest.raises(ValueError, match="time: expected heat that reaches across an edge"):
+        heat_distance(M, omega, 1.0, 0.0, [at((6.0, 6.0))], time=0.01)
