@@ -54,7 +54,7 @@ class Misfit(enum.IntEnum):
 
 @dataclass(frozen=True, eq=False)
 class RandersFit:
-    """Metrics fitted to the sampling positions of kernels, and how well they fit.
+    r"""Metrics fitted to the sampling positions of kernels, and how well they fit.
 
     The arrays are of the kind, device and dtype of the positions, and none holds a NaN. Where
     ``reason`` is not 0 no metric explains the samples; what is there instead is valid, and
@@ -70,21 +70,21 @@ class RandersFit:
     ----------
     metric : Randers or Riemannian
         Of batch ``(*batch,)``.
-    residual : array, shape (*batch,)
+    residual : array, shape (\*batch,)
         What the objective makes small. ``"reference"``: the root mean square distance of the
         positions from those of the metric, in pixels. ``"gauge"``: the root mean square of
         ``F(v_i) - l_i``. ``"enclosing"``: the ball's area over the hull's, less 1 (infinite for a
         hull without area). ``"overlap"``: ``1 - iou``.
-    iou : array, shape (*batch,)
+    iou : array, shape (\*batch,)
         Intersection over union of the ball and the convex hull of the samples.
-    inside : array, shape (*batch,)
+    inside : array, shape (\*batch,)
         The share of the samples of non-zero weight that are in the ball, up to rounding.
-    pixel_in_hull : bool array, shape (*batch,)
+    pixel_in_hull : bool array, shape (\*batch,)
         Whether the pixel is strictly inside the convex hull of the samples, where
         :class:`GaugeMetric` is the exact metric.
-    reason : integer array, shape (*batch,)
+    reason : integer array, shape (\*batch,)
         A :class:`Misfit`: 0 where the metric explains the samples.
-    converged : bool array, shape (*batch,)
+    converged : bool array, shape (\*batch,)
         Whether the refinement came to rest within ``max_steps`` (true where there was none).
     """
 
@@ -119,7 +119,7 @@ def fit_randers(
     refine: bool = True,
     max_steps: int = 60,
 ) -> RandersFit:
-    """Return the metrics whose unit balls explain kernels' sampling positions.
+    r"""Return the metrics whose unit balls explain kernels' sampling positions.
 
     A kernel that samples at ``v_1, ..., v_n`` around its pixel acts as if the unit ball of a metric
     were there. The ball of a Randers metric is an ellipse that holds the pixel; it is first
@@ -129,10 +129,10 @@ def fit_randers(
 
     Parameters
     ----------
-    points : array, shape (*batch, n, 2)
+    points : array, shape (\*batch, n, 2)
         Sampling positions as displacements (down, right) from the pixel, in pixels, **the samples
         last but one**, as the modules' ``positions`` return them. NumPy or PyTorch.
-    weights : array, shape (*batch, n), optional
+    weights : array, shape (\*batch, n), optional
         Non-negative weights of the samples, such as a modulation; all alike if not given. A sample
         of weight 0 is not there. Shape (n,) is the same for all.
     objective : {"reference", "enclosing", "gauge", "overlap"}, optional

@@ -17,7 +17,7 @@ __all__ = ["GaugeMetric"]
 
 @final
 class GaugeMetric(FinslerMetric):
-    """The metric whose unit ball is the convex hull of points around the origin.
+    r"""The metric whose unit ball is the convex hull of points around the origin.
 
     ``F(v) = max_f a_f . v`` over the facets of the hull, each on its plane ``a_f . x = 1``: the
     gauge of the hull. It is the exact metric of a kernel that samples at those points, where a
@@ -29,7 +29,7 @@ class GaugeMetric(FinslerMetric):
 
     Parameters
     ----------
-    points : array, shape (*batch, n, d)
+    points : array, shape (\*batch, n, d)
         The points, **the samples last but one**, as the modules' ``positions`` return them; in the
         plane or in space.
 
@@ -44,8 +44,8 @@ class GaugeMetric(FinslerMetric):
 
     Attributes
     ----------
-    points : array, shape (*batch, n, d)
-    facets : array, shape (*batch, f, d)
+    points : array, shape (\*batch, n, d)
+    facets : array, shape (\*batch, f, d)
         The covectors ``a_f``; where a hull has fewer facets than another, one is repeated.
 
     Examples

@@ -16,7 +16,7 @@ from finslerconv.ops._positions import MAPS
 
 
 class GeodesicConv2d(BallConv2d):
-    r"""A convolution that samples the unit geodesic balls of a metric field.
+    """A convolution that samples the unit geodesic balls of a metric field.
 
     As :class:`MetricConv2d`, whose samples lie in the unit ball of the one metric at each output
     pixel, but here every sample lies where the geodesic that sets out towards that place ends:

@@ -111,6 +111,28 @@ def test_paths_end_at_a_source_in_any_field(seed):
         assert np.linalg.norm(np.argwhere(sources) - path[0], axis=-1).min() < 1e-6
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_paths_end_at_the_source_of_a_rough_and_very_anisotropic_field(seed):
+    """Its fronts jump over neighbours: a node may be lower than all of those and no source."""
+    rng = np.random.default_rng(seed)
+    angle, stretch = rng.uniform(0, np.pi, (20, 24)), 30.0 ** rng.uniform(0, 1, (20, 24))
+    u = np.stack((np.cos(angle), np.sin(angle)), axis=-1)
+    along, across = u[..., :, None] * u[..., None, :], np.eye(2) - u[..., :, None] * u[..., None, :]
+    M = along / stretch[..., None, None] + across * stretch[..., None, None]
+    field = GridMetric(M, 0.5 * u / np.sqrt(stretch)[..., None])
+    distances = distance(field, (3.3, 4.6), full=True)
+    inner = distances.distance[1:-1, 1:-1]
+    around = [
+        distances.distance[1 + i : 19 + i, 1 + j : 23 + j]
+        for i in (-1, 0, 1) for j in (-1, 0, 1) if i or j
+    ]  # fmt: skip
+    assert (inner < np.min(around, axis=0)).sum() > 1  # more lows than the source's
+    ends = np.argwhere(distances.distance > 0).astype(float)
+    for path, end in zip(minimal_path(distances, ends), ends, strict=True):
+        np.testing.assert_array_equal(path[-1], end)
+        np.testing.assert_allclose(path[0], (3.3, 4.6), atol=1e-12)
+
+
 def test_the_nearest_of_several_sources_is_reached():
     distances = distance(plane(9, 21), [[4, 2], [4, 18]], full=True)
     for to, source in (((1, 5), (4, 2)), ((7, 12), (4, 18)), ((4, 18), (4, 18))):
