@@ -2,28 +2,28 @@
 
 A window is a grid in the frame of the centre's own unit ball: with ``h`` and ``W`` its Zermelo data
 and ``A = radius h^{-1/2}``, node ``xi`` lies at ``x + A xi``, where the metric is ``A' M A`` and
-``A' omega``. Whatever the metric, its ball is about a unit disc there, and a few dozen nodes resolve
-it. The ray of a sample is followed from the centre until the distance is the sample's.
+``A' omega``. Whatever the metric, its ball is about a unit disc there, and a few dozen nodes
+resolve it. The ray of a sample is followed from the centre until the distance is the sample's.
 """
 
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any, Literal, no_type_check
+from typing import Literal, no_type_check
 
-import numba
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from finslerconv.balls import affine, radial
+from finslerconv.geodesics._exponential_numba import entry, jit
 from finslerconv.geodesics._fast_marching import fast_marching
 from finslerconv.geodesics._grid import GridMetric, MetricField
 from finslerconv.geodesics._heat import heat_windows
 from finslerconv.geodesics._sources import Seeds
 from finslerconv.metrics import Randers
-from finslerconv.metrics._linalg import dot, inverse, matvec, spd_sqrt
+from finslerconv.metrics._linalg import inverse, matvec, spd_sqrt
 
 # Nodes that are solved for at once.
 _TILE = 2**19
@@ -215,19 +215,7 @@ def _crossings(
     return next(back), next(back)
 
 
-def _jit(function: Callable[..., Any]) -> Any:
-    return numba.njit(nogil=True, error_model="numpy")(function)
-
-
-def _entry(function: Callable[..., Any]) -> Any:
-    """Compile a kernel that Python calls, and keep the machine code on disk where one may write."""
-    try:
-        return numba.njit(nogil=True, error_model="numpy", cache=True)(function)
-    except RuntimeError:  # nowhere to keep it: compile in every process
-        return numba.njit(nogil=True, error_model="numpy")(function)
-
-
-@_jit
+@jit
 @no_type_check
 def _level(values, u, centre, side, rate, t):
     """Return ``t ratio(t u) - 1``, or NaN outside the window."""
@@ -249,7 +237,7 @@ def _level(values, u, centre, side, rate, t):
     return t * total - 1.0
 
 
-@_entry
+@entry
 @no_type_check
 def _cross(values, rays, centre, side, rate, out, slope):
     """Follow every ray of every window, a node at a time, to where its level first is reached."""

@@ -4,7 +4,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, no_type_check
 
 import numpy as np
 import torch
@@ -15,7 +15,8 @@ from torch import Tensor
 from finslerconv._arrays import Array, first_index
 from finslerconv.balls import ReferenceSet, affine, concentric, radial
 from finslerconv.geodesics._ball_windows import window_ball
-from finslerconv.geodesics._exponential import Schedule, exponential, shoot
+from finslerconv.geodesics._exponential import Schedule, exponential, in_parts, shoot
+from finslerconv.geodesics._exponential_numba import entry, jit
 from finslerconv.geodesics._grid import GridMetric, MetricField, Outside
 from finslerconv.geodesics._hamiltonian import Grid, grid_metric, grid_table
 from finslerconv.geodesics._kinds import as_tensor, as_tensors, like
@@ -194,7 +195,7 @@ def geodesic_ball(
     *,
     method: BallMethod = "exp",
     map: MapName = "radial",
-    steps: int = 8,
+    steps: int = 4,
     resolution: int = 24,
 ) -> Float[Array, "n *_ d"]:
     r"""Return the positions of reference points in the geodesic balls ``{y : d(x, y) <= radius}``.
@@ -316,31 +317,33 @@ def _warn_of_crossings(positions: Tensor, velocities: Tensor, points: Tensor) ->
 
     Neighbours are those of Delaunay's simplices of the reference points.
     """
-    with torch.no_grad():
-        g = points.detach().double().cpu().numpy()
-        d = g.shape[-1]
-        try:
-            simplices = Delaunay(g).simplices if len(g) > d else np.empty((0, d + 1), int)
-        except QhullError:  # all on a line: nothing can turn over
-            return
-        folded = torch.zeros(positions.shape[1:-1], dtype=torch.bool, device=positions.device)
-        corners = g[simplices]
-        volumes = np.abs(np.linalg.det(corners[:, 1:] - corners[:, :1]))
-        # Slivers between points on a line or circle turn without meaning.
-        for simplex in simplices[volumes > 1e-3 * volumes.max(initial=0.0)].tolist():
-            there, here = (
-                _volume([u[i] - u[simplex[0]] for i in simplex[1:]])
-                for u in (positions, velocities)
-            )
-            folded |= there * here < 0
-        if not bool(folded.any()):
-            return
-        centres = torch.nonzero(folded).cpu().numpy()
+    g = points.detach().double().cpu().numpy()
+    n, d = g.shape
+    try:
+        simplices = Delaunay(g).simplices if n > d else np.empty((0, d + 1), int)
+    except QhullError:  # all on a line: nothing can turn over
+        return
+    corners = g[simplices]
+    volumes = np.abs(np.linalg.det(corners[:, 1:] - corners[:, :1]))
+    # Slivers between points on a line or circle turn without meaning.
+    simplices = simplices[volumes > 1e-3 * volumes.max(initial=0.0)].astype(np.int64)
+    there, here = (
+        u.detach().cpu().contiguous().numpy().reshape(n, -1, d) for u in (positions, velocities)
+    )
+    folded = np.zeros(there.shape[1], dtype=np.bool_)
+
+    def task(begin: int, end: int) -> None:
+        _turned_over(there, here, simplices, begin, end, folded)
+
+    in_parts(task, len(folded), min(torch.get_num_threads(), 1 + len(folded) // 1000))
+    if not folded.any():
+        return
+    centres = np.argwhere(folded.reshape(positions.shape[1:-1]))
     index = tuple(centres[0].tolist())
     where = f", the first at index {index}" if index else ""
     warnings.warn(
         InjectivityWarning(
-            f"geodesics from {len(centres)} of {folded.numel()} centres cross inside the ball"
+            f"geodesics from {len(centres)} of {folded.size} centres cross inside the ball"
             f"{where}: there it leaves the injectivity radius, and samples beyond the crossing are "
             "nearer than they should be. Use a smaller radius, a smoother field, or "
             "method='eikonal'; the warning's .centres has the indices",
@@ -350,11 +353,32 @@ def _warn_of_crossings(positions: Tensor, velocities: Tensor, points: Tensor) ->
     )
 
 
-def _volume(edges: list[Tensor]) -> Tensor:
-    if len(edges) == 2:
-        a, b = edges
-        return a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]
-    return torch.linalg.det(torch.stack(edges, dim=-1))
+@jit
+@no_type_check
+def _volume(samples, centre, simplex):
+    """Return the signed volume (times 2 or 6) of a simplex of samples around a centre."""
+    first = samples[simplex[0], centre]
+    a, b = samples[simplex[1], centre], samples[simplex[2], centre]
+    a0, a1 = a[0] - first[0], a[1] - first[1]
+    b0, b1 = b[0] - first[0], b[1] - first[1]
+    if len(simplex) == 3:
+        return a0 * b1 - a1 * b0
+    c = samples[simplex[3], centre]
+    a2, b2 = a[2] - first[2], b[2] - first[2]
+    c0, c1, c2 = c[0] - first[0], c[1] - first[1], c[2] - first[2]
+    return a0 * (b1 * c2 - b2 * c1) + a1 * (b2 * c0 - b0 * c2) + a2 * (b0 * c1 - b1 * c0)
+
+
+@entry
+@no_type_check
+def _turned_over(there, here, simplices, begin, end, out):
+    """Find the centres around which a simplex has another orientation there than here."""
+    for number in range(len(simplices)):
+        simplex = simplices[number]
+        for centre in range(begin, end):
+            product = _volume(there, centre, simplex) * _volume(here, centre, simplex)
+            if product < 0.0:
+                out[centre] = True
 
 
 def _centres(field: MetricField, centres: Array | None) -> tuple[Tensor, Array]:

@@ -15,6 +15,7 @@ from torchdiffeq import odeint
 
 from finslerconv._arrays import Array, first_index
 from finslerconv.geodesics import _exponential_numba as kernels
+from finslerconv.geodesics._exponential_simd import WIDE
 from finslerconv.geodesics._grid import GridMetric, MetricField
 from finslerconv.geodesics._hamiltonian import (
     Grid,
@@ -257,7 +258,7 @@ def _adaptive(method: str, tolerance: float) -> _Solver:
         def f(_: Tensor, state: Tensor) -> Tensor:
             return torch.cat(rates(field, state[..., :d], state[..., d:]), dim=-1)
 
-        # Steps end at the times that are asked for: between them the interpolant is of order 4 only.
+        # Steps end at the times that are asked for: between, the interpolant is of order 4 only.
         t = torch.tensor([0.0, *times], dtype=torch.float64, device=x.device)
         first = int(times[0] == 0)
         state = torch.cat((x, p), dim=-1)
@@ -366,7 +367,7 @@ def shoot(
         if table.shape[-1] == 9:
             # Riemannian: entries and slopes of omega are 0.
             table = torch.nn.functional.pad(table.unflatten(-1, (3, 3)), (0, 2)).flatten(-2)
-        table = torch.nn.functional.pad(table, (0, kernels.WIDE - table.shape[-1]))
+        table = torch.nn.functional.pad(table, (0, WIDE - table.shape[-1]))
         out = _shoot(
             table.double(), starts.double().reshape(-1, d),
             velocities.reshape(fields * n, rays, d), list(grid.shape),
@@ -427,11 +428,11 @@ def _shoot_tile(
     records, places = [], []
     for step in range(max((len(plan) for plan in plans), default=0)):
         going = [plan[step] for plan in plans if len(plan) > step]
-        x, p, still, v, length = (u[:, : len(going)] for u in (x, p, still, v, length))
+        x, p, still, v, speed = (u[:, : len(going)] for u in (x, p, still, v, length))
         h = torch.tensor([[h] for h, _, _ in going], dtype=dtype, device=device)
 
-        def f(x: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
-            return grid_rates(grid, table, rows, c + x / spacing, p, length)
+        def f(x: Tensor, p: Tensor, speed: Tensor = speed) -> tuple[Tensor, Tensor]:
+            return grid_rates(grid, table, rows, c + x / spacing, p, speed)
 
         x, p = _rk4(f, x, p, h)
         times = times[: len(going)] + h
@@ -483,7 +484,7 @@ def _shoot(
     momenta: bool,
 ) -> Tensor:
     """Return the records (starts, points, 2 or 4) of the rays of all starts."""
-    count, rays, _ = velocities.shape
+    count = len(velocities)
     out = velocities.new_empty(count, len(places), 4 if momenta else 2)
     arguments = _arguments(
         table, starts, velocities, shape, rate, reflect, segments, steps, spans, places
@@ -493,7 +494,7 @@ def _shoot(
     def task(begin: int, end: int) -> None:
         kernels.forward(*arguments, begin, end, result)
 
-    _in_parts(task, count, _parts(count, steps))
+    in_parts(task, count, _parts(count, steps))
     return out
 
 
@@ -546,7 +547,7 @@ def _shoot_backward(
             *arguments, begin, end, given, slope, g_starts.numpy(), g_velocities.numpy()
         )
 
-    _in_parts(task, count, parts)
+    in_parts(task, count, parts)
     total = slopes[0]
     for slope in slopes[1:]:
         total += slope
@@ -625,7 +626,7 @@ def _parts(count: int, steps: Sequence[int]) -> int:
     return max(1, min(torch.get_num_threads(), work // _PART_WORK, count, _MOST_PARTS))
 
 
-def _in_parts(task: Callable[[int, int], None], count: int, parts: int) -> None:
+def in_parts(task: Callable[[int, int], None], count: int, parts: int) -> None:
     """Call ``task(begin, end)`` for equal parts of ``count`` side by side."""
     bounds = [count * part // parts for part in range(parts + 1)]
     if parts == 1:

@@ -1,17 +1,17 @@
 """The compiled flow of many short geodesics through a planar grid of metrics, and its adjoint.
 
 From every start a fan of rays leaves, all integrated by the classical Runge-Kutta method in
-displacement and momentum ``(d, p)``; a ray is recorded wherever its schedule says. The field is read
-bilinearly from 16 numbers a node: ``M00, M01, M11, omega0, omega1``, then their slopes along either
-axis, and one unused. Arithmetic is in double precision whatever the arrays hold, since scalar code gains nothing from
-less.
+displacement and momentum ``(d, p)``; a ray is recorded wherever its schedule says. The field is
+read bilinearly from 16 numbers a node: ``M00, M01, M11, omega0, omega1``, then their slopes along
+either axis, and one unused. Arithmetic is in double precision whatever the arrays hold, since
+scalar code gains nothing from less.
 
 The flow is that of ``L F*_x(p)``, with ``L`` the ray's length: the same geodesics as those of
-``F*_x(p)^2 / 2``, on which ``F* = L``, but of velocities that have the length ``L`` whatever ``p``. So
-no ray can run away, however rough the field and however long the steps.
+``F*_x(p)^2 / 2``, on which ``F* = L``, but of velocities that have the length ``L`` whatever
+``p``. So no ray can run away, however rough the field and however long the steps.
 
-The adjoint is that of the discrete steps, so gradients are exact to rounding: it keeps the states at
-the beginnings of a ray's steps, and goes back over them, computing the stages again.
+The adjoint is that of the discrete steps, so gradients are exact to rounding: it keeps where the
+stages of a ray's steps looked, and goes back over them.
 """
 
 from collections.abc import Callable
@@ -29,11 +29,12 @@ CONSTANT, REFLECT = 0, 1
 _FAR = 2.0**30
 
 
-def _jit(function: Callable[..., Any]) -> Any:
+def jit(function: Callable[..., Any]) -> Any:
+    """Compile a function that kernels call."""
     return numba.njit(nogil=True, error_model="numpy", fastmath={"contract"})(function)
 
 
-def _entry(function: Callable[..., Any]) -> Any:
+def entry(function: Callable[..., Any]) -> Any:
     """Compile a kernel that Python calls, and keep the machine code on disk where one may write."""
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
     try:
@@ -42,7 +43,7 @@ def _entry(function: Callable[..., Any]) -> Any:
         return numba.njit(**options)(function)
 
 
-@_jit
+@jit
 @no_type_check
 def _locate(c, n, mode):
     """Return where a coordinate is: cell, place in it, sign; and the derivatives of both.
@@ -75,7 +76,7 @@ def _locate(c, n, mode):
     return i, c - i, turn, sign, sign_slope
 
 
-@_jit
+@jit
 @no_type_check
 def _corners(base, i, j, height, width):
     """Return the places of a cell's four nodes in the flat field."""
@@ -89,7 +90,7 @@ def _corners(base, i, j, height, width):
     )
 
 
-@_jit
+@jit
 @no_type_check
 def _dual(m00, m01, m11, w0, w1, p0, p1):
     """Return the pieces of the dual norm: ``M^-1``, ``a``, ``lambda``, ``y``, ``root``, ``F``."""
@@ -101,18 +102,20 @@ def _dual(m00, m01, m11, w0, w1, p0, p1):
     q = p0 * y0 + p1 * y1
     s = a0 * p0 + a1 * p1
     root = np.sqrt(lam * q + s * s)
-    # Written so that nothing cancels.
-    F = q / (root + s) if s > 0.0 else (root - s) / lam
+    # Written so that nothing cancels, and without a branch.
+    above = q if s > 0.0 else root - s
+    below = root + s if s > 0.0 else lam
+    F = above / below
     return i00, i01, i11, a0, a1, y0, y1, lam, root, F
 
 
-@_jit
+@jit
 @no_type_check
 def _rates(field, base, height, width, mode, L, c0, c1, p0, p1):
     """Return ``(dx/dt, dp/dt) = (L F*_p, -L F*_x)`` at the coordinates ``c``.
 
-    With ``z = M^-1 (p - F omega)`` the velocity is ``(L / root) z``, and ``-F*_x`` is the derivative
-    of ``F_x(v)`` at that velocity, times ``F* / L``.
+    With ``z = M^-1 (p - F omega)`` the velocity is ``(L / root) z``, and ``-F*_x`` is the
+    derivative of ``F_x(v)`` at that velocity, times ``F* / L``.
     """
     i, a, _, sa, _ = _locate(c0, height, mode)
     j, b, _, sb, _ = _locate(c1, width, mode)
@@ -134,7 +137,7 @@ def _rates(field, base, height, width, mode, L, c0, c1, p0, p1):
     )
 
 
-@_jit
+@jit
 @no_type_check
 def _momentum(field, base, height, width, mode, c0, c1, v0, v1):
     """Return ``F(v)`` and ``p = F dF(v)``, v not 0."""
@@ -148,7 +151,7 @@ def _momentum(field, base, height, width, mode, c0, c1, v0, v1):
     return F, F * (u0 / alpha + w0), F * (u1 / alpha + w1)
 
 
-@_jit
+@jit
 @no_type_check
 def _step(field, base, height, width, mode, L, s0, s1, r0, r1, d0, d1, p0, p1, h, stages):
     """Return the state after one step of the classical Runge-Kutta method.
@@ -173,11 +176,12 @@ def _step(field, base, height, width, mode, L, s0, s1, r0, r1, d0, d1, p0, p1, h
     return d0 + t0, d1 + t1, p0 + g0, p1 + g1
 
 
-@_entry
+@entry
 @no_type_check
 def forward(
-    field, shape, rate, mode, starts, velocities, rays, segments, steps, spans, places, begin, end, out
-):
+    field, shape, rate, mode, starts, velocities, rays, segments, steps, spans, places, begin, end,
+    out,
+):  # fmt: skip
     """Record the displacements (and momenta) of the rays of the starts ``begin`` to ``end``.
 
     ``field`` (flat), ``shape = (fields, height, width, starts of a field)``, ``rate`` 1 / spacing,
@@ -214,13 +218,14 @@ def forward(
                     out[n, place, 3] = p1
 
 
-@_jit
+@jit
 @no_type_check
 def _rates_backward(
     field, slope, base, height, width, mode, L, c0, c1, r0, r1, p0, p1, gv0, gv1, gq0, gq1
 ):
-    """Return the gradients in position, momentum and ``L`` from those of :func:`_rates`' velocity
-    and force, and add those of the field to ``slope``.
+    """Return the gradients in position, momentum and ``L`` from those of what :func:`_rates` gives.
+
+    Those of the field are added to ``slope``.
     """
     i, a, qa, sa, ta = _locate(c0, height, mode)
     j, b, qb, sb, tb = _locate(c1, width, mode)
@@ -287,7 +292,7 @@ def _rates_backward(
     return r0 * ga, r1 * gb, gp0, gp1, g_L
 
 
-@_jit
+@jit
 @no_type_check
 def _momentum_backward(
     field, slope, base, height, width, mode, c0, c1, r0, r1, v0, v1, g_F, gp0, gp1
@@ -310,15 +315,14 @@ def _momentum_backward(
     gv0 = g_F * w0 + k * u0 + m00 * gu0 + m01 * gu1
     gv1 = g_F * w1 + k * u1 + m01 * gu0 + m11 * gu1
     gm00, gm01, gm11 = gu0 * v0, gu0 * v1 + gu1 * v0, gu1 * v1
-    zero = 0.0
     gradients = (
-        gm00, gm01, gm11, gw0, gw1, zero, zero, zero, zero, zero, zero, zero, zero, zero, zero, zero,
+        gm00, gm01, gm11, gw0, gw1, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0,
     )  # fmt: skip
     ga, gb = blend_backward(field, slope, n00, n01, n10, n11, a, b, gradients)
     return qa * r0 * ga, qb * r1 * gb, gv0, gv1
 
 
-@_jit
+@jit
 @no_type_check
 def _step_backward(
     field, slope, base, height, width, mode, L, s0, s1, r0, r1, h, stages, gd0, gd1, gp0, gp1, g_L
@@ -348,7 +352,7 @@ def _step_backward(
     return t0, t1, t2, t3, g_L
 
 
-@_entry
+@entry
 @no_type_check
 def backward(
     field, shape, rate, mode, starts, velocities, rays, segments, steps, spans, places, begin, end,

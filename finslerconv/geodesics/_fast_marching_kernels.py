@@ -169,6 +169,22 @@ def _second(ends, row, column, wall, walled, u, place, e):
 
 @_jit
 @no_type_check
+def _across(second, y, width, code, e):
+    """Return those of the bits ``second`` whose ends are seeds like the node behind them.
+
+    A source may lie between the two, where the distance has a kink.
+    """
+    bits = 0
+    for i in range(2):
+        if second & (SECOND_A << i):
+            z = y + e[i, 0] * width + e[i, 1]
+            if code[z] < 0 and code[z + z - y] < 0:
+                bits |= SECOND_A << i
+    return bits
+
+
+@_jit
+@no_type_check
 def _corrections(bits, model, v0, v1, e, c, k):
     """Set ``k``, what the differences of the norm ``model`` at ``v`` get wrong along the ends."""
     length = np.sqrt(_dot(model, v0, v1, v0, v1))
@@ -294,6 +310,8 @@ def march(
             for attempt in range(4):
                 # Factored and of second order, then either, then neither.
                 bits = np.int64(code[y] & ~np.int64(SECOND_A | SECOND_B | FACTORED))
+                if attempt == 2:
+                    second &= ~_across(second, y, width, code, e)
                 if attempt in (0, 2):
                     bits |= second
                     if second == 0:

@@ -5,10 +5,12 @@ is the difference of u less the one-form along the one of ``-e_k``, ``e_k`` that
 front, or 0 if none does. First every node gets the value of first order,
 ``q_k = max(0, u - u(x + e_k) + omega . e_k, u - u(x - e_k) - omega . e_k)``. For Riemannian metrics
 it depends on smaller values only; with a one-form it may not, and a node whose value falls is
-opened again until none does. If more than that is wanted, the values are then computed again, node
-after node, with ``q_k = c_k (u - U_k) + k_k + omega . e_k`` as in the plane (`_fast_marching_kernels`).
-A node whose upwind neighbour comes after it takes that one q_k from the values of first order; in a
-factored node, directions without a neighbour may take theirs from the model.
+opened again until none does.
+
+If more than that is wanted, the values are then computed again, node after node, with
+``q_k = c_k (u - U_k) + k_k + omega . e_k`` as in the plane (`_fast_marching_kernels`). A node whose
+upwind neighbour comes after it takes that one q_k from the values of first order; in a factored
+node, directions without a neighbour may take theirs from the model.
 
 Where some of the twelve neighbours are outside the grid or behind walls, single steps along the
 axes are tried as well, so that every node which a path of such steps reaches gets a value.
@@ -41,6 +43,9 @@ _AGREE = 0.7
 
 # Where directions take their values from the model it must be a better one.
 _AGREE_ALL = 0.97
+
+# Nodes that come before more than this part of what they depend on keep their first-order values.
+_MOST = 0.5
 
 # A value that falls by less than this, relatively, is not worth opening the node again.
 _SAME = 1e-14
@@ -140,11 +145,11 @@ def _norm_at(metric, v, e, times):
 
 @_jit
 @no_type_check
-def _axis_step(metric, direction):
+def _axis_step(M, omega, x, direction):
     """Return F(-a) for the axis vector a of ``direction``: 0 to 2 forwards, 3 to 5 backwards."""
     axis = direction % 3
-    form = metric[9 + axis]
-    return np.sqrt(metric[4 * axis]) + (-form if direction < 3 else form)
+    form = omega[x if len(omega) > 1 else 0, axis]
+    return np.sqrt(M[x if len(M) > 1 else 0, 4 * axis]) + (-form if direction < 3 else form)
 
 
 @_jit
@@ -163,20 +168,21 @@ def _axis_neighbour(x, direction, wall):
 
 @_jit
 @no_type_check
-def _first_order(x, metric, offset, weight, step, open_, wall, u, low, order):
+def _first_order(x, M, omega, offset, weight, step, open_, wall, u, low, order):
     """Return the value of first order at x, and the code of how it came about.
 
     ``low`` and ``order`` are room for six numbers each.
     """
     row = 0 if len(offset) == 1 else x
+    at = x if len(omega) > 1 else 0
+    omega_0, omega_1, omega_2 = omega[at, 0], omega[at, 1], omega[at, 2]
     known = 0
     sides = 0
     for k in range(6):
         if weight[row, k] <= 0:
             continue
-        form = 0.0
-        for a in range(3):
-            form += metric[9 + a] * offset[row, k, a]
+        form = omega_0 * offset[row, k, 0]
+        form += omega_1 * offset[row, k, 1] + omega_2 * offset[row, k, 2]
         least, side = np.inf, NONE
         if open_[x] >> k & 1:
             least, side = u[x + step[row, k]] - form, FORWARDS
@@ -209,8 +215,8 @@ def _first_order(x, metric, offset, weight, step, open_, wall, u, low, order):
     if open_[x] != 4095:
         for direction in range(6):
             y = _axis_neighbour(x, direction, wall)
-            if y >= 0 and u[y] + _axis_step(metric, direction) < best:
-                best = u[y] + _axis_step(metric, direction)
+            if y >= 0 and u[y] + _axis_step(M, omega, x, direction) < best:
+                best = u[y] + _axis_step(M, omega, x, direction)
                 code = (code & _SIDES) | AXIS | (direction << _WHICH)
     return best, code
 
@@ -237,7 +243,7 @@ def march(
             u[x] = seed_value[s]
             code[x] = -1 - s
             count = push(keys, heap, place, count, x, u[x] - potential[x])
-    metric, low, order = np.empty(12), np.empty(6), np.empty(6, np.int64)
+    low, order = np.empty(6), np.empty(6, np.int64)
     n0, n1, n2 = wall.shape
     while count > 0:
         y = np.int64(heap[0])
@@ -270,8 +276,7 @@ def march(
                 x = np.int64(reader[r])
             if place[x] < ACCEPTED or (causal and (place[x] == ACCEPTED or u[x] <= value)):
                 continue
-            _load(M, omega, x, metric)
-            new, how = _first_order(x, metric, offset, weight, step, open_, wall, u, low, order)
+            new, how = _first_order(x, M, omega, offset, weight, step, open_, wall, u, low, order)
             if new < u[x] - _SAME * (abs(u[x]) + abs(new)) or (u[x] == np.inf and new < np.inf):
                 u[x] = new
                 code[x] = how
@@ -428,12 +433,11 @@ def _velocity(value, e, c, U, k, rho, velocity):
 @no_type_check
 def settle(M, omega, offset, weight, step, open_, wall, sequence, u, code):
     """Set ``code`` to how the values of first order come from each other."""
-    metric, low, ranks = np.empty(12), np.empty(6), np.empty(6, np.int64)
+    low, ranks = np.empty(6), np.empty(6, np.int64)
     for t in range(len(sequence)):
         x = np.int64(sequence[t])
         if code[x] >= 0:
-            _load(M, omega, x, metric)
-            _, code[x] = _first_order(x, metric, offset, weight, step, open_, wall, u, low, ranks)
+            _, code[x] = _first_order(x, M, omega, offset, weight, step, open_, wall, u, low, ranks)
 
 
 @compiled
@@ -458,7 +462,7 @@ def improve(
             continue
         row = 0 if len(step) == 1 else x
         _load(M, omega, x, metric)
-        trial, plain = _first_order(x, metric, offset, weight, step, open_, wall, u, low, ranks)
+        trial, plain = _first_order(x, M, omega, offset, weight, step, open_, wall, u, low, ranks)
         sides = plain & _SIDES
         later = np.int64(0)
         longest = np.inf
@@ -472,12 +476,16 @@ def improve(
             if sides >> (2 * n) & 3 != NONE:
                 longest = min(longest, weight[row, n] ** -0.5)
         _ends(x, sides, offset, e)
+        share = 0.0
         if later:
             plain = sides | later
             _terms(x, plain, weight, step, first, u, metric, model, v, e, c, U, k, rho)
             trial = _solve(c, U, k, rho)
+            for n in range(6):
+                if later >> (_LATER + n) & 1:
+                    share += rho[n] * k[n] * k[n]
         code[x], u[x] = plain, trial
-        if not trial < np.inf:
+        if not trial < np.inf or share > _MOST:
             code[x], u[x] = _KEEP, first[x]
             continue
         if sides == 0:
@@ -488,10 +496,17 @@ def improve(
         for n in range(6):
             if later >> (_LATER + n) & 1:
                 known &= ~np.int64(3 << (2 * n))
-        unknown = _unknown(x, known, metric, model, v, step, open_, u, e)
         second = np.int64(0)
         if order == 2:
             second = _second(x, sides, step, wall, walled, key, e, at)
+        across = np.int64(0)
+        for n in range(6):
+            if second >> (_SECOND + n) & 1:
+                d = step[row, n] if sides >> (2 * n) & 3 == FORWARDS else -step[row, n]
+                if code[x + d] < 0 and code[x + 2 * d] < 0:
+                    across |= 1 << (_SECOND + n)
+        _ends(x, known, offset, e)
+        unknown = _unknown(x, known, metric, model, v, step, open_, u, e)
         for attempt in range(3):
             # Factored and of second order, then either.
             if attempt < 2:
@@ -502,10 +517,14 @@ def improve(
                 continue
             else:
                 bits = sides | later
-            if attempt != 1:
+            if attempt == 0:
                 bits |= second
-                if second == 0:
-                    continue
+            elif attempt == 2:
+                # A source may lie between two nodes that are seeds.
+                bits |= second & ~across
+            if attempt != 1 and bits >> _SECOND & 63 == 0:
+                continue
+            _ends(x, bits, offset, e)
             _terms(x, bits, weight, step, first, u, metric, model, v, e, c, U, k, rho)
             value = _solve(c, U, k, rho)
             total = _velocity(value, e, c, U, k, rho, velocity)

@@ -495,8 +495,11 @@ def _sectors(
     follower[start[1:] - 1] = start[:-1]
     node = np.repeat(np.arange(size), np.diff(start))
     e = np.stack((tip, tip[follower]), axis=1)
+    row, column = node[:, None] // width + e[..., 0], node[:, None] % width + e[..., 1]
     present = (e != 0).any(axis=2)
-    neighbour = np.where(present, node[:, None] + e[..., 0] * width + e[..., 1], size)
+    # The one stencil of a grid of one node does not know where the grid ends.
+    present &= (row >= 0) & (row < free.shape[0]) & (column >= 0) & (column < width)
+    neighbour = np.where(present, row * width + column, size)
     some = present.any(axis=1) & free.ravel()[node]
     node, neighbour, e, present = node[some], neighbour[some], e[some].astype(float), present[some]
     gram = np.einsum("nki,nij,nlj->nkl", e, M[node], e)
@@ -654,6 +657,8 @@ def _factored(
     local = (square / 2 + drift - shift) / total
     local = torch.where(both, local, torch.where(single, rise, plain))
     weight = torch.where(good[:, None], m / total[:, None], weight)
+    # From one end that is factored, the front comes along the chord.
+    velocity = torch.where(single[:, None], ends.v, velocity)
     return _Factored(value, weight, local, velocity)
 
 
@@ -741,10 +746,22 @@ def fast_sweeping(
         part = [x[group] if len(x) > 1 else x for x in (M, omega, free)]
         mine = updates if updates is not None else _updates(*part)
         sources = _join(
-            [_start(seed, *part, h, o, p) for p, seed in enumerate(seeds[group])], size + 1
+            [
+                _start(seed, part[0], part[1], part[2], h, o, p)
+                for p, seed in enumerate(seeds[group])
+            ],
+            size + 1,
         )
         front = _solve(
-            mine, *part[:2], sources.to(M), len(seeds[group]), factorise, radius, tolerance, passes
+            mine,
+            part[0],
+            part[1],
+            sources.to(M),
+            len(seeds[group]),
+            factorise,
+            radius,
+            tolerance,
+            passes,
         )
         # Sources were counted over all problems of the group.
         counts = torch.tensor([len(seed.position) for seed in seeds[group]], device=M.device)

@@ -65,10 +65,10 @@ def rates(
 ) -> tuple[Float[Tensor, "*batch d"], Float[Tensor, "*batch d"]]:
     """Return ``(dx/dt, dp/dt) = (dH/dp, -dH/dx)`` of any field, by automatic differentiation.
 
-    With a ``length`` L the Hamiltonian is ``L F*_x(p)``: the same geodesics, on which ``F* = L``, but
-    of velocities that have the length L whatever ``p``; so no ray can run away, however rough the
-    field and however long the steps. Where gradients are recorded they can be differentiated again,
-    in the field's parameters too.
+    With a ``length`` L the Hamiltonian is ``L F*_x(p)``: the same geodesics, on which ``F* = L``,
+    but of velocities that have the length L whatever ``p``; so no ray can run away, however rough
+    the field and however long the steps. Where gradients are recorded they can be differentiated
+    again, in the field's parameters too.
     """
     recording = torch.is_grad_enabled()
     with torch.enable_grad():
@@ -149,7 +149,8 @@ def grid_rates(
 ) -> tuple[Float[Tensor, "*_ d"], Float[Tensor, "*_ d"]]:
     """Return :func:`rates` for fields read linearly from their grids, in closed form.
 
-    The force ``-dF*/dx`` is the derivative of ``F_x(v)`` in ``x`` at the velocity, times ``F* / L``.
+    The force ``-dF*/dx`` is the derivative of ``F_x(v)`` in ``x`` at the velocity, times
+    ``F* / L``.
 
     Parameters
     ----------
@@ -168,9 +169,7 @@ def grid_rates(
     (M, omega), slopes = _read(grid, table, first, c)
     z, root, F = _normal(M, omega, p)
     scale = length / root
-    force = [
-        scale * (dot(z, matvec(dM, z)) / 2 + F * dot(domega, z)) for dM, domega in slopes
-    ]
+    force = [scale * (dot(z, matvec(dM, z)) / 2 + F * dot(domega, z)) for dM, domega in slopes]
     return scale[..., None] * z, torch.stack(force, dim=-1)
 
 

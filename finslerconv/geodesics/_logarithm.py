@@ -42,7 +42,7 @@ def logarithm(
     method: Method = "auto",
     steps: int = 16,
 ) -> Float[Array, "*_ d"]:
-    r"""Return ``log_x(y)``: the velocity ``v`` with which a geodesic from ``x`` is at ``y`` at time 1.
+    r"""Return ``log_x(y)``: the velocity ``v`` with which a geodesic from ``x`` is at ``y`` at 1.
 
     ``F_x(v)`` is the geodesic's length: the distance from ``x`` to ``y``, if no other geodesic is
     shorter. Differentiable in ``x``, ``y`` and the field (implicit function theorem).
@@ -59,8 +59,8 @@ def logarithm(
     iterations : int
         Newton steps at most.
     tolerance : float, optional
-        The largest distance left between the geodesic's end and ``y``, as a fraction of ``|y - x|``;
-        1e-10 in float64 and 1e-4 in float32 unless given.
+        The largest distance left between the geodesic's end and ``y``, as a fraction of
+        ``|y - x|``; 1e-10 in float64 and 1e-4 in float32 unless given.
     method, steps
         As of :func:`exponential`.
 

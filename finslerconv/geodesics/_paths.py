@@ -8,16 +8,15 @@ fronts of very anisotropic fields reach a node from beyond its neighbours.
 """
 
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, no_type_check
 
-import numba
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from finslerconv._arrays import Array
+from finslerconv.geodesics._exponential_numba import entry, jit
 from finslerconv.geodesics._grid import MetricField
 from finslerconv.geodesics._kinds import as_tensor, as_tensors, is_numpy, like
 
@@ -212,19 +211,7 @@ def _back(
         room *= 4
 
 
-def _jit(function: Callable[..., Any]) -> Any:
-    return numba.njit(nogil=True, error_model="numpy")(function)
-
-
-def _entry(function: Callable[..., Any]) -> Any:
-    """Compile a kernel that Python calls, and keep the machine code on disk where one may write."""
-    try:
-        return numba.njit(nogil=True, error_model="numpy", cache=True)(function)
-    except RuntimeError:  # nowhere to keep it: compile in every process
-        return numba.njit(nogil=True, error_model="numpy")(function)
-
-
-@_jit
+@jit
 @no_type_check
 def _corner(c, shape, corner):
     """Return the flat index and the weight of a corner of the cell around ``c``."""
@@ -239,7 +226,7 @@ def _corner(c, shape, corner):
     return index, weight
 
 
-@_jit
+@jit
 @no_type_check
 def _length(lengths, shape, c):
     """Return the distance at ``c``, of the corners that were reached; inf if none is near."""
@@ -257,7 +244,7 @@ def _length(lengths, shape, c):
     return total / weights if weights > 0.0 else np.inf
 
 
-@_jit
+@jit
 @no_type_check
 def _way(lengths, ways, shape, c, out):
     """Write the unit direction at ``c`` and return the speed in nodes; 0 where there is none."""
@@ -287,7 +274,7 @@ def _way(lengths, ways, shape, c, out):
     return speed / weights
 
 
-@_jit
+@jit
 @no_type_check
 def _place(index, shape, out):
     """Write the coordinates of a node."""
@@ -297,7 +284,7 @@ def _place(index, shape, out):
         index //= shape[axis]
 
 
-@_jit
+@jit
 @no_type_check
 def _lowest(lengths, shape, c):
     """Return the corner of the smallest distance of the cell around ``c``."""
@@ -309,7 +296,7 @@ def _lowest(lengths, shape, c):
     return best
 
 
-@_jit
+@jit
 @no_type_check
 def _downhill(lengths, shape, c, u):
     """Return a node below ``u`` in sight of ``c``: the lowest of the nearest ring, or -1."""
@@ -340,7 +327,7 @@ def _downhill(lengths, shape, c, u):
     return -1
 
 
-@_jit
+@jit
 @no_type_check
 def _in_sight(lengths, shape, c, node):
     """Return whether the segment from ``c`` to a node passes only by nodes that were reached."""
@@ -361,7 +348,7 @@ def _in_sight(lengths, shape, c, node):
     return True
 
 
-@_jit
+@jit
 @no_type_check
 def _open(lengths, shape, a, b):
     """Return whether two places are near each other, and all nodes around them were reached."""
@@ -382,7 +369,7 @@ def _open(lengths, shape, a, b):
     return True
 
 
-@_entry
+@entry
 @no_type_check
 def _follow(lengths, ways, labels, sources, shape, start, step, out):
     """Write the path from ``start`` to a source; return its number of points.

@@ -191,9 +191,7 @@ def test_the_reversed_metric_leads_back():
     flow = geodesic_flow(field, x, directions(field, x, 0.5), [1.0])
     back = exponential(field.reverse(), flow.position[0], -flow.velocity[0])
     torch.testing.assert_close(back, x)
-    torch.testing.assert_close(
-        exponential(field, flow.position[0], flow.velocity[0], time=-1.0), x
-    )
+    torch.testing.assert_close(exponential(field, flow.position[0], flow.velocity[0], time=-1.0), x)
 
 
 @pytest.mark.parametrize("method", ["rk4", "dopri5"])
@@ -310,7 +308,10 @@ def test_space_has_gradients_too():
         return exponential(GridMetric(M, omega, validate=False), x, v, steps=3)
 
     inputs = [u.clone().requires_grad_() for u in (field.M, field.omega, x, v)]
-    symmetric = (lambda M, *rest: end((M + M.mT) / 2, *rest))
+
+    def symmetric(M, *rest):
+        return end((M + M.mT) / 2, *rest)
+
     assert torch.autograd.gradcheck(symmetric, inputs, fast_mode=True)
 
 
@@ -376,7 +377,9 @@ def test_the_operators_are_what_pytorch_expects():
 def test_nothing_to_shoot_is_no_error():
     field = constant(np.eye(2)).grid(4)
     for method in ("rk4", "dopri5"):
-        end = exponential(field, torch.zeros(0, 2).double(), torch.zeros(0, 2).double(), method=method)
+        end = exponential(
+            field, torch.zeros(0, 2).double(), torch.zeros(0, 2).double(), method=method
+        )
         assert end.shape == (0, 2)
 
 
@@ -407,7 +410,12 @@ def test_smooth_random_fields_in_every_way():
         ((np.zeros(2), torch.zeros(2)), {}, TypeError, "one kind"),
         ((np.zeros(2, int), np.zeros(2, int)), {}, TypeError, "x: expected float32 or float64"),
         ((np.zeros(3), np.zeros(3)), {}, ValueError, "x: expected 2 components"),
-        ((np.zeros((3, 2)), np.zeros((4, 2))), {}, ValueError, "v: expected a shape that broadcasts"),
+        (
+            (np.zeros((3, 2)), np.zeros((4, 2))),
+            {},
+            ValueError,
+            "v: expected a shape that broadcasts",
+        ),
         ((np.array([[0, 0], [0, np.nan]]), np.zeros(2)), {}, ValueError, r"finite.*index \(1,\)"),
         ((np.zeros(2), np.array([np.inf, 0])), {}, ValueError, "v: expected finite"),
         ((np.zeros(2), np.zeros(2)), {"method": "euler"}, ValueError, "method: expected"),

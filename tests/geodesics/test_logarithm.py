@@ -1,4 +1,4 @@
-"""The logarithm and two-point geodesics against closed forms, and what happens when there is none."""
+"""The logarithm and two-point geodesics against closed forms, and where there is none."""
 
 import numpy as np
 import pytest
@@ -31,9 +31,7 @@ def test_the_logarithm_undoes_the_exponential_on_a_grid():
     field = pull_back().grid(33)
     x, _ = random_pair(pull_back(), 30, margin=0.3)
     v = 0.4 * torch.randn(30, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(
-        logarithm(field, x, exponential(field, x, v)), v, rtol=0, atol=1e-7
-    )
+    torch.testing.assert_close(logarithm(field, x, exponential(field, x, v)), v, rtol=0, atol=1e-7)
 
 
 def test_numpy_in_numpy_out_and_a_batch_of_fields():
@@ -110,7 +108,9 @@ def test_pairs_that_no_geodesic_was_found_for_are_named():
     field = funk()
     x = torch.zeros(2, 2, dtype=torch.float64)
     y = torch.tensor([[0.3, 0.4], [1.2, 0.9]], dtype=torch.float64)
-    with pytest.warns(ConvergenceWarning, match=r"1 of 2 pairs, the first at index \(1,\)") as record:
+    with pytest.warns(
+        ConvergenceWarning, match=r"1 of 2 pairs, the first at index \(1,\)"
+    ) as record:
         v = logarithm(field, x, y, method="rk4")
     assert record[0].message.pairs.tolist() == [[1]]
     assert v[0].isfinite().all()

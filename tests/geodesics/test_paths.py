@@ -18,7 +18,10 @@ def plane(*shape):
 @pytest.mark.parametrize("field", [*known_fields(), pull_back_3d()], ids=str)
 def test_paths_are_geodesics_of_the_closed_form(field):
     grid = field.grid(65 if field.dim == 2 else 25)
-    source, to = field.point(*(0.43, 0.41, 0.5)[: field.dim]), field.point(*(0.7, 0.65, 0.6)[: field.dim])
+    source, to = (
+        field.point(*(0.43, 0.41, 0.5)[: field.dim]),
+        field.point(*(0.7, 0.65, 0.6)[: field.dim]),
+    )
     path = minimal_path(distance(grid, source, full=True), to)
     exact = field.distance(source, to)
     h = max(grid.spacing)
@@ -47,16 +50,14 @@ def test_the_length_of_a_path_is_the_distance():
 
 def test_to_the_source_the_way_is_another():
     field = half_plane().grid(33)
-    wind = GridMetric(field.M, 0.4 / field.nodes()[..., :1] * torch.tensor([0.6, 0.8]), field.spacing,
-                      field.origin)  # fmt: skip
+    omega = 0.4 / field.nodes()[..., :1] * torch.tensor([0.6, 0.8])
+    wind = GridMetric(field.M, omega, field.spacing, field.origin)
     a, b = half_plane().point(0.2, 0.3), half_plane().point(0.8, 0.7)
     there = minimal_path(distance(wind, b, full=True, reverse=True), a)
     assert torch.equal(there[0], a)
     torch.testing.assert_close(there[-1], b, rtol=0, atol=1e-3)
     same = minimal_path(distance(wind, a, full=True), b)
-    torch.testing.assert_close(
-        path_length(wind, there), path_length(wind, same), rtol=1e-3, atol=0
-    )
+    torch.testing.assert_close(path_length(wind, there), path_length(wind, same), rtol=1e-3, atol=0)
 
 
 def test_a_constant_metric_has_straight_paths():
