@@ -375,12 +375,17 @@ class _Space:
         source = start.position.detach().numpy()
         # Values of first order are too large: those beyond the radius may come back within it.
         limit = radius * 1.5
-        space.march(
+        done = space.march(
             self.M, self.omega, self.offset, self.weight, self.step, self.open,
             self.reader_start, self.reader, self.wall, self.causal, self.potential,
             start.node.numpy(), start.value.detach().numpy(), limit, first, code, place,
             np.empty(nodes), np.empty(nodes, np.int32),
         )  # fmt: skip
+        if not done:
+            raise RuntimeError(
+                "omega: turns too strongly from node to node for distances on this grid to come to "
+                "rest; take a finer grid, or a smaller one-form"
+            )
         key = first - self.potential
         sequence = np.argsort(key, kind="stable")[: int(np.isfinite(first).sum())]
         stencil = (self.offset, self.weight, self.step)

@@ -50,6 +50,10 @@ _MOST = 0.5
 # A value that falls by less than this, relatively, is not worth opening the node again.
 _SAME = 1e-14
 
+# How often a node may be opened again on average before all are swept, and how often those.
+_OPENINGS = 16
+_SWEEPS = 10_000
+
 # The most walks back where nodes depend on each other.
 _WALKS = 10_000
 
@@ -231,9 +235,12 @@ def march(
 
     Nodes are taken in order of ``u - potential``, whose gradient is the one-form or nearly: in that
     order every metric is causal as far as its one-form has a potential, and few nodes are opened
-    again. The values do not depend on it.
+    again. The values do not depend on it. Where the one-form turns strongly the number of openings
+    may grow without reason; after a while all nodes are swept instead, back and forth. Return
+    whether the values have come to rest.
     """
     count = 0
+    opened = 0
     u[:] = np.inf
     code[:] = _NOTHING
     shared = len(offset) == 1
@@ -246,6 +253,9 @@ def march(
     low, order = np.empty(6), np.empty(6, np.int64)
     n0, n1, n2 = wall.shape
     while count > 0:
+        if opened > _OPENINGS * len(u):
+            break
+        opened += 1
         y = np.int64(heap[0])
         count = pop(keys, heap, place, count)
         place[y] = ACCEPTED
@@ -283,9 +293,24 @@ def march(
                 if place[x] == ACCEPTED:
                     place[x] = FAR
                 count = push(keys, heap, place, count, x, new - potential[x])
+    rest = count == 0
+    sweeps = 0
+    while not rest and sweeps < _SWEEPS:
+        rest = True
+        for n in range(len(u)):
+            x = n if sweeps % 2 == 0 else len(u) - 1 - n
+            if wall.flat[x]:
+                continue
+            new, how = _first_order(x, M, omega, offset, weight, step, open_, wall, u, low, order)
+            if new < u[x] - _SAME * (abs(u[x]) + abs(new)) or (u[x] == np.inf and new < np.inf):
+                u[x] = new
+                code[x] = how
+                rest = False
+        sweeps += 1
     for x in range(len(u)):
         if u[x] > limit:
             u[x] = np.inf
+    return rest
 
 
 @_jit

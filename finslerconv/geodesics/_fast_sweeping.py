@@ -678,8 +678,9 @@ def fast_sweeping(
     """Return the distances of P problems on a grid, all of them iterated at once.
 
     The same scheme and the same result as
-    :func:`finslerconv.geodesics._fast_marching.fast_marching` of first order, on any device: for
-    one or a few problems on a CPU fast marching is quicker, on a GPU this.
+    :func:`finslerconv.geodesics._fast_marching.fast_marching` of first order, in operations on
+    tensors that any device has. On a CPU fast marching is the quicker one: for 64 sources on 256 x
+    256 nodes, on one core, 2.4 s against 17 s without and 68 s with factorisation.
 
     Parameters
     ----------

@@ -21,6 +21,7 @@ from metric_fields import (
     truth,
 )
 
+from finslerconv.geodesics import distance
 from finslerconv.geodesics._fast_marching import fast_marching
 from finslerconv.geodesics._seeding import seed_nodes
 from finslerconv.geodesics._sources import Seeds
@@ -630,3 +631,15 @@ def test_no_number_is_no_hang(d):
     M[0, 3] = math.nan
     u = fast_marching(M, omega, 1.0, 0.0, [at([1.0] * d)]).distance
     assert u[0, 0].isfinite().all()
+
+
+@pytest.mark.parametrize("condition", [9.0, 300.0])
+def test_one_forms_that_turn_strongly_in_space_do_not_take_for_ever(condition):
+    """In the order of values alone, nodes of these fields are opened again a million times."""
+    field = random_smooth(3, condition=condition, strength=0.9).grid(9)
+    M, omega = (torch.as_tensor(u)[None] for u in (field.M, field.omega))
+    source = at(field.nodes()[4, 4, 4])
+    coarse = fast_marching(M, omega, field.spacing, field.origin, [source], order=1).distance
+    assert coarse.isfinite().all()
+    graph = distance(field, source.position, "graph")
+    assert (coarse[0] - graph).abs().max() < 0.35 * graph.max()
