@@ -85,7 +85,7 @@ def distance_map(
         bar = ax.figure.colorbar(colours, ax=ax, shrink=0.8, pad=0.02)
         bar.set_label(label, fontsize=8)
         bar.ax.tick_params(labelsize=7, length=0)
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.outline.set_visible(False)
     return ax
 
 
