@@ -302,6 +302,20 @@ def test_gradients_of_balls_are_those_of_differences(method):
     torch.testing.assert_close(slope, difference, rtol=tolerance, atol=1e-6)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_gives_the_same_positions():
+    M, omega = smooth_field(2)
+    rays = fan(concentric(5).points)
+    results = []
+    for device in ("cpu", "cuda"):
+        inputs = [u.to(device).requires_grad_() for u in (M, omega)]
+        out = geodesic_positions(*inputs, rays)
+        gradients = torch.autograd.grad(out, inputs, normal(*out.shape).to(device))
+        results.append([u.cpu() for u in (out, *gradients)])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9 * float(a.detach().abs().max()))
+
+
 @pytest.mark.uninstrumented
 def test_positions_compile_in_one_graph():
     M, omega = (u.float() for u in smooth_field(1))
