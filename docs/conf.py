@@ -34,6 +34,7 @@ shutil.copytree(here.parent / "theory_notebooks", here / "notebooks", dirs_exist
 
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist", "attrs_inline"]
 myst_heading_anchors = 3
+nb_merge_streams = True  # what a cell prints line by line is one block
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300

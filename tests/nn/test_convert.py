@@ -724,7 +724,9 @@ class TestResNet:
 class TestErrors:
     def test_to(self):
         net = SmallResNet()
-        with pytest.raises(ValueError, match=r"to: expected one of \['deform', 'geodesic', 'metric', 'shifted"):
+        with pytest.raises(
+            ValueError, match=r"to: expected one of \['deform', 'geodesic', 'metric', 'shifted"
+        ):
             convert(net, "metrics")
         with pytest.raises(TypeError, match="to: expected a class of adaptive layers, got Linear"):
             convert(net, nn.Linear)
