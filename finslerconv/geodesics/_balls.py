@@ -17,7 +17,7 @@ from finslerconv.balls import ReferenceSet, affine, concentric, radial
 from finslerconv.geodesics._ball_windows import window_ball
 from finslerconv.geodesics._exponential import Schedule, exponential, in_parts, shoot
 from finslerconv.geodesics._exponential_numba import entry, jit
-from finslerconv.geodesics._grid import GridMetric, MetricField, Outside
+from finslerconv.geodesics._grid import GridMetric, MetricField, Outside, per_axis
 from finslerconv.geodesics._hamiltonian import Grid, grid_metric, grid_table
 from finslerconv.geodesics._kinds import as_tensor, as_tensors, like
 from finslerconv.metrics import Randers
@@ -165,7 +165,7 @@ def geodesic_positions(
     """
     batch, d = len(M), M.shape[-1]
     shape = tuple(M.shape[1:-2])
-    step, first = _per_axis(spacing, d), _per_axis(origin, d)
+    step, first = per_axis("spacing", spacing, d), per_axis("origin", origin, d)
     grid = Grid(shape, step, outside)
     rays = points if isinstance(points, Fan) else fan(points, map=map, steps=steps)
     table = grid_table(grid, M, omega)
@@ -426,9 +426,3 @@ def _points(
     if not bool(points.detach().isfinite().all()):
         raise ValueError("reference: expected finite points")
     return points.to(x)
-
-
-def _per_axis(value: float | Sequence[float], d: int) -> tuple[float, ...]:
-    if isinstance(value, int | float):
-        return (float(value),) * d
-    return tuple(float(v) for v in value)

@@ -14,12 +14,13 @@ The adjoint is that of the discrete steps, so gradients are exact to rounding: i
 stages of a ray's steps looked, and goes back over them.
 """
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any, no_type_check
 
 import numba
 import numpy as np
 
+from finslerconv._compiled import compile_and_keep
 from finslerconv.geodesics._exponential_simd import WIDE, blend, blend_backward
 
 # How the field goes on outside the grid.
@@ -29,18 +30,9 @@ CONSTANT, REFLECT = 0, 1
 _FAR = 2.0**30
 
 
-def jit(function: Callable[..., Any]) -> Any:
-    """Compile a function that kernels call."""
-    return numba.njit(nogil=True, error_model="numpy", fastmath={"contract"})(function)
-
-
-def entry(function: Callable[..., Any]) -> Any:
-    """Compile a kernel that Python calls, and keep the machine code on disk where one may write."""
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
-    try:
-        return numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # nowhere to keep it: compile in every process
-        return numba.njit(**options)(function)
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+jit = numba.njit(**_OPTIONS)
+entry = partial(compile_and_keep, **_OPTIONS)
 
 
 @jit

@@ -125,8 +125,8 @@ class GridMetric:
         values = {
             "M": M if matrices.shape == M.shape else like(matrices, M),
             "omega": omega if omega is None or forms.shape == omega.shape else like(forms, omega),
-            "spacing": _per_axis("spacing", spacing, d),
-            "origin": _per_axis("origin", origin, d),
+            "spacing": per_axis("spacing", spacing, d),
+            "origin": per_axis("origin", origin, d),
             "interpolation": interpolation,
             "outside": outside,
             "_cache": {},
@@ -240,8 +240,8 @@ class GridMetric:
         d = len(shape)
         positions = grid_nodes(
             tuple(shape),
-            _per_axis("spacing", spacing, d),
-            _per_axis("origin", origin, d),
+            per_axis("spacing", spacing, d),
+            per_axis("origin", origin, d),
             dtype,
             device,
         )
@@ -702,7 +702,7 @@ def _check_option(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name}: expected {wanted}, got {value!r}")
 
 
-def _per_axis(name: str, value: float | Sequence[float], d: int) -> tuple[float, ...]:
+def per_axis(name: str, value: float | Sequence[float], d: int) -> tuple[float, ...]:
     numbers = (value,) * d if isinstance(value, int | float) else tuple(float(v) for v in value)
     if len(numbers) != d or not all(math.isfinite(v) for v in numbers):
         raise ValueError(f"{name}: expected a finite number, or {d} of them, got {value!r}")

@@ -4,10 +4,13 @@ Everything here is in pixels: the metric is the one of index coordinates, ``M h 
 for the spacing ``h``, offsets are integers.
 """
 
+from functools import partial
 from typing import Any, NamedTuple, no_type_check
 
 import numba
 import numpy as np
+
+from finslerconv._compiled import compile_and_keep
 
 # Rounding must not decide whether a right angle is acute, or a transposed grid would get another
 # stencil than the grid.
@@ -19,16 +22,9 @@ _LONGEST = 32000
 # Vertices still to come while one sector is refined; no more than the anisotropy of the metric.
 _STACK = 65536
 
-_jit = numba.njit(nogil=True, error_model="numpy")
-
-
-def compiled(function: Any) -> Any:
-    """Compile a kernel that Python calls, and keep the machine code on disk where one may."""
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
-    try:
-        return numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # nowhere to keep it: compile in every process
-        return numba.njit(**options)(function)
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+_jit = numba.njit(**_OPTIONS)
+compiled = partial(compile_and_keep, **_OPTIONS)
 
 
 class Stencils(NamedTuple):

@@ -1,11 +1,12 @@
 """Convex hulls of the planar samples of very many kernels."""
 
-from collections.abc import Callable
-from typing import Any, no_type_check
+from functools import partial
+from typing import no_type_check
 
-import numba
 import numpy as np
 from jaxtyping import Bool, Float, Int
+
+from finslerconv._compiled import compile_and_keep
 
 
 def planar_hulls(
@@ -38,15 +39,7 @@ def planar_hulls(
     return corners[:, : max(1, int(count.max(initial=1)))], count
 
 
-def _entry(function: Callable[..., Any]) -> Any:
-    """Compile, and keep the machine code on disk where one may write."""
-    try:
-        return numba.njit(cache=True, nogil=True)(function)
-    except RuntimeError:  # nowhere to keep it: compile in every process
-        return numba.njit(nogil=True)(function)
-
-
-@_entry
+@partial(compile_and_keep, nogil=True)
 @no_type_check
 def _monotone_chains(points, present, relative_tolerance, corners, count):
     """Andrew's monotone chain, kernel by kernel."""

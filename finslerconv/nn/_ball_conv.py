@@ -8,11 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from finslerconv import ops
 from finslerconv.balls import ReferenceSet, lattice, radius, reference_set
 from finslerconv.metrics import FinslerMetric
 from finslerconv.nn._adaptive import AdaptiveConv2d, nonzero, own_tensor
 from finslerconv.nn._head import MetricHead, channels_per_group, parametrization
 from finslerconv.nn._parametrization import MatrixParametrization
+from finslerconv.ops._positions import MAPS
 
 
 class BallConv2d(AdaptiveConv2d):
@@ -25,7 +27,7 @@ class BallConv2d(AdaptiveConv2d):
     ----------
     *arguments, **options
         Those of :class:`AdaptiveConv2d`.
-    metric_groups, head, reference, eps_omega, omega_constraint, metric
+    metric_groups, head, reference, map, eps_omega, omega_constraint, metric
         As in :class:`MetricConv2d`.
     """
 
@@ -37,12 +39,16 @@ class BallConv2d(AdaptiveConv2d):
         metric_groups: int = 1,
         head: str | MatrixParametrization = "cholesky",
         reference: str | ReferenceSet = "lattice",
+        map: ops.MapName = "radial",
         eps_omega: float = 0.1,
         omega_constraint: str = "sigmoid",
         metric: nn.Module | None = None,
         **options: Any,
     ) -> None:
+        if map not in MAPS:
+            raise ValueError(f"map: expected 'radial' or 'affine', got {map!r}")
         super().__init__(*arguments, sample_groups=metric_groups, **options)
+        self.map = map
         self.metric_groups = metric_groups
         self.reference = _as_reference(reference, self.kernel_size)
         self.register_buffer("points", None, persistent=False)
@@ -127,7 +133,7 @@ class BallConv2d(AdaptiveConv2d):
 
     def _repr_parts(self) -> Sequence[str]:
         groups = [] if self.metric_groups == 1 else [f"metric_groups={self.metric_groups}"]
-        return [f"reference={self.reference.name!r}", *groups]
+        return [f"reference={self.reference.name!r}", f"map={self.map!r}", *groups]
 
     def _place_points(self) -> None:
         """Put the reference points on the weight's device, in float32 or better, from float64."""

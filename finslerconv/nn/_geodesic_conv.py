@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from finslerconv import ops
@@ -12,7 +13,6 @@ from finslerconv.metrics import FinslerMetric, Randers, Riemannian
 from finslerconv.nn._adaptive import Size
 from finslerconv.nn._ball_conv import BallConv2d
 from finslerconv.nn._parametrization import MatrixParametrization
-from finslerconv.ops._positions import MAPS
 
 
 class GeodesicConv2d(BallConv2d):
@@ -83,7 +83,7 @@ device, dtype
         bias: bool = True,
         padding_mode: ops.PaddingMode = "zeros",
         device: Any = None,
-        dtype: Any = None,
+        dtype: torch.dtype | None = None,
         *,
         metric_groups: int = 1,
         head: str | MatrixParametrization = "cholesky",
@@ -96,17 +96,14 @@ device, dtype
         metric: nn.Module | None = None,
         steps: int = 4,
     ) -> None:
-        if map not in MAPS:
-            raise ValueError(f"map: expected 'radial' or 'affine', got {map!r}")
         if not isinstance(steps, int) or steps < 1:
             raise ValueError(f"steps: expected a positive integer, got {steps!r}")
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
             padding_mode, device, dtype, metric_groups=metric_groups, head=head,
-            reference=reference, eps_omega=eps_omega, omega_constraint=omega_constraint,
+            reference=reference, map=map, eps_omega=eps_omega, omega_constraint=omega_constraint,
             fixed_kernel=fixed_kernel, modulation=modulation, metric=metric,
         )  # fmt: skip
-        self.map = map
         self.steps = steps
         self._fan = fan(self.reference.points, map=map, steps=steps)
 
@@ -134,5 +131,4 @@ device, dtype
         return self._convolve_at(x, self._positions_in(self._metric(x), x), mask)
 
     def _repr_parts(self) -> Sequence[str]:
-        reference, *rest = super()._repr_parts()
-        return [reference, f"map={self.map!r}", f"steps={self.steps}", *rest]
+        return [*super()._repr_parts(), f"steps={self.steps}"]

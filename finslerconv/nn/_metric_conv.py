@@ -1,6 +1,5 @@
 """The metric convolution as a module, in the place of ``nn.Conv2d``."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -113,12 +112,9 @@ MatrixParametrization
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
             padding_mode, device, dtype, metric_groups=metric_groups, head=head,
-            reference=reference, eps_omega=eps_omega, omega_constraint=omega_constraint,
+            reference=reference, map=map, eps_omega=eps_omega, omega_constraint=omega_constraint,
             fixed_kernel=fixed_kernel, modulation=modulation, metric=metric,
         )  # fmt: skip
-        if map not in MAPS:
-            raise ValueError(f"map: expected 'radial' or 'affine', got {map!r}")
-        self.map = map
 
     def _positions_in(self, metric: FinslerMetric, x: Tensor) -> Tensor:
         points = self.points.reshape(-1, *(1,) * len(metric.batch_shape), 2)
@@ -136,7 +132,3 @@ MatrixParametrization
             x, metric.M, omega, self.points, *self._arguments(mask),
             map=self.map, padding_mode=self.padding_mode,
         )  # fmt: skip
-
-    def _repr_parts(self) -> Sequence[str]:
-        reference, *rest = super()._repr_parts()
-        return [reference, f"map={self.map!r}", *rest]

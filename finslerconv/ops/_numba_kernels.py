@@ -10,12 +10,13 @@ A kernel works on a range of the pixels of all images, alone, and is given its o
 thread runs it makes no difference to the result.
 """
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, no_type_check
 
 import numba
 import numpy as np
 
+from finslerconv._compiled import compile_and_keep
 from finslerconv.ops import _numba_simd as simd
 
 # Coordinates beyond this are outside every image; integers and floats hold it exactly.
@@ -58,18 +59,9 @@ class Plan(NamedTuple):
     lanes: int
 
 
-def _jit(function: Callable[..., Any]) -> Any:
-    return numba.njit(nogil=True, error_model="numpy", fastmath={"contract"})(function)
-
-
-def _entry(function: Callable[..., Any]) -> Any:
-    """Compile a kernel that Python calls, and keep the machine code on disk where one may write."""
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
-    try:
-        return numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # nowhere to keep it: compile in every process
-        return numba.njit(**options)(function)
-
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+_jit = numba.njit(**_OPTIONS)
+_entry = partial(compile_and_keep, **_OPTIONS)
 
 _PRODUCT_4 = simd.product_tiles.get(4, simd.product_tiles[2])
 _PRODUCT_2 = simd.product_tiles[2]
