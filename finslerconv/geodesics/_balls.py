@@ -163,7 +163,7 @@ def geodesic_positions(
         Displacements in the units of the metric; ``centres`` is the grid's shape for the nodes.
         A reference point 0 stays, under the radial map.
     """
-    batch, d = len(M), M.shape[-1]
+    batch, d = M.shape[0], M.shape[-1]
     shape = tuple(M.shape[1:-2])
     step, first = per_axis("spacing", spacing, d), per_axis("origin", origin, d)
     grid = Grid(shape, step, outside)
@@ -184,7 +184,7 @@ def geodesic_positions(
     velocities = _MAPS[rays.map](metric, ends)
     fans = starts.reshape(1, -1, d).expand(batch, -1, d)
     out = shoot(grid, table, fans, velocities, rays.schedule, compiled=compiled)
-    return out.reshape(batch, *starts.shape[:-1], -1, d)
+    return out.reshape(batch, *starts.shape[:-1], *out.shape[-2:])
 
 
 def geodesic_ball(

@@ -512,7 +512,7 @@ def _(
     places: Sequence[int],
     momenta: bool,
 ) -> Tensor:
-    return velocities.new_empty(len(velocities), len(places), 4 if momenta else 2)
+    return velocities.new_empty(velocities.shape[0], len(places), 4 if momenta else 2)
 
 
 @torch.library.custom_op("finslerconv::geodesic_rays_backward", mutates_args=())

@@ -96,7 +96,7 @@ class BallConv2d(AdaptiveConv2d):
             )
         size = self.geometry().output_size(x.shape[2], x.shape[3])
         groups = () if self.metric_groups == 1 else (self.metric_groups,)
-        expected = (len(x), *groups, *size)
+        expected = (x.shape[0], *groups, *size)
         if metric.batch_shape != expected:
             raise ValueError(
                 f"metric: expected one metric for each output pixel, batch shape {expected}, got "

@@ -124,7 +124,7 @@ device, dtype
             self._fan,
             spacing=spacing,
         )
-        positions = positions.reshape(*M.shape[:-2], -1, 2)
+        positions = positions.reshape(*M.shape[:-2], *positions.shape[-2:])
         return positions * positions.new_tensor(self.dilation)
 
     def _convolve(self, x: Tensor, mask: Tensor | None) -> Tensor:

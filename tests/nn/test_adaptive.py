@@ -1,11 +1,19 @@
-"""What the adaptive layers' base classes hold their subclasses to."""
+"""What every adaptive layer is as a module, and what the base classes hold their subclasses to."""
+
+import copy
+import io
+import pickle
 
 import pytest
 import torch
+from adaptive_layers import GROUPS_ARGUMENT, stirred
 from torch import nn
 
 from finslerconv.metrics import Riemannian
-from finslerconv.nn import AdaptiveConv2d, MetricConv2d
+from finslerconv.nn import AdaptiveConv2d, GeodesicConv2d, MetricConv2d
+from finslerconv.nn.conversion._families import ADAPTIVE
+
+every_layer = pytest.mark.parametrize("family", GROUPS_ARGUMENT, ids=lambda f: f.__name__)
 
 
 @pytest.fixture(autouse=True)
@@ -13,17 +21,246 @@ def _seed():
     torch.manual_seed(0)
 
 
+def sampling_parameters(layer):
+    """Return the names of the parameters that place the samples and weigh them."""
+    return {name for name, _ in layer.named_parameters()} - {"weight", "bias"}
+
+
+def test_the_families_that_a_model_can_be_converted_to_are_tested_here():
+    assert set(ADAPTIVE.values()) == set(GROUPS_ARGUMENT)
+
+
+@every_layer
+@pytest.mark.parametrize("groups", [None, 2])
+@pytest.mark.parametrize(
+    ("kernel_size", "stride", "padding", "dilation", "conv_groups", "padding_mode"),
+    [
+        (3, 1, 1, 1, 1, "zeros"),
+        ((3, 5), 2, (1, 2), 2, 2, "reflect"),
+        ((2, 3), (1, 2), 0, (2, 1), 4, "zeros"),
+        (2, 1, 1, 1, 1, "circular"),
+        (1, 1, 0, 1, 1, "zeros"),
+        (5, 1, "same", 1, 2, "replicate"),
+    ],
+)
+def test_it_begins_as_the_convolution_that_it_replaces(
+    family, groups, kernel_size, stride, padding, dilation, conv_groups, padding_mode
+):
+    conv = nn.Conv2d(
+        4, 8, kernel_size, stride, padding, dilation, conv_groups, padding_mode=padding_mode
+    )
+    options = {} if groups is None else {GROUPS_ARGUMENT[family]: groups, "modulation": True}
+    layer = family.from_conv2d(conv, **options)
+    x = torch.randn(2, 4, 17, 19)
+    torch.testing.assert_close(layer(x), conv(x), rtol=0, atol=1e-5)
+    assert layer.departure() is None
+    assert stirred(layer).departure() is not None
+
+
+@every_layer
+def test_it_takes_over_what_the_convolution_is(family):
+    conv = nn.Conv2d(3, 4, 3, bias=False).double().eval()
+    conv.weight.requires_grad_(False)
+    layer = family.from_conv2d(conv, modulation=True)
+    assert type(layer) is family
+    assert not layer.training
+    assert layer.bias is None
+    assert {u.dtype for u in layer.parameters()} == {torch.float64}
+    assert {name for name, u in layer.named_parameters() if u.requires_grad} == (
+        sampling_parameters(layer)
+    )
+    assert layer.weight.data_ptr() != conv.weight.data_ptr()
+
+
+@every_layer
+def test_it_learns_and_every_parameter_gets_a_gradient(family):
+    layer = family(3, 4, 3, padding=1, modulation=True)
+    optimiser = torch.optim.SGD(layer.parameters(), lr=0.05)
+    x, y = torch.randn(2, 3, 12, 12), torch.randn(2, 4, 12, 12)
+    losses = []
+    for _ in range(8):
+        optimiser.zero_grad()
+        loss = (layer(x) - y).square().mean()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    for name, parameter in layer.named_parameters():
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().max() > 0, name
+
+
+@every_layer
+def test_a_fixed_kernel_is_uniform_and_not_learned(family):
+    layer = family(4, 4, 3, groups=4, padding=1, bias=False, fixed_kernel=True)
+    assert {name for name, _ in layer.named_parameters()} == sampling_parameters(layer)
+    assert "weight" in layer.state_dict()
+    torch.testing.assert_close(layer.weight, torch.full((4, 1, 3, 3), 1 / 9))
+    x = torch.full((1, 4, 9, 9), 2.0)
+    torch.testing.assert_close(layer(x)[..., 1:-1, 1:-1], x[..., 1:-1, 1:-1])
+    layer.weight.zero_()
+    layer.reset_parameters()
+    torch.testing.assert_close(layer.weight, torch.full((4, 1, 3, 3), 1 / 9))
+
+
+@every_layer
+def test_copies_and_saved_states(family):
+    layer = stirred(family(3, 4, 3, padding=1, modulation=True))
+    x = torch.randn(1, 3, 8, 8)
+    expected = layer(x)
+    assert torch.equal(copy.deepcopy(layer)(x), expected)
+    assert torch.equal(pickle.loads(pickle.dumps(layer))(x), expected)
+    buffer = io.BytesIO()
+    torch.save(layer.state_dict(), buffer)
+    buffer.seek(0)
+    other = family(3, 4, 3, padding=1, modulation=True)
+    other.load_state_dict(torch.load(buffer, weights_only=True))
+    assert torch.equal(other(x), expected)
+
+
+@every_layer
+def test_reset_parameters_starts_anew(family):
+    layer = stirred(family(3, 4, 3, padding=1, modulation=True))
+    before = layer.weight.detach().clone()
+    layer.reset_parameters()
+    x = torch.randn(1, 3, 8, 8)
+    plain = nn.functional.conv2d(x, layer.weight, layer.bias, padding=1)
+    torch.testing.assert_close(layer(x), plain, rtol=0, atol=1e-5)
+    assert not torch.equal(layer.weight, before)
+
+
+@every_layer
+def test_meta_device(family):
+    layer = family(4, 4, 3, padding=1, device="meta", fixed_kernel=True)
+    assert layer(torch.empty(2, 4, 8, 8, device="meta")).shape == (2, 4, 8, 8)
+    layer = layer.to_empty(device="cpu")
+    layer.reset_parameters()
+    assert layer.departure() is None
+    x = torch.randn(1, 4, 8, 8)
+    plain = nn.functional.conv2d(x, torch.full((4, 4, 3, 3), 1 / 36), layer.bias, padding=1)
+    torch.testing.assert_close(layer(x), plain, rtol=0, atol=1e-5)
+
+
+@every_layer
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_dtypes(family, dtype):
+    layer = stirred(family(3, 4, 7, padding=3, modulation=True), 0.02).to(dtype)
+    # Half precision could not hold positions 300 rows away from the first.
+    x = torch.randn(1, 3, 300, 9, dtype=dtype)
+    assert layer(x).dtype == dtype
+    assert layer.positions(x).dtype == torch.promote_types(dtype, torch.float32)
+
+
+@every_layer
+def test_autocast(family):
+    layer = stirred(family(3, 4, 3, padding=1, modulation=True), 0.05)
+    x = torch.randn(2, 3, 12, 12)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = layer(x)
+        positions = layer.positions(x)
+    assert output.dtype == torch.bfloat16
+    assert positions.dtype == torch.float32
+    output.float().square().sum().backward()
+    for name, parameter in layer.named_parameters():
+        assert parameter.grad.isfinite().all(), name
+    # 2^-8 is bfloat16's rounding; that of what predicts the samples moves them as well.
+    reference = layer(x)
+    assert (output - reference).abs().max() < 0.05 * reference.abs().max()
+
+
+@every_layer
+def test_channels_last_in_channels_last_out(family):
+    layer = stirred(family(3, 4, 3, padding=1))
+    x = torch.randn(2, 3, 8, 9)
+    output = layer(x.contiguous(memory_format=torch.channels_last))
+    assert output.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(output, layer(x))
+
+
+@every_layer
+def test_unbatched_and_empty_batches(family):
+    layer = stirred(family(3, 4, 3, padding=1, modulation=True))
+    x = torch.randn(1, 3, 8, 9)
+    torch.testing.assert_close(layer(x[0]), layer(x)[0])
+    assert layer(x[:0]).shape == (0, 4, 8, 9)
+
+
+@every_layer
+@pytest.mark.uninstrumented
+def test_compile(family):
+    options = {GROUPS_ARGUMENT[family]: 2, "modulation": True}
+    layer = stirred(family(4, 4, 3, padding=1, **options))
+    x = torch.randn(1, 4, 8, 8)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), layer(x))
+    parameters = tuple(layer.parameters())
+    gradients = torch.autograd.grad(layer(x).square().sum(), parameters)
+    again = torch.autograd.grad(compiled(x).square().sum(), parameters)
+    torch.testing.assert_close(again, gradients)
+
+
+@every_layer
+@pytest.mark.uninstrumented
+def test_export_for_images_of_any_number_and_size(family):
+    options = {GROUPS_ARGUMENT[family]: 2, "modulation": True}
+    layer = stirred(family(4, 4, 3, stride=2, padding=1, **options)).eval()
+    free = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
+    x = torch.randn(2, 4, 9, 12)
+    buffer = io.BytesIO()
+    torch.export.save(torch.export.export(layer, (x,), dynamic_shapes=(free,)), buffer)
+    buffer.seek(0)
+    exported = torch.export.load(buffer).module()
+    for size in ((2, 9, 12), (1, 8, 8), (5, 21, 6)):
+        x = torch.randn(size[0], 4, *size[1:])
+        assert torch.equal(exported(x), layer(x))
+
+
 @pytest.mark.unchecked
-def test_a_metric_of_the_wrong_size():
-    class Flat(nn.Module):
-        def forward(self, x):
-            return Riemannian(torch.eye(2), validate=False)
+class TestErrors:
+    @every_layer
+    @pytest.mark.parametrize("groups", [3, 0, -1, 1.5])
+    def test_groups(self, family, groups):
+        name = GROUPS_ARGUMENT[family]
+        with pytest.raises(ValueError, match=f"{name}: expected a divisor of the 4 input"):
+            family(4, 2, 3, **{name: groups}, modulation=True)
 
-    layer = MetricConv2d(2, 2, 3, metric=Flat())
-    with pytest.raises(ValueError, match=r"each output pixel, batch shape \(1, 3, 3\), got \(\)"):
-        layer(torch.randn(1, 2, 5, 5))
+    @every_layer
+    def test_from_conv2d(self, family):
+        name = family.__name__
+        with pytest.raises(TypeError, match=r"conv: expected an nn\.Conv2d, got Linear"):
+            family.from_conv2d(nn.Linear(2, 2))
+        with pytest.raises(TypeError, match=f"{name} computes something else than"):
+            family.from_conv2d(family(2, 2, 3))
+        with pytest.raises(ValueError, match=f"construct {name} directly"):
+            family.from_conv2d(nn.Conv2d(2, 2, 3), fixed_kernel=True)
 
+    @every_layer
+    def test_from_a_convolution_that_computes_something_else(self, family):
+        class Standardised(nn.Conv2d):
+            def _conv_forward(self, x, weight, bias):
+                return super()._conv_forward(x, weight - weight.mean(), bias)
 
-def test_a_base_class_makes_no_layer():
-    with pytest.raises(TypeError, match="abstract"):
-        AdaptiveConv2d(2, 2, 3)
+        with pytest.raises(TypeError, match="Standardised computes something else"):
+            family.from_conv2d(Standardised(2, 2, 3))
+
+    @every_layer
+    def test_input(self, family):
+        layer = family(2, 2, 3)
+        with pytest.raises(ValueError, match=r"expected shape \(B, 2, H, W\) .* got \(1, 3, 5, 5"):
+            layer(torch.randn(1, 3, 5, 5))
+        with pytest.raises(TypeError, match=r"the layer's dtype torch\.float32, got torch\.float6"):
+            layer.positions(torch.randn(1, 2, 5, 5).double())
+
+    @pytest.mark.parametrize("family", [MetricConv2d, GeodesicConv2d])
+    def test_a_metric_of_the_wrong_size(self, family):
+        class Flat(nn.Module):
+            def forward(self, x):
+                return Riemannian(torch.eye(2), validate=False)
+
+        layer = family(2, 2, 3, metric=Flat())
+        with pytest.raises(ValueError, match=r"output pixel, batch shape \(1, 3, 3\), got \(\)"):
+            layer(torch.randn(1, 2, 5, 5))
+
+    def test_a_base_class_makes_no_layer(self):
+        with pytest.raises(TypeError, match="abstract"):
+            AdaptiveConv2d(2, 2, 3)

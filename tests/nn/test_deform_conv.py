@@ -1,12 +1,8 @@
 """The deformable convolution: at the start the one it replaces, then where its offsets say."""
 
-import copy
-import io
-import pickle
-
 import pytest
 import torch
-from torch import nn
+from adaptive_layers import stirred
 
 from finslerconv.nn import DeformConv2d
 
@@ -23,15 +19,6 @@ def torchvision_ops():
     except (ImportError, RuntimeError, AttributeError) as error:
         pytest.skip(f"torchvision cannot be used: {error}")
     return ops
-
-
-def stirred(layer, amount=0.3):
-    """Move every parameter that moves samples."""
-    with torch.no_grad():
-        for name, parameter in layer.named_parameters():
-            if name.startswith(("offset_conv.", "modulation_conv.")):
-                parameter.add_(amount * torch.randn_like(parameter))
-    return layer
 
 
 def slow_convolution(layer, x):
@@ -66,30 +53,6 @@ def bilinear(image, row, column):
     rows = (1 - (torch.arange(image.shape[0]) - row).abs()).clamp(min=0)
     columns = (1 - (torch.arange(image.shape[1]) - column).abs()).clamp(min=0)
     return rows @ image @ columns
-
-
-@pytest.mark.parametrize("options", [{}, {"modulation": True}, {"offset_groups": 2}])
-@pytest.mark.parametrize(
-    ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"),
-    [
-        (3, 1, 1, 1, 1, "zeros"),
-        ((3, 5), 2, (1, 2), 2, 2, "reflect"),
-        (2, 1, 1, 1, 1, "circular"),
-        ((2, 3), (1, 2), 0, (2, 1), 4, "zeros"),
-        (1, 1, 0, 1, 1, "zeros"),
-        (5, 1, "same", 1, 2, "replicate"),
-    ],
-)
-def test_it_begins_as_the_convolution_that_it_replaces(
-    kernel_size, stride, padding, dilation, groups, padding_mode, options
-):
-    conv = nn.Conv2d(
-        4, 8, kernel_size, stride, padding, dilation, groups, padding_mode=padding_mode
-    )
-    layer = DeformConv2d.from_conv2d(conv, **options)
-    x = torch.randn(2, 4, 17, 19)
-    torch.testing.assert_close(layer(x), conv(x), rtol=0, atol=1e-5)
-    assert layer.departure() is None
 
 
 @pytest.mark.parametrize(
@@ -166,23 +129,6 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(function, (x, *parameters), fast_mode=True)
 
 
-def test_it_learns_and_every_parameter_gets_a_gradient():
-    layer = DeformConv2d(3, 4, 3, padding=1, modulation=True)
-    optimiser = torch.optim.SGD(layer.parameters(), lr=0.05)
-    x, y = torch.randn(2, 3, 12, 12), torch.randn(2, 4, 12, 12)
-    losses = []
-    for _ in range(8):
-        optimiser.zero_grad()
-        loss = (layer(x) - y).square().mean()
-        loss.backward()
-        optimiser.step()
-        losses.append(loss.item())
-    assert losses[-1] < losses[0]
-    for name, parameter in layer.named_parameters():
-        assert parameter.grad.isfinite().all(), name
-        assert parameter.grad.abs().max() > 0, name
-
-
 def test_shift_equivariance_on_a_torus():
     layer = stirred(DeformConv2d(2, 3, 3, padding=1, padding_mode="circular").double())
     x = torch.randn(1, 2, 12, 12, dtype=torch.float64)
@@ -190,143 +136,14 @@ def test_shift_equivariance_on_a_torus():
     torch.testing.assert_close(layer(torch.roll(x, (3, -2), dims=(2, 3))), expected)
 
 
-class TestAsAModule:
-    def test_deepcopy_pickle_and_state(self):
-        layer = stirred(DeformConv2d(3, 4, 3, padding=1, modulation=True))
-        x = torch.randn(1, 3, 8, 8)
-        expected = layer(x)
-        assert torch.equal(copy.deepcopy(layer)(x), expected)
-        assert torch.equal(pickle.loads(pickle.dumps(layer))(x), expected)
-        buffer = io.BytesIO()
-        torch.save(layer.state_dict(), buffer)
-        buffer.seek(0)
-        other = DeformConv2d(3, 4, 3, padding=1, modulation=True)
-        other.load_state_dict(torch.load(buffer, weights_only=True))
-        assert torch.equal(other(x), expected)
-
-    def test_state_keys(self):
-        assert set(DeformConv2d(3, 4, 3, modulation=True, bias=False).state_dict()) == {
-            "weight", "offset_conv.weight", "offset_conv.bias",
-            "modulation_conv.weight", "modulation_conv.bias",
-        }  # fmt: skip
-
-    @pytest.mark.uninstrumented
-    def test_compile_and_export(self):
-        layer = stirred(DeformConv2d(3, 4, 3, padding=1, modulation=True))
-        x = torch.randn(1, 3, 8, 8)
-        compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-        torch.testing.assert_close(compiled(x), layer(x))
-        gradient = torch.autograd.grad(layer(x).square().sum(), layer.offset_conv.weight)
-        again = torch.autograd.grad(compiled(x).square().sum(), layer.offset_conv.weight)
-        torch.testing.assert_close(again, gradient)
-        torch.testing.assert_close(torch.export.export(layer, (x,)).module()(x), layer(x))
-
-    def test_autocast(self):
-        layer = stirred(DeformConv2d(3, 4, 3, padding=1, modulation=True), 0.05)
-        x = torch.randn(2, 3, 12, 12)
-        with torch.autocast("cpu", torch.bfloat16):
-            output = layer(x)
-            positions = layer.positions(x)
-        assert output.dtype == torch.bfloat16
-        assert positions.dtype == torch.float32
-        output.float().square().sum().backward()
-        assert layer.offset_conv.weight.grad.isfinite().all()
-        reference = layer(x)
-        assert (output - reference).abs().max() < 0.05 * reference.abs().max()
-
-    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-    def test_dtypes(self, dtype):
-        layer = stirred(DeformConv2d(3, 4, 7, padding=3, modulation=True), 0.02).to(dtype)
-        x = torch.randn(1, 3, 300, 9, dtype=dtype)
-        assert layer(x).dtype == dtype
-        # Half precision cannot hold positions 300 rows away from the first.
-        assert layer.positions(x).dtype == torch.promote_types(dtype, torch.float32)
-
-    def test_channels_last_in_channels_last_out(self):
-        layer = stirred(DeformConv2d(3, 4, 3, padding=1))
-        x = torch.randn(2, 3, 8, 9)
-        output = layer(x.contiguous(memory_format=torch.channels_last))
-        assert output.is_contiguous(memory_format=torch.channels_last)
-        torch.testing.assert_close(output, layer(x))
-
-    def test_unbatched_and_empty_batches(self):
-        layer = stirred(DeformConv2d(3, 4, 3, padding=1, modulation=True))
-        x = torch.randn(1, 3, 8, 9)
-        torch.testing.assert_close(layer(x[0]), layer(x)[0])
-        assert layer(x[:0]).shape == (0, 4, 8, 9)
-
-    def test_from_conv2d_takes_over_what_the_convolution_is(self):
-        conv = nn.Conv2d(3, 4, 3, bias=False).double().eval()
-        conv.weight.requires_grad_(False)
-        layer = DeformConv2d.from_conv2d(conv, offset_groups=3)
-        assert isinstance(layer, DeformConv2d)
-        assert not layer.training
-        assert layer.bias is None
-        assert layer.offset_conv.weight.dtype == torch.float64
-        assert not layer.weight.requires_grad
-        assert layer.offset_conv.weight.requires_grad
-        assert layer.weight.data_ptr() != conv.weight.data_ptr()
-
-    def test_reset_parameters_starts_anew(self):
-        layer = stirred(DeformConv2d(3, 4, 3, padding=1, modulation=True))
-        before = layer.weight.detach().clone()
-        layer.reset_parameters()
-        x = torch.randn(1, 3, 8, 8)
-        plain = nn.functional.conv2d(x, layer.weight, layer.bias, padding=1)
-        torch.testing.assert_close(layer(x), plain, rtol=0, atol=1e-5)
-        assert not torch.equal(layer.weight, before)
-
-    def test_meta_device(self):
-        layer = DeformConv2d(4, 4, 3, padding=1, device="meta", fixed_kernel=True)
-        assert layer(torch.empty(2, 4, 8, 8, device="meta")).shape == (2, 4, 8, 8)
-        layer = layer.to_empty(device="cpu")
-        layer.reset_parameters()
-        torch.testing.assert_close(layer.weight, torch.full((4, 4, 3, 3), 1 / 36))
-        assert layer.departure() is None
-
-    def test_printed(self):
-        shown = repr(DeformConv2d(4, 2, 3, offset_groups=2, fixed_kernel=True))
-        assert shown.startswith("DeformConv2d(\n  4, 2, kernel_size=(3, 3), stride=(1, 1), offset")
-        assert "offset_groups=2, fixed_kernel=True" in shown
-
-
-def test_fixed_kernel_is_uniform_and_not_learned():
-    layer = DeformConv2d(4, 4, 3, groups=4, padding=1, bias=False, fixed_kernel=True)
-    assert {name for name, _ in layer.named_parameters()} == {
-        "offset_conv.weight", "offset_conv.bias",
+def test_state_keys():
+    assert set(DeformConv2d(3, 4, 3, modulation=True, bias=False).state_dict()) == {
+        "weight", "offset_conv.weight", "offset_conv.bias",
+        "modulation_conv.weight", "modulation_conv.bias",
     }  # fmt: skip
-    torch.testing.assert_close(layer.weight, torch.full((4, 1, 3, 3), 1 / 9))
-    assert "weight" in layer.state_dict()
 
 
-@pytest.mark.unchecked
-class TestErrors:
-    @pytest.mark.parametrize("groups", [3, 0, -1, 1.5])
-    def test_offset_groups(self, groups):
-        with pytest.raises(ValueError, match="offset_groups: expected a divisor of the 4 input"):
-            DeformConv2d(4, 2, 3, offset_groups=groups, modulation=True)
-
-    def test_from_conv2d(self):
-        with pytest.raises(TypeError, match=r"conv: expected an nn\.Conv2d, got Linear"):
-            DeformConv2d.from_conv2d(nn.Linear(2, 2))
-        with pytest.raises(TypeError, match="DeformConv2d computes something else than"):
-            DeformConv2d.from_conv2d(DeformConv2d(2, 2, 3))
-        with pytest.raises(ValueError, match="construct DeformConv2d directly"):
-            DeformConv2d.from_conv2d(nn.Conv2d(2, 2, 3), fixed_kernel=True)
-
-    def test_from_a_convolution_that_computes_something_else(self):
-        class Standardised(nn.Conv2d):
-            def _conv_forward(self, x, weight, bias):
-                return super()._conv_forward(x, weight - weight.mean(), bias)
-
-        with pytest.raises(TypeError, match="Standardised computes something else"):
-            DeformConv2d.from_conv2d(Standardised(2, 2, 3))
-
-    def test_input(self):
-        layer = DeformConv2d(2, 2, 3)
-        with pytest.raises(ValueError, match=r"expected shape \(B, 2, H, W\) .* got \(1, 3, 5, 5"):
-            layer.offsets(torch.randn(1, 3, 5, 5))
-        with pytest.raises(TypeError, match=r"the layer's dtype torch\.float32, got torch\.float6"):
-            layer.positions(torch.randn(1, 2, 5, 5).double())
-        with pytest.raises(ValueError, match="smaller than the kernel"):
-            layer.geometry().output_size(2, 2)
+def test_printed():
+    shown = repr(DeformConv2d(4, 2, 3, offset_groups=2, fixed_kernel=True))
+    assert shown.startswith("DeformConv2d(\n  4, 2, kernel_size=(3, 3), stride=(1, 1), offset")
+    assert "offset_groups=2, fixed_kernel=True" in shown

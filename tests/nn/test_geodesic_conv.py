@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from adaptive_layers import stirred
 from torch import nn
 
 from finslerconv.balls import concentric
@@ -17,15 +18,6 @@ from finslerconv.ops._positions import MAPS
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
-
-
-def stirred(layer, amount=0.2):
-    """Move every parameter of the head, so that the metric varies from pixel to pixel."""
-    with torch.no_grad():
-        for name, parameter in layer.named_parameters():
-            if name.startswith(("head.", "modulation_conv.")):
-                parameter.add_(amount * torch.randn_like(parameter))
-    return layer
 
 
 class Constant(nn.Module):
@@ -206,24 +198,6 @@ def test_gradcheck_through_the_flow(map):
     assert torch.autograd.gradcheck(run, (x, *parameters), eps=1e-7, atol=1e-5)
 
 
-def test_it_trains_saves_and_resets():
-    layer = GeodesicConv2d(2, 4, 3, padding=1)
-    optimiser = torch.optim.Adam(layer.parameters(), 1e-2)
-    x, y = torch.randn(2, 2, 10, 10), torch.randn(2, 4, 10, 10)
-    losses = []
-    for _ in range(12):
-        optimiser.zero_grad()
-        loss = (layer(x) - y).square().mean()
-        loss.backward()
-        optimiser.step()
-        losses.append(loss.item())
-    assert losses[-1] < losses[0]
-    assert layer.head.conv.weight.abs().max() > 0
-    layer.reset_parameters()
-    plain = nn.functional.conv2d(x, layer.weight, layer.bias, padding=1)
-    torch.testing.assert_close(layer(x), plain, rtol=1e-4, atol=1e-5)
-
-
 def test_half_precision_keeps_the_geometry():
     half = stirred(GeodesicConv2d(2, 3, 3, padding=1).to(torch.bfloat16), 0.03)
     layer = GeodesicConv2d(2, 3, 3, padding=1)
@@ -271,14 +245,3 @@ def test_a_riemannian_metric_needs_no_omega():
 
     layer = GeodesicConv2d(1, 1, 3, padding=1, metric=Disc())
     assert layer(torch.rand(1, 1, 6, 6)).isfinite().all()
-
-
-@pytest.mark.uninstrumented
-def test_it_compiles_and_exports():
-    layer = stirred(GeodesicConv2d(2, 3, 3, padding=1)).eval()
-    x = torch.randn(1, 2, 8, 8)
-    expected = layer(x)
-    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(x), expected, rtol=1e-4, atol=1e-5)
-    exported = torch.export.export(layer, (x,)).module()
-    torch.testing.assert_close(exported(x), expected, rtol=1e-4, atol=1e-5)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from adaptive_layers import stirred
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -12,36 +13,6 @@ from finslerconv.nn import DeformConv2d, ShiftedConv2d
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
-
-
-def stirred(layer, amount=0.3):
-    with torch.no_grad():
-        for name, parameter in layer.named_parameters():
-            if name.startswith(("offset_conv.", "modulation_conv.")):
-                parameter.add_(amount * torch.randn_like(parameter))
-    return layer
-
-
-@pytest.mark.parametrize("options", [{}, {"modulation": True, "offset_groups": 2}])
-@pytest.mark.parametrize(
-    ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"),
-    [
-        (3, 1, 1, 1, 1, "zeros"),
-        ((3, 5), 2, (1, 2), 2, 2, "reflect"),
-        (4, 1, 0, 1, 4, "circular"),
-        (1, 1, 0, 1, 1, "zeros"),
-    ],
-)
-def test_it_begins_as_the_convolution_that_it_replaces(
-    kernel_size, stride, padding, dilation, groups, padding_mode, options
-):
-    conv = nn.Conv2d(
-        4, 8, kernel_size, stride, padding, dilation, groups, padding_mode=padding_mode
-    )
-    layer = ShiftedConv2d.from_conv2d(conv, **options)
-    x = torch.randn(2, 4, 17, 19)
-    torch.testing.assert_close(layer(x), conv(x), rtol=0, atol=1e-5)
-    assert layer.departure() is None
 
 
 @given(dy=st.floats(-6, 6), dx=st.floats(-6, 6))
@@ -89,45 +60,6 @@ def test_the_deformable_convolution_with_equal_offsets_agrees():
     torch.testing.assert_close(layer.offsets(x), deform.offsets(x))
 
 
-def test_it_learns_and_every_parameter_gets_a_gradient():
-    layer = ShiftedConv2d(3, 4, 3, padding=1, modulation=True)
-    optimiser = torch.optim.SGD(layer.parameters(), lr=0.05)
-    x, y = torch.randn(2, 3, 12, 12), torch.randn(2, 4, 12, 12)
-    losses = []
-    for _ in range(8):
-        optimiser.zero_grad()
-        loss = (layer(x) - y).square().mean()
-        loss.backward()
-        optimiser.step()
-        losses.append(loss.item())
-    assert losses[-1] < losses[0]
-    for name, parameter in layer.named_parameters():
-        assert parameter.grad.abs().max() > 0, name
-
-
 def test_state_keys():
     keys = set(ShiftedConv2d(3, 4, 3).state_dict())
     assert keys == {"weight", "bias", "offset_conv.weight", "offset_conv.bias"}
-
-
-@pytest.mark.uninstrumented
-def test_compile_and_export():
-    layer = stirred(ShiftedConv2d(4, 4, 3, padding=1, offset_groups=2, modulation=True))
-    x = torch.randn(1, 4, 8, 8)
-    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(x), layer(x))
-    torch.testing.assert_close(torch.export.export(layer, (x,)).module()(x), layer(x))
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_dtypes(dtype):
-    layer = stirred(ShiftedConv2d(3, 4, 3, padding=1)).to(dtype)
-    x = torch.randn(1, 3, 9, 9, dtype=dtype)
-    assert layer(x).dtype == dtype
-    assert layer.positions(x).dtype == torch.promote_types(dtype, torch.float32)
-
-
-@pytest.mark.unchecked
-def test_offset_groups_out_of_range():
-    with pytest.raises(ValueError, match="offset_groups: expected a divisor of the 4 input"):
-        ShiftedConv2d(4, 2, 3, offset_groups=3)

@@ -1,0 +1,21 @@
+"""The adaptive layers of the library, and how to make them sample away from their taps."""
+
+import torch
+
+from finslerconv.nn import DeformConv2d, GeodesicConv2d, MetricConv2d, ShiftedConv2d
+
+GROUPS_ARGUMENT = {
+    MetricConv2d: "metric_groups",
+    GeodesicConv2d: "metric_groups",
+    DeformConv2d: "offset_groups",
+    ShiftedConv2d: "offset_groups",
+}
+
+
+def stirred(layer, amount=0.3):
+    """Move every parameter that says where the layer samples, or how much."""
+    with torch.no_grad():
+        for name, parameter in layer.named_parameters():
+            if name not in ("weight", "bias"):
+                parameter.add_(amount * torch.randn_like(parameter))
+    return layer
