@@ -13,9 +13,10 @@ from scipy.spatial import Delaunay, QhullError
 from torch import Tensor
 
 from finslerconv._arrays import Array, first_index
+from finslerconv._threads import run, share
 from finslerconv.balls import ReferenceSet, affine, concentric, radial
 from finslerconv.geodesics._ball_windows import window_ball
-from finslerconv.geodesics._exponential import Schedule, exponential, in_parts, shoot
+from finslerconv.geodesics._exponential import Schedule, exponential, shoot
 from finslerconv.geodesics._exponential_numba import entry, jit
 from finslerconv.geodesics._grid import GridMetric, MetricField, Outside, per_axis
 from finslerconv.geodesics._hamiltonian import Grid, grid_metric, grid_table
@@ -332,10 +333,12 @@ def _warn_of_crossings(positions: Tensor, velocities: Tensor, points: Tensor) ->
     )
     folded = np.zeros(there.shape[1], dtype=np.bool_)
 
-    def task(begin: int, end: int) -> None:
-        _turned_over(there, here, simplices, begin, end, folded)
+    parts = min(torch.get_num_threads(), 1 + len(folded) // 1000)
 
-    in_parts(task, len(folded), min(torch.get_num_threads(), 1 + len(folded) // 1000))
+    def task(part: int) -> None:
+        _turned_over(there, here, simplices, *share(len(folded), part, parts), folded)
+
+    run(task, parts)
     if not folded.any():
         return
     centres = np.argwhere(folded.reshape(positions.shape[1:-1]))

@@ -165,20 +165,25 @@ def distance(
 
     Notes
     -----
-    ===============  =============================================  ==========================
-    method           what it does                                   options
-    ===============  =============================================  ==========================
-    "fast_marching"  a front, by a priority queue: once over the    ``order`` (2), ``factorise``
-                     nodes, compiled, on the CPU                    (True)
-    "fast_sweeping"  the fixed point of fast marching of first      ``factorise``,
-                     order, by iteration over all nodes and         ``tolerance``,
-                     problems at once: PyTorch, on a GPU too        ``max_iterations``
-    "heat"           two linear solves: smooth in everything        ``time``, ``kernel``
-    "graph"          Dijkstra over straight steps of up to          ``ring`` (3), ``rule``
-                     ``ring`` nodes; no gradients                   ("midpoint")
-    ===============  =============================================  ==========================
+    The methods, and their options:
 
-    The functions of the same names in the package's private modules document them.
+    ``"fast_marching"``
+        A front goes over the nodes once, by a priority queue: compiled, on the CPU. ``order`` is 1
+        or 2 (the default), that of the differences. ``factorise`` (True) takes the front's
+        roundness about a lone source out of them.
+    ``"fast_sweeping"``
+        The same scheme of first order, by iteration over all nodes and problems at once: PyTorch,
+        on a GPU too. ``factorise`` as above, in the plane only. An update counts that lowers a
+        value by more than the fraction ``tolerance`` (0) of it; after ``max_iterations`` passes (by
+        default more than the longest maze takes) a RuntimeError says that the values have not
+        settled.
+    ``"heat"``
+        Two sparse linear solves, smooth in everything, on the CPU. ``time`` is that of the step of
+        heat, in squared units of distance (by default of the order of a squared edge); ``kernel``
+        is ``"square"``, or ``"paper"`` for the published code's, of which no distance comes.
+    ``"graph"``
+        Dijkstra over straight steps of up to ``ring`` (3) nodes, whose lengths are read by the
+        ``rule`` "midpoint" or "trapezoid"; no gradients.
 
     Examples
     --------

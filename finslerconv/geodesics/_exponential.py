@@ -3,7 +3,6 @@
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, NamedTuple, cast
 
 import numpy as np
@@ -14,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from torchdiffeq import odeint
 
 from finslerconv._arrays import Array, first_index
+from finslerconv._threads import run, share
 from finslerconv.geodesics import _exponential_numba as kernels
 from finslerconv.geodesics._exponential_simd import WIDE
 from finslerconv.geodesics._grid import GridMetric, MetricField
@@ -491,10 +491,12 @@ def _shoot(
     )
     result = out.numpy()
 
-    def task(begin: int, end: int) -> None:
-        kernels.forward(*arguments, begin, end, result)
+    parts = _parts(count, steps)
 
-    in_parts(task, count, _parts(count, steps))
+    def task(part: int) -> None:
+        kernels.forward(*arguments, *share(count, part, parts), result)
+
+    run(task, parts)
     return out
 
 
@@ -539,15 +541,14 @@ def _shoot_backward(
     parts = _parts(4 * count, steps)
     # Every part has a gradient of the field to itself; their sum is always taken in one order.
     slopes = [torch.zeros_like(table) for _ in range(parts)]
-    bounds = {count * part // parts: part for part in range(parts)}
 
-    def task(begin: int, end: int) -> None:
-        slope = slopes[bounds[begin]].numpy().reshape(-1)
+    def task(part: int) -> None:
         kernels.backward(
-            *arguments, begin, end, given, slope, g_starts.numpy(), g_velocities.numpy()
-        )
+            *arguments, *share(count, part, parts), given, slopes[part].numpy().reshape(-1),
+            g_starts.numpy(), g_velocities.numpy(),
+        )  # fmt: skip
 
-    in_parts(task, count, parts)
+    run(task, parts)
     total = slopes[0]
     for slope in slopes[1:]:
         total += slope
@@ -603,12 +604,12 @@ def _arguments(
     """Return what both kernels take first."""
     height, width = shape
     fields = len(table) // (height * width)
-    share = max(1, len(starts) // max(1, fields))
+    starts_per_field = max(1, len(starts) // max(1, fields))
     whole = (np.asarray(u, dtype=np.int64) for u in (segments, steps, places))
     segment_array, step_array, place_array = whole
     return (
         table.detach().contiguous().numpy().reshape(-1),
-        (fields, height, width, share),
+        (fields, height, width, starts_per_field),
         (float(rate[0]), float(rate[1])),
         kernels.REFLECT if reflect else kernels.CONSTANT,
         starts.detach().contiguous().numpy(),
@@ -624,19 +625,6 @@ def _arguments(
 def _parts(count: int, steps: Sequence[int]) -> int:
     work = 4 * count * sum(steps)
     return max(1, min(torch.get_num_threads(), work // _PART_WORK, count, _MOST_PARTS))
-
-
-def in_parts(task: Callable[[int, int], None], count: int, parts: int) -> None:
-    """Call ``task(begin, end)`` for equal parts of ``count`` side by side."""
-    bounds = [count * part // parts for part in range(parts + 1)]
-    if parts == 1:
-        task(0, count)
-        return
-    with ThreadPoolExecutor(parts - 1, thread_name_prefix="finslerconv") as pool:
-        futures = [pool.submit(task, *ends) for ends in itertools.pairwise(bounds[1:])]
-        task(bounds[0], bounds[1])
-    for future in futures:
-        future.result()
 
 
 # Arguments.

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from finslerconv._threads import run, share
 from finslerconv.ops import _numba_kernels as kernels
 from finslerconv.ops import _numba_simd as simd
-from finslerconv.ops import _pool
 from finslerconv.ops._geometry import ConvGeometry
 from finslerconv.ops._gradients import Gradients
 from finslerconv.ops._layout import is_channels_last
@@ -93,7 +93,7 @@ def forward(
     packed = _empty(panels * depth * plan.out_vectors * plan.lanes, job)
 
     def pack(part: int) -> None:
-        kernels.pack_outputs(plan, job.weight, packed, *_share(panels, part, parts))
+        kernels.pack_outputs(plan, job.weight, packed, *share(panels, part, parts))
 
     job = _with_image(input, job, parts, pack)
     shift = np.zeros(plan.out_channels, packed.dtype) if bias is None else _flat(bias, job.dtype)
@@ -102,12 +102,12 @@ def forward(
 
     def convolve(part: int) -> None:
         kernels.forward(
-            plan, *_share(job.pixels, part, parts, simd.TILE_ROWS), job.image, job.field,
+            plan, *share(job.pixels, part, parts, simd.TILE_ROWS), job.image, job.field,
             job.omega, job.points, job.centre, job.dilation, job.mask, packed, shift,
             result_flat, last,
         )  # fmt: skip
 
-    _pool.run(convolve, parts)
+    run(convolve, parts)
     return out if result is out else out.copy_(result)
 
 
@@ -149,7 +149,7 @@ def backward(
     packed = _empty(groups * chunks * outputs * line, job)
 
     def pack(part: int) -> None:
-        kernels.pack_columns(plan, job.weight, packed, *_share(groups * chunks, part, parts))
+        kernels.pack_columns(plan, job.weight, packed, *share(groups * chunks, part, parts))
 
     job = _with_image(input, job, parts, pack)
     slope_last = is_channels_last(gradient)
@@ -157,7 +157,7 @@ def backward(
 
     image_size = plan.channels * plan.height * plan.width
     out_pixels = plan.out_height * plan.out_width
-    ranges = [_share(job.pixels, part, parts, simd.TILE_ROWS) for part in range(parts)]
+    ranges = [share(job.pixels, part, parts, simd.TILE_ROWS) for part in range(parts)]
     total = np.zeros(plan.batch * image_size, packed.dtype) if needs_input else _nothing(job)
     # A part that begins inside an image keeps what it adds to that image to itself.
     private = [
@@ -184,7 +184,7 @@ def backward(
             mask_flat, needs_input, needs_weight, needs_positions,
         )  # fmt: skip
 
-    _pool.run(differentiate, parts)
+    run(differentiate, parts)
     if needs_input:
         for (begin, _), own in zip(ranges, private, strict=True):
             if own is not None:
@@ -272,18 +272,18 @@ def _with_image(input: Tensor, job: _Job, parts: int, pack: Any) -> _Job:
     plan = job.plan
     tensor = input.detach().to(job.dtype)
     if tensor.is_contiguous(memory_format=torch.channels_last):
-        _pool.run(pack, parts)
+        run(pack, parts)
         return replace(job, image=_flat_pixels(tensor, True))
     source = tensor.contiguous().numpy().reshape(-1)
     image = np.empty(source.size, source.dtype)
     pixels = plan.height * plan.width
 
     def prepare(part: int) -> None:
-        begin, end = _share(plan.batch * pixels, part, parts)
+        begin, end = share(plan.batch * pixels, part, parts)
         kernels.channels_last(source, image, plan.batch, plan.channels, pixels, begin, end)
         pack(part)
 
-    _pool.run(prepare, parts)
+    run(prepare, parts)
     return replace(job, image=image)
 
 
@@ -299,10 +299,10 @@ def _image_gradient(total: np.ndarray, input: Tensor, job: _Job, parts: int) -> 
     pixels = height * width
 
     def turn(part: int) -> None:
-        begin, end = _share(plan.batch * pixels, part, parts)
+        begin, end = share(plan.batch * pixels, part, parts)
         kernels.channels_first(total, flat, plan.batch, plan.channels, pixels, begin, end)
 
-    _pool.run(turn, parts)
+    run(turn, parts)
     return gradient.to(input.dtype)
 
 
@@ -314,13 +314,6 @@ def _vectors(columns: int, lanes: int) -> int:
 
 def _parts(job: _Job, units: int) -> int:
     return max(1, min(torch.get_num_threads(), job.work // _PART_WORK, _ceil(units, 24)))
-
-
-def _share(units: int, part: int, parts: int, multiple: int = 1) -> tuple[int, int]:
-    """Return the range of the units that belongs to a part, cut at multiples."""
-    pieces = _ceil(units, multiple)
-    begin, end = (pieces * p // parts * multiple for p in (part, part + 1))
-    return min(begin, units), min(end, units)
 
 
 def _ceil(a: int, b: int) -> int:

@@ -67,6 +67,24 @@ def test_it_is_fast_marching_in_space(field):
     assert torch.allclose(ours.flow, theirs.flow, rtol=0, atol=1e-9)
 
 
+def test_it_settles_where_a_one_form_in_space_turns_at_every_node():
+    """No order makes such a field causal: nodes are lowered again and again."""
+    generator = torch.Generator().manual_seed(0)
+    A, omega = (torch.randn(1, 9, 9, 9, *s, generator=generator).double() for s in ((3, 3), (3,)))
+    M = torch.eye(3) + 0.1 * A @ A.mT
+    norm = (omega * torch.linalg.solve(M, omega[..., None])[..., 0]).sum(-1, keepdim=True).sqrt()
+    fields = M.requires_grad_(), (0.95 * omega / norm).requires_grad_()
+    seeds = [at((4.0, 4.0, 4.0))]
+    ours = fast_sweeping(*fields, 1.0, 0.0, seeds)
+    theirs = fast_marching(*fields, 1.0, 0.0, seeds, order=1, factorise=False)
+    assert torch.allclose(ours.distance, theirs.distance, rtol=0, atol=1e-10)
+    (in_M, in_omega), (their_M, their_omega) = (
+        torch.autograd.grad(front.distance.sum(), fields) for front in (ours, theirs)
+    )
+    assert torch.allclose(in_M + in_M.mT, 2 * their_M, rtol=0, atol=1e-8)
+    assert torch.allclose(in_omega, their_omega, rtol=0, atol=1e-8)
+
+
 def test_factored_it_is_exact_in_a_constant_metric():
     field = tilted(9, 30, 0.6)
     M, omega, spacing, origin = grid(field, 33)
@@ -239,3 +257,10 @@ def test_wrong_options(options, message):
     M, omega = random_field(5)
     with pytest.raises(ValueError, match=message):
         fast_sweeping(M, omega, 1.0, 0.0, [at((2.0, 2.0))], **options)
+
+
+@pytest.mark.unchecked
+def test_no_factorisation_in_space():
+    M = torch.eye(3).double().expand(1, 5, 5, 5, 3, 3)
+    with pytest.raises(ValueError, match=r"factorise: .* in the plane only; leave the option"):
+        fast_sweeping(M, None, 1.0, 0.0, [at((2.0, 2.0, 2.0))], factorise=True)

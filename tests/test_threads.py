@@ -5,15 +5,17 @@ import threading
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from finslerconv.ops import _pool
+from finslerconv import _threads
 
-OPENMP = _pool._openmp()
+OPENMP = _threads._openmp()
 WAYS = [
-    pytest.param(_pool.run, id="run"),
-    pytest.param(_pool._run_pool, id="python threads"),
+    pytest.param(_threads.run, id="run"),
+    pytest.param(_threads._run_pool, id="python threads"),
     pytest.param(
-        functools.partial(_pool._run_team, OPENMP),
+        functools.partial(_threads._run_team, OPENMP),
         id="openmp",
         marks=pytest.mark.skipif(OPENMP is None, reason="PyTorch has no OpenMP of GNU's here"),
     ),
@@ -37,7 +39,7 @@ def test_each_part_runs_once(run, parts):
 @pytest.mark.parametrize("parts", [0, 1])
 def test_little_work_stays_in_the_calling_thread(parts):
     threads = []
-    _pool.run(lambda part: threads.append(threading.current_thread()), parts)
+    _threads.run(lambda part: threads.append(threading.current_thread()), parts)
     assert threads == [threading.current_thread()] * parts
 
 
@@ -66,3 +68,10 @@ def test_parts_run_beside_each_other(run):
         assert not barrier.broken
     finally:
         torch.set_num_threads(before)
+
+
+@given(units=st.integers(0, 200), parts=st.integers(1, 17), multiple=st.integers(1, 8))
+def test_shares_are_all_the_units_once_and_begin_at_multiples(units, parts, multiple):
+    shares = [_threads.share(units, part, parts, multiple) for part in range(parts)]
+    assert [u for begin, end in shares for u in range(begin, end)] == list(range(units))
+    assert all(begin % multiple == 0 or begin == units for begin, _ in shares)

@@ -44,6 +44,13 @@ def run(task: Callable[[int], object], parts: int) -> None:
         _run_pool(task, parts)
 
 
+def share(units: int, part: int, parts: int, multiple: int = 1) -> tuple[int, int]:
+    """Return the range ``(begin, end)`` of the units that belongs to a part, cut at multiples."""
+    pieces = -(-units // multiple)
+    begin, end = (pieces * p // parts * multiple for p in (part, part + 1))
+    return min(begin, units), min(end, units)
+
+
 @cache
 def _openmp() -> ctypes.CDLL | None:
     """Return the OpenMP library of PyTorch's wheel, or None if it has none of GNU's."""

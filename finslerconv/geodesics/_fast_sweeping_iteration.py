@@ -1,0 +1,224 @@
+"""The two iterations of fast sweeping: values that only fall, and those of the factored scheme."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from finslerconv.geodesics._fast_sweeping_factored import Ends, factored_values
+from finslerconv.geodesics._fast_sweeping_numbers import (
+    MetricAt,
+    Sources,
+    choose,
+    expand,
+    first_number,
+    first_of_each,
+)
+from finslerconv.geodesics._fast_sweeping_updates import Updates, sector, value_of, weights_of
+
+# Where values depend on lower ones only, a pass takes the pending nodes of a problem up to this
+# fraction of the way from the least of their values to the mean: with 1 there are fewer passes, but
+# twice the repeated updates. (Elsewhere a pass takes all of them: no order keeps a node from being
+# lowered again, and the lowest ones alone would be, over and over, before the others move.)
+_BAND = 0.5
+
+# Nodes that one pass takes at most, which bounds its memory: about 3 KiB for each.
+_PASS = 200_000
+
+
+class Fronts(NamedTuple):
+    """The state of all problems in one row of numbers, changed in place."""
+
+    trial: Float[Tensor, "all"]
+    """The least value that an update, or a seed, gave."""
+    value: Float[Tensor, "all"]
+    """What neighbours read: the same, or computed again with source factorisation."""
+    update: Int[Tensor, "all"]
+    """The update that gave the trial value; -1 at seeds and where nothing arrived."""
+    label: Int[Tensor, "all"]
+    """The source whose front arrived, counted over all problems; -1 where none did."""
+    weight: Float[Tensor, "all k"]
+    """How much of each neighbour is in the trial value (kept where values are factored)."""
+
+
+def iterate(
+    updates: Updates,
+    fronts: Fronts,
+    stride: int,
+    radius: float,
+    tolerance: float,
+    max_iterations: int,
+) -> None:
+    """Lower the values to the fixed point."""
+    value, device = fronts.value, fronts.value.device
+    ticket = torch.empty(value.shape, dtype=torch.int64, device=device)
+    queued = value < math.inf
+    pending = queued.nonzero()[:, 0]
+    for _ in range(max_iterations):
+        if len(pending) == 0:
+            return
+        if updates.causal:
+            taken, pending = _lower_ones(value, pending, stride)
+        else:
+            taken, pending = pending, pending[:0]
+        if len(taken) > _PASS:
+            taken, later = taken[:_PASS], taken[_PASS:]
+            pending = torch.cat((pending, later))
+        queued[taken] = False
+        # All updates that read a node taken, of those nodes that it may still lower.
+        source, update = expand(updates.start, updates.reader, taken, stride, updates.shared)
+        base = first_number(taken, stride, updates.shared).index_select(0, source)
+        node = updates.node.index_select(0, update) + base
+        if updates.causal:
+            reached = value.index_select(0, taken).index_select(0, source)
+            may = value.index_select(0, node) > reached
+        else:
+            may = first_of_each(node, ticket)
+        update, base, node = choose(may, update, base, node)
+
+        neighbour = updates.neighbour.index_select(0, update) + base[:, None]
+        read = value.index_select(0, neighbour.flatten()).reshape(neighbour.shape)
+        candidate = value_of(read, updates.table.index_select(0, update))
+        lower = candidate + tolerance * candidate.abs() < value.index_select(0, node)
+        update, node, candidate = choose(lower, update, node, candidate)
+        value.scatter_reduce_(0, node, candidate, "amin")
+        best = candidate == value.index_select(0, node)
+        best &= first_of_each(node, ticket, best)
+        update, node, candidate = choose(best, update, node, candidate)
+        fronts.update[node] = update
+        fresh = ~queued.index_select(0, node) & (candidate <= radius)
+        (fresh,) = choose(fresh, node)
+        queued[fresh] = True
+        pending = torch.cat((pending, fresh))
+    raise _not_settled(max_iterations, len(pending), tolerance)
+
+
+def iterate_factored(
+    updates: Updates,
+    fronts: Fronts,
+    sources: Sources,
+    stride: int,
+    radius: float,
+    tolerance: float,
+    max_iterations: int,
+) -> None:
+    """Find the fixed point of the factored scheme.
+
+    A better value may be above the trial value that it replaces, so that values also rise: here a
+    node is computed from all its sectors anew whenever one of its neighbours changed. Fast marching
+    reads only nodes accepted before, which ``time`` tells, the value in its queue at which it would
+    accept a node: of a node with candidates ``c`` that need their ends by ``K``, that is the least
+    ``max(c, K)``, and the trial value is the least of the ``c`` that are there by then.
+    """
+    value, device = fronts.value, fronts.value.device
+    seeded, seed_label = value.clone(), fronts.label.clone()
+    time, told = value.clone(), torch.full_like(value, math.inf)
+    ticket = torch.empty(value.shape, dtype=torch.int64, device=device)
+    queued = value < math.inf
+    pending = queued.nonzero()[:, 0]
+    # The updates of a node are neighbours in the list.
+    numbers = torch.arange(len(updates.M) + 1, device=device)
+    rows = torch.searchsorted(updates.node.contiguous(), numbers)
+    for _ in range(max_iterations):
+        if len(pending) == 0:
+            return
+        taken, pending = _lower_ones(time, pending, stride)
+        queued[taken] = False
+        source, update = expand(updates.start, updates.reader, taken, stride, updates.shared)
+        base = first_number(taken, stride, updates.shared)[source]
+        node = updates.node.index_select(0, update) + base
+        since = torch.minimum(time, told).index_select(0, taken).index_select(0, source)
+        told[taken] = time[taken]
+        may = time.index_select(0, node) > since
+        may &= first_of_each(node, ticket, may)
+        (node,) = choose(may, node)
+        old, old_time = value.index_select(0, node), time.index_select(0, node)
+
+        # All candidates: each sector, and its first end alone.
+        source, update = expand(rows, None, node, stride, updates.shared)
+        base = first_number(node, stride, updates.shared)[source]
+        neighbour = updates.neighbour.index_select(0, update) + base[:, None]
+        read, ready = value[neighbour], time[neighbour]
+        table = updates.table.index_select(0, update)
+        first = read.clone()
+        first[:, 1] = math.inf
+        inner, weight = sector(read, table)
+        inner = inner.masked_fill(~(weight > 0).all(1), math.inf)
+        candidate = torch.cat((inner, sector(first, table)[0]))
+        needs = torch.cat((ready.amax(1), ready[:, 0]))
+        owner = source.repeat(2)
+        here = seeded.index_select(0, node)
+        accepted = here.clone().scatter_reduce_(0, owner, candidate.maximum(needs), "amin")
+        usable = candidate.masked_fill(needs > accepted[owner], math.inf)
+        trial = here.clone().scatter_reduce_(0, owner, usable, "amin")
+        best = (usable == trial[owner]) & (usable < here[owner])
+        best &= first_of_each(owner, ticket, best)
+        (chosen,) = choose(best, torch.arange(len(owner), device=device))
+
+        fronts.trial[node], fronts.value[node] = trial, here
+        # Neighbours that are computed in the same pass still read the label of before.
+        (kept,) = choose(trial >= here, node)
+        fronts.update[kept], fronts.label[kept] = -1, seed_label[kept]
+        which = chosen % len(update)
+        read = torch.where((chosen < len(update))[:, None], read[which], first[which])
+        at = owner[chosen]
+        _settle(
+            updates, fronts, sources, update[which], node[at], trial[at], read, neighbour[which]
+        )
+        time[node] = accepted
+        now = value.index_select(0, node)
+        changed = (now - old).abs() > tolerance * now.abs()
+        changed |= (accepted - old_time).abs() > tolerance * now.abs()
+        fresh = changed & ~queued.index_select(0, node) & (accepted.minimum(now) <= radius)
+        (fresh,) = choose(fresh, node)
+        queued[fresh] = True
+        pending = torch.cat((pending, fresh))
+    raise _not_settled(max_iterations, len(pending), tolerance)
+
+
+def _settle(
+    updates: Updates,
+    fronts: Fronts,
+    sources: Sources,
+    update: Int[Tensor, "n"],
+    node: Int[Tensor, "n"],
+    trial: Float[Tensor, "n"],
+    read: Float[Tensor, "n k"],
+    neighbour: Int[Tensor, "n k"],
+) -> None:
+    """Write down the updates of nodes, the labels and the better values."""
+    weight = weights_of(read, updates.table.index_select(0, update))
+    arrival = torch.where(weight > 0, read, math.inf).argmin(1, keepdim=True)
+    label = fronts.label.index_select(0, neighbour.gather(1, arrival)[:, 0])
+    fronts.label[node] = label
+    fronts.update[node] = update
+    fronts.weight[node] = weight
+    at = updates.node.index_select(0, update)
+    metric = MetricAt(updates.M.index_select(0, at), updates.omega.index_select(0, at))
+    offset = updates.offset.index_select(0, update)
+    ends = Ends.between(offset, metric, sources, label, updates.place.index_select(0, at), True)
+    fronts.value[node] = factored_values(ends, read, weight, trial).value
+
+
+def _lower_ones(
+    value: Float[Tensor, "all"], pending: Int[Tensor, "pending"], stride: int
+) -> tuple[Int[Tensor, "taken"], Int[Tensor, "left"]]:
+    """Return the pending nodes in the lower band of their problem's values, and the others."""
+    values, problem = value.index_select(0, pending), pending // stride
+    least = values.new_full((len(value) // stride,), math.inf)
+    least.scatter_reduce_(0, problem, values, "amin")
+    mean = torch.zeros_like(least)
+    mean.scatter_reduce_(0, problem, values, "mean", include_self=False)
+    # Rounding may put the mean of equal values below them.
+    bound = torch.lerp(least, mean, _BAND).maximum(least)
+    now = values <= bound.index_select(0, problem)
+    return pending[now], pending[~now]
+
+
+def _not_settled(max_iterations: int, pending: int, tolerance: float) -> RuntimeError:
+    return RuntimeError(
+        f"max_iterations: the distances have not settled after {max_iterations} passes, {pending} "
+        f"nodes are pending; allow more, or a larger tolerance than {tolerance:g}"
+    )
