@@ -15,7 +15,8 @@ from finslerconv.ops import metric_conv2d
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--output", default="quickstart.png", help="the picture to write")
-output = parser.parse_args().output
+parser.add_argument("--quick", action="store_true", help="take a small part of the photograph")
+arguments = parser.parse_args()
 
 # A metric at one point: its lengths depend on the direction, and on its sign.
 metric = Randers(np.array([[0.09, 0.05], [0.05, 0.16]]), np.array([0.1, 0.2]))
@@ -24,7 +25,9 @@ print("its dual norm:", metric.dual_norm(np.array([0.0, 1.0])))
 print("its unit ball:", Ellipse.of(metric))
 
 # A metric at every pixel of a noisy photograph, and the mean over 11 x 11 samples of its balls.
-photograph = torch.tensor(data.camera()[60:252, 130:322] / 255, dtype=torch.float32)[None, None]
+size = 96 if arguments.quick else 192
+photograph = data.camera()[60:, 130:][:size, :size] / 255
+photograph = torch.tensor(photograph, dtype=torch.float32)[None, None]
 noisy = photograph + 0.1 * torch.randn(photograph.shape, generator=torch.manual_seed(0))
 field = gradient_metric(noisy, anisotropy=30.0, sigma=2.0, tau=0.3, omega="across")
 points = torch.tensor(polar(11, 11).points, dtype=torch.float32)
@@ -40,5 +43,5 @@ plotting.ball_field(field, image=noisy, spacing=14, ax=axes[1]).set_title(
     "the photograph's unit balls"
 )
 plotting.show(filtered, ax=axes[2]).set_title("the mean over them")
-figure.savefig(output, dpi=120)
-print("Wrote", output)
+figure.savefig(arguments.output, dpi=120)
+print("Wrote", arguments.output)

@@ -81,7 +81,9 @@ def main() -> None:
     """Write the picture, in 256 colours."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("docs/_static/idea.png"))
-    output = parser.parse_args().output
+    parser.add_argument("--quick", action="store_true", help="write it at half the size")
+    arguments = parser.parse_args()
+    output = arguments.output
     output.parent.mkdir(parents=True, exist_ok=True)
     matplotlib.rcParams["font.family"] = "DejaVu Sans"
     # Placed by hand, in inches: the panels are squares above a strip of their common width.
@@ -102,7 +104,7 @@ def main() -> None:
         place = (left / width, 4.02 / height, side / width, side / height)
         draw_kernel(figure.add_axes(place), *kernel)
     draw_photograph(figure.add_axes((0.1 / width, 0.06 / height, 10.8 / width, 3.59 / height)))
-    figure.savefig(output, dpi=110)
+    figure.savefig(output, dpi=55 if arguments.quick else 110)
     Image.open(output).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(
         output, optimize=True
     )

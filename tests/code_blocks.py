@@ -1,6 +1,8 @@
 """The Python of a Markdown page, run as a reader runs it: block after block, in one session."""
 
+import contextlib
 import re
+import tempfile
 import textwrap
 from functools import cache
 from importlib import import_module
@@ -31,19 +33,20 @@ def usable(package: str) -> bool:
 
 
 def run(page: Path) -> dict[str, Any]:
-    """Run a page's blocks one after another and return the session's names."""
+    """Run a page's blocks one after another, in an empty folder; return the session's names."""
     names: dict[str, Any] = {"__name__": "__main__"}
     missing = set()
-    for block in python_blocks(page):
-        lacking = {
-            package
-            for package in OPTIONAL
-            if re.search(rf"^(import|from) {package}\b", block, re.MULTILINE)
-            and not usable(package)
-        }
-        missing |= lacking
-        if not lacking:
-            exec(compile(block, str(page), "exec"), names)
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        for block in python_blocks(page):
+            lacking = {
+                package
+                for package in OPTIONAL
+                if re.search(rf"^(import|from) {package}\b", block, re.MULTILINE)
+                and not usable(package)
+            }
+            missing |= lacking
+            if not lacking:
+                exec(compile(block, str(page), "exec"), names)
     if missing:
         pytest.skip(f"ran without the blocks that need {', '.join(sorted(missing))}")
     return names
