@@ -254,7 +254,7 @@ def plot(runs: Runs, seeds: range, path: Path) -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, len(MODELS), figsize=(9, 3.2), layout="constrained")
+    figure, axes = pyplot.subplots(1, len(MODELS), figsize=(10, 3.6), layout="constrained")
     for axis, model in zip(axes, MODELS, strict=True):
         for seed in seeds:
             values = [runs[model, v, seed]["accuracy"] for v in VARIANTS]
@@ -262,10 +262,11 @@ def plot(runs: Runs, seeds: range, path: Path) -> None:
         means = [statistics.mean(runs[model, v, s]["accuracy"] for s in seeds) for v in VARIANTS]
         axis.plot(VARIANTS, means, "_", color="C0", ms=28, mew=2.5, label="mean")
         axis.margins(x=0.2)
-        axis.set_xticks(range(len(VARIANTS)), [v.replace(" ", "\n") for v in VARIANTS])
+        axis.set_xticks(range(len(VARIANTS)), [v.replace(" ", "\n") for v in VARIANTS], fontsize=9)
         axis.set(title=model, ylabel="test accuracy (%)")
     axes[0].plot([], [], "o-", color="0.75", ms=4, lw=1, label="one seed")
-    axes[0].legend(frameon=False)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
     figure.savefig(path, dpi=100)
 
 

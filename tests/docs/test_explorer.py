@@ -37,6 +37,7 @@ console.log(JSON.stringify(metrics.map((metric) => ({
   radial: randers.maps.radial(metric, randers.sets.concentric(k)),
   affine: randers.maps.affine(metric, randers.sets.sunflower(k)),
   lattice: randers.sets.lattice(k),
+  polar: randers.sets.polar(k),
   filter: randers.filter(randers.maps.radial(metric, randers.sets.lattice(k)), 8),
 }))));
 """
@@ -78,6 +79,7 @@ def test_the_formulas_are_those_of_the_library(k):
             "radial": balls.radial(metric, balls.concentric(k).points),
             "affine": balls.affine(metric, balls.sunflower(k * k).points),
             "lattice": balls.lattice(k).points,
+            "polar": balls.polar(k, k).points,
         }
         for name, value in wanted.items():
             np.testing.assert_allclose(found[name], value, rtol=1e-10, atol=1e-12, err_msg=name)
@@ -155,6 +157,27 @@ class Page:
     async def touch(self, kind, place=None):
         points = [] if place is None else [dict(zip("xy", map(float, place), strict=True))]
         await self.call("Input.dispatchTouchEvent", type=kind, touchPoints=points)
+
+    async def drag(self, handle, target):
+        await self.mouse("mousePressed", await self.centre(handle))
+        await self.mouse("mouseMoved", target)
+        await self.mouse("mouseReleased", target)
+
+    async def choose(self, label, option):
+        await self.evaluate(
+            "(() => { const s = [...document.querySelectorAll('label')]"
+            f".find((l) => l.textContent.startsWith('{label}')).querySelector('select');"
+            f"s.value = '{option}'; s.dispatchEvent(new Event('change')); }})()"
+        )
+
+    async def slider(self, handle):
+        """Return what a screen reader is told of a handle: the range, the number and the words."""
+        names = ("valuemin", "valuemax", "valuenow", "valuetext")
+        *numbers, words = await self.evaluate(
+            f"{list(names)}.map((name) => "
+            f"document.querySelector('[data-handle={handle}]').getAttribute('aria-' + name))"
+        )
+        return *map(float, numbers), words
 
     async def key(self, name):
         for kind in ("keyDown", "keyUp"):
@@ -262,13 +285,98 @@ def test_dragging_with_the_mouse_moves_the_metric(browse):
 def test_an_axis_and_the_one_form_far_outside_stay_in_their_range(browse):
     async def actions(page):
         for handle, target in (("axis0", [4000.0, 30.0]), ("omega", [2000.0, 2000.0])):
-            start = await page.centre(handle)
-            await page.mouse("mousePressed", start)
-            await page.mouse("mouseMoved", target)
-            await page.mouse("mouseReleased", target)
+            await page.drag(handle, target)
             metric = await _check_consistent(page)
-        assert metric.omega_norm() == pytest.approx(0.7)
-        assert np.linalg.eigvalsh(metric.M).min() == pytest.approx(1 / 2.5**2)
+        assert metric.omega_norm() == pytest.approx(0.65)
+        assert np.linalg.eigvalsh(metric.M).min() == pytest.approx(1 / 2**2)
+
+    browse(actions)
+
+
+def extreme_metrics(axes, most, n=60):
+    """Return metrics with half-axes at the ends of their range, turned, under the most drift."""
+    turns = np.linspace(0, np.pi, n, endpoint=False)
+    ways = np.linspace(0, 2 * np.pi, n, endpoint=False)
+    long, short, turn, way = (
+        grid.ravel() for grid in np.meshgrid([axes[1]], axes, turns, ways, indexing="ij")
+    )
+    frame = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]).transpose(
+        2, 0, 1
+    )
+    half_axes = np.stack((long, short), axis=-1)
+    M = frame / half_axes[:, None] ** 2 @ frame.mT
+    drift = most * half_axes * np.stack((np.cos(way), np.sin(way)), axis=-1)
+    return Randers(M, (M @ frame @ drift[..., None])[..., 0])
+
+
+@needs_browser
+def test_whatever_can_be_dragged_to_fits_the_panels(browse):
+    async def actions(page):
+        lower, upper, *_ = await page.slider("axis0")
+        assert (lower, upper) == (await page.slider("axis1"))[:2]
+        metric = extreme_metrics((lower, upper), (await page.slider("drift"))[1])
+        views = await page.evaluate(
+            "[...document.querySelectorAll('svg')].map((e) => e.viewBox.baseVal.width / 2)"
+        )
+        dot = await page.evaluate(
+            "document.querySelector('.explorer-samples circle').r.baseVal.value"
+        )
+        tangent, cotangent, pixels = views
+        assert abs(balls.Ellipse.of(metric).boundary(180)).max() < tangent
+        assert abs(balls.Ellipse.of(metric.dual()).boundary(180)).max() < cotangent
+        farthest = 0
+        for points in (balls.lattice(3).points, balls.concentric(5).points):
+            for carry in (balls.radial, balls.affine):
+                farthest = max(farthest, abs(carry(metric, points[:, None])).max())
+        assert farthest + dot < tangent
+        # A sample weighs on the pixels before and behind it.
+        assert np.ceil(farthest) + 0.5 <= pixels
+        # And not because the panels are far too large.
+        assert farthest > 0.9 * tangent
+
+    browse(actions)
+
+
+@needs_browser
+def test_every_reference_set_is_offered_and_drawn(browse):
+    async def actions(page):
+        metric = await page.metric()
+        metric = Randers(np.array(metric["M"]), np.array(metric["omega"]))
+        for name in ("lattice", "concentric", "polar", "sunflower"):
+            await page.choose("reference set", name)
+            found = await page.evaluate(
+                "[...document.querySelectorAll('.explorer-samples circle')].map("
+                "(c) => [c.cy.baseVal.value, c.cx.baseVal.value])"
+            )
+            wanted = balls.radial(metric, balls.reference_set(name, 5).points)
+            np.testing.assert_allclose(found, wanted, atol=1e-5)  # SVG has single precision
+
+    browse(actions)
+
+
+@needs_browser
+def test_a_screen_reader_hears_where_the_handles_are(browse):
+    async def actions(page):
+        await page.drag("axis1", await page.centre("axis1") + np.array([12, 30]))
+        await page.drag("omega", await page.centre("omega") + np.array([20, -5]))
+        metric = await _check_consistent(page)
+        axes = [await page.slider(name) for name in ("axis0", "axis1")]
+        half_axes = np.linalg.eigvalsh(metric.M) ** -0.5
+        np.testing.assert_allclose(sorted(a[2] for a in axes), sorted(half_axes), atol=6e-4)
+        for name, place in (
+            ("omega", metric.omega),
+            ("drift", np.linalg.solve(metric.M, metric.omega)),
+        ):
+            low, high, now, words = await page.slider(name)
+            assert low <= now <= high
+            assert now == pytest.approx(metric.omega_norm(), abs=6e-4)
+            said = [float(x) for x in re.findall(r"-?\d+\.\d+", words.replace("−", "-"))]
+            np.testing.assert_allclose(said, [now, *place], atol=6e-4)
+        # Every handle has its name beside it.
+        labels = await page.evaluate(
+            "[...document.querySelectorAll('[role=slider] text')].map((e) => e.textContent)"
+        )
+        assert labels == ["axis 1", "axis 2", "drift", "ω"]
 
     browse(actions)
 

@@ -6,16 +6,18 @@
 "use strict";
 
 (() => {
-  const LIMITS = { axis: [0.7, 2.5], drift: 0.7 };
+  /* Whatever can be dragged to fits: balls reach 2 / (1 - 0.65) = 5.7 pixels, corners of a lattice under the affine map 6.1. */
+  const LIMITS = { axis: [0.7, 2], drift: [0, 0.65] };
   const VIEW = { tangent: 6.5, cotangent: 2.5 };
-  const RADIUS = 8; // of the pixel grid of the filter
-  const START = { axes: [2.2, 1.2], angle: 0.5, drift: [-0.4, -0.2] };
+  const RADIUS = 7; // of the pixel grid of the filter
+  const START = { axes: [1.9, 1.2], angle: 0.5, drift: [-0.5, -0.25] };
   const NAMES = {
     axis0: "first half-axis of M",
     axis1: "second half-axis of M",
     drift: "drift M⁻¹ω",
     omega: "one-form ω, the centre of the dual ball",
   };
+  const LABELS = { axis0: "axis 1", axis1: "axis 2", drift: "drift", omega: "ω" };
 
   const svg = (tag, attributes = {}, parent = null) => {
     const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
@@ -60,7 +62,8 @@
       randers.dot(vector, f) / state.axes[1] ** 2,
     ];
     const size = length(drift);
-    if (size > LIMITS.drift) drift = drift.map((x) => (x * LIMITS.drift) / size);
+    const [, most] = LIMITS.drift;
+    if (size > most) drift = drift.map((x) => (x * most) / size);
     return { ...state, drift };
   };
   /* What the state becomes when a handle is moved to a point [row, column] of its panel. */
@@ -83,6 +86,13 @@
     axis1: (state) => frame(state)[1],
     drift: driftVector,
     omega: (state) => metricOf(state).omega,
+  };
+  /* The number of a handle as a slider, and its range: a half-axis in pixels, or the norm of omega, which is that of the drift. */
+  const sizes = {
+    axis0: { of: (state) => state.axes[0], range: LIMITS.axis, text: "length" },
+    axis1: { of: (state) => state.axes[1], range: LIMITS.axis, text: "length" },
+    drift: { of: (state) => length(state.drift), range: LIMITS.drift, text: "norm" },
+    omega: { of: (state) => length(state.drift), range: LIMITS.drift, text: "norm" },
   };
 
   const build = (host) => {
@@ -120,7 +130,7 @@
     const tangent = panel(
       "Ball, wind and kernel",
       "Orange: the unit ball. Blue: where the kernel samples, in pixels. Red: the wind W, to the ball's centre. " +
-        "Dashed: the ball of M alone. Drag its two axes and the drift M⁻¹ω.",
+        "Dashed: the ball of M alone. Drag the ends of its two axes and the drift M⁻¹ω.",
       VIEW.tangent,
     );
     const cotangent = panel(
@@ -141,8 +151,9 @@
       svg("line", { y1: x, y2: x, x1: -edge, x2: edge }, grid);
     }
     const axes = svg("g", { class: "explorer-grid" }, cotangent);
-    svg("line", { x1: -2.5, x2: 2.5, y1: 0, y2: 0 }, axes);
-    svg("line", { y1: -2.5, y2: 2.5, x1: 0, x2: 0 }, axes);
+    const far = VIEW.cotangent;
+    svg("line", { x1: -far, x2: far, y1: 0, y2: 0 }, axes);
+    svg("line", { y1: -far, y2: far, x1: 0, x2: 0 }, axes);
     const cells = Array.from({ length: (2 * RADIUS + 1) ** 2 }, (_, i) => {
       const size = 2 * RADIUS + 1;
       const place = { x: (i % size) - RADIUS - 0.5, y: Math.floor(i / size) - RADIUS - 0.5 };
@@ -179,7 +190,8 @@
           tabindex: 0,
           role: "slider",
           "aria-label": NAMES[name],
-          "aria-valuenow": 0,
+          "aria-valuemin": sizes[name].range[0],
+          "aria-valuemax": sizes[name].range[1],
           "data-handle": name,
         },
         view,
@@ -187,6 +199,8 @@
       // A finger is wider than what the eye needs to see.
       svg("circle", { r: half / 9, class: "explorer-grip" }, group);
       svg("circle", { r: half / 28, class: "explorer-knob" }, group);
+      const label = { class: "explorer-label", "font-size": half / 15, "stroke-width": half / 60 };
+      svg("text", { ...label, "aria-hidden": "true" }, group).textContent = LABELS[name];
       const move = (point) => {
         state = moves[name](state, point);
         draw();
@@ -239,7 +253,7 @@
       windEnd.setAttribute("cx", W[1]);
       windEnd.setAttribute("cy", W[0]);
       samples.replaceChildren(
-        ...positions.map(([r, c]) => svg("circle", { cx: c, cy: r, r: 0.15 })),
+        ...positions.map(([r, c]) => svg("circle", { cx: c, cy: r, r: 0.13 })),
       );
       const image = randers.filter(positions, RADIUS);
       const heaviest = Math.max(...image);
@@ -247,7 +261,16 @@
       for (const [name, group] of Object.entries(handles)) {
         const [r, c] = places[name](state);
         group.setAttribute("transform", `translate(${c} ${r})`);
-        group.setAttribute("aria-valuetext", `row ${show(r)}, column ${show(c)}`);
+        const { of, text } = sizes[name];
+        group.setAttribute("aria-valuenow", of(state).toFixed(3));
+        group.setAttribute("aria-valuetext", `${text} ${show(of(state))}, row ${show(r)}, column ${show(c)}`);
+        // The label is beyond the knob, seen from the origin.
+        const label = group.querySelector("text");
+        const out = [r, c].map((x) => x / Math.max(length([r, c]), 1e-9));
+        const gap = 1.1 * label.getAttribute("font-size");
+        label.setAttribute("x", gap * out[1]);
+        label.setAttribute("y", gap * out[0]);
+        label.setAttribute("text-anchor", out[1] < 0 ? "end" : "start");
       }
       cellsOf.M.textContent = metric.M.map(row).join(" ");
       cellsOf.omega.textContent = row(metric.omega);

@@ -79,6 +79,12 @@ const randers = (() => {
       }
       return [ring * Math.sin(angle), ring * Math.cos(angle)];
     });
+  const polar = (k) =>
+    Array.from({ length: k * k }, (_, i) => {
+      const angle = (2 * Math.PI * (i % k)) / k;
+      const radius = (Math.floor(i / k) + 1) / k;
+      return [radius * Math.sin(angle), radius * Math.cos(angle)];
+    });
   const sunflower = (k) => {
     const n = k * k;
     return Array.from({ length: n }, (_, i) => {
@@ -121,7 +127,7 @@ const randers = (() => {
     return image;
   };
 
-  const sets = { lattice, concentric, sunflower };
+  const sets = { lattice, concentric, polar, sunflower };
   const maps = { radial, affine };
   return {
     dot, apply, inverse, norm, lambda, zermelo, dual, dualNorm, area, asymmetry, boundary, sets, maps, filter,
