@@ -1,4 +1,4 @@
-"""Every picture of the site is there, and has a text for those who cannot see it; else a warning."""
+"""Every picture of the site is there, and has a text for those who cannot see it."""
 
 from docutils import nodes
 from sphinx.application import Sphinx
