@@ -46,25 +46,6 @@ SECTIONS = {
     "weighted": _weighted.IDENTITIES,
 }
 
-#: Docstrings are ASCII; a page need not be. A transpose is an apostrophe after a symbol.
-_TYPOGRAPHY = {
-    r"(\b[vpgWhuM]|\bomega|\))'(?=[ ),])": r"\1ᵀ",
-    r"\blambda\b": "λ",
-    r"\bomega(?=\b|ᵀ)": "ω",
-    r"\bmu\b": "μ",
-    r"\beta\b": "η",
-    r"\bbeta\b": "β",
-    r"\bPhi\b": "Φ",
-    r"\^-1\b": "⁻¹",
-    r"\^2\b": "²",
-    r"\bpi\b": "π",
-    r"\bsqrt\(": "√(",
-    "<=": "≤",
-    ">=": "≥",
-    "!=": "≠",
-    "->": "→",
-}
-
 
 @cache
 def proof(name: str) -> Proof:
@@ -97,13 +78,14 @@ def formula(latex: str) -> nodes.math_block:
 
 
 def sentence(text: str, document: str) -> nodes.paragraph:
-    """Return an explanation as a paragraph in which the names of identities are links."""
-    for pattern, character in _TYPOGRAPHY.items():
-        text = re.sub(pattern, character, text)
+    """Return an explanation as a paragraph: maths is set, and the names of identities are links."""
     paragraph = nodes.paragraph()
-    for part in re.split(r"(\w+)", text):
-        known = "_" in part and part in identities()
-        paragraph += link(part, document) if known else nodes.Text(part)
+    for words, latex in re.findall(r"([^$]*)(?:\$([^$]+)\$)?", text):
+        for part in re.split(r"(\w+)", words):
+            known = "_" in part and part in identities()
+            paragraph += link(part, document) if known else nodes.Text(part)
+        if latex:
+            paragraph += nodes.math(latex, latex)
     return paragraph
 
 

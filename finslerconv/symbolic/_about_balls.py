@@ -21,6 +21,14 @@ from finslerconv.symbolic._riemannian import Riemannian
 _SCALE = sympy.Symbol("s", real=True)
 
 
+def _zermelo_data(P: Parameters) -> tuple[Any, Any]:
+    A, lam = P.M - P.omega * P.omega.T, P.metric.lam
+    # The centre is where the quadratic form has no slope; there it takes the value -size.
+    centre = -inverse(A) * P.omega
+    size = 1 + dot(P.omega, inverse(A), P.omega)
+    return (A / size, centre), (lam * A, -inverse(P.M) * P.omega / lam)
+
+
 def _unit_ball(P: Parameters) -> tuple[Any, Any]:
     F = P.metric
     h, W = F.zermelo()
@@ -95,23 +103,36 @@ def _angle(P: Parameters) -> tuple[Any, Any]:
 
 IDENTITIES = (
     Identity(
+        "zermelo_data",
+        r"By completing the square. Squared, $\sqrt{v^{\top} M v} \le 1 - \omega^{\top} v$ is "
+        r"$v^{\top} A v + 2 \omega^{\top} v \le 1$ with $A = M - \omega \omega^{\top}$, an ellipse "
+        r"around $W = -A^{-1} \omega$ whose shape matrix is the inverse of "
+        r"$h = A / (1 + \omega^{\top} A^{-1} \omega)$. Proved is that these are the formulas on "
+        r"the right; that the ellipse is the unit ball is unit_ball.",
+        sides=_zermelo_data,
+        positive=given.metric,
+        left=r"\left(h,\ W\right)",
+    ),
+    Identity(
         "unit_ball",
-        "The unit ball {F <= 1} is the ellipse {(v - W)' h (v - W) <= 1}: lambda > 0, and "
-        "F(-v) + 1 > 0 (see norm_product), so both sides have the sign of F(v) - 1. Squaring "
-        "sqrt(v' M v) = 1 - omega' v brings in the branch F(-v) = -1, which is empty.",
+        r"The unit ball $\{F \le 1\}$ is the ellipse $\{(v - W)^{\top} h\, (v - W) \le 1\}$: "
+        r"$\lambda > 0$, and $F(-v) + 1 > 0$ (see norm_product), so both sides have the sign of "
+        r"$F(v) - 1$. Squaring $\sqrt{v^{\top} M v} = 1 - \omega^{\top} v$ brings in the branch "
+        r"$F(-v) = -1$, which is empty.",
         sides=_unit_ball,
         positive=given.metric_and_vector,
     ),
     Identity(
         "wind_norm",
-        "|W|_h = |omega| in M^-1: one is below 1 exactly if the other is. In other words "
-        "lambda = mu = 1 - W' h W.",
+        r"$|W|_{h} = |\omega|_{M^{-1}}$: one is below 1 exactly if the other is. In other words "
+        r"$\lambda = 1 - W^{\top} h W$.",
         sides=_wind_norm,
         positive=given.metric,
     ),
     Identity(
         "zermelo_lambda",
-        "For the metric (M, omega) made from Zermelo data (h, W): positive for |W|_h < 1.",
+        r"For the metric $(M, \omega)$ made from Zermelo data $(h, W)$: positive for "
+        r"$|W|_{h} < 1$.",
         sides=lambda P: (P.navigated.lam, 1 - dot(P.W, P.h, P.W)),
         positive=given.wind,
     ),
@@ -131,8 +152,8 @@ IDENTITIES = (
     ),
     Identity(
         "zermelo_determinant",
-        "By the determinant theorem for a change of rank one, det(M - omega omega') = "
-        "lambda det M.",
+        r"By the determinant theorem for a change of rank one, "
+        r"$\det(M - \omega \omega^{\top}) = \lambda \det(M)$.",
         sides=lambda P: (
             determinant(P.metric.zermelo().h),
             P.metric.lam ** (P.d + 1) * determinant(P.M),
@@ -141,13 +162,13 @@ IDENTITIES = (
     ),
     Identity(
         "volume",
-        "The volume of the unit ball: that of the Euclidean one over sqrt(det h).",
+        r"The volume of the unit ball: that of the Euclidean one over $\sqrt{\det(h)}$.",
         sides=_volume,
         positive=given.metric,
     ),
     Identity(
         "area",
-        "The area of the unit ball in the plane, pi over sqrt(det h).",
+        "The area of the unit ball in the plane.",
         sides=_area,
         positive=given.metric,
         dimensions=(2,),
@@ -156,8 +177,8 @@ IDENTITIES = (
     ),
     Identity(
         "axes",
-        "The squared half-axes a >= b of an ellipse in the plane are the eigenvalues of its shape "
-        "A = h^-1.",
+        r"The squared half-axes $a^{2} \ge b^{2}$ of an ellipse in the plane are the eigenvalues "
+        r"of its shape matrix $A$, which is $h^{-1}$ for the unit ball.",
         sides=_axes,
         positive=lambda P: given.definite(P.M),
         dimensions=(2,),
@@ -168,18 +189,20 @@ IDENTITIES = (
     ),
     Identity(
         "angle",
-        "The direction u of the large half-axis of an ellipse of shape A that is no circle. Proved "
-        "for the projection u u', whose entries are those of the double angle.",
+        r"The direction $u$ of the large half-axis $a$ of an ellipse of shape matrix $A$ that is "
+        r"no circle. Proved for the projection $u u^{\top}$, whose entries are those of the double "
+        r"angle.",
         sides=_angle,
         positive=lambda P: given.definite(P.M),
         dimensions=(2,),
-        left=r"A\, u u^{T}",
-        right=r"a^{2}\, u u^{T},\quad u = \left(\sin \theta,\ \cos \theta\right),"
+        left=r"A\, u u^{\top}",
+        right=r"a^{2}\, u u^{\top},\quad u = \left(\sin \theta,\ \cos \theta\right),"
         r"\ \theta = \tfrac{1}{2} \operatorname{atan2}(2 A_{01}, A_{11} - A_{00})",
     ),
     Identity(
         "riemannian_ball",
-        "A Riemannian metric is the Randers metric of omega = 0: its ball is centred, of matrix M.",
+        r"A Riemannian metric is the Randers metric of $\omega = 0$: its ball is "
+        r"$\{v^{\top} M v \le 1\}$, centred and of shape matrix $M^{-1}$.",
         sides=_riemannian,
         positive=lambda P: given.definite(P.M),
         left=r"\left(h,\ W,\ M^{*},\ \omega^{*}\right)_{\omega = 0}",
@@ -187,14 +210,14 @@ IDENTITIES = (
     ),
     Identity(
         "reversed_ball",
-        "The ball of the reversed metric (marked -) is the point reflection of the ball.",
+        r"The ball of the reversed metric (marked $-$) is the point reflection of the ball.",
         sides=_reversed,
         positive=given.metric,
     ),
     Identity(
         "dilated_ball",
-        "The ball of (M / s^2, omega / s) is s times the ball: to dilate a kernel is to scale the "
-        "metric.",
+        r"The ball of $(M / s^{2},\ \omega / s)$ is $s$ times the ball: to dilate a kernel is to "
+        r"scale the metric.",
         sides=_dilated,
         positive=lambda P: (_SCALE, *given.metric(P)),
         left=r"\left(h,\ W\right)_{M / s^{2},\ \omega / s}",
@@ -202,8 +225,8 @@ IDENTITIES = (
     ),
     Identity(
         "sqrtm",
-        "The root of a positive definite 2 x 2 matrix. It is positive definite itself, as a sum of "
-        "such matrices, hence the principal root.",
+        r"The root of a positive definite $2 \times 2$ matrix. It is positive definite itself, as "
+        "a sum of such matrices, hence the principal root.",
         sides=lambda P: (sqrtm(P.M) ** 2, P.M),
         positive=lambda P: given.definite(P.M),
         dimensions=(1, 2),

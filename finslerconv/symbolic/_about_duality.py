@@ -8,6 +8,7 @@ from finslerconv.symbolic import _conditions as given
 from finslerconv.symbolic._balls import Ellipse
 from finslerconv.symbolic._identity import Identity
 from finslerconv.symbolic._linear_algebra import dot, identity_like, inverse
+from finslerconv.symbolic._notation import names, side_to_latex
 from finslerconv.symbolic._parameters import Parameters
 
 
@@ -46,6 +47,18 @@ def _covector(P: Parameters) -> tuple[sympy.Expr, ...]:
     return (*given.metric(P), *given.nonzero(P.p, inverse(P.M)), root**2, root + s)
 
 
+def _dual_parameters(P: Parameters) -> tuple[Any, Any]:
+    """Return M* and omega*, written out in M and omega."""
+    A, lam = inverse(P.M), P.metric.lam
+    return A / lam + A * P.omega * P.omega.T * A / lam**2, -A * P.omega / lam
+
+
+def _dual_metric(P: Parameters) -> tuple[Any, Any]:
+    dual, ball = P.metric.dual(), Ellipse.of(P.metric)
+    written = _dual_parameters(P)
+    return (dual.M, dual.omega, ball.shape, ball.centre), (*written, *written)
+
+
 def _involution(P: Parameters) -> tuple[Any, Any]:
     twice = P.metric.dual().dual()
     return (twice.M, twice.omega), (P.M, P.omega)
@@ -60,43 +73,53 @@ def _inverse_tensors(P: Parameters) -> tuple[Any, Any]:
 IDENTITIES = (
     Identity(
         "support_bound",
-        "The Cauchy-Schwarz inequality in h. The right side is a square, so for the points v of an "
-        "ellipse, (v - W)' h (v - W) <= 1, it gives p' v <= p' W + sqrt(p' h^-1 p).",
+        r"The Cauchy-Schwarz inequality in $h$. The right side is a square, so for the points $v$ "
+        r"of an ellipse, $(v - W)^{\top} h\, (v - W) \le 1$, it gives "
+        r"$p^{\top} v \le p^{\top} W + \sqrt{p^{\top} h^{-1} p}$.",
         sides=_support_bound,
         positive=_ellipse_and_covector,
     ),
     Identity(
         "support_attained",
-        "The bound is reached in v = W + h^-1 p / sqrt(p' h^-1 p), which is on the boundary: the "
-        "first component is (v - W)' h (v - W), the second p' v. With support_bound this is the "
-        "support function of the ellipse.",
+        r"The bound is reached in $v = W + h^{-1} p / \sqrt{p^{\top} h^{-1} p}$, which is on the "
+        r"boundary: the first component is $(v - W)^{\top} h\, (v - W)$, the second "
+        r"$p^{\top} v$. With support_bound this is the support function of the ellipse.",
         sides=_support_attained,
         positive=_ellipse_and_covector,
     ),
     Identity(
         "dual_norm",
-        "The dual norm is the support function of the unit ball, which is the ellipse (h, W) of "
+        r"The dual norm is the support function of the unit ball, which is the ellipse $(h, W)$ of "
         "the identity unit_ball.",
         sides=lambda P: (Ellipse.of(P.metric).support(P.p), P.metric.dual_norm(P.p)),
         positive=_covector,
     ),
     Identity(
         "dual_norm_terms",
-        "The dual norm in p' M^-1 p and omega' M^-1 p, in two forms. The second has no difference "
-        "of near numbers where omega' M^-1 p > 0.",
+        r"The dual norm in $p^{\top} M^{-1} p$ and $\omega^{\top} M^{-1} p$, in two forms. The "
+        r"second has no difference of near numbers where $\omega^{\top} M^{-1} p > 0$.",
         sides=_dual_norm_terms,
         positive=_covector,
         dimensions=(1, 2, "any"),
     ),
     Identity(
         "dual_zermelo",
-        "The dual metric in Zermelo data: its matrix is the shape of the ball, its one-form the "
-        "wind.",
+        "The dual metric in Zermelo data: its matrix is the shape matrix of the ball, its one-form "
+        "the centre, the wind.",
         sides=lambda P: (
             (P.metric.dual().M, P.metric.dual().omega),
             (inverse(P.metric.zermelo().h), P.metric.zermelo().W),
         ),
         positive=given.metric,
+    ),
+    Identity(
+        "dual_metric",
+        "The dual metric and the ball in the parameters of the metric, by Woodbury's formula for "
+        "the inverse after a change of rank one. Both equations are proved.",
+        sides=_dual_metric,
+        positive=given.metric,
+        left=r"\left(M^{*},\ \omega^{*}\right) = \left(h^{-1},\ W\right)",
+        right=side_to_latex(_dual_parameters(names())),
     ),
     Identity(
         "dual_involution",
@@ -106,29 +129,30 @@ IDENTITIES = (
     ),
     Identity(
         "dual_lambda",
-        "|omega*| in M*^-1 equals |omega| in M^-1, with lambda = 1 - |omega|^2: the dual is a "
-        "Randers metric exactly if the metric is one.",
+        r"Since $\lambda = 1 - |\omega|_{M^{-1}}^{2}$, the one-forms $\omega^{*}$ and $\omega$ are "
+        r"of equal length, each in the inverse of its matrix: the dual is a Randers metric exactly "
+        r"if the metric is one.",
         sides=lambda P: (P.metric.dual().lam, P.metric.lam),
         positive=given.metric,
     ),
     Identity(
         "gradient_on_dual_ball",
-        "The gradient of F lies on the boundary of the dual ball.",
+        r"The gradient of $F$ lies on the boundary of the dual ball.",
         sides=lambda P: (P.metric.dual_norm(P.metric.gradient(P.v)), sympy.S.One),
         positive=given.positive_norm,
         dimensions=(1, 2, "any"),
     ),
     Identity(
         "legendre",
-        "The Legendre transform F grad F of a vector is the covector that the fundamental tensor "
-        "makes of it.",
+        r"The Legendre transform $F(v) \nabla F(v)$ of a vector is the covector that the "
+        r"fundamental tensor makes of it.",
         sides=lambda P: (P.metric.legendre(P.v), P.metric.fundamental_tensor(P.v) * P.v),
         positive=given.metric_and_vector,
     ),
     Identity(
         "legendre_inverse",
-        "The Legendre transform of the dual metric undoes that of the metric: along a geodesic the "
-        "velocity is F* grad F* of the momentum.",
+        r"The Legendre transform of the dual metric undoes that of the metric: along a geodesic "
+        r"the velocity is $F^{*} \nabla F^{*}$ of the momentum.",
         sides=lambda P: (P.metric.dual().legendre(P.metric.legendre(P.v)), P.v),
         positive=given.positive_norm,
         dimensions=(1, 2, "any"),

@@ -56,13 +56,13 @@ def _lattice(P: Parameters) -> tuple[Any, Any]:
 IDENTITIES = (
     Identity(
         "indicatrix",
-        "The ray along v leaves the unit ball in v / F(v).",
+        r"The ray along $v$ leaves the unit ball in $v / F(v)$.",
         sides=lambda P: (P.metric.norm(P.v / P.metric.norm(P.v)), sympy.S.One),
         positive=given.positive_norm,
     ),
     Identity(
         "radial_level",
-        "The radial map g |g| / F(g) carries {|g| <= s} onto {F <= s}.",
+        r"The radial map $g\, |g| / F(g)$ carries $\{|g| \le s\}$ onto $\{F \le s\}$.",
         sides=lambda P: (P.metric.norm(radial(P.metric, P.g)), _length(P)),
         positive=given.reference_point,
     ),
@@ -74,37 +74,37 @@ IDENTITIES = (
         dimensions=(1, 2, 3),
         left=r"\frac{\partial}{\partial g} \frac{|g|\, g}{F(g)}",
         right=r"\frac{|g|}{F(g)} "
-        r"\left(I + g \left(\frac{g}{|g|^{2}} - \frac{\nabla F(g)}{F(g)}\right)^{T}\right)",
+        r"\left(I + g \left(\frac{g}{|g|^{2}} - \frac{\nabla F(g)}{F(g)}\right)^{\top}\right)",
     ),
     Identity(
         "radial_determinant",
-        "The Jacobian determinant of the radial map: the term of rank one adds nothing, since "
-        "g' (g / |g|^2 - grad F / F) = 1 - 1 = 0 (euler).",
+        r"The Jacobian determinant of the radial map: the term of rank one adds nothing, since "
+        r"$g^{\top} (g / |g|^{2} - \nabla F(g) / F(g)) = 1 - 1 = 0$ by Euler's theorem.",
         sides=_radial_determinant,
         positive=given.reference_point,
     ),
     Identity(
         "affine_level",
-        "For v = W + h^{-1/2} g the left side is lambda (F(v) - 1)(F(-v) + 1), so F(v) = 1 exactly "
-        "where |g| = 1, and F(v) < 1 where |g| < 1. Proved with (M, omega) made from Zermelo data, "
-        "which by zermelo_inverse_round_trip is no restriction.",
+        r"For $v = W + h^{-1/2} g$ the left side is $\lambda (F(v) - 1)(F(-v) + 1)$, so "
+        r"$F(v) = 1$ exactly where $|g| = 1$, and $F(v) < 1$ where $|g| < 1$. Proved with "
+        r"$(M, \omega)$ made from Zermelo data, which by zermelo_round_trip is no restriction.",
         sides=_affine_level,
         positive=given.wind,
         dimensions=(1, 2, "any"),
     ),
     Identity(
         "affine_determinant",
-        "The Jacobian determinant of the affine map is constant: equal areas stay equal. Proved "
-        "with (M, omega) made from Zermelo data.",
+        r"The Jacobian determinant of the affine map is constant: equal areas stay equal. Proved "
+        r"with $(M, \omega)$ made from Zermelo data.",
         sides=_affine_determinant,
         positive=given.wind,
         dimensions=(1, 2, "any"),
     ),
     Identity(
         "lattice",
-        "With M = I / r^2 and omega = 0 the radial and the affine map multiply by r > 0: the k x k "
-        "lattice divided by r = k // 2 becomes the taps of the standard convolution. With r = 1, "
-        "the Euclidean metric, both maps are the identity.",
+        r"With $M = I / r^{2}$ and $\omega = 0$ the radial and the affine map multiply by $r > 0$: "
+        r"the $k \times k$ lattice divided by $r = \lfloor k / 2 \rfloor$ becomes the taps of the "
+        r"standard convolution. With $r = 1$, the Euclidean metric, both maps are the identity.",
         sides=_lattice,
         positive=lambda P: (_RADIUS, *given.nonzero(P.g)),
         dimensions=(1, 2, "any"),

@@ -6,7 +6,7 @@ import sympy
 
 from finslerconv.symbolic import _conditions as given
 from finslerconv.symbolic._identity import Identity
-from finslerconv.symbolic._linear_algebra import determinant, dot, inverse
+from finslerconv.symbolic._linear_algebra import MatrixLike, determinant, dot, inverse
 from finslerconv.symbolic._parameters import Parameters
 from finslerconv.symbolic._riemannian import Riemannian
 
@@ -20,10 +20,14 @@ def _cauchy_schwarz(P: Parameters) -> tuple[Any, Any]:
     return n * (n * dot(P.v, P.M, P.v) - slope**2), dot(rest, P.M, rest)
 
 
+def _product(P: Parameters, v: MatrixLike) -> sympy.Expr:
+    return P.metric.norm(v) * P.metric.norm(-v)
+
+
 def _steepest(P: Parameters) -> tuple[Any, Any]:
     v = inverse(P.M) * P.omega
     n = sympy.sqrt(dot(P.omega, v))
-    return P.metric.norm(v), (1 + n) / (1 - n) * P.metric.norm(-v)
+    return P.metric.norm(v) / P.metric.norm(-v), (1 + n) / (1 - n)
 
 
 def _below_one(P: Parameters) -> tuple[sympy.Expr, ...]:
@@ -52,37 +56,50 @@ def _fundamental_determinant(P: Parameters) -> tuple[Any, Any]:
 IDENTITIES = (
     Identity(
         "cauchy_schwarz",
-        "The right side is a square, so (omega' v)^2 <= n (v' M v) with n = omega' M^-1 omega. "
-        "Where n < 1 this gives |omega' v| < sqrt(v' M v) for v != 0.",
+        r"The right side is a square, so $(\omega^{\top} v)^{2} \le n\, v^{\top} M v$ with "
+        r"$n = \omega^{\top} M^{-1} \omega$. Where $n < 1$ this gives "
+        r"$|\omega^{\top} v| < \sqrt{v^{\top} M v}$ for $v \ne 0$.",
         sides=_cauchy_schwarz,
         positive=lambda P: given.definite(P.M),
     ),
     Identity(
         "norm_product",
-        "F(v) and F(-v) are positive: their sum is 2 sqrt(v' M v) > 0, and by cauchy_schwarz "
-        "their product is at least lambda v' M v > 0.",
+        r"For every $\omega$, whatever the sign of $\lambda$. By cauchy_schwarz the right side is "
+        r"at least $\lambda\, v^{\top} M v$. So where $\lambda > 0$, both $F(v)$ and $F(-v)$ are "
+        r"positive, for their sum $2 \sqrt{v^{\top} M v}$ is.",
         sides=lambda P: (
-            P.metric.norm(P.v) * P.metric.norm(-P.v),
+            _product(P, P.v),
             dot(P.v, P.M - P.omega * P.omega.T, P.v),
         ),
-        positive=given.metric_and_vector,
+        positive=lambda P: (*given.definite(P.M), *given.nonzero(P.v, P.M)),
+    ),
+    Identity(
+        "norm_product_least",
+        r"The product $F(v) F(-v)$ at $v = M^{-1} \omega$, where it is least in proportion to "
+        r"$v^{\top} M v$, which is $1 - \lambda$ there. Where $\lambda \le 0$ the product is not "
+        r"positive, and $F$ is no metric.",
+        sides=lambda P: (
+            _product(P, inverse(P.M) * P.omega),
+            P.metric.lam * (1 - P.metric.lam),
+        ),
+        positive=lambda P: given.definite(P.M),
     ),
     Identity(
         "homogeneity",
-        "F is positively homogeneous: for s > 0.",
+        r"$F$ is positively homogeneous: for $s > 0$.",
         sides=lambda P: (P.metric.norm(_SCALE * P.v), _SCALE * P.metric.norm(P.v)),
         positive=lambda P: (_SCALE, *given.metric_and_vector(P)),
     ),
     Identity(
         "reversal",
-        "The reversed metric v -> F(-v) is Randers with the one-form -omega.",
+        r"The reversed metric $v \mapsto F(-v)$ is Randers with the one-form $-\omega$.",
         sides=lambda P: (P.metric.norm(-P.v), P.metric.reverse().norm(P.v)),
         positive=given.metric_and_vector,
-        right=r"\sqrt{v^{T} M v} - \omega^{T} v",
+        right=r"\sqrt{v^{\top} M v} - \omega^{\top} v",
     ),
     Identity(
         "symmetrisation",
-        "The symmetrised metric is Riemannian, of matrix M.",
+        r"The symmetrised metric is Riemannian, that of $M$.",
         sides=lambda P: (
             (P.metric.norm(P.v) + P.metric.norm(-P.v)) / 2,
             P.metric.symmetrize().norm(P.v),
@@ -91,18 +108,19 @@ IDENTITIES = (
     ),
     Identity(
         "asymmetry",
-        "The ratio F(v) / F(-v) at v = M^-1 omega. By cauchy_schwarz it is nowhere larger.",
+        r"The ratio $F(v) / F(-v)$ at $v = M^{-1} \omega \ne 0$. By cauchy_schwarz it is nowhere "
+        r"larger. Under the roots is $1 - \lambda$.",
         sides=_steepest,
         positive=_below_one,
     ),
     Identity(
         "gradient",
-        "The derivative of F, by differentiation of the components.",
+        r"The derivative of $F$, by differentiation of the components.",
         sides=_gradient,
         positive=given.metric_and_vector,
         dimensions=(1, 2, 3),
         left=r"\nabla F(v)",
-        right=r"\frac{M v}{\sqrt{v^{T} M v}} + \omega",
+        right=r"\frac{M v}{\sqrt{v^{\top} M v}} + \omega",
     ),
     Identity(
         "euler",
@@ -112,18 +130,18 @@ IDENTITIES = (
     ),
     Identity(
         "fundamental_tensor",
-        "Half the Hessian of F^2, by differentiation of the components.",
+        r"Half the Hessian of $F^{2}$, by differentiation of the components.",
         sides=_hessian,
         positive=given.metric_and_vector,
         dimensions=(2, 3),
         left=r"\tfrac{1}{2} \nabla^{2} F^{2}(v)",
         right=r"g_{v} = \frac{F(v)}{\alpha} "
-        r"\left(M - l l^{T}\right) + \left(l + \omega\right) \left(l + \omega\right)^{T},"
-        r"\quad \alpha = \sqrt{v^{T} M v},\ l = \tfrac{1}{\alpha} M v",
+        r"\left(M - l l^{\top}\right) + \left(l + \omega\right) \left(l + \omega\right)^{\top},"
+        r"\quad \alpha = \sqrt{v^{\top} M v},\ l = \tfrac{1}{\alpha} M v",
     ),
     Identity(
         "fundamental_norm",
-        "The fundamental tensor measures its own direction as F does.",
+        r"The fundamental tensor measures its own direction as $F$ does.",
         sides=lambda P: (
             dot(P.v, P.metric.fundamental_tensor(P.v), P.v),
             P.metric.norm(P.v) ** 2,
@@ -132,9 +150,9 @@ IDENTITIES = (
     ),
     Identity(
         "fundamental_determinant",
-        "By the determinant theorem for a change of rank two. So the fundamental tensor is "
-        "positive definite: its determinant has no zero on the way from omega = 0, where it is M. "
-        "(Bao, Chern and Shen, An Introduction to Riemann-Finsler Geometry, chapter 11.)",
+        r"By the determinant theorem for a change of rank two. So the fundamental tensor is "
+        r"positive definite: its determinant has no zero on the way from $\omega = 0$, where it is "
+        "$M$. (Bao, Chern and Shen, An Introduction to Riemann-Finsler Geometry, chapter 11.)",
         sides=_fundamental_determinant,
         positive=given.positive_norm,
     ),

@@ -79,7 +79,7 @@ class Identity:
     name : str
         The key in `identities`.
     explanation : str
-        What it means, why it holds, and from where it is known.
+        What it means, why it holds, and from where it is known; maths in dollar signs.
     sides : callable
         From `Parameters` to the two sides: expressions, matrices or tuples of them.
     positive : callable
@@ -94,7 +94,7 @@ class Identity:
     >>> from finslerconv.symbolic import identities
     >>> wind = identities()["wind_norm"]
     >>> print(wind.statement)
-    W^{T} h W = \omega^{T} M^{-1} \omega
+    W^{\top} h W = \omega^{\top} M^{-1} \omega
     >>> print(wind.prove())
     wind_norm: proved for d = 1, 2, 3, any
     """

@@ -88,10 +88,13 @@ def side_to_latex(side: Any) -> str:
 
 
 class _Printer(LatexPrinter):  # type: ignore[misc]  # sympy has no type information
-    """SymPy's LaTeX with det(A), I, and positive terms first."""
+    """SymPy's LaTeX with det(A), I, the sign of a transpose, and positive terms first."""
 
     def _print_Determinant(self, expr: sympy.Determinant) -> str:
         return rf"\det{_parenthesised(self._print(expr.arg))}"
+
+    def _print_Transpose(self, expr: sympy.Transpose) -> str:
+        return super()._print_Transpose(expr).removesuffix("^{T}") + r"^{\top}"
 
     def _print_Identity(self, expr: sympy.Identity) -> str:
         return "I"

@@ -97,8 +97,8 @@ IDENTITIES = (
     Identity(
         name="weighted_functions",
         explanation=(
-            "A density without zeros loses no kernel and so no function: from any v, the step "
-            "(w - Phi v) / Phi reaches the kernel w."
+            r"A density without zeros loses no kernel and so no function: from any $v$, the step "
+            r"$(w - \Phi v) / \Phi$ reaches the kernel $w$. Proved for a $2 \times 2$ kernel."
         ),
         sides=lambda _: (
             applied(tuple(a + (c - p * a) / p for a, c, p in zip(v, w, Phi, strict=True))),
@@ -112,10 +112,10 @@ IDENTITIES = (
     Identity(
         name="weighted_descent",
         explanation=(
-            "A step of SGD on v, with weight decay lambda, is for the applied kernel w = Phi v a "
-            "step with the learning rate eta Phi^2 and the weight decay lambda / Phi^2, tap by "
-            "tap: the chain rule gives one factor Phi, the way from v to w the other. Proved "
-            "for a 2 x 2 kernel and a squared loss."
+            r"A step of SGD on $v$, with weight decay $\lambda$, is for the applied kernel "
+            r"$w = \Phi v$ a step with the learning rate $\eta \Phi^{2}$ and the weight decay "
+            r"$\lambda / \Phi^{2}$, tap by tap: the chain rule gives one factor $\Phi$, the way "
+            r"from $v$ to $w$ the other. Proved for a $2 \times 2$ kernel and a squared loss."
         ),
         sides=lambda _: (weighted_descent(1), per_tap_descent(1)),
         positive=lambda _: (),
@@ -132,8 +132,8 @@ IDENTITIES = (
     Identity(
         name="weighted_descent_momentum",
         explanation=(
-            "The same with momentum beta, over two steps: the velocity is linear in the gradients, "
-            "so the factors stay."
+            r"The same with momentum $\beta$, over two steps: the velocity is linear in the "
+            "gradients, so the factors stay."
         ),
         sides=lambda _: (weighted_descent(2), per_tap_descent(2)),
         positive=lambda _: (),

@@ -80,6 +80,15 @@ def test_an_identity_is_printed_from_its_object(build, extension, monkeypatch):
         assert re.search(rf'id="{place}"', pages["list"])
 
 
+def test_an_explanation_is_maths_and_links(extension):
+    text = identities()["affine_level"].explanation
+    parts = extension.sentence(text, "page").children
+    kinds = {kind: [p for p in parts if p.tagname == kind] for kind in ("math", "pending_xref")}
+    assert [p.astext() for p in kinds["math"]] == re.findall(r"\$(.+?)\$", text)
+    assert [p.astext() for p in kinds["pending_xref"]] == ["zermelo_round_trip"]
+    assert "".join(p.astext() for p in parts) == text.replace("$", "")
+
+
 def test_what_is_not_proved_is_a_warning_and_says_so(build, extension, monkeypatch):
     true = identities()["wind_norm"]
     false = Identity(

@@ -1,5 +1,6 @@
 """Every identity is proved; and no wrong one is."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -27,6 +28,7 @@ def test_the_registry_holds_the_identities_by_name():
     assert all(identities()[identity.name] is identity for identity in ALL)
     assert {
         "unit_ball",
+        "zermelo_data",
         "zermelo_round_trip",
         "zermelo_inverse_round_trip",
         "zermelo_lambda",
@@ -34,6 +36,7 @@ def test_the_registry_holds_the_identities_by_name():
         "zermelo_determinant",
         "area",
         "dual_norm",
+        "dual_metric",
         "dual_involution",
         "dual_lambda",
         "support_bound",
@@ -104,6 +107,16 @@ def dual_zermelo(P, M):
     return (M, P.metric.dual().omega), (inverse(h), W)
 
 
+def zermelo_data(P, **change):
+    lhs, _ = identities()["zermelo_data"].sides(P)
+    return lhs, (sea(P, **change), wind(P))
+
+
+def dual_metric(P, **change):
+    lhs, _ = identities()["dual_metric"].sides(P)
+    return lhs[2:], (dual(P, **change), wind(P))
+
+
 def affine_level(P, power, sign=1):
     F = P.navigated
     v = sign * P.W + P.h**power * P.g
@@ -130,6 +143,30 @@ WRONG = [
             determinant(P.metric.zermelo().h),
             P.metric.lam ** (P.d + 2) * determinant(P.M),
         ),
+    ),
+    *changed(
+        "norm_product",
+        plus_omega=lambda P: (
+            P.metric.norm(P.v) * P.metric.norm(-P.v),
+            dot(P.v, P.M + P.omega * P.omega.T, P.v),
+        ),
+    ),
+    *changed(
+        "norm_product_least",
+        lambda_squared=lambda P: (
+            identities()["norm_product_least"].sides(P)[0],
+            P.metric.lam**2 * (1 - P.metric.lam),
+        ),
+    ),
+    *changed(
+        "zermelo_data",
+        sea_without_lambda=lambda P: zermelo_data(P, power=0),
+        sea_plus_omega=lambda P: zermelo_data(P, sign=1),
+    ),
+    *changed(
+        "dual_metric",
+        over_lambda=lambda P: dual_metric(P, power=1),
+        minus_omega=lambda P: dual_metric(P, sign=-1),
     ),
     *changed(
         "dual_zermelo",
@@ -238,10 +275,32 @@ def test_statements_are_printed_from_the_sides():
     assert statements["dual_zermelo"] == (
         r"\left(M^{*},\ \omega^{*}\right) = \left(h^{-1},\ W\right)"
     )
+    assert statements["dual_metric"] == (
+        r"\left(M^{*},\ \omega^{*}\right) = \left(h^{-1},\ W\right) = "
+        r"\left(\frac{1}{\lambda} M^{-1} + "
+        r"\frac{1}{\lambda^{2}} M^{-1} \omega \omega^{\top} M^{-1},\ "
+        r"- \frac{1}{\lambda} M^{-1} \omega\right)"
+    )
     for statement in statements.values():
+        assert "^{T}" not in statement
         assert " = " in statement
         assert statement.count("{") == statement.count("}")
         assert statement.count(r"\left") == statement.count(r"\right")
+
+
+@pytest.mark.parametrize("identity", ALL, ids=label)
+def test_explanations_set_their_maths(identity):
+    words = re.sub(r"\$[^$]+\$", "", identity.explanation)
+    assert "$" not in words
+    assert not re.search(r"[\^\\|<>=]|\b(lambda|omega|sqrt|det)\b", words)
+
+
+@pytest.mark.parametrize("name", ["norm_product", "norm_product_least"])
+def test_the_product_of_the_two_ways_is_for_every_one_form(name):
+    # What it says about a one-form that is too long is why lambda has to be positive.
+    P = parameters(2)
+    for assumed in identities()[name].equation(2).positive:
+        assert not assumed.free_symbols & set(P.omega)
 
 
 @pytest.mark.unchecked

@@ -28,11 +28,18 @@ def symbolic_and_numerical(d):
     F = symbolic.Randers(P.M, P.omega)
     R = symbolic.Riemannian(P.M)
     ellipse = symbolic.Ellipse.of(F)
+
+    def printed(name):
+        return symbolic.identities()[name].equation(d).rhs
+
     pairs = {
         "norm": (F.norm(P.v), lambda m, v: m.norm(v)),
         "dual_norm": (F.dual_norm(P.v), lambda m, v: m.dual_norm(v)),
         "dual": ((F.dual().M, F.dual().omega), lambda m, v: (m.dual().M, m.dual().omega)),
         "zermelo": (tuple(F.zermelo()), lambda m, v: tuple(m.zermelo())),
+        # As the pages print them.
+        "zermelo_data": (printed("zermelo_data"), lambda m, v: tuple(m.zermelo())),
+        "dual_metric": (printed("dual_metric")[:2], lambda m, v: (m.dual().M, m.dual().omega)),
         "reverse": (F.reverse().norm(P.v), lambda m, v: m.reverse().norm(v)),
         "symmetrize": (F.symmetrize().norm(P.v), lambda m, v: m.symmetrize().norm(v)),
         "fundamental_tensor": (F.fundamental_tensor(P.v), lambda m, v: m.fundamental_tensor(v)),
