@@ -83,11 +83,17 @@ device, dtype
         fixed_kernel: bool = False,
         modulation: bool = False,
     ) -> None:
+        # nn.Conv2d takes sizes out of their range without a word, and fails at them later or never.
+        sizes = ops.ConvGeometry.of(kernel_size, stride, padding, dilation)
+        for name, value in (("fixed_kernel", fixed_kernel), ("modulation", modulation)):
+            if not isinstance(value, bool):
+                raise ValueError(f"{name}: expected True or False, got {value!r}")
         # nn.Conv2d's constructor ends in reset_parameters, before there is anything of ours.
         self._constructed = False
         super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
-            padding_mode, device, dtype,
+            in_channels, out_channels, sizes.kernel_size, sizes.stride,
+            padding if isinstance(padding, str) else sizes.padding_before, sizes.dilation, groups,
+            bias, padding_mode, device, dtype,
         )  # fmt: skip
         if not isinstance(sample_groups, int) or sample_groups < 1 or in_channels % sample_groups:
             raise ValueError(

@@ -225,6 +225,24 @@ class TestErrors:
             family(4, 2, 3, **{name: groups}, modulation=True)
 
     @every_layer
+    @pytest.mark.parametrize(
+        ("option", "expected"),
+        [
+            ({"kernel_size": 0}, "kernel_size: expected one or two integers of at least 1, got 0"),
+            ({"kernel_size": (3, 3, 3)}, r"kernel_size: .* got \(3, 3, 3\)"),
+            ({"stride": 0}, "stride: expected one or two integers of at least 1, got 0"),
+            ({"dilation": (1, 0)}, r"dilation: .* got \(1, 0\)"),
+            ({"padding": -1}, "padding: expected one or two integers of at least 0, got -1"),
+            ({"padding": "full"}, "padding: expected integers, 'same' or 'valid', got 'full'"),
+            ({"modulation": "no"}, "modulation: expected True or False, got 'no'"),
+            ({"fixed_kernel": 1}, "fixed_kernel: expected True or False, got 1"),
+        ],
+    )
+    def test_arguments_out_of_their_range(self, family, option, expected):
+        with pytest.raises(ValueError, match=expected):
+            family(2, 2, **{"kernel_size": 3, **option})
+
+    @every_layer
     def test_from_conv2d(self, family):
         name = family.__name__
         with pytest.raises(TypeError, match=r"conv: expected an nn\.Conv2d, got Linear"):

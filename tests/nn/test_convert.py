@@ -3,6 +3,7 @@
 import copy
 import io
 import re
+import warnings
 
 import pytest
 import torch
@@ -73,6 +74,14 @@ class SmallResNet(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
+class Halved(nn.Module):
+    def forward(self, weight):
+        return weight / 2
+
+    def right_inverse(self, weight):
+        return 2 * weight
+
+
 def torchvision_models():
     """Return torchvision.models, or skip where it is missing or broken."""
     try:
@@ -80,6 +89,12 @@ def torchvision_models():
     except (ImportError, RuntimeError, AttributeError) as error:
         pytest.skip(f"torchvision cannot be used: {error}")
     return models
+
+
+def scripted(model):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.jit.script(model)
 
 
 def timm_models():
@@ -166,6 +181,9 @@ class TestSelection:
             (select(stage=2) & ~select(name="*.0.*"), {"layer2.1.conv1", "layer2.1.conv2"}),
             (select(kernel_size=7) | (lambda name, _: name == "layer1.0.conv1"),
              {"conv1", "layer1.0.conv1"}),
+            (["conv1", "layer4.*.conv2"], {"conv1", "layer4.0.conv2", "layer4.1.conv2"}),
+            (nn.Conv2d, {n for n, m in SmallResNet().named_modules()
+                         if isinstance(m, nn.Conv2d) and m.kernel_size != (1, 1)}),
             (select(type=nn.Conv2d, stage=[4], name="*.conv2"),
              {"layer4.0.conv2", "layer4.1.conv2"}),
         ],
@@ -257,6 +275,64 @@ class TestWhatIsLeftAlone:
         assert names(report.converted) == ["conv1"]
         assert isinstance(twice.layer1[0].conv1, MetricConv2d)
 
+    def test_what_a_factory_gives_back(self):
+        net = nn.Sequential(nn.Conv2d(1, 1, 3), nn.Conv2d(1, 2, 3))
+        _, report = convert(net, lambda c: c if c.out_channels == 2 else nn.Conv2d(1, 1, 5))
+        assert names(report.converted) == ["0"]
+        assert reasons(report) == {"1": "the factory gave it back"}
+
+    def test_adaptive_layers_of_other_libraries_and_what_computes_their_offsets(self):
+        class Dense(nn.Module):
+            """A convolution that does not derive from PyTorch's."""
+
+            def __init__(self):
+                super().__init__()
+                self.weight = nn.Parameter(torch.zeros(4, 4, 3, 3))
+                self.stride = self.padding = self.dilation = (1, 1)
+
+        class Pack(Dense):
+            """One that is called without its offsets, as mmcv's."""
+
+            def __init__(self):
+                super().__init__()
+                self.deform_groups = 2
+                self.conv_offset = nn.Conv2d(4, 36, 3)
+
+        class Telling(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.inner = nn.Conv2d(4, 18, 3)
+
+            def positions(self, x):
+                raise AssertionError
+
+            def geometry(self):
+                raise AssertionError
+
+        pair = nn.ModuleDict(
+            {
+                "offset_conv": nn.Conv2d(4, 36, 3),
+                "factors": nn.Conv2d(4, 18, 3),
+                "wide": nn.Conv2d(4, 64, 3),
+                "deformable": Pack(),
+            }
+        )
+        net = nn.ModuleDict({"pair": pair, "telling": Telling(), "own": Dense()})
+        _, report = convert(net, "metric")
+        assert reasons(report) == {
+            "pair.offset_conv": "by its name, it computes offsets of pair.deformable (Pack)",
+            "pair.deformable": "adaptive already",
+            "pair.deformable.conv_offset": "part of pair.deformable (Pack)",
+            "telling": "adaptive already",
+            "telling.inner": "part of telling (Telling)",
+            "own": "no convolution of PyTorch but of its own kind, Dense",
+        }
+        notes = {row.name: row.notes for row in report.converted}
+        assert notes["pair.wide"] == ()
+        assert notes["pair.factors"][0].startswith(
+            "its 18 channels fit the samples of pair.deformable (Pack)"
+        )
+
     def test_weighted_ones_without_a_density_for_their_size(self):
         net = nn.Sequential(nn.Conv2d(1, 1, 3), nn.Conv2d(1, 1, 9), nn.Conv1d(1, 1, 3))
         _, report = convert(net, "weighted")
@@ -323,6 +399,72 @@ class TestWhatIsKept:
         assert converted[0].weight is converted[1].weight
 
     @pytest.mark.parametrize("inplace", [False, True])
+    def test_shared_weights_are_divided_once(self, inplace):
+        net = nn.Sequential(*[nn.Conv2d(4, 4, 3, padding=1) for _ in range(3)])
+        net[2].weight = net[0].weight
+        x = torch.randn(1, 4, 9, 9)
+        before, weight = net(x), net[0].weight
+        converted, report = convert(net, "weighted", inplace=inplace)
+        torch.testing.assert_close(converted(x), before)
+        assert converted[0].weight is converted[2].weight
+        assert len(report.converted) == 3
+        back, report = convert_back(converted, inplace=inplace)
+        torch.testing.assert_close(back(x), before)
+        assert back[0].weight is back[2].weight
+        assert (back[0].weight is weight) == inplace
+        assert all(row.notes == () for row in report.converted)
+
+    @pytest.mark.parametrize("options", [{"to": "weighted"}, {"to": "metric", "start": "constant"}])
+    def test_weights_shared_with_a_layer_that_stays_are_left_alone(self, options):
+        net = nn.Sequential(
+            nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3), nn.ConvTranspose2d(4, 4, 3), nn.Conv2d(4, 4, 3)
+        )
+        net[2].weight = net[1].weight = net[0].weight
+        x = torch.randn(1, 4, 9, 9)
+        converted, report = convert(net, **options)
+        torch.testing.assert_close(converted[:3](x), net[:3](x))
+        assert names(report.converted) == ["3"]
+        assert reasons(report) == {
+            "0": "its weight is shared with 2, which keeps it as it is",
+            "1": "its weight is shared with 2, which keeps it as it is",
+            "2": "transposed",
+        }
+
+    def test_memory_that_is_shared_is_left_alone_too(self):
+        net = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ConvTranspose2d(4, 4, 3), nn.Conv2d(4, 4, 3))
+        net[1].weight = nn.Parameter(net[0].weight.data.transpose(0, 1))
+        _, report = convert(net, "weighted", inplace=True)
+        assert reasons(report)["0"].startswith("its weight is shared with 1")
+
+    def test_weights_shared_under_two_densities(self):
+        net = nn.Sequential(*[nn.Conv2d(4, 4, 3) for _ in range(3)])
+        net[1].weight = net[0].weight
+        x = torch.randn(1, 4, 9, 9)
+        sizes = iter([[0.5], [0.7], [0.7]])
+        converted, report = convert(net, "weighted", density=lambda _: next(sizes))
+        assert reasons(report) == {
+            "0": "its weight is shared with 1, whose density is another",
+            "1": "its weight is shared with 0, whose density is another",
+        }
+        torch.testing.assert_close(converted(x), net(x))
+        # Trained apart, two densities need two weights, and the report says so.
+        converted, _ = convert(net, "weighted", density=[0.5])
+        converted[0].density.phi[0, 0] = 0.1
+        back, report = convert_back(converted)
+        torch.testing.assert_close(back(x), converted(x))
+        assert report.converted[0].notes == (
+            "its weight is shared with 1, whose density is another; this one is a copy",
+        )
+
+    def test_a_shared_weight_takes_no_modulation(self):
+        net = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3))
+        net[1].weight = net[0].weight
+        converted, _ = convert(net, "deform", "0", modulation=True)
+        nn.init.ones_(converted[0].modulation_conv.bias)
+        with pytest.raises(ValueError, match="its weight is shared with another layer"):
+            convert_back(converted)
+
+    @pytest.mark.parametrize("inplace", [False, True])
     def test_hooks(self, inplace):
         seen = []
         net = nn.Sequential(nn.Conv2d(2, 2, 3))
@@ -374,6 +516,68 @@ class TestWhatIsKept:
         back, _ = convert_back(converted)
         torch.testing.assert_close(back.eval()(x), converted.eval()(x))
 
+    @pytest.mark.parametrize("to", CLASSES)
+    def test_a_parametrisation_that_remembers_what_it_was_given(self, to):
+        """An orthogonal one holds the weight that it was registered on as its base."""
+        net = nn.Sequential(parametrizations.orthogonal(nn.Conv2d(4, 4, 3)))
+        x = torch.randn(2, 4, 9, 9)
+        with torch.no_grad():
+            net[0].parametrizations.weight.original.add_(torch.randn(4, 4, 3, 3))
+        before = net(x)
+        converted, _ = convert(net, to)
+        torch.testing.assert_close(converted(x), before)
+        back, _ = convert_back(converted)
+        torch.testing.assert_close(back(x), before)
+        assert parametrize.is_parametrized(back[0], "weight")
+        torch.testing.assert_close(net(x), before)
+
+    def test_the_mode_of_a_parametrisation(self):
+        conv = parametrizations.spectral_norm(nn.Conv2d(2, 2, 3))
+        conv.parametrizations.eval()
+        layer, _ = convert(conv, "metric")
+        assert layer.training
+        assert layer.head.training
+        assert not layer.parametrizations.weight[0].training
+
+    @pytest.mark.parametrize("inplace", [False, True])
+    @pytest.mark.parametrize(
+        "parametrised",
+        [
+            parametrizations.weight_norm,
+            parametrizations.spectral_norm,
+            parametrizations.orthogonal,
+            lambda conv: parametrize.register_parametrization(conv, "weight", Halved()),
+        ],
+    )
+    def test_a_parametrised_weight_is_not_divided(self, parametrised, inplace):
+        net = nn.Sequential(parametrised(nn.Conv2d(4, 4, 3)), nn.Conv2d(4, 4, 3)).eval()
+        x = torch.randn(1, 4, 9, 9)
+        before = net(x)
+        converted, report = convert(net, "weighted", inplace=inplace)
+        torch.testing.assert_close(converted(x), before)
+        assert reasons(report)["0"].startswith("its weight is parametrised, so that it cannot")
+        back, _ = convert_back(converted)
+        torch.testing.assert_close(back(x), before)
+        assert parametrize.is_parametrized(back[0], "weight")
+        # As asked for, the density comes on top, and folding takes all of it into the weight.
+        multiplied, _ = convert(back, "weighted", "0", preserve=False, density=[0.5])
+        folded, report = convert_back(multiplied)
+        torch.testing.assert_close(folded(x), multiplied(x))
+        assert report.converted[0].notes == (
+            "the other parametrisations of its weight are folded with the density",
+        )
+
+    @pytest.mark.parametrize("to", FAMILIES)
+    def test_a_parametrised_bias_of_a_model_that_stays(self, to):
+        net = nn.Sequential(nn.Conv2d(2, 2, 3))
+        parametrize.register_parametrization(net[0], "bias", Halved())
+        x = torch.randn(1, 2, 9, 9)
+        before = net(x)
+        converted, _ = convert(net, to)
+        torch.testing.assert_close(converted(x), before)
+        # The two share the class that PyTorch made for the convolution.
+        torch.testing.assert_close(net(x), before)
+
     def test_one_evaluation_of_a_parametrised_weight_for_each_pass(self):
         class Counting(nn.Module):
             calls = 0
@@ -402,11 +606,31 @@ class TestStart:
 
     def test_fixed_kernels(self):
         net = nn.Sequential(nn.Conv2d(4, 6, 3))
-        converted, report = convert(net, "deform", fixed_kernel=True)
+        converted, report = convert(net, "deform", start="constant", fixed_kernel=True)
         assert "weight" not in dict(converted[0].named_parameters())
         torch.testing.assert_close(converted[0].weight, torch.full((6, 4, 3, 3), 1 / 36))
         assert torch.equal(converted[0].bias, net[0].bias)
         assert report.parameters_after == 6 + 18 * 37
+
+    @pytest.mark.unchecked
+    def test_weights_are_not_discarded_unasked(self):
+        class Fixed(DeformConv2d):
+            def __init__(self, *arguments, **options):
+                super().__init__(*arguments, **options, fixed_kernel=True)
+
+        net = nn.Sequential(nn.Conv2d(4, 6, 3))
+        for to, options in (("deform", {"fixed_kernel": True}), (Fixed, {})):
+            with pytest.raises(ValueError, match=r'fixed_kernel: .* start="constant" \(at 0: Conv'):
+                convert(net, to, inplace=True, **options)
+        assert type(net[0]) is nn.Conv2d
+
+    @pytest.mark.parametrize("reference", ["concentric", "polar"])
+    def test_other_references_are_told_of(self, reference):
+        net = nn.Sequential(nn.Conv2d(1, 1, 3))
+        assert convert(net, "metric", reference=reference).report.converted[0].notes == (
+            f"computes something else than it did: its reference set is {reference!r}, not the "
+            "lattice",
+        )
 
     def test_a_parametrised_kernel_is_not_made_constant(self):
         net = nn.Sequential(nn.Conv2d(2, 2, 3), parametrizations.weight_norm(nn.Conv2d(2, 2, 3)))
@@ -710,6 +934,14 @@ class TestResNet:
         with pytest.raises(ValueError, match=r"got one of MaxPool2d at layer4\.0\.pool"):
             convert_resnet(net)
 
+    @pytest.mark.parametrize("to", ["metric", "weighted"])
+    def test_channel_attention_by_a_convolution_of_one_dimension(self, to):
+        net = SmallResNet().eval()
+        net.layer4[0].attention = nn.Conv1d(1, 1, 3)
+        _, report = convert_resnet(net, to)
+        assert reasons(report)["layer4.0.attention"] == "not selected"
+        assert not any("attention" in change for change in report.changes)
+
     def test_average_poolings_in_shortcuts_are_taken_out(self):
         net = SmallResNet().eval()
         convolution = nn.Conv2d(8, 8, 1, bias=False)
@@ -734,6 +966,8 @@ class TestErrors:
             convert(net, 3)
         with pytest.raises(TypeError, match=r"return an nn\.Module, got NoneType"):
             convert(net, lambda conv: None)
+        with pytest.raises(TypeError, match=r"got a module, Linear; lambda conv: Linear\(\.\.\.\)"):
+            convert(net, nn.Linear(2, 2))
 
     def test_where(self):
         net = SmallResNet()
@@ -747,11 +981,29 @@ class TestErrors:
             select(name=3)
         with pytest.raises(TypeError, match="predicate: expected a function"):
             select(predicate="conv")
+        with pytest.raises(TypeError, match=r"where: expected a function of \(name, module\)"):
+            convert(net, "metric", lambda name: True)
+        for wrong in (3, "Conv2d", (nn.Conv2d, 3), int):
+            with pytest.raises(TypeError, match="type: expected a class of modules"):
+                select(type=wrong)
+
+    def test_nothing_selected(self):
+        net = SmallResNet()
+        with pytest.raises(ValueError, match=r"none of the model's 20 .*, and 15 more$") as caught:
+            convert(net, "metric", "layer4")
+        assert '"layer4.*" would match' in str(caught.value)
+        with pytest.raises(ValueError, match=r"select\(type=Identity\) matches none"):
+            convert(net, "metric", nn.Identity)
+        with pytest.raises(ValueError, match=r"select\(kernel_size=6\) matches none"):
+            convert_back(convert(net, "metric").model, 6)
+        single = nn.Sequential(*[nn.Conv2d(1, 1, 1) for _ in range(9)])
+        with pytest.raises(ValueError, match=r"4 \(its single tap .*\); and 4 more$"):
+            convert(single, "metric")
 
     def test_nothing_converted(self):
         net = nn.Sequential(nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 3))
         with pytest.raises(
-            ValueError, match=r"nothing in it .* 0 \(its single tap.*\); 1 \(not selected\)"
+            ValueError, match=r"nothing in it .* 0 \(its single tap.*\); 1 not selected"
         ):
             convert(net, "metric", "0")
         with pytest.raises(ValueError, match="its convolutions are: none"):
@@ -766,8 +1018,18 @@ class TestErrors:
         with pytest.raises(ValueError, match=r"offset_groups: .* 3 .* got 2 \(at conv1"):
             convert(net, "deform", offset_groups=2, inplace=True)
         assert type(net.conv1) is nn.Conv2d
-        with pytest.raises(TypeError, match="reference"):
-            convert(net, "deform", reference="lattice")
+        for to, taken in {
+            "deform": "DeformConv2d, which has fixed_kernel, modulation, offset_groups",
+            "metric": "MetricConv2d, which has eps_omega, fixed_kernel, head,",
+            "weighted": "weighted, which has density, preserve;",
+        }.items():
+            with pytest.raises(TypeError, match=f"widths: no option of {taken}"):
+                convert(net, to, widths=2)
+        with pytest.raises(TypeError, match="stride: no option of ShiftedConv2d"):
+            convert(net, "shifted", stride=2)
+        for refused in (convert, convert_resnet):
+            with pytest.raises(TypeError, match="inplace: expected True or False, got 'a'"):
+                refused(net, "metric", inplace="a")
 
     def test_a_model_that_cannot_be_copied(self):
         class Holding(nn.Conv2d):
@@ -781,6 +1043,8 @@ class TestErrors:
     def test_no_model(self):
         with pytest.raises(TypeError, match=r"model: expected an nn\.Module, got dict"):
             convert({}, "metric")
+        with pytest.raises(TypeError, match="compiled by TorchScript"):
+            convert(scripted(nn.Sequential(nn.Conv2d(1, 1, 3))), "metric")
 
 
 class TestTorchvision:
@@ -815,6 +1079,20 @@ class TestTorchvision:
         assert converted.layer4[0].downsample[0].stride == (1, 1)
         assert converted.layer4[2].conv2.dilation == (2, 2)
 
+    def test_the_deformable_layer_of_torchvision_and_its_offsets(self):
+        torchvision_models()
+        from torchvision import ops
+
+        net = nn.ModuleDict(
+            {"offset": nn.Conv2d(2, 18, 3), "deform": ops.DeformConv2d(2, 2, 3),
+             "after": nn.Conv2d(2, 2, 3)}
+        )  # fmt: skip
+        _, report = convert(net, "metric")
+        assert reasons(report) == {
+            "offset": "by its name, it computes offsets of deform (DeformConv2d)",
+            "deform": "adaptive already",
+        }
+
     def test_a_last_stage_that_is_dilated_already(self):
         models = torchvision_models()
         with torch.device("meta"):
@@ -825,7 +1103,7 @@ class TestTorchvision:
 
 class TestTimm:
     @pytest.mark.filterwarnings("default")
-    @pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet26d"])
+    @pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet26d", "ecaresnet26t"])
     def test_resnets(self, name):
         net = timm_models().create_model(name, num_classes=5).eval()
         x = torch.randn(1, 3, 32, 32)

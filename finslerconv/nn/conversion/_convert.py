@@ -1,16 +1,16 @@
 """Whole models converted: their convolutions made adaptive ones, and back."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from finslerconv.nn._adaptive import _CONV_ARGUMENTS, AdaptiveConv2d, own_tensor
-from finslerconv.nn.conversion._families import Start, To, family, is_adaptive
+from finslerconv.nn.conversion._families import Start, To, family
+from finslerconv.nn.conversion._found import Found, find_convolutions, is_ours
 from finslerconv.nn.conversion._measure import Example, Measurement, measure
 from finslerconv.nn.conversion._report import (
     ConversionReport,
@@ -22,15 +22,19 @@ from finslerconv.nn.conversion._report import (
     described,
     named,
 )
-from finslerconv.nn.conversion._selection import Where, as_selection
+from finslerconv.nn.conversion._selection import Where, as_selection, unmatched
 from finslerconv.nn.conversion._takeover import (
     replace,
     take_over_surroundings,
     take_over_weights,
 )
-from finslerconv.nn.weighted._fold import _plain
+from finslerconv.nn.weighted._fold import Folding
+from finslerconv.nn.weighted._sharing import sharing
 
 _NOT_SELECTED = "not selected"
+
+# How many convolutions a message names.
+_SHOWN = 5
 
 #: From a convolution to what ends its conversion (see :data:`Finish`), or why it is left alone.
 _Plan = Callable[[], tuple[nn.Module, tuple[str, ...]]]
@@ -59,13 +63,14 @@ def convert(
     ----------
     model : nn.Module
         Any model, or a single convolution.
-    to : {"metric", "deform", "shifted", "weighted"}, class or callable
-        What they become: :class:`MetricConv2d`, :class:`DeformConv2d`, :class:`ShiftedConv2d`, a
-        weighted convolution, an :class:`AdaptiveConv2d` of your own, or what a function makes of
-        a convolution (it is given the options, and keeps weights, device and dtype itself).
-    where : Selection, str, int, sequence of int or callable, optional
-        Which convolutions: a selection (see :func:`select`), a pattern of names, a kernel size,
-        or a function of a name and a module. By default all that can be.
+    to : {"metric", "geodesic", "deform", "shifted", "weighted"}, class or callable
+        What they become: :class:`MetricConv2d`, :class:`GeodesicConv2d`, :class:`DeformConv2d`,
+        :class:`ShiftedConv2d`, a weighted convolution, an :class:`AdaptiveConv2d` of your own, or
+        what a function makes of a convolution (it is given the options, and keeps weights, device
+        and dtype itself).
+    where : Selection, str, sequence of str, int, sequence of int, class or callable, optional
+        Which convolutions: a selection (see :func:`select`), a pattern of names or several, a
+        kernel size, a class, or a function of a name and a module. By default all that can be.
     start : {"weights", "constant"}
         How the kernels of adaptive layers start: from the weights (with the reference set
         ``"lattice"``, which is the default, the model computes what it did), or at the constant
@@ -82,7 +87,8 @@ def convert(
         The keyword arguments of the layers: for ``"weighted"``, ``density`` as in
         :func:`to_weighted` (by default the paper's) and ``preserve`` (by default True: the
         weights are divided by it, and the model computes what it did); for adaptive layers those
-        of the class after ``dtype``. With ``fixed_kernel`` the kernels are constant.
+        of the class after ``dtype``. ``fixed_kernel`` needs ``start="constant"``, since it
+        discards the weights.
 
     Returns
     -------
@@ -100,12 +106,17 @@ def convert(
     Notes
     -----
     Every convolution is in the report, and what is left alone is there with the reason:
-    transposed, lazy and single-tap (1 x 1) ones, those that are adaptive already and what is inside
-    them, classes that compute something of their own, and weights that a hook computes. Weights,
-    biases, ``requires_grad``, device, dtype, training mode, hooks and parametrisations
+    transposed, lazy and single-tap (1 x 1) ones, those that are adaptive already (torchvision's
+    too) and what is inside them, convolutions beside such a layer that are named after its
+    offsets, classes that compute something of their own, and weights that a hook computes.
+    Weights, biases, ``requires_grad``, device, dtype, training mode, hooks and parametrisations
     (``torch.nn.utils.parametrize``) go over to the new layer; what is new in it is trained even
     where the weights are frozen. A convolution that a model uses in several places is converted
-    once and stays shared.
+    once and stays shared, and so do weights that layers share.
+
+    Where the weights themselves change (``"weighted"`` with ``preserve``,
+    ``start="constant"``), parametrised ones are left alone, and shared ones whose other layers do
+    not change alike.
 
     Examples
     --------
@@ -125,20 +136,26 @@ def convert(
     >>> report.left_alone[0].reason
     'its single tap has no support to shape'
     """
-    _check_model(model)
+    _check_arguments(model, inplace)
     kind = family(to, start, options)
     selection = as_selection(where)
     model = model if inplace else _copied(model)
 
-    def plan(name: str, names: Sequence[str], module: nn.Module) -> _Plan | str:
-        if not any(selection(each, module) for each in names):
+    def plan(found: Found) -> _Plan | str:
+        if found.part is not None:
+            return found.part
+        if not any(selection(name, found.module) for name in found.names):
             return _NOT_SELECTED
-        reason = kind.refuse(module)
+        reason = kind.refuse(found.module)
         if reason is not None:
             return reason
-        return kind.prepare(name, module)
+        finish = kind.prepare(found.names[0], found.module)
+        if isinstance(finish, str) or found.note is None:
+            return finish
+        note = found.note
+        return lambda: _with_note(finish(), note)
 
-    return _carried_out(model, plan, str(selection), example)
+    return _carried_out(model, plan, where, example, kind.withdraw)
 
 
 def convert_back(
@@ -159,7 +176,7 @@ def convert_back(
     ----------
     model : nn.Module
         A model with layers of this library, or one of them.
-    where : Selection, str, int, sequence of int or callable, optional
+    where : Selection, str, sequence of str, int, sequence of int, class or callable, optional
         Which of them, as in :func:`convert`; by default all.
     strict : bool
         Whether to refuse if one of them cannot be converted exactly; otherwise it is left alone,
@@ -189,58 +206,65 @@ def convert_back(
       (1): ReLU()
     )
     """
-    _check_model(model)
+    _check_arguments(model, inplace)
     selection = as_selection(where)
     model = model if inplace else _copied(model)
+    shared = sharing(model)
+    weighted: list[nn.Module] = []
+    folding: list[Folding] = []
     refused: list[str] = []
 
-    def plan(name: str, names: Sequence[str], module: nn.Module) -> _Plan | str:
-        if not is_adaptive(module):
+    def plan(found: Found) -> _Plan | str:
+        module = found.module
+        if found.part is not None:
+            return found.part
+        if not is_ours(module):
             return "no layer of this library"
-        if not any(selection(each, module) for each in names):
+        if not any(selection(name, module) for name in found.names):
             return _NOT_SELECTED
         if not isinstance(module, AdaptiveConv2d):
-            return lambda: (_plain(name, module), ())
-        reason = module.departure() or _not_foldable(module)
+            weighted.append(module)
+            return lambda: _folded(folding[0], module)
+        reason = module.departure() or _not_foldable(module, id(module) in shared)
         if reason is not None:
-            refused.append(f"{named(name)}: {reason}")
+            refused.append(f"{named(found.names[0])}: {reason}")
             return f"would not be exact: {reason}"
         return lambda: _standard(module)
 
-    def check() -> None:
+    def check(model: nn.Module, _: Collection[int]) -> dict[int, str]:
         if strict and refused:
             raise ValueError(
                 "model: expected layers that are exactly standard convolutions; these are not "
                 "(leave them out by where, or by strict=False):\n  " + "\n  ".join(refused)
             )
+        folding.append(Folding(model, weighted))
+        return {}
 
-    return _carried_out(model, plan, str(selection), example, check)
+    return _carried_out(model, plan, where, example, check)
 
 
 def _carried_out(
     model: nn.Module,
-    plan: Callable[[str, Sequence[str], nn.Module], _Plan | str],
-    selected: str,
+    plan: Callable[[Found], _Plan | str],
+    where: Where,
     example: Example | None,
-    check: Callable[[], None] = lambda: None,
+    withdraw: Callable[[nn.Module, Collection[int]], dict[int, str]],
 ) -> Conversion:
-    """Convert the modules for which there is a plan, and report."""
-    convolutions = _convolutions(model)
-    plans: dict[int, _Plan] = {}
-    left: list[LeftAlone] = []
-    for names, module, owner in convolutions:
-        found = plan(names[0], names, module) if owner is None else f"part of {owner}"
-        if isinstance(found, str):
-            left.append(LeftAlone(names[0], described(module), found))
-        else:
-            plans[id(module)] = found
-    check()
+    """Convert the modules for which there is a plan that is not withdrawn, and report."""
+    convolutions = find_convolutions(model)
+    planned = {id(found.module): plan(found) for found in convolutions}
+    prepared = {key for key, what in planned.items() if not isinstance(what, str)}
+    planned.update(withdraw(model, prepared))
+    plans = {key: what for key, what in planned.items() if not isinstance(what, str)}
+    left = [
+        LeftAlone(found.names[0], described(found.module), what)
+        for found in convolutions
+        for what in [planned[id(found.module)]]
+        if isinstance(what, str)
+    ]
     if not plans:
-        raise ValueError(
-            "model: nothing in it can be converted; its convolutions are: "
-            + ("; ".join(f"{named(row.name)} ({row.reason})" for row in left) or "none")
-        )
-    chosen = [(names, module) for names, module, _ in convolutions if id(module) in plans]
+        raise ValueError(_nothing(convolutions, planned, where))
+    chosen = [(found.names, found.module) for found in convolutions if id(found.module) in plans]
     parameters_before = count_parameters(model)
     old = {id(module): (described(module), cost(module)) for _, module in chosen}
     before = None if example is None else measure(model, [m for _, m in chosen], example)
@@ -264,7 +288,7 @@ def _carried_out(
     report = ConversionReport(
         converted,
         tuple(left),
-        selected,
+        str(as_selection(where)),
         parameters_before,
         count_parameters(model),
         seconds_before=None if before is None else before.seconds,
@@ -273,23 +297,36 @@ def _carried_out(
     return Conversion(model, report)
 
 
-def _convolutions(model: nn.Module) -> list[tuple[list[str], nn.Module, str | None]]:
-    """Return all convolutions with all their names, and in which adaptive layer they are."""
-    names: dict[int, list[str]] = {}
-    modules: dict[int, nn.Module] = {}
-    owners: dict[int, str] = {}
-    adaptive: list[tuple[str, nn.Module]] = []
-    for name, module in model.named_modules(remove_duplicate=False):
-        if is_adaptive(module):
-            adaptive.append((name, module))
-        if isinstance(module, _ConvNd):
-            names.setdefault(id(module), []).append(name)
-            modules[id(module)] = module
-    for name, owner in adaptive:
-        for inner in owner.modules():
-            if inner is not owner:
-                owners.setdefault(id(inner), f"{named(name)} ({type(owner).__name__})")
-    return [(names[key], modules[key], owners.get(key)) for key in modules]
+def _nothing(convolutions: list[Found], planned: Mapping[int, object], where: Where) -> str:
+    """Return the message that nothing can be converted: why, or that nothing is selected."""
+    selection = as_selection(where)
+    meant = [
+        found
+        for found in convolutions
+        if any(selection(name, found.module) for name in found.names)
+    ]
+    if convolutions and not meant:
+        return unmatched(where, [found.names[0] for found in convolutions])
+    listed = [f"{named(found.names[0])} ({planned[id(found.module)]})" for found in meant[:_SHOWN]]
+    if len(meant) > _SHOWN:
+        listed.append(f"and {len(meant) - _SHOWN} more")
+    if len(convolutions) > len(meant):
+        listed.append(f"{len(convolutions) - len(meant)} not selected")
+    return "model: nothing in it can be converted; its convolutions are: " + (
+        "; ".join(listed) or "none"
+    )
+
+
+def _folded(folding: Folding, layer: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
+    note = folding.note(layer)
+    return folding(layer), () if note is None else (note,)
+
+
+def _with_note(
+    finished: tuple[nn.Module, tuple[str, ...]], note: str
+) -> tuple[nn.Module, tuple[str, ...]]:
+    module, notes = finished
+    return module, (*notes, note)
 
 
 @torch.no_grad()
@@ -316,13 +353,15 @@ def _standard(layer: AdaptiveConv2d) -> tuple[nn.Module, tuple[str, ...]]:
     return conv, (*notes, *take_over_surroundings(layer, conv))
 
 
-def _not_foldable(layer: AdaptiveConv2d) -> str | None:
+def _not_foldable(layer: AdaptiveConv2d, shared: bool) -> str | None:
     """Return why a constant modulation cannot go into the weights, or None."""
     modulation = layer.modulation_conv
     if modulation is None or modulation.bias is None or not modulation.bias.any():
         return None
     if parametrize.is_parametrized(layer, "weight"):
         return "its modulation is constant, but its weight is parametrised"
+    if shared:
+        return "its modulation is constant, but its weight is shared with another layer"
     return None
 
 
@@ -341,9 +380,16 @@ def _with_measured(known: Cost, measurement: Measurement | None, key: int) -> Co
     return Cost(known.parameters, known.multiply_adds, size, seconds)
 
 
-def _check_model(model: nn.Module) -> None:
+def _check_arguments(model: nn.Module, inplace: bool) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(
+            "model: it is compiled by TorchScript, whose modules cannot be replaced; convert the "
+            "module it was made from, and compile that"
+        )
+    if not isinstance(inplace, bool):
+        raise TypeError(f"inplace: expected True or False, got {inplace!r}")
 
 
 def _copied(model: nn.Module) -> nn.Module:

@@ -1,6 +1,7 @@
 """What a convolution can be converted to, and which convolutions each of these can take."""
 
-from collections.abc import Callable, Iterator, Mapping
+import inspect
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,16 +11,24 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import parametrize
 
-from finslerconv.nn._adaptive import AdaptiveConv2d, unlike_conv2d
+from finslerconv.nn._adaptive import (
+    _CONV_ARGUMENTS,
+    AdaptiveConv2d,
+    own_tensor,
+    unlike_conv2d,
+)
 from finslerconv.nn._deform_conv import DeformConv2d
 from finslerconv.nn._geodesic_conv import GeodesicConv2d
 from finslerconv.nn._metric_conv import MetricConv2d
 from finslerconv.nn._shifted_conv import ShiftedConv2d
+from finslerconv.nn.conversion._found import is_foreign
 from finslerconv.nn.conversion._report import described, named
 from finslerconv.nn.conversion._takeover import take_over_surroundings, take_over_weights
 from finslerconv.nn.weighted import paper_profile
 from finslerconv.nn.weighted._convert import _density_for, _in_mapping, _weighted
+from finslerconv.nn.weighted._density import Density
 from finslerconv.nn.weighted._parametrize import WEIGHTED, weighting_of
+from finslerconv.nn.weighted._sharing import Memory, shared_outside, unshareable
 
 #: What a user may ask for: a name, an adaptive class, or a function from a convolution to a module.
 To = str | type[AdaptiveConv2d] | Callable[..., nn.Module]
@@ -48,12 +57,16 @@ class Family:
     refuse : callable
         From a convolution to why it is left alone, or None.
     prepare : callable
-        From a name and a convolution to what ends its conversion. All that can fail happens here,
-        before anything is changed.
+        From a name and a convolution to what ends its conversion, or why it is left alone. All
+        that can fail happens here, before anything is changed.
+    withdraw : callable
+        From a model and the identities of the convolutions that are prepared to which of them are
+        left alone after all, and why.
     """
 
     refuse: Callable[[nn.Module], str | None]
-    prepare: Callable[[str, Any], Finish]
+    prepare: Callable[[str, Any], Finish | str]
+    withdraw: Callable[[nn.Module, Collection[int]], dict[int, str]] = lambda model, chosen: {}
 
 
 def family(to: To, start: Start, options: dict[str, Any]) -> Family:
@@ -69,6 +82,7 @@ def family(to: To, start: Start, options: dict[str, Any]) -> Family:
     if isinstance(to, str):
         if to == "weighted":
             _only_weights(start, to)
+            _check_options(to, {"density", "preserve"}, options)
             return _weighted_family(**options)
         if to not in ADAPTIVE:
             raise ValueError(
@@ -82,7 +96,15 @@ def family(to: To, start: Start, options: dict[str, Any]) -> Family:
                 f"to: expected a class of adaptive layers, got {to.__name__}; give a function "
                 f"that makes one from a convolution, such as lambda conv: {to.__name__}(...)"
             )
+        taken = _options_of(to)
+        if taken is not None:
+            _check_options(to.__name__, taken, options)
         return _adaptive_family(to, start, options)
+    if isinstance(to, nn.Module):
+        raise TypeError(
+            f"to: expected a function that makes a module from each convolution, got a module, "
+            f"{type(to).__name__}; lambda conv: {type(to).__name__}(...) makes a new one for each"
+        )
     if not callable(to):
         raise TypeError(
             "to: expected a name, a class of adaptive layers or a function from a convolution to "
@@ -93,7 +115,7 @@ def family(to: To, start: Start, options: dict[str, Any]) -> Family:
 
 
 def _adaptive_family(cls: type[AdaptiveConv2d], start: Start, options: dict[str, Any]) -> Family:
-    constant = start == "constant" or bool(options.get("fixed_kernel"))
+    constant = start == "constant"
 
     def refuse(module: nn.Module) -> str | None:
         reason = _wrong_kind(module) or unlike_conv2d(module) or _hidden_weight(module)
@@ -105,16 +127,24 @@ def _adaptive_family(cls: type[AdaptiveConv2d], start: Start, options: dict[str,
     def prepare(name: str, conv: nn.Conv2d) -> Finish:
         with located(name, conv):
             layer = cls._with_arguments_of(conv, **options)
+            if layer.fixed_kernel and not constant:
+                raise ValueError(
+                    'fixed_kernel: would discard the weights; say so by start="constant"'
+                )
         if layer.fixed_kernel:
             layer.bias = conv.bias
         else:
             take_over_weights(conv, layer)
+        # On the meta device there are no values to tell by.
+        departure = None if own_tensor(layer).is_meta else layer.departure()
 
         def finish() -> tuple[nn.Module, tuple[str, ...]]:
             if constant:
                 with torch.no_grad():
                     layer.weight.fill_(1 / layer.weight[0].numel())
             notes = ["frozen weights; what is new is trained"] if _is_frozen(conv) else []
+            if departure is not None:
+                notes.append(f"computes something else than it did: {departure}")
             if parametrize.is_parametrized(layer):
                 names = ", ".join(layer.parametrizations)  # type: ignore[arg-type]
                 notes.append(f"parametrisation of {names} carried over")
@@ -122,11 +152,15 @@ def _adaptive_family(cls: type[AdaptiveConv2d], start: Start, options: dict[str,
 
         return finish
 
+    if constant:
+        return Family(refuse, prepare, shared_outside)
     return Family(refuse, prepare)
 
 
 def _weighted_family(density: Any = None, preserve: bool = True) -> Family:
     """Weighted layers; without a density, the paper's for each kernel size."""
+    densities: dict[int, Density] = {}
+    divided: set[Memory] | None = set() if preserve else None
 
     def chosen(conv: _ConvNd) -> Any:
         if density is not None:
@@ -139,6 +173,11 @@ def _weighted_family(density: Any = None, preserve: bool = True) -> Family:
         if reason is None and type(module) not in WEIGHTED and not _is_parametrized_conv(module):
             reason = unlike_conv2d(module)
         reason = reason or _lazy(module) or _hidden_weight(module) or _single_tap(module)
+        if reason is None and preserve and parametrize.is_parametrized(module, "weight"):
+            reason = (
+                "its weight is parametrised, so that it cannot be divided by the density; "
+                "preserve=False puts the density on top of it"
+            )
         if reason is None and density is None:
             try:
                 chosen(module)  # type: ignore[arg-type]
@@ -151,26 +190,31 @@ def _weighted_family(density: Any = None, preserve: bool = True) -> Family:
         return reason
 
     def prepare(name: str, conv: _ConvNd) -> Finish:
-        made = _density_for(name, conv, chosen(conv), preserve)
+        made = densities[id(conv)] = _density_for(name, conv, chosen(conv), preserve)
 
         def finish() -> tuple[nn.Module, tuple[str, ...]]:
-            return _weighted(conv, made, preserve), ()
+            return _weighted(conv, made, divided), ()
 
         return finish
 
-    return Family(refuse, prepare)
+    def withdraw(model: nn.Module, prepared: Collection[int]) -> dict[int, str]:
+        return unshareable(model, {key: densities[key] for key in prepared}) if preserve else {}
+
+    return Family(refuse, prepare, withdraw)
 
 
 def _factory_family(factory: Callable[..., nn.Module], options: dict[str, Any]) -> Family:
     def refuse(module: nn.Module) -> str | None:
         return _wrong_kind(module)
 
-    def prepare(name: str, conv: nn.Conv2d) -> Finish:
+    def prepare(name: str, conv: nn.Conv2d) -> Finish | str:
         made = factory(conv, **options)
         if not isinstance(made, nn.Module):
             raise TypeError(
                 f"to: expected the function to return an nn.Module, got {type(made).__name__}"
             )
+        if made is conv:
+            return "the factory gave it back"
 
         def finish() -> tuple[nn.Module, tuple[str, ...]]:
             if any(module is conv for module in made.modules()):
@@ -183,11 +227,6 @@ def _factory_family(factory: Callable[..., nn.Module], options: dict[str, Any]) 
     return Family(refuse, prepare)
 
 
-def is_adaptive(module: nn.Module) -> bool:
-    """Whether a module is a convolution of this library already."""
-    return isinstance(module, AdaptiveConv2d) or weighting_of(module) is not None
-
-
 @contextmanager
 def located(name: str, module: nn.Module) -> Iterator[None]:
     """Say in an error at which layer it arose."""
@@ -197,14 +236,44 @@ def located(name: str, module: nn.Module) -> Iterator[None]:
         raise type(error)(f"{error} (at {named(name)}: {described(module)})") from error
 
 
+def _options_of(cls: type[AdaptiveConv2d]) -> set[str] | None:
+    """Return what a class takes besides the arguments of a convolution; None if it takes all."""
+    found: set[str] = set()
+    for kind in cls.__mro__:
+        if "__init__" not in vars(kind):
+            continue
+        parameters = inspect.signature(kind.__init__).parameters.values()  # type: ignore[misc]
+        found |= {p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    else:
+        return None
+    if cls._groups_argument != "sample_groups":
+        found.discard("sample_groups")
+    return found - {"self", "bias", "device", "dtype", *_CONV_ARGUMENTS}
+
+
+def _check_options(to: str, taken: Collection[str], options: Collection[str]) -> None:
+    unknown = sorted(set(options) - set(taken))
+    if unknown:
+        raise TypeError(
+            f"{', '.join(unknown)}: no option of {to}, which has {', '.join(sorted(taken))}; what "
+            "a convolution has is taken over from it"
+        )
+
+
 def _only_weights(start: Start, to: str) -> None:
     if start != "weights":
         raise ValueError(f"start: {start!r} is for adaptive layers; {to} starts from the weights")
 
 
 def _wrong_kind(module: nn.Module) -> str | None:
-    if is_adaptive(module):
-        return "adaptive already" if isinstance(module, AdaptiveConv2d) else "weighted already"
+    if isinstance(module, AdaptiveConv2d) or is_foreign(module):
+        return "adaptive already"
+    if weighting_of(module) is not None:
+        return "weighted already"
+    if not isinstance(module, _ConvNd):
+        return f"no convolution of PyTorch but of its own kind, {type(module).__name__}"
     if isinstance(module, _ConvTransposeNd):
         return "transposed"
     return None

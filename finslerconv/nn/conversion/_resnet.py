@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from finslerconv.nn.conversion._convert import Conversion, _check_model, _copied, convert
+from finslerconv.nn.conversion._convert import Conversion, _check_arguments, _copied, convert
 from finslerconv.nn.conversion._families import Start, To
 from finslerconv.nn.conversion._measure import Example
 from finslerconv.nn.conversion._report import described
@@ -37,7 +37,7 @@ def convert_resnet(
     model : nn.Module
         A ResNet of torchvision or timm, or one built like them: stages ``layer1`` to ``layer4`` of
         blocks, behind a convolution ``conv1``, and ``maxpool``.
-    to : {"metric", "deform", "shifted", "weighted"}, class or callable
+    to : {"metric", "geodesic", "deform", "shifted", "weighted"}, class or callable
         As in :func:`convert`. With ``"metric"`` the head is ``"spectral_scaled"``, the paper's,
         unless ``head`` is given.
     small_images : bool
@@ -55,7 +55,8 @@ def convert_resnet(
         strides and dilations changed.
     **options
         As in :func:`convert`. The paper's: ``head="spectral_scaled"``, ``reference="concentric"``,
-        ``eps_omega`` 0.1, 0.5, 0.9 or 1, ``fixed_kernel`` True or False.
+        ``eps_omega`` 0.1, 0.5, 0.9 or 1, ``fixed_kernel`` True or False, and
+        ``start="constant"``.
 
     Returns
     -------
@@ -76,7 +77,7 @@ def convert_resnet(
     --------
     ``model, report = convert_resnet(torchvision.models.resnet18(weights="DEFAULT"))``
     """
-    _check_model(model)
+    _check_arguments(model, inplace)
     _check_resnet(model)
     if to == "metric":
         options.setdefault("head", "spectral_scaled")
@@ -89,7 +90,7 @@ def convert_resnet(
     for edit in edits:
         setattr(edit.owner, edit.attribute, edit.value)
     try:
-        where = select(kernel_size=3, stage=(2, 3, 4))
+        where = select(kernel_size=(3, 3), stage=(2, 3, 4))
         model, report = convert(
             model, to, where, start=start, inplace=True, example=example, **options
         )
@@ -152,7 +153,7 @@ def _full_resolution(stage: nn.Sequential) -> list[_Edit]:
     for name, module in first.named_modules():
         stride = getattr(module, "stride", 1)
         path = f"layer4.0.{name}" if name else "layer4.0"
-        if stride in (1, (1, 1)):
+        if stride == 1 or (isinstance(stride, tuple) and set(stride) == {1}):
             continue
         if module is first:
             edits.append(_Edit(first, "stride", 1))

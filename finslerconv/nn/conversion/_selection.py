@@ -1,6 +1,7 @@
 """Which convolutions of a model are meant."""
 
 import fnmatch
+import inspect
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -9,8 +10,20 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-#: What ``where`` may be: a kernel size, a pattern of names, a predicate, or all (None).
-Where = int | Sequence[int] | str | re.Pattern[str] | Callable[[str, nn.Module], bool] | None
+#: What ``where`` may be: a kernel size, patterns of names, a class, a predicate, or all (None).
+Where = (
+    int
+    | Sequence[int]
+    | str
+    | re.Pattern[str]
+    | Sequence[str]
+    | type[nn.Module]
+    | Callable[[str, nn.Module], bool]
+    | None
+)
+
+# How many convolutions a message names.
+_SHOWN = 5
 
 # "layer3", "stage3", "stages.3", "block3": how networks number their stages.
 _STAGE = re.compile(r"(?:^|\.)(?:layer|stages?|blocks?)[._]?(\d+)(?=\.|$)")
@@ -59,7 +72,7 @@ class Selection:
 def select(
     *,
     kernel_size: int | Sequence[int] | None = None,
-    name: str | re.Pattern[str] | None = None,
+    name: str | re.Pattern[str] | Sequence[str] | None = None,
     stage: int | Iterable[int] | None = None,
     type: type[nn.Module] | tuple[type[nn.Module], ...] | None = None,  # noqa: A002
     predicate: Callable[[str, nn.Module], bool] | None = None,
@@ -70,9 +83,10 @@ def select(
     ----------
     kernel_size : int or sequence of int, optional
         The kernel size; an integer for one that is the same along all axes.
-    name : str or compiled regular expression, optional
+    name : str, compiled regular expression, or sequence of str, optional
         A pattern as for file names that the whole dotted name matches (``"layer[234].*"``), or an
-        expression of :mod:`re` that is found somewhere in it.
+        expression of :mod:`re` that is found somewhere in it; or several patterns, of which one
+        matches.
     stage : int or iterable of int, optional
         The number of the stage, as it stands in the name: 3 for ``layer3.0.conv1``,
         ``stage3.conv``, ``stages.3.blocks.0.conv`` (the first such number counts).
@@ -107,12 +121,9 @@ def select(
     if stage is not None:
         tests.append(_is_in_stage(stage))
     if type is not None:
-        wanted = type
-        tests.append(lambda _, module: isinstance(module, wanted))
+        tests.append(_is_instance(type))
     if predicate is not None:
-        if not callable(predicate):
-            raise TypeError(f"predicate: expected a function of (name, module), got {predicate!r}")
-        tests.append(predicate)
+        tests.append(_predicate("predicate", predicate))
     given = {
         "kernel_size": kernel_size, "name": name, "stage": stage, "type": type,
         "predicate": predicate,
@@ -129,19 +140,60 @@ def as_selection(where: Where) -> Selection:
         return Selection(lambda name, module: True, "all")
     if isinstance(where, Selection):
         return where
-    if isinstance(where, str):
+    anything: Any = where
+    if isinstance(where, str | re.Pattern):
         return select(name=where)
-    if isinstance(where, re.Pattern):
-        return select(name=where)
+    if isinstance(where, type):
+        return select(type=anything)
     if callable(where) and not isinstance(where, nn.Module):
-        return Selection(where, _description(where))
+        return Selection(_predicate("where", where), _description(where))
+    if isinstance(where, Sequence) and where and all(isinstance(each, str) for each in where):
+        return select(name=anything)
     if isinstance(where, int | Sequence):
-        kernel_size: Any = where
-        return select(kernel_size=kernel_size)
+        return select(kernel_size=anything)
     raise TypeError(
-        "where: expected a selection such as select(kernel_size=3), a pattern of names, a kernel "
-        f"size, or a function of (name, module), got {where!r}"
+        "where: expected a selection such as select(kernel_size=3), a pattern of names or several, "
+        f"a kernel size, a class, or a function of (name, module), got {_short(where)}"
     )
+
+
+def unmatched(where: Where, names: Sequence[str]) -> str:
+    """Return the message that ``where`` selects none of the convolutions of these names."""
+    hint = ""
+    if isinstance(where, str) and fnmatch.filter(names, f"{where}.*"):
+        hint = f' "{where}.*" would match those inside it: a pattern matches the whole name.'
+    shown = ", ".join(name or "(the model itself)" for name in names[:_SHOWN])
+    more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return (
+        f"where: {as_selection(where)} matches none of the model's {len(names)} convolutions."
+        f"{hint} They are: {shown}{more}"
+    )
+
+
+def _is_instance(wanted: Any) -> Callable[[str, nn.Module], bool]:
+    classes = wanted if isinstance(wanted, tuple) else (wanted,)
+    if not classes or not all(isinstance(c, type) and issubclass(c, nn.Module) for c in classes):
+        raise TypeError(
+            f"type: expected a class of modules, such as nn.Conv2d, or a tuple of them, got "
+            f"{wanted!r}"
+        )
+    return lambda _, module: isinstance(module, classes)
+
+
+def _predicate(argument: str, function: Any) -> Callable[[str, nn.Module], bool]:
+    """Return a function that can be called with a name and a module, or refuse it."""
+    expected = f"{argument}: expected a function of (name, module), got"
+    if not callable(function):
+        raise TypeError(f"{expected} {function!r}")
+    try:
+        inspect.signature(function).bind("", None)
+    except TypeError as error:
+        raise TypeError(f"{expected} {_description(function)} ({error})") from error
+    except ValueError:
+        # Some functions that are not written in Python do not tell what they take.
+        pass
+    checked: Callable[[str, nn.Module], bool] = function
+    return checked
 
 
 def _has_kernel_size(kernel_size: int | Sequence[int]) -> Callable[[str, nn.Module], bool]:
@@ -158,12 +210,17 @@ def _has_kernel_size(kernel_size: int | Sequence[int]) -> Callable[[str, nn.Modu
     return matches
 
 
-def _has_name(pattern: str | re.Pattern[str]) -> Callable[[str, nn.Module], bool]:
+def _has_name(
+    pattern: str | re.Pattern[str] | Sequence[str],
+) -> Callable[[str, nn.Module], bool]:
     if isinstance(pattern, re.Pattern):
         return lambda name, _: pattern.search(name) is not None
-    if not isinstance(pattern, str):
-        raise TypeError(f"name: expected a string or a compiled expression, got {pattern!r}")
-    return lambda name, _: fnmatch.fnmatchcase(name, pattern)
+    patterns = [pattern] if isinstance(pattern, str) else pattern
+    if not isinstance(patterns, Sequence) or not all(isinstance(each, str) for each in patterns):
+        raise TypeError(
+            f"name: expected a string, a compiled expression or several strings, got {pattern!r}"
+        )
+    return lambda name, _: any(fnmatch.fnmatchcase(name, each) for each in patterns)
 
 
 def _is_in_stage(stage: int | Iterable[int]) -> Callable[[str, nn.Module], bool]:
@@ -180,6 +237,10 @@ def _is_in_stage(stage: int | Iterable[int]) -> Callable[[str, nn.Module], bool]
 
 def _description(where: Callable[[str, nn.Module], bool]) -> str:
     return str(where) if isinstance(where, Selection) else getattr(where, "__name__", repr(where))
+
+
+def _short(value: object) -> str:
+    return type(value).__name__ if isinstance(value, nn.Module) else repr(value)
 
 
 def _shown(value: object) -> str:

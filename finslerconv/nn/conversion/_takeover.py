@@ -1,6 +1,5 @@
 """One module put in the place of another: what the model and its owner hold goes with it."""
 
-import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -42,7 +41,11 @@ def take_over_weights(old: nn.Module, new: nn.Module) -> None:
 
 def take_over_surroundings(old: nn.Module, new: nn.Module) -> tuple[str, ...]:
     """Give a module the hooks, mode and attributes of another, and return what is to be told."""
-    new.train(old.training)
+    # What came over with the weights, parametrisations that is, keeps the modes that it had.
+    theirs = set(old.modules())
+    for module in new.modules():
+        if module not in theirs:
+            module.training = old.training
     notes = []
     if any(getattr(old, name) for name in _HOOKS):
         notes.append("hooks carried over")
@@ -63,17 +66,8 @@ def take_over_surroundings(old: nn.Module, new: nn.Module) -> tuple[str, ...]:
 
 
 def _take_over_parametrization(old: nn.Module, new: nn.Module, name: str) -> None:
-    functions: nn.Module = old.parametrizations[name]  # type: ignore[index, assignment]
-    modes = {module: module.training for module in functions.modules()}
-    training = new.training
-    # Registering evaluates them, and some change themselves at every evaluation in training; it
-    # gives them the mode of the new module, too.
-    new.eval()
-    functions.eval()
-    try:
-        with torch.no_grad():
-            parametrize.transfer_parametrizations_and_params(old, new, name)
-    finally:
-        new.train(training)
-        for module, mode in modes.items():
-            module.training = mode
+    """Give a module the list of parametrisations of another, itself, as it is."""
+    # Registering them anew would have them invert the new module's tensor, and some remember what
+    # they inverted (the base of an orthogonal one). Another one makes the place for the list.
+    parametrize.register_parametrization(new, name, nn.Identity(), unsafe=True)
+    new.parametrizations[name] = old.parametrizations[name]  # type: ignore[index, operator]

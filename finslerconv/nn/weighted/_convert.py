@@ -4,20 +4,22 @@ import copy
 import fnmatch
 from collections.abc import Callable, Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
-from finslerconv.nn.weighted._density import Density, as_density, check_no_zero
+from finslerconv.nn.weighted._density import Density, as_density
 from finslerconv.nn.weighted._modules import DensityLike
 from finslerconv.nn.weighted._parametrize import (
     WEIGHTED,
+    check_divisible,
+    divide,
     recast,
     replace_modules,
     weight_convolution,
     weighting_of,
 )
+from finslerconv.nn.weighted._sharing import Memory, memory, unshareable
 
 #: Which convolutions: a kernel size, a pattern of names, a predicate, or all (None).
 Where = int | Sequence[int] | str | Callable[[str, nn.Module], bool] | None
@@ -27,6 +29,9 @@ DensityChoice = (
     | Mapping[int | tuple[int, ...], DensityLike]
     | Callable[[tuple[int, ...]], DensityLike]
 )
+
+# How many convolutions a message names.
+_SHOWN = 5
 
 
 def to_weighted(
@@ -72,7 +77,13 @@ def to_weighted(
     ------
     ValueError
         If no convolution is chosen, one is weighted already, the density does not fit one, or
-        ``preserve`` is set and Phi has a zero; the message names the layer.
+        ``preserve`` is set and a weight cannot be divided: Phi has a zero, a parametrization or a
+        hook computes the weight, or it is shared with a layer that is not to be divided, or not by
+        the same Phi. The message names the layer.
+
+    Notes
+    -----
+    Weights that layers share stay shared.
 
     Examples
     --------
@@ -97,18 +108,30 @@ def to_weighted(
     chosen = {name: conv for name, conv in convolutions if _matches(name, conv, where, density)}
     if not chosen:
         found = ", ".join(
-            f"{name or '(the model itself)'} {m.kernel_size}" for name, m in convolutions
+            f"{name or '(the model itself)'} {m.kernel_size}" for name, m in convolutions[:_SHOWN]
         )
+        more = f", and {len(convolutions) - _SHOWN} more" if len(convolutions) > _SHOWN else ""
         raise ValueError(
-            f"no convolution of the model matches where={where!r}; it has: {found or 'none'}"
+            f"no convolution of the model matches where={where!r}; it has: {found or 'none'}{more}"
         )
     # All are checked before the first is changed: a refused model stays as it was.
-    densities = {name: _density_for(name, conv, density, preserve) for name, conv in chosen.items()}
+    densities = {
+        id(conv): _density_for(name, conv, density, preserve) for name, conv in chosen.items()
+    }
+    if preserve:
+        reasons = unshareable(model, densities)
+        for name, conv in chosen.items():
+            if id(conv) in reasons:
+                raise ValueError(
+                    f"layer {name!r}: {reasons[id(conv)]}; choose both or neither by where, with "
+                    "one density, or use preserve=False"
+                )
+    divided: set[Memory] | None = set() if preserve else None
 
-    def weighted(name: str, module: nn.Module) -> nn.Module:
-        if name not in densities or module is not chosen[name]:
+    def weighted(_: str, module: nn.Module) -> nn.Module:
+        if not isinstance(module, _ConvNd) or id(module) not in densities:
             return module
-        return _weighted(chosen[name], densities[name], preserve)
+        return _weighted(module, densities[id(module)], divided)
 
     return replace_modules(model, weighted)
 
@@ -157,20 +180,24 @@ def _density_for(name: str, conv: _ConvNd, choice: DensityChoice, preserve: bool
             found = choice
         density = as_density(found, kernel_size, conv.weight)
         if preserve:
-            with torch.no_grad():
-                check_no_zero(density().to(conv.weight.dtype), "with preserve=True")
+            check_divisible(conv, density)
     except (TypeError, ValueError) as error:
         raise type(error)(f"layer {name or '(the model itself)'!r}: {error}") from error
     return density
 
 
-def _weighted(conv: _ConvNd, density: Density, preserve: bool) -> nn.Module:
+def _weighted(conv: _ConvNd, density: Density, divided: set[Memory] | None) -> nn.Module:
+    """Return a convolution with a density on it.
+
+    ``divided`` are the weights that were divided by theirs, each once however many share it; None
+    if none is to be.
+    """
+    if divided is not None and memory(conv.weight) not in divided:
+        divided.add(memory(conv.weight))
+        divide(conv, density)
     cls = WEIGHTED.get(type(conv))
     if cls is None or parametrize.is_parametrized(conv):
-        return weight_convolution(conv, density, preserve=preserve)
+        return weight_convolution(conv, density)
     new: nn.Module = recast(conv, cls)
     new.density = density
-    if preserve:
-        with torch.no_grad():
-            conv.weight.div_(density().to(conv.weight.dtype))
     return new

@@ -86,7 +86,8 @@ def weight_convolution(conv: Conv, density: DensityLike, *, preserve: bool = Fal
         If ``conv`` is no convolution.
     ValueError
         If the density does not fit, the convolution is weighted already, or ``preserve`` is set
-        and Phi has a zero.
+        and Phi has a zero, or the weight is computed (by a parametrization or a hook), so that
+        there is nothing to divide.
 
     Notes
     -----
@@ -95,7 +96,8 @@ def weight_convolution(conv: Conv, density: DensityLike, *, preserve: bool = Fal
     ``parametrizations.weight.0.density.``, those of the density. PyTorch refuses to pickle
     parametrized modules; one that is parametrized by this function alone can be pickled and
     copied. For a plain ``nn.ConvNd``, :func:`to_weighted` keeps the keys ``weight``, ``bias`` and
-    is faster.
+    is faster. A weight that other layers hold too is divided for them as well;
+    :func:`to_weighted` sees all of a model, and refuses that.
 
     Examples
     --------
@@ -111,10 +113,10 @@ def weight_convolution(conv: Conv, density: DensityLike, *, preserve: bool = Fal
         raise ValueError("conv is weighted already; make it plain first (unweight_convolution)")
     density = as_density(density, conv.kernel_size, conv.weight)
     if preserve:
-        with torch.no_grad():
-            check_no_zero(density().to(conv.weight.dtype), "with preserve=True")
+        divide(conv, density)
+    own_class(conv)
     weighting = Weighting(density)
-    weighting._identity = not preserve
+    weighting._identity = True
     parametrize.register_parametrization(conv, "weight", weighting, unsafe=True)
     weighting._identity = False
     # PyTorch has made a class for this object alone: it can carry a way to pickle it.
@@ -169,11 +171,49 @@ def unweight_convolution(conv: Conv, *, keep: str = "function") -> Conv:
 
 def remove_parametrizations(module: nn.Module, *, leave_parametrized: bool) -> None:
     """Remove all parametrizations of a module's weight, and of no copy's."""
-    # PyTorch makes one class for each parametrized module, but its copies share that class, and
-    # to remove the parametrization from one would take the weight from all.
-    cls = type(module)
-    module.__class__ = type(cls.__name__, cls.__bases__, dict(cls.__dict__))
+    own_class(module)
     parametrize.remove_parametrizations(module, "weight", leave_parametrized=leave_parametrized)
+
+
+def own_class(module: nn.Module) -> None:
+    """Give a parametrized module a class of its own, in which a weight can be put and removed.
+
+    PyTorch makes one for each, but copies of a module share it: what is changed in it for one is
+    changed for all.
+    """
+    if parametrize.is_parametrized(module):
+        cls = type(module)
+        module.__class__ = type(cls.__name__, cls.__bases__, dict(cls.__dict__))
+
+
+def check_divisible(conv: _ConvNd, density: Density) -> None:
+    """Refuse a convolution whose weight cannot be divided by the density, so as to preserve."""
+    if "weight" not in conv._parameters:
+        raise ValueError(
+            "the weight is computed, by a parametrization or a hook, and cannot be divided by the "
+            "density with preserve=True; make it a plain parameter first "
+            "(torch.nn.utils.parametrize.remove_parametrizations), or use preserve=False, which "
+            "multiplies what is computed"
+        )
+    with torch.no_grad():
+        check_no_zero(density().to(conv.weight.dtype), "with preserve=True")
+
+
+@torch.no_grad()
+def divide(conv: _ConvNd, density: Density) -> None:
+    """Divide the weight of a convolution by the density that it is going to be multiplied by."""
+    check_divisible(conv, density)
+    conv.weight.div_(density().to(conv.weight.dtype))
+
+
+def kernel_parameter(module: nn.Module) -> Tensor | None:
+    """Return the parameter that is a module's weight, or becomes it times a density; or None."""
+    weight = module._parameters.get("weight")
+    if weight is None and parametrize.is_parametrized(module, "weight"):
+        functions: Any = module.parametrizations["weight"]  # type: ignore[index]
+        alone = len(functions) == 1 and isinstance(functions[0], Weighting)
+        weight = functions.original if alone else None
+    return weight
 
 
 def weighting_of(module: nn.Module) -> Density | None:

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations
 
 from finslerconv.nn.weighted import (
     MetricDensity,
@@ -122,6 +123,37 @@ def test_a_module_used_twice_is_converted_once():
     assert isinstance(model[0], WeightedConv2d)
 
 
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_shared_weight_stays_shared_and_is_divided_once(inplace):
+    """Also where one of the two is weighted by a parametrization, and back again."""
+    model = nn.Sequential(
+        nn.Conv2d(2, 2, 3), nn.ConvTranspose2d(2, 2, 3), nn.Conv2d(2, 2, 3)
+    ).double()
+    model[1].weight = model[0].weight
+    x = torch.randn(1, 2, 9, 9, dtype=torch.float64)
+    before = model(x)
+    weighted = to_weighted(model, [0.7], preserve=True, inplace=inplace)
+    torch.testing.assert_close(weighted(x), before)
+    assert weighted[0].weight is weighted[1].parametrizations.weight.original
+    folded = fold(weighted, inplace=inplace)
+    torch.testing.assert_close(folded(x), before)
+    assert folded[0].weight is folded[1].weight
+
+
+def test_folding_one_of_two_that_share_a_weight_leaves_the_other():
+    conv, plain = nn.Conv2d(2, 2, 3), nn.Conv2d(2, 2, 3)
+    plain.weight = conv.weight
+    up = nn.ConvTranspose2d(2, 2, 3)
+    up.weight = conv.weight
+    model = nn.ModuleList([*to_weighted(nn.ModuleList([conv, up]), [0.7], inplace=True), plain])
+    x = torch.randn(1, 2, 9, 9)
+    before = [layer(x) for layer in model]
+    assert not torch.allclose(before[0], before[2])
+    folded = fold(model)
+    for layer, output in zip(folded, before, strict=True):
+        torch.testing.assert_close(layer(x), output)
+
+
 def test_a_single_convolution():
     conv = nn.Conv2d(2, 2, 3)
     weighted = to_weighted(conv, [0.7])
@@ -158,6 +190,14 @@ def test_other_refusals():
     model = Net()
     with pytest.raises(ValueError, match=r"layer 'up': .*preserve=True; Phi is 0 at tap \(0, 0\)"):
         to_weighted(model, [0.0], "up", preserve=True, inplace=True)
+    assert weighted_names(model) == []
+    model.up.weight = nn.Parameter(torch.randn(4, 4, 3, 3))
+    model.body[0].weight = model.up.weight
+    with pytest.raises(ValueError, match=r"layer 'up': its weight is shared with body\.0, which"):
+        to_weighted(model, [0.7], "up", preserve=True, inplace=True)
+    parametrizations.weight_norm(model.stem)
+    with pytest.raises(ValueError, match="layer 'stem': the weight is computed, by a param"):
+        to_weighted(model, [0.2, 0.8], "stem", preserve=True, inplace=True)
     assert weighted_names(model) == []
 
 

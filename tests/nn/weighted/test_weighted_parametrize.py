@@ -138,6 +138,35 @@ def test_beside_another_parametrization():
     torch.testing.assert_close(folded.weight.detach(), normed * phi)
 
 
+def test_a_computed_weight_cannot_be_preserved():
+    conv = parametrizations.spectral_norm(nn.Conv2d(2, 2, 3))
+    weight = conv.eval().weight.detach().clone()
+    with pytest.raises(ValueError, match="the weight is computed, by a parametrization"):
+        weight_convolution(conv, [0.7], preserve=True)
+    assert torch.equal(conv.weight, weight)
+
+
+def test_a_copy_with_a_parametrized_bias_keeps_its_weight():
+    class Halved(nn.Module):
+        def forward(self, bias):
+            return bias / 2
+
+    conv = parametrize.register_parametrization(nn.Conv2d(2, 2, 3), "bias", Halved())
+    other = copy.deepcopy(conv)
+    weight_convolution(conv, [0.7])
+    assert not parametrize.is_parametrized(other, "weight")
+    assert torch.equal(other.weight, conv.parametrizations.weight.original)
+
+
+def test_a_weighted_layer_with_a_parametrization_on_its_weight():
+    conv = parametrizations.weight_norm(WeightedConv2d(2, 2, 3, density=[0.7]))
+    x = torch.randn(1, 2, 6, 6)
+    folded = fold(conv)
+    assert type(folded) is nn.Conv2d
+    assert list(folded.state_dict()) == ["bias", "weight"]
+    torch.testing.assert_close(folded(x), conv(x))
+
+
 def test_a_subclass_keeps_its_class():
     class Own(nn.Conv2d):
         def forward(self, input):

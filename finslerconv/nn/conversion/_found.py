@@ -1,0 +1,124 @@
+"""Which convolutions there are in a model, and which of them are parts of adaptive layers."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+from finslerconv.nn._adaptive import AdaptiveConv2d
+from finslerconv.nn.conversion._report import named
+from finslerconv.nn.weighted._parametrize import weighting_of
+
+
+@dataclass(frozen=True)
+class Found:
+    """A convolution of a model.
+
+    Attributes
+    ----------
+    names : list of str
+        All its dotted names.
+    module : nn.Module
+    part : str or None
+        Of which adaptive layer it is a part, and is therefore left alone.
+    note : str or None
+        What is to be told if it is converted.
+    """
+
+    names: list[str]
+    module: nn.Module
+    part: str | None
+    note: str | None
+
+
+def find_convolutions(model: nn.Module) -> list[Found]:
+    """Return all convolutions of a model, those of other libraries too."""
+    names: dict[int, list[str]] = {}
+    modules: dict[int, nn.Module] = {}
+    parts: dict[int, str] = {}
+    notes: dict[int, str] = {}
+    named_modules = list(model.named_modules(remove_duplicate=False))
+    for name, module in named_modules:
+        if isinstance(module, _ConvNd) or is_adaptive(module) or _has_kernel(module):
+            names.setdefault(id(module), []).append(name)
+            modules[id(module)] = module
+        if is_adaptive(module):
+            for inner in module.modules():
+                if inner is not module:
+                    parts.setdefault(id(inner), f"part of {_shown(name, module)}")
+    for name, parent in named_modules:
+        if id(parent) in parts:
+            continue
+        for child_name, layer in parent.named_children():
+            if is_foreign(layer):
+                shown = _shown(f"{name}.{child_name}" if name else child_name, layer)
+                for beside_name, conv in _beside(parent, layer):
+                    if "offset" in beside_name:
+                        parts.setdefault(id(conv), f"by its name, it computes offsets of {shown}")
+                    elif _may_compute_samples(conv, layer):
+                        notes[id(conv)] = (
+                            f"its {conv.out_channels} channels fit the samples of {shown}; if it "
+                            "computes their offsets or factors, leave it out by where"
+                        )
+    return [
+        Found(names[key], module, parts.get(key), notes.get(key)) for key, module in modules.items()
+    ]
+
+
+def is_adaptive(module: nn.Module) -> bool:
+    """Whether a module is a weighted or an adaptive convolution already, of any library."""
+    return is_ours(module) or is_foreign(module)
+
+
+def is_ours(module: nn.Module) -> bool:
+    """Whether a module is a convolution of this library."""
+    return isinstance(module, AdaptiveConv2d) or weighting_of(module) is not None
+
+
+def is_foreign(module: nn.Module) -> bool:
+    """Whether a module is an adaptive convolution of another library, none of which is imported.
+
+    That is torchvision's ``DeformConv2d``, one with the groups or the inner convolution of mmcv's
+    and detectron2's, or one that tells its positions as those of this library do.
+    """
+    if isinstance(module, AdaptiveConv2d):
+        return False
+    if all(callable(getattr(module, name, None)) for name in ("positions", "geometry")):
+        return True
+    for kind in type(module).__mro__:
+        if kind.__name__ == "DeformConv2d" and kind.__module__.startswith("torchvision."):
+            return True
+    names = ("deform_groups", "deformable_groups", "conv_offset", "conv_offset_mask")
+    return _has_kernel(module) and any(hasattr(module, name) for name in names)
+
+
+def _has_kernel(module: nn.Module) -> bool:
+    """Whether a module is a two-dimensional convolution that is none of PyTorch's."""
+    if isinstance(module, _ConvNd):
+        return False
+    weight = module._parameters.get("weight")
+    if weight is None or isinstance(weight, nn.UninitializedParameter):
+        return False
+    return weight.ndim == 4 and all(hasattr(module, n) for n in ("stride", "padding", "dilation"))
+
+
+def _beside(parent: nn.Module, layer: nn.Module) -> Iterator[tuple[str, Any]]:
+    for name, child in parent.named_children():
+        if child is not layer and isinstance(child, nn.Conv2d) and not is_adaptive(child):
+            yield name, child
+
+
+def _may_compute_samples(conv: nn.Conv2d, layer: Any) -> bool:
+    """Whether the channels are offsets (2), factors (1), or both (3), for a number of groups."""
+    if not _has_kernel(layer):
+        return False
+    taps = layer.weight.shape[-2:].numel()
+    channels = getattr(layer, "in_channels", layer.weight.shape[1])
+    groups = [conv.out_channels / (each * taps) for each in (1, 2, 3)]
+    return taps > 1 and any(g.is_integer() and channels % g == 0 for g in groups)
+
+
+def _shown(name: str, module: nn.Module) -> str:
+    return f"{named(name)} ({type(module).__name__})"
