@@ -4,8 +4,10 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal, final, overload
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -145,23 +147,28 @@ def distance(
     radius : float
         The distance at which to stop: beyond it the result is infinite, and nothing is computed.
     full : bool
-        Whether to return a :class:`DistanceMap`, with the front's labels and flow.
+        Whether to return a :class:`DistanceMap`, with the front's labels and flow; not by "heat",
+        which has no front.
     \*\*options
         Of the method, see the notes.
 
     Returns
     -------
     array, shape (\*problems, \*grid), or DistanceMap
-        Of the kind, dtype and device of the field. Differentiable in ``field.M``, ``field.omega``,
-        the positions of the sources and ``values`` where those are tensors, but for "graph".
+        Of the kind, dtype and device of the field. Differentiable (once) in ``field.M``,
+        ``field.omega``, the positions of the sources and ``values`` where those are tensors, but
+        for "graph".
 
     Raises
     ------
     TypeError
         If an argument is of the wrong kind, or an option is not one of the method's.
     ValueError
-        If there is no source, or one outside the grid or inside an obstacle or not finite; if the
-        metrics, the mask or an option are not what they must be. The message names the first.
+        If there is no source, or one outside the grid, not finite, or inside an obstacle (its
+        nearest node counts; of a curve or a boolean array, if all of it is); if the metrics, the
+        mask or an option are not what they must be. The message names the first.
+    RuntimeError
+        If the result is differentiated twice: second derivatives are not computed.
 
     Notes
     -----
@@ -203,12 +210,14 @@ def distance(
             "GridMetric.from_function make one"
         )
     solver = _solver(method, options)
+    _check_flag("reverse", reverse)
+    _check_flag("full", full)
     if full and method == "heat":
         raise ValueError(
             "full: expected False, because 'heat' has no front whose label and flow could be; "
             "use 'fast_marching'"
         )
-    if not radius > 0:  # NaN neither
+    if not (isinstance(radius, Real) and radius > 0):  # NaN neither
         raise ValueError(f"radius: expected a positive number, got {radius!r}")
     M, omega = as_tensors(M=field.M, omega=field.omega)
     validate_fields(M.detach(), None if omega is None else omega.detach())
@@ -220,6 +229,11 @@ def distance(
         raise ValueError(
             "method: 'graph' gives no gradients, and an argument asks for them; detach it "
             "(field.detach()), or use 'fast_marching'"
+        )
+    if not is_tensor(field.M) and torch.is_grad_enabled() and _wants_gradients(sources, values):
+        raise TypeError(
+            "field: expected tensors, since the sources or values ask for gradients, got NumPy "
+            "arrays; take field.torch(), or detach the sources"
         )
     walkable = None if mask is None else _mask(field, mask)
     problems = seeds_of(field, sources, values, walkable)
@@ -271,6 +285,11 @@ def _options(method: str) -> list[str]:
     parameters = inspect.signature(_SOLVERS[method]).parameters.values()
     names = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
     return [name for name in names if name not in ("mask", "radius")]
+
+
+def _check_flag(name: str, value: object) -> None:
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
 
 
 def _wants_gradients(*arguments: Any) -> bool:

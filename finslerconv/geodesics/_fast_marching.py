@@ -14,6 +14,7 @@ from torch import Tensor
 
 from finslerconv.geodesics import _fast_marching_kernels as plane
 from finslerconv.geodesics import _fast_marching_space as space
+from finslerconv.geodesics._derivatives import first_only
 from finslerconv.geodesics._fast_marching_heap import FAR, WALL
 from finslerconv.geodesics._seeding import Start, seed_nodes
 from finslerconv.geodesics._sources import Seeds
@@ -93,6 +94,8 @@ def fast_marching(
     grid = tuple(M.shape[1:-2])
     if order not in (1, 2):
         raise ValueError(f"order: expected 1 or 2, got {order!r}")
+    if not isinstance(factorise, bool):
+        raise TypeError(f"factorise: expected True or False, got {factorise!r}")
     if dim not in (2, 3) or len(grid) != dim:
         raise ValueError(
             "M: expected a field of 2 x 2 matrices on a 2-D grid or of 3 x 3 matrices on a 3-D "
@@ -185,21 +188,21 @@ class _March(torch.autograd.Function):
         ctx.backs = _side_by_side(solve, problems)
         ctx.starts = task.starts
         ctx.shapes = (M.shape, None if omega is None else omega.shape)
-        ctx.save_for_backward(distance)
+        ctx.save_for_backward(distance, M, omega, *floats)
         ctx.mark_non_differentiable(label, flow)
         return distance, label, flow
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Any, ...]:
         shape_M, shape_omega = ctx.shapes
-        (distance,) = ctx.saved_tensors
+        distance, *inputs = ctx.saved_tensors
         dim, nodes = shape_M[-1], math.prod(shape_M[1:-2])
         g_M = np.zeros((shape_M[0], nodes, dim * dim))
         g_omega = np.zeros((1 if shape_omega is None else shape_omega[0], nodes, dim))
         floats: list[Tensor] = []
         for p, (start, back) in enumerate(zip(ctx.starts, ctx.backs, strict=True)):
             # Where no front came nothing depends on anything, whatever comes back.
-            g_u = gradients[0][p].where(distance[p].isfinite(), 0.0).reshape(-1).numpy().copy()
+            g_u = gradient.detach()[p].where(distance[p].isfinite(), 0.0).reshape(-1).numpy().copy()
             sources = len(start.position)
             g_seed = np.zeros(len(start.node))
             s_M, s_omega = np.zeros((sources, dim * dim)), np.zeros((sources, dim))
@@ -216,12 +219,12 @@ class _March(torch.autograd.Function):
             floats += map(
                 torch.from_numpy, (g_seed, s_position, s_M.reshape(sources, dim, dim), s_omega)
             )
-        return (
-            None,
+        gradients = (
             torch.from_numpy(g_M).view(shape_M),
             None if shape_omega is None else torch.from_numpy(g_omega).view(shape_omega),
             *floats,
         )
+        return None, *first_only(gradients, (gradient, *inputs))
 
 
 def _rows(field: Tensor, size: int) -> np.ndarray:

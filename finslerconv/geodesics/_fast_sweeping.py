@@ -10,12 +10,14 @@ of fast marching finds.
 import itertools
 import math
 from collections.abc import Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from finslerconv.geodesics._derivatives import first_only
 from finslerconv.geodesics._fast_marching import Front
 from finslerconv.geodesics._fast_sweeping_factored import Ends, factored_values
 from finslerconv.geodesics._fast_sweeping_iteration import Fronts, iterate, iterate_factored
@@ -265,13 +267,14 @@ class _Dependence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, local: Tensor, value: Tensor, parent: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(parent, weight)
+        ctx.save_for_backward(local, parent, weight)
         return value.clone()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return _transposed_solve(grad, *ctx.saved_tensors), None, None, None
+        local, parent, weight = ctx.saved_tensors
+        gradient = _transposed_solve(grad.detach(), parent, weight)
+        return *first_only((gradient,), (grad, local)), None, None, None
 
 
 def _transposed_solve(
@@ -332,12 +335,18 @@ def _join(starts: list[Start], stride: int) -> Sources:
 
 
 def _check(tolerance: float, max_iterations: int | None, factorise: bool | None, d: int) -> None:
+    if not isinstance(factorise, bool | None):
+        raise TypeError(f"factorise: expected True, False or None, got {factorise!r}")
     if factorise and d != 2:
         raise ValueError(
             "factorise: 'fast_sweeping' takes the cone around a source out in the plane only; "
             "leave the option away, or use 'fast_marching'"
         )
-    if not 0 <= tolerance < 1:
+    if not (isinstance(tolerance, Real) and 0 <= tolerance < 1):
         raise ValueError(f"tolerance: expected a fraction, at least 0, got {tolerance!r}")
-    if max_iterations is not None and max_iterations < 1:
-        raise ValueError(f"max_iterations: expected at least 1, got {max_iterations!r}")
+    if max_iterations is not None and not (
+        isinstance(max_iterations, Integral) and max_iterations > 0
+    ):
+        raise ValueError(
+            f"max_iterations: expected an integer of at least 1, got {max_iterations!r}"
+        )

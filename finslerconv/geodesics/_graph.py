@@ -3,6 +3,7 @@
 import itertools
 import math
 from fractions import Fraction
+from numbers import Integral
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -65,7 +66,7 @@ def graph_distance(
     ValueError
         If ``ring`` is not positive, or the rule unknown.
     """
-    if ring < 1:
+    if not isinstance(ring, Integral) or ring < 1:
         raise ValueError(f"ring: expected a positive integer, got {ring!r}")
     if rule not in ("midpoint", "trapezoid"):
         raise ValueError(f"rule: expected 'midpoint' or 'trapezoid', got {rule!r}")

@@ -703,7 +703,12 @@ def _check_option(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def per_axis(name: str, value: float | Sequence[float], d: int) -> tuple[float, ...]:
-    numbers = (value,) * d if isinstance(value, int | float) else tuple(float(v) for v in value)
-    if len(numbers) != d or not all(math.isfinite(v) for v in numbers):
+    try:
+        numbers = (
+            (float(value),) * d if isinstance(value, int | float) else tuple(map(float, value))
+        )
+    except (TypeError, ValueError):  # no numbers
+        numbers = ()
+    if len(numbers) != d or not all(map(math.isfinite, numbers)):
         raise ValueError(f"{name}: expected a finite number, or {d} of them, got {value!r}")
-    return tuple(float(v) for v in numbers)
+    return numbers

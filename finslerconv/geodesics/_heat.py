@@ -18,6 +18,7 @@ underflows, the same invariance divides a first estimate of the distance out.
 import itertools
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -30,6 +31,7 @@ from torch import Tensor
 
 from finslerconv._arrays import safe_sqrt
 from finslerconv.geodesics import _stencils
+from finslerconv.geodesics._derivatives import first_only
 from finslerconv.geodesics._seeding import chord_norm
 from finslerconv.geodesics._sources import Seeds
 from finslerconv.metrics import Randers
@@ -202,15 +204,17 @@ class _Solve(torch.autograd.Function):
         lu = _factorise(entry, row, column, len(right))
         solution = torch.from_numpy(lu.solve(np.asarray(right.detach())))
         ctx.lu = lu
-        ctx.save_for_backward(row, column, solution)
+        ctx.save_for_backward(entry, row, column, right, solution)
         return solution
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        row, column, solution = ctx.saved_tensors
-        dual = torch.from_numpy(ctx.lu.solve(np.ascontiguousarray(grad.numpy()), "T"))
-        return -(dual[row] * solution[column]).sum(1), None, None, dual
+        entry, row, column, right, solution = ctx.saved_tensors
+        solution = solution.detach()
+        dual = torch.from_numpy(ctx.lu.solve(np.ascontiguousarray(grad.detach().numpy()), "T"))
+        gradients = -(dual[row] * solution[column]).sum(1), dual
+        g_entry, g_right = first_only(gradients, (grad, entry, right))
+        return g_entry, None, None, g_right
 
 
 def _factorise(entry: Tensor, row: Tensor, column: Tensor, n: int) -> SuperLU:
@@ -262,7 +266,9 @@ def _log_heat(
             entry = torch.cat((entry, 4 * eps[o] ** 2 * graph.leak))
         total = total + _Solve.apply(entry, row, column, right)  # type: ignore[no-untyped-call]
     back = 0.0 if potential is None else potential[:, None]
-    return back - eps[:, None] * torch.where(total > 0, total, math.nan).log()
+    there = total > 0
+    level = back - eps[:, None] * torch.where(there, total, 1.0).log()
+    return torch.where(there, level, math.nan)
 
 
 def _slope(
@@ -414,7 +420,8 @@ def _distances(
 def _no_heat(eps: Tensor) -> ValueError:
     return ValueError(
         f"time: expected heat that reaches across an edge of the grid in one step; that of time "
-        f"{float(eps.max()) ** 2:.3g} does not arrive everywhere. Give a longer time, or None"
+        f"{float(eps.max()) ** 2:.3g} does not arrive everywhere. Give a longer time (the default "
+        "suits all but extreme metrics), or use 'fast_marching'"
     )
 
 
@@ -429,9 +436,13 @@ def _eps(graph: _Graph, fields: int, time: float | None) -> Float[Tensor, "nodes
     nodes = len(graph.M)
     if time is not None:
         return torch.full((nodes,), math.sqrt(time), dtype=torch.float64)
-    length = _edge_length(graph).detach().reshape(fields, -1).mean(1)
+    # The mean of each component, so that what no path leads to has no say.
+    parts = int(graph.part.max()) + 1
+    length = torch.zeros(parts, dtype=torch.float64).scatter_reduce(
+        0, graph.part, _edge_length(graph), "mean", include_self=False
+    )
     axis = (nodes // fields) ** (1 / len(graph.grid))
-    return (max(_LEAST_EPS, _EPS * axis ** (1 / 3)) * length).repeat_interleave(nodes // fields)
+    return max(_LEAST_EPS, _EPS * axis ** (1 / 3)) * length[graph.part]
 
 
 def _sources(
@@ -656,7 +667,7 @@ def heat_windows(
 
 
 def _check(time: float | None, kernel: str) -> None:
-    if time is not None and not 0 < time < math.inf:
+    if time is not None and not (isinstance(time, Real) and 0 < time < math.inf):
         raise ValueError(f"time: expected a positive number, or None for the default, got {time!r}")
     if kernel not in ("square", "paper"):
         raise ValueError(f"kernel: expected 'square' or 'paper', got {kernel!r}")

@@ -79,6 +79,14 @@ class Problems(NamedTuple):
     """Of each problem, in row-major order."""
 
 
+class _Group(NamedTuple):
+    """The sources of one problem as they were given."""
+
+    position: Float[Tensor, "sources d"]
+    single: bool
+    """Whether they were named one by one, so that none may be missing."""
+
+
 def seeds_of(
     field: GridMetric,
     sources: Any,
@@ -104,17 +112,17 @@ def seeds_of(
     TypeError
         If ``sources`` is none of these.
     ValueError
-        If a problem has none, one is outside the grid or not finite, or all of a problem are in
-        obstacles.
+        If a problem has none, or a source is outside the grid, not finite, or in an obstacle (of a
+        curve or a boolean array: if all of it is).
     """
     shape, groups = _positions(field, sources)
     for number, group in enumerate(groups):
         where = _where(number, shape)
-        if len(group) == 0:
+        if len(group.position) == 0:
             raise ValueError(f"sources: expected at least one source, got none{where}")
-        _check_finite(f"sources{where}", group)
-        _check_inside(field, group, where)
-    starts = _starts(values, shape, groups)
+        _check_finite(f"sources{where}", group.position)
+        _check_inside(field, group.position, where)
+    starts = _starts(values, shape, [group.position for group in groups])
     batch = () if mask is None else tuple(mask.shape[: mask.ndim - field.dim])
     try:
         whole = tuple(torch.broadcast_shapes(shape, field.batch_shape, batch))
@@ -125,16 +133,19 @@ def seeds_of(
         ) from error
 
     order = torch.arange(len(groups)).reshape(shape).expand(whole).flatten().tolist()
-    seeds = [Seeds(groups[number], starts[number]) for number in order]
     if mask is not None:
         walkable = mask.expand(*whole, *field.grid_shape).reshape(-1, *field.grid_shape)
-        for number, (seed, free) in enumerate(zip(seeds, walkable, strict=True)):
-            if not bool(free[tuple(nearest_node(field, seed.position).T)].any()):
+        for place, number in enumerate(order):
+            position, single = groups[number]
+            free = walkable[place][tuple(nearest_node(field, position).T)]
+            if not bool(free.all() if single else free.any()):
+                first = int((~free).nonzero()[0])
                 raise ValueError(
-                    "sources: expected a source outside the obstacles, but mask is False at every "
-                    f"source{_where(number, whole)}, the first at {_shown(seed.position[0])}"
+                    "sources: expected sources outside the obstacles, but mask is False at the "
+                    f"node nearest to source {first}{_where(place, whole)}, which is at "
+                    f"{_shown(position[first])}"
                 )
-    return Problems(whole, seeds)
+    return Problems(whole, [Seeds(groups[number].position, starts[number]) for number in order])
 
 
 def nearest_node(field: GridMetric, position: Float[Tensor, "n d"]) -> Int[Tensor, "n d"]:
@@ -145,13 +156,13 @@ def nearest_node(field: GridMetric, position: Float[Tensor, "n d"]) -> Int[Tenso
     return t.clamp(min=0.0).minimum(last).long()
 
 
-def _positions(field: GridMetric, sources: Any) -> tuple[tuple[int, ...], list[Tensor]]:
-    """Return the axes of the problems, and of each problem the positions (S, d), float64."""
+def _positions(field: GridMetric, sources: Any) -> tuple[tuple[int, ...], list[_Group]]:
+    """Return the axes of the problems, and the positions of each, float64."""
     d = field.dim
     if isinstance(sources, Curve):
         points = sources.sampled(min(field.spacing) / _PER_STEP)
         _check_width(points, d)
-        return (), [points.to(_device(field))]
+        return (), [_Group(points.to(_device(field)), single=False)]
     if isinstance(sources, Sequence) and not isinstance(sources, str):
         if len(sources) == 0:
             raise ValueError("sources: expected at least one source, got an empty list")
@@ -180,10 +191,11 @@ def _positions(field: GridMetric, sources: Any) -> tuple[tuple[int, ...], list[T
     shape = tuple(positions.shape[:-2])
     if math.prod(shape) == 0:
         raise ValueError(f"sources: expected at least one problem, got shape {tuple(shape)}")
-    return shape, list(positions.reshape(math.prod(shape), *positions.shape[-2:]))
+    problems = positions.reshape(math.prod(shape), *positions.shape[-2:])
+    return shape, [_Group(position, single=True) for position in problems]
 
 
-def _masked(field: GridMetric, where: Tensor) -> tuple[tuple[int, ...], list[Tensor]]:
+def _masked(field: GridMetric, where: Tensor) -> tuple[tuple[int, ...], list[_Group]]:
     d, grid = field.dim, field.grid_shape
     if tuple(where.shape[-d:]) != grid:
         raise ValueError(
@@ -192,19 +204,22 @@ def _masked(field: GridMetric, where: Tensor) -> tuple[tuple[int, ...], list[Ten
         )
     shape = tuple(where.shape[:-d])
     nodes = torch.as_tensor(field.nodes()).to(torch.float64)
-    return shape, [nodes[one] for one in where.reshape(-1, *grid)]
+    return shape, [_Group(nodes[one], single=False) for one in where.reshape(-1, *grid)]
 
 
 def _rectangular(sources: Sequence[Any]) -> np.ndarray | None:
-    """Return nested sequences of numbers as one array, None where they are anything else."""
+    """Return nested sequences of numbers, or of booleans, as one array; None for anything else."""
 
     def plain(x: Any) -> bool:
         return isinstance(x, int | float) or (isinstance(x, list | tuple) and all(map(plain, x)))
 
+    def boolean(x: Any) -> bool:
+        return isinstance(x, bool) or (isinstance(x, list | tuple) and all(map(boolean, x)))
+
     if not plain(sources):
         return None
     try:
-        return np.asarray(sources, dtype=float)
+        return np.asarray(sources, dtype=bool if boolean(sources) else float)
     except ValueError:  # ragged
         return None
 
@@ -212,7 +227,10 @@ def _rectangular(sources: Sequence[Any]) -> np.ndarray | None:
 def _numbers(name: str, x: Any) -> Tensor:
     """Return positions or values, integers among them, as float64 with their gradient history."""
     if not (is_numpy(x) or is_tensor(x)):
-        x = np.asarray(x, dtype=float)
+        try:
+            x = np.asarray(x, dtype=float)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"{name}: expected numbers, got {x!r}") from error
     tensor = x if is_tensor(x) else torch.as_tensor(np.array(x))
     if tensor.is_complex() or tensor.dtype == torch.bool:
         raise TypeError(f"{name}: expected real numbers, got {tensor.dtype}")
@@ -231,8 +249,9 @@ def _starts(values: Array | None, shape: tuple[int, ...], groups: list[Tensor]) 
         whole = numbers.expand(*shape, lengths.pop())
     except RuntimeError as error:
         raise ValueError(
-            f"values: expected one number for each source, to broadcast with shape (*{shape}, "
-            f"sources), the same for all problems; got shape {tuple(numbers.shape)}"
+            "values: expected one number for each source, to broadcast with shape "
+            f"{_axes(shape, 'sources')}, the same for all problems; got shape "
+            f"{tuple(numbers.shape)}"
         ) from error
     return list(whole.reshape(len(groups), -1))
 
@@ -268,6 +287,12 @@ def _check_inside(field: GridMetric, positions: Tensor, where: str) -> None:
             f"sources: expected positions inside the grid, from {_shown(low)} to {_shown(high)}; "
             f"source {number}{where} is at {_shown(x[number])}"
         )
+
+
+def _axes(shape: tuple[int, ...], *names: str) -> str:
+    """Return a shape as one writes it, of axes of known size and of named ones."""
+    axes = [*map(str, shape), *names]
+    return f"({', '.join(axes)}{',' if len(axes) == 1 else ''})"
 
 
 def _where(number: int, shape: tuple[int, ...]) -> str:

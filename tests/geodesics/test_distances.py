@@ -324,14 +324,12 @@ def directional(function, arguments, seed=0, step=1e-6):
 def test_gradients_in_the_metric(method, d):
     field = random_smooth(d, condition=9.0, strength=0.6, seed=1).grid(15 if d == 2 else 5)
     source = field.nodes()[(2,) * d] + 0.013
-    # The time of the heat follows the metric unless it is given, and is a constant to autograd.
-    options = {"time": 0.01} if method == "heat" else {}
     weight = torch.rand(field.grid_shape, dtype=DOUBLE, generator=torch.Generator().manual_seed(1))
 
     def total(M, omega):
         M = (M + M.mT) / 2
         moved = GridMetric(M, omega, field.spacing, validate=False)
-        return (weight * distance(moved, source, method, **options)).sum()
+        return (weight * distance(moved, source, method)).sum()
 
     for seed in range(3):
         slope, expected = directional(total, (field.M, field.omega), seed)
@@ -349,6 +347,26 @@ def test_gradients_in_the_sources(method):
 
     slope, expected = directional(total, (position, values), step=1e-5)
     assert slope == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("method", DIFFERENTIABLE)
+def test_the_gradients_cannot_be_differentiated_again(method):
+    """They are computed by hand: autograd would take parts of them for constant."""
+    scale = torch.ones((), dtype=DOUBLE, requires_grad=True)
+    reached = distance(
+        GridMetric(scale * torch.eye(2, dtype=DOUBLE).expand(9, 9, 2, 2)), (4, 4), method
+    )
+    for total in (reached.sum(), reached.square().sum()):
+        (slope,) = torch.autograd.grad(total, scale, create_graph=True)
+        with pytest.raises(RuntimeError, match="second derivatives of distances are not computed"):
+            torch.autograd.grad(slope, scale, retain_graph=True)
+
+
+def test_nested_lists_of_booleans_are_a_mask():
+    field = euclidean(4, 2)
+    where = np.zeros((4, 2), bool)
+    where[3, 1] = True
+    np.testing.assert_array_equal(distance(field, where.tolist()), distance(field, where))
 
 
 @pytest.mark.parametrize("method", DIFFERENTIABLE)
@@ -417,14 +435,22 @@ def test_sources_inside_obstacles():
     mask = np.ones((9, 10), bool)
     mask[3:6, 3:6] = False
     field = euclidean(9, 10)
-    with pytest.raises(ValueError, match=r"mask is False at every source, the first at \(4, 4\)"):
+    message = r"mask is False at the node nearest to source 0, which is at \(4, 4\)"
+    with pytest.raises(ValueError, match=message):
         distance(field, (4, 4), mask=mask)
-    with pytest.raises(ValueError, match="mask is False at every source in problem 1"):
-        distance(field, [np.array([[0, 0]]), np.array([[4, 4], [3, 3]])], mask=mask)
-    # One outside is enough; the labels keep the user's numbers.
-    full = distance(field, [[5, 5], [0, 0]], mask=mask, full=True)
-    assert set(np.unique(full.label)) == {-1, 1}
-    np.testing.assert_array_equal(full.distance, distance(field, (0, 0), mask=mask))
+    with pytest.raises(ValueError, match=r"nearest to source 1 in problem 1, which is at \(3, 3\)"):
+        distance(field, [np.array([[0, 0]]), np.array([[1, 1], [3, 3]])], mask=mask)
+    # Of what is drawn as a whole, the part outside is enough.
+    drawn = np.zeros((9, 10), bool)
+    drawn[0, 0] = drawn[5, 5] = True
+    np.testing.assert_array_equal(
+        distance(field, drawn, mask=mask), distance(field, (0, 0), mask=mask)
+    )
+    through = Curve(np.array([[2.0, 4.0], [4.0, 4.0]]))
+    assert np.isfinite(distance(field, through, mask=mask)[mask]).all()
+    drawn[0, 0] = False
+    with pytest.raises(ValueError, match="sources outside the obstacles"):
+        distance(field, drawn, mask=mask)
 
 
 @pytest.mark.unchecked
@@ -435,6 +461,11 @@ def test_wrong_arguments_are_refused():
         ({"method": "chord"}, {}, "chord_distance compares pairs of points"),
         ({"radius": -1.0}, {}, "radius: expected a positive number, got -1.0"),
         ({"radius": math.nan}, {}, "radius: expected a positive number, got nan"),
+        ({"radius": "far"}, {}, "radius: expected a positive number, got 'far'"),
+        ({"method": "heat", "time": "long"}, {}, "time: expected a positive number, or None"),
+        ({"method": "graph", "ring": 1.5}, {}, "ring: expected a positive integer, got 1.5"),
+        ({"method": "fast_sweeping", "tolerance": "a"}, {}, "tolerance: expected a fraction"),
+        ({"method": "fast_sweeping", "max_iterations": 2.5}, {}, "max_iterations: expected an int"),
         ({"mask": np.ones((9, 9), bool)}, {}, r"mask: expected the shape of the grid \(9, 10\)"),
         ({"method": "heat", "full": True}, {}, "full: expected False, because 'heat'"),
         ({"values": [0.0, 1.0]}, {}, "values: expected one number for each source"),
@@ -450,6 +481,16 @@ def test_wrong_arguments_are_refused():
         ("fast_marching", {"rnig": 2}, "rnig: method 'fast_marching' has no such option; it has"),
         ("fast_marching", {"mask": np.ones((9, 10))}, "mask: expected a boolean array"),
         ("fast_marching", {"sources": "centre"}, "sources: expected an array of positions"),
+        ("fast_marching", {"values": "a"}, "values: expected numbers, got 'a'"),
+        ("fast_marching", {"reverse": "no"}, "reverse: expected True or False, got 'no'"),
+        ("fast_marching", {"full": 1}, "full: expected True or False, got 1"),
+        ("fast_marching", {"factorise": "no"}, "factorise: expected True or False, got 'no'"),
+        ("fast_sweeping", {"factorise": "no"}, "factorise: expected True, False or None"),
+        (
+            "fast_marching",
+            {"sources": torch.ones(2, requires_grad=True)},
+            r"field: expected tensors, since .* ask for gradients",
+        ),
     ]:
         sources = options.pop("sources", (1, 1))
         with pytest.raises(TypeError, match=message):
