@@ -4,6 +4,7 @@ PyTorch, matplotlib and scikit-image are imported inside the commands: ``--help`
 """
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     import torch
     from matplotlib.figure import Figure
 
-    from finslerconv.cli._denoise import BallFilter, Score
+    from finslerconv.cli._denoise import BallFilter, GeodesicFilter, Score
 
 DEFAULT = MetricOptions()
 
@@ -135,7 +136,8 @@ def denoise(
             for name, score in zip(("noisy", *(f.name for f in filters)), scores, strict=True)
         ]
         panels = [Panel(p, c) for p, c in zip((noisy, *results), captions, strict=True)]
-        figure = denoise_figure(panels, best, noisy, metric, filters[-1].reference)
+        panels.append(Panel(pixels, "the original"))
+        figure = denoise_figure(panels, best, noisy, metric, cast("GeodesicFilter", filters[-1]))
     _print_scores(filters, scores, best, kernel_size, sigma)
     _save(figure, output)
 
@@ -231,8 +233,8 @@ def path(
         else:
             height, width = pixels.shape[1:]
             ends = (
-                _pixel("--from", start, height, width),
-                _pixel("--to", end, height, width),
+                _pixel("--from", start, height, width, image),
+                _pixel("--to", end, height, width, image),
             )
         _require(ends[0] != ends[1], "--to", "another pixel than --from", end)
         found = journey(metric, *ends)
@@ -248,14 +250,25 @@ def path(
     _save(figure, output)
 
 
-def _pixel(option: str, text: str, height: int, width: int) -> tuple[float, float]:
+def _pixel(
+    option: str, text: str, height: int, width: int, image: Path | None
+) -> tuple[float, float]:
     """Return the pixel that ROW,COLUMN names, inside the picture."""
     try:
         row, column = (float(part) for part in text.split(","))
     except ValueError:
         fail(f"{option}: expected ROW,COLUMN such as 120,64, got {text!r}")
     inside = 0 <= row <= height - 1 and 0 <= column <= width - 1  # NaN is not
-    _require(inside, option, f"a pixel of the picture of {height} x {width}", text)
+    if not inside:
+        full_height, full_width = _read(image, sys.maxsize).shape[1:]
+        reduced = ""
+        if (full_height, full_width) != (height, width):
+            reduced = f", reduced from {full_height} x {full_width} (see --max-size)"
+        wanted = (
+            f"a pixel of the picture of {height} x {width}, from 0,0 to {height - 1},{width - 1}"
+            f"{reduced}"
+        )
+        fail(f"{option}: expected {wanted}; got {text}")
     return row, column
 
 

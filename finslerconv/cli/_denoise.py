@@ -69,14 +69,13 @@ class GeodesicFilter(BallFilter):
         advance: Callable[[int], None] = lambda taps: None,
     ) -> Float[Tensor, "1 channels height width"]:
         """Filter a picture, held constant beyond its border, one ray of every ball at a time."""
-        omega = self.metric.omega if isinstance(self.metric, Randers) else None
         points = torch.as_tensor(self.reference.points, device=image.device)
         channels = image.shape[1]
         total = torch.zeros_like(image)
         rays = self.reference.kernel_shape[-1]
         for ray in range(rays):
             part = points[ray::rays]
-            positions = geodesic_positions(self.metric.M, omega, part, steps=self.steps)
+            positions = self.positions(part)
             weight = image.new_full((channels, 1, 1, len(part)), 1 / len(points))
             taps = ConvGeometry.of(weight.shape[2:]).taps(positions)
             total += deform_conv2d(
@@ -89,9 +88,18 @@ class GeodesicFilter(BallFilter):
             advance(len(part))
         return total
 
+    def positions(
+        self, points: Float[Tensor, "n 2"], centres: Float[Tensor, "m 2"] | None = None
+    ) -> Float[Tensor, "1 *centres n 2"]:
+        """Return where reference points lie around some pixels, or around all, as displacements."""
+        omega = self.metric.omega if isinstance(self.metric, Randers) else None
+        return geodesic_positions(self.metric.M, omega, points, centres=centres, steps=self.steps)
+
 
 def ball_filters(metric: Randers, kernel_size: int, radius: float) -> list[BallFilter]:
     """Return the filters of ``kernel_size`` x ``kernel_size`` samples, ``kernel_size`` odd.
+
+    The last is the geodesic one.
 
     ``radius`` is that of the isotropic ball, in pixels.
     """

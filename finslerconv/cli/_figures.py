@@ -12,9 +12,11 @@ from matplotlib.figure import Figure
 from scipy.ndimage import uniform_filter
 
 from finslerconv import plotting
-from finslerconv.balls import ReferenceSet, radial
+from finslerconv.balls import polar, radial
+from finslerconv.cli._denoise import GeodesicFilter
 from finslerconv.metrics import Randers
 from finslerconv.plotting import Zoom
+from finslerconv.plotting._canvas import BLUE, GREEN
 
 Picture = Float[np.ndarray, "channels height width"]
 
@@ -47,12 +49,17 @@ def balls_figure(
 
 
 def denoise_figure(
-    panels: Sequence[Panel], best: int, noisy: Picture, metric: Randers, reference: ReferenceSet
+    panels: Sequence[Panel],
+    best: int,
+    noisy: Picture,
+    metric: Randers,
+    geodesic: GeodesicFilter,
 ) -> Figure:
     """Draw the results beside the balls that made them.
 
     On the left the field of balls, and below it a detail of the noisy picture with the samples of
-    some balls; on the right all pictures with that detail enlarged.
+    some Randers balls, and the geodesic balls there; on the right all pictures with that detail
+    enlarged.
     """
     height, width = noisy.shape[1:]
     zoom = _telling_detail(metric)
@@ -70,8 +77,11 @@ def denoise_figure(
     field, detail = left.subplots(2, 1)
     plotting.ball_field(metric, image=noisy, scale=1.5, ax=field)
     field.set_title("the noisy picture's unit balls (1.5 x)", fontsize=9)
-    _draw_samples(detail, noisy, metric, reference, zoom)
-    detail.set_title(f"{len(reference)} samples of a few of them", fontsize=9)
+    _draw_samples(detail, noisy, metric, geodesic, zoom)
+    detail.set_title(
+        f"Randers balls with their {len(geodesic.reference)} samples; geodesic balls in green",
+        fontsize=9,
+    )
     plotting.side_by_side(
         [panel.picture for panel in panels],
         [panel.caption for panel in panels],
@@ -84,16 +94,20 @@ def denoise_figure(
 
 
 def _draw_samples(
-    ax: Axes, noisy: Picture, metric: Randers, reference: ReferenceSet, zoom: Zoom
+    ax: Axes, noisy: Picture, metric: Randers, geodesic: GeodesicFilter, zoom: Zoom
 ) -> None:
     pixels = _telling_pixels(metric, zoom)
     plotting.unit_balls(metric, pixels, image=noisy, dim=0.3, ax=ax)
     for row, column in pixels:
         at = metric[0, int(row), int(column)]
-        points = torch.as_tensor(reference.points, dtype=at.M.dtype, device=at.M.device)
+        points = torch.as_tensor(geodesic.reference.points, dtype=at.M.dtype, device=at.M.device)
         samples = radial(at, points).cpu().numpy()
-        ax.scatter(
-            column + samples[:, 1], row + samples[:, 0], s=3, color="#0072B2", lw=0, zorder=4
+        ax.scatter(column + samples[:, 1], row + samples[:, 0], s=3, color=BLUE, lw=0, zorder=4)
+        rim = torch.as_tensor(polar(1, 120).points).to(at.M)
+        centre = torch.tensor([[row, column]]).to(at.M)
+        edge = geodesic.positions(rim, centre)[0, 0].cpu().numpy()
+        ax.fill(
+            column + edge[:, 1], row + edge[:, 0], fill=False, edgecolor=GREEN, lw=1.1, zorder=4
         )
     # The shape of the whole, so that both are of one width.
     height, width = noisy.shape[1:]

@@ -62,14 +62,19 @@ def journey(metric: Randers, start: Pixel, end: Pixel) -> Journey:
 def path_figure(image: Picture, found: Journey) -> Figure:
     """Draw the paths over the picture, and the distances that they descend."""
     height, width = image.shape[1:]
-    figure = Figure(figsize=(12, 0.5 + 5.2 * height / width), layout="constrained")
+    figure = Figure(figsize=(12, 0.8 + 5.2 * height / width), layout="constrained")
     left, right = figure.subplots(1, 2)
     there, back, _ = found.ways
-    plotting.paths([there.curve, back.curve], labels=["there", "back"], image=image, ax=left)
+    ends = ("from", "to")
+    plotting.paths(
+        [there.curve, back.curve], labels=["there", "back"], ends=ends, image=image, ax=left
+    )
     left.set_title("shortest paths", fontsize=11)
-    plotting.distance_map(found.distances.distance[::2, ::2], image=image, ax=right)
-    plotting.paths([there.curve], ax=right)
-    right.set_title("distances from the start, and the path there", fontsize=11)
+    plotting.distance_map(
+        found.distances.distance[::2, ::2], image=image, label="distance (balls)", ax=right
+    )
+    plotting.paths([there.curve], ends=ends, ax=right)
+    right.set_title('distances from "from", and the path there', fontsize=11)
     for ax in (left, right):
         ax.set_xlim(-0.5, width - 0.5)
         ax.set_ylim(height - 0.5, -0.5)

@@ -130,9 +130,9 @@ def _stretch(
     batch = x.shape[:-1]
     side = _side(margin, resolution)
     ellipse = metric.dual()
-    # The frame is a way to look at the field, not a part of it: it carries no gradients.
-    A = (radius * spd_sqrt(ellipse.M)).detach()
-    wind = matvec(inverse(A), radius * ellipse.omega.detach())
+    # The frame carries gradients too: the nodes move with it, and so does what is read there.
+    A = radius * spd_sqrt(ellipse.M)
+    wind = matvec(inverse(A), radius * ellipse.omega).detach()
     centre = side // 2 - (wind * resolution).round().long()
     axes = torch.meshgrid(*[torch.arange(side, device=x.device)] * d, indexing="ij")
     steps = torch.stack(axes, dim=-1).reshape(-1, d) - centre[..., None, :]
@@ -152,15 +152,34 @@ def _stretch(
     middle = (steps == 0).all(-1)
     ratio = torch.where(middle, 1.0, distance / torch.where(middle, 1.0, cone))
     u = matvec(inverse(A), v).movedim(0, -2)  # (*batch, n, d)
-    t, slope = _crossings(ratio, u, centre, side, resolution)
+    t = _crossings(ratio, u, centre, side, resolution)
     if not (torch.is_grad_enabled() and (ratio.requires_grad or u.requires_grad)):
         return t.movedim(-1, 0)
     # One step of Newton's at the crossing changes nothing but carries the gradient.
+    safe = torch.where(t.isfinite(), t, 0.0)
+
+    def level_at(t: Tensor, ratio: Tensor, u: Tensor) -> Tensor:
+        return t * _read(ratio, t[..., None] * u, centre, side, resolution)
+
+    with torch.enable_grad():
+        place = safe.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(level_at(place, ratio.detach(), u.detach()).sum(), place)
+    # The level does not fall where it is first reached.
     fits = t.isfinite() & (slope > 0)
-    safe = torch.where(fits, t, 0.0)
-    level = safe * _read(ratio, safe[..., None] * u, centre, side, resolution)
+    level = level_at(safe, ratio, u)
     moved = t - torch.where(fits, (level - level.detach()) / torch.where(fits, slope, 1.0), 0.0)
+    # Neither the slope nor a distance carries the gradient of a gradient.
+    moved.register_hook(_first_only)
     return moved.movedim(-1, 0)
+
+
+def _first_only(gradient: Tensor) -> None:
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "geodesic_ball: 'eikonal' and 'heat' have first derivatives only, and "
+            "create_graph=True asks for second ones; take 'exp' with "
+            "GridMetric(..., interpolation='cubic')"
+        )
 
 
 def _side(margin: float, resolution: int) -> int:
@@ -198,21 +217,17 @@ def _read(ratio: Tensor, xi: Tensor, centre: Tensor, side: int, resolution: int)
     return total
 
 
-def _crossings(
-    ratio: Tensor, u: Tensor, centre: Tensor, side: int, resolution: int
-) -> tuple[Tensor, Tensor]:
-    """Return the first ``t > 0`` with ``t ratio(t u) = 1`` (inf: outside), and the slope there."""
+def _crossings(ratio: Tensor, u: Tensor, centre: Tensor, side: int, resolution: int) -> Tensor:
+    """Return the first ``t > 0`` with ``t ratio(t u) = 1``, 1 for ``u = 0``; inf: outside."""
     batch, (n, d) = u.shape[:-2], u.shape[-2:]
     t = np.empty((math.prod(batch), n))
-    slope = np.empty_like(t)
     arrays = (a.detach().cpu().double().contiguous().numpy() for a in (ratio, u, centre))
     values, rays, middle = arrays
     _cross(
         values.reshape(len(t), -1), rays.reshape(-1, n, d), middle.reshape(-1, d), side,
-        float(resolution), t, slope,
+        float(resolution), t,
     )  # fmt: skip
-    back = (torch.from_numpy(a).to(u).reshape(*batch, n) for a in (t, slope))
-    return next(back), next(back)
+    return torch.from_numpy(t).to(u).reshape(*batch, n)
 
 
 @jit
@@ -239,7 +254,7 @@ def _level(values, u, centre, side, rate, t):
 
 @entry
 @no_type_check
-def _cross(values, rays, centre, side, rate, out, slope):
+def _cross(values, rays, centre, side, rate, out):
     """Follow every ray of every window, a node at a time, to where its level first is reached."""
     windows, n, d = rays.shape
     for w in range(windows):
@@ -251,7 +266,6 @@ def _cross(values, rays, centre, side, rate, out, slope):
             length = np.sqrt(length)
             if length == 0.0:
                 out[w, ray] = 1.0
-                slope[w, ray] = 0.0
                 continue
             step = min(0.25, 1.0 / (rate * length))
             low, f_low = 0.0, -1.0
@@ -263,9 +277,7 @@ def _cross(values, rays, centre, side, rate, out, slope):
                 f_high = _level(values[w], u, centre[w], side, rate, high)
             if not f_high >= 0.0:
                 out[w, ray] = np.inf
-                slope[w, ray] = 0.0
                 continue
-            slope[w, ray] = (f_high - f_low) / (high - low)
             # The false position, each end's value halved when it stays (Illinois).
             t = high
             last = 0

@@ -24,6 +24,7 @@ import numpy as np
 from jaxtyping import Float
 
 from finslerconv._arrays import Array
+from finslerconv.geodesics._exponential import check_finite
 from finslerconv.geodesics._grid import MetricField
 from finslerconv.geodesics._kinds import as_tensors, like
 
@@ -109,6 +110,7 @@ def chord_distance(
                 f"{name}: expected {field.dim} coordinates on the last axis, shape (..., "
                 f"{field.dim}), got shape {tuple(points.shape)}"
             )
+        check_finite(name, points)
     try:
         shape = np.broadcast_shapes(tuple(x.shape), tuple(y.shape))
     except ValueError as error:

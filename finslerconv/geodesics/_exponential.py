@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Literal, NamedTuple, cast
 
 import numpy as np
@@ -36,6 +37,9 @@ _ADAPTIVE = ("dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun")
 # Rays that are integrated at once by PyTorch; of more, the states between steps would fill memory.
 _TILE = 2**17
 
+# Of the field, by an adaptive method: about 10 s for a few rays.
+_MOST_EVALUATIONS = 20_000
+
 # Below so many evaluations of the field a second thread costs more than it brings.
 _PART_WORK = 20_000
 _MOST_PARTS = 16
@@ -67,9 +71,10 @@ def exponential(
 ) -> Float[Array, "*_ d"]:
     r"""Return ``exp_x(time v)``: where the geodesics from ``x`` with velocity ``v`` are at a time.
 
-    A geodesic's speed ``F(v)`` stays what it is at first, so ``exp_x(v)`` is at distance ``F_x(v)``
-    from ``x`` as long as no other path is shorter. Differentiable in ``x``, ``v`` and the field; at
-    ``v = 0`` the value is ``x`` and the derivatives are those of ``x + v``.
+    A geodesic keeps its speed ``F(v)``, so ``exp_x(v)`` is at distance ``F_x(v)`` from ``x`` as
+    long as no other path is shorter (on a linear grid up to its error, see below). Differentiable
+    in ``x``, ``v`` and the field; at ``v = 0`` the value is ``x`` and the derivatives are those of
+    ``x + v``.
 
     Parameters
     ----------
@@ -90,7 +95,8 @@ def exponential(
         Number of steps of ``"rk4"``.
     tolerance : float, optional
         Error per step of the adaptive methods, relative and absolute, of the worst geodesic;
-        1e-10 in float64 and 1e-5 in float32 unless given.
+        1e-10 in float64 and 1e-5 in float32 unless given. On a linear grid steps shrink at every
+        line of nodes: 1e-6 is enough there for the grid's own error, and several times as fast.
 
     Returns
     -------
@@ -101,13 +107,24 @@ def exponential(
     TypeError
         If arrays are of different kinds, or not of float32 or float64.
     ValueError
-        If shapes do not fit, numbers are not finite, or an option is unknown.
+        If shapes do not fit, numbers are not finite, or an option is unknown, or an adaptive
+        method cannot keep its tolerance: within 20 000 evaluations of the field, or at all.
+    RuntimeError
+        If the result of the compiled ``"rk4"`` is differentiated twice.
 
     Notes
     -----
     Geodesics are the flow of ``H(x, p) = F*_x(p)^2 / 2`` from ``p = F(v) dF_x(v)``. The error of
-    ``"rk4"`` falls with the fourth power of ``steps`` for smooth fields; a linearly interpolated
-    grid has a kink at every line of nodes, across which it falls with the second.
+    ``"rk4"`` falls with the fourth power of ``steps`` for smooth fields, and with the second across
+    the lines of nodes of a linear grid, where the force is continuous but has a kink.
+
+    On a linear grid every method follows one flow, whose force interpolates central differences
+    of the nodes. It is the derivative of the interpolated metric only up to the square of the
+    spacing, and so ``H`` and the speed drift by as much however many steps are taken; with cubic
+    interpolation they are kept up to the error of the steps.
+
+    Twice differentiable with cubic interpolation and for fields that are functions; the compiled
+    ``"rk4"`` of linear grids has first derivatives, and says so when it is asked for others.
 
     Examples
     --------
@@ -125,8 +142,9 @@ def exponential(
     tensor([0.6481, 0.7616], dtype=torch.float64)
     """
     start, speed = _checked(field, x, v)
+    time = _finite_time(time)
     still = (speed == 0).all(-1, keepdim=True)
-    (position,) = _flow(field, start, speed, [float(time)], method, steps, tolerance).position
+    (position,) = _flow(field, start, speed, [time], method, steps, tolerance).position
     return like(torch.where(still, start + time * speed, position), x)
 
 
@@ -174,8 +192,7 @@ def geodesic_flow(
            [2., 5.]])
     """
     start, speed = _checked(field, x, v)
-    moments = [float(t) for t in times]
-    _check_times(moments)
+    moments = _moments(times)
     flow = _flow(field, start, speed, moments, method, steps, tolerance)
     return GeodesicFlow(*(like(u, x) for u in flow))
 
@@ -255,8 +272,20 @@ def _adaptive(method: str, tolerance: float) -> _Solver:
         def norm(y: Tensor) -> Tensor:
             return (y.reshape(-1, 2 * d) ** 2).mean(-1).max().sqrt()
 
-        def f(_: Tensor, state: Tensor) -> Tensor:
-            return torch.cat(rates(field, state[..., :d], state[..., d:]), dim=-1)
+        slopes = _right_side(field, x, length)
+        evaluations = 0
+
+        def f(t: Tensor, state: Tensor) -> Tensor:
+            nonlocal evaluations
+            evaluations += 1
+            if evaluations > _MOST_EVALUATIONS:
+                raise ValueError(
+                    f"method: {method!r} with tolerance {tolerance:g} came to time {float(t):.3g} "
+                    f"of {times[-1]:g} within {_MOST_EVALUATIONS} evaluations of the field; "
+                    "take 'rk4' with as many steps as you need, a larger tolerance, or for a grid "
+                    "interpolation='cubic', which has no kinks at the lines of nodes"
+                )
+            return torch.cat(slopes(state[..., :d], state[..., d:]), dim=-1)
 
         # Steps end at the times that are asked for: between, the interpolant is of order 4 only.
         t = torch.tensor([0.0, *times], dtype=torch.float64, device=x.device)
@@ -265,13 +294,42 @@ def _adaptive(method: str, tolerance: float) -> _Solver:
         if len(t) - first == 1 or state.numel() == 0:
             flow = state.expand(len(times), *state.shape)
         else:
-            flow = odeint(
-                f, state, t[first:], rtol=tolerance, atol=tolerance, method=method,
-                options={"norm": norm, "step_t": t[first:]},
-            )[1 - first :]  # fmt: skip
+            try:
+                flow = odeint(
+                    f, state, t[first:], rtol=tolerance, atol=tolerance, method=method,
+                    options={"norm": norm, "step_t": t[first:]},
+                )[1 - first :]  # fmt: skip
+            except AssertionError as error:
+                raise ValueError(
+                    f"method: {method!r} cannot go on, because a geodesic leaves where the field "
+                    "is finite, or the field jumps; take 'rk4' with as many steps as you need, "
+                    f"or a shorter time ({error.args[0].partition(':')[0]})"
+                ) from error
         return flow[..., :d], flow[..., d:]
 
     return solve
+
+
+def _right_side(field: MetricField, x: Tensor, length: Tensor) -> _Rates:
+    """Return the derivatives of geodesics at positions like ``x``.
+
+    For a grid read linearly those of :func:`shoot`, so that there is one flow by all methods.
+    """
+    if not (isinstance(field, GridMetric) and field.interpolation == "linear"):
+        return lambda x, p: rates(field, x, p)
+    batch = field.batch_shape
+    grid = Grid(field.grid_shape, field.spacing, field.outside)
+    table = grid_table(grid, field.M, field.omega).to(x)
+    first = torch.arange(math.prod(batch), device=x.device) * math.prod(grid.shape)
+    first = first.reshape(batch + (1,) * (x.ndim - 1 - len(batch)))
+    origin, spacing = x.new_tensor(field.origin), x.new_tensor(field.spacing)
+    still = length == 0
+
+    def f(x: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+        p = torch.where(still[..., None], 1.0, p)
+        return grid_rates(grid, table, first, (x - origin) / spacing, p, length)
+
+    return f
 
 
 def _rk4(f: _Rates, x: Tensor, p: Tensor, h: float | Tensor) -> tuple[Tensor, Tensor]:
@@ -589,6 +647,17 @@ def _differentiate(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -
 _shoot.register_autograd(_differentiate, setup_context=_remember)
 
 
+def _refuse(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> tuple:  # type: ignore[type-arg]
+    raise RuntimeError(
+        "geodesics: the compiled 'rk4' on a linear grid has first derivatives only; for second "
+        "ones take GridMetric(..., interpolation='cubic'), whose geodesics and balls by 'exp' can "
+        "be differentiated twice"
+    )
+
+
+_shoot_backward.register_autograd(_refuse)
+
+
 def _arguments(
     table: Tensor,
     starts: Tensor,
@@ -640,13 +709,7 @@ def _checked(field: MetricField, x: Array, v: Array) -> tuple[Tensor, Tensor]:
                 f"{name}: expected {d} components on the last axis, shape (..., {d}), got shape "
                 f"{tuple(u.shape)}"
             )
-        bad = ~u.detach().isfinite().all(-1)
-        if bool(bad.any()):
-            index = first_index(bad)
-            where = f" at index {index}" if index else ""
-            raise ValueError(
-                f"{name}: expected finite numbers, got {u.detach()[index].tolist()}{where}"
-            )
+        check_finite(name, u)
     try:
         shape = torch.broadcast_shapes(start.shape, speed.shape)
     except RuntimeError as error:
@@ -657,10 +720,44 @@ def _checked(field: MetricField, x: Array, v: Array) -> tuple[Tensor, Tensor]:
     batch = field.batch_shape if isinstance(field, GridMetric) else ()
     if shape[: len(batch)] != batch or len(shape) <= len(batch):
         raise ValueError(
-            f"x: expected shape (*{batch}, ..., {d}) for a batch of fields, got {tuple(shape)}"
+            f"x: expected shape ({', '.join(map(str, batch))}, ..., {d}) for a batch of fields, "
+            f"got {tuple(shape)}"
         )
     dtype = torch.promote_types(start.dtype, speed.dtype)
     return start.to(dtype).expand(shape), speed.to(dtype).expand(shape)
+
+
+def check_finite(name: str, vectors: Float[Tensor, "*_ d"]) -> None:
+    """Raise a ValueError that names the first of the vectors that is not finite."""
+    bad = ~vectors.detach().isfinite().all(-1)
+    if bool(bad.any()):
+        index = first_index(bad)
+        where = f" at index {index}" if index else ""
+        raise ValueError(
+            f"{name}: expected finite numbers, got {vectors.detach()[index].tolist()}{where}"
+        )
+
+
+def _finite_time(time: object) -> float:
+    if isinstance(time, bool) or not isinstance(time, Real):
+        raise TypeError(
+            f"time: expected a number, got {type(time).__name__}; geodesic_flow takes several times"
+        )
+    if not math.isfinite(time):
+        raise ValueError(f"time: expected a finite number, got {time!r}")
+    return float(time)
+
+
+def _moments(times: object) -> list[float]:
+    """Return the times of a sequence or an array, that run away from zero."""
+    try:
+        moments = [float(t) for t in times]  # type: ignore[attr-defined]
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"times: expected a sequence of numbers such as [0.5, 1.0], got {times!r}"
+        ) from error
+    _check_times(moments)
+    return moments
 
 
 def _check_times(times: list[float]) -> None:

@@ -427,8 +427,8 @@ class GridMetric:
             a not in (1, b) for a, b in zip(leading, batch, strict=True)
         ):
             raise ValueError(
-                f"positions: expected shape (*{batch}, ..., {self.dim}) for a batch of fields, "
-                f"got {tuple(x.shape)}"
+                f"positions: expected shape ({', '.join(map(str, batch))}, ..., {self.dim}) for a "
+                f"batch of fields, got {tuple(x.shape)}"
             )
         rows = torch.arange(math.prod(batch), device=x.device) * math.prod(self.grid_shape)
         return rows.reshape(batch + (1,) * (x.ndim - 1 - len(batch)))

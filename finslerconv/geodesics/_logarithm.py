@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from finslerconv._arrays import Array, first_index
-from finslerconv.geodesics._exponential import Method, exponential, geodesic_flow
+from finslerconv.geodesics._exponential import Method, check_finite, exponential, geodesic_flow
 from finslerconv.geodesics._grid import GridMetric, MetricField
 from finslerconv.geodesics._kinds import as_tensors, is_numpy, like
 
@@ -45,7 +45,7 @@ def logarithm(
     r"""Return ``log_x(y)``: the velocity ``v`` with which a geodesic from ``x`` is at ``y`` at 1.
 
     ``F_x(v)`` is the geodesic's length: the distance from ``x`` to ``y``, if no other geodesic is
-    shorter. Differentiable in ``x``, ``y`` and the field (implicit function theorem).
+    shorter. Differentiable, once, in ``x``, ``y`` and the field (implicit function theorem).
 
     Parameters
     ----------
@@ -60,7 +60,8 @@ def logarithm(
         Newton steps at most.
     tolerance : float, optional
         The largest distance left between the geodesic's end and ``y``, as a fraction of
-        ``|y - x|``; 1e-10 in float64 and 1e-4 in float32 unless given.
+        ``|y - x|``; 1e-10 in float64 and 1e-4 in float32 unless given, but 1e-5 for an adaptive
+        method on a linear grid, which knows the ends of geodesics no better.
     method, steps
         As of :func:`exponential`.
 
@@ -79,6 +80,8 @@ def logarithm(
     ------
     TypeError, ValueError
         As :func:`exponential`.
+    RuntimeError
+        If the result is differentiated with ``create_graph=True``.
 
     Examples
     --------
@@ -104,10 +107,19 @@ def logarithm(
     dtype = torch.promote_types(first.dtype, last.dtype)
     first, last = first.to(dtype).expand(shape), last.to(dtype).expand(shape)
     if tolerance is None:
-        tolerance = 1e-10 if dtype == torch.float64 else 1e-4
+        kinks = isinstance(field, GridMetric) and field.interpolation == "linear"
+        exact = 1e-5 if kinks and method not in ("auto", "rk4") else 1e-10
+        tolerance = exact if dtype == torch.float64 else 1e-4
     if guess is None:
         guess = last - first
-    guess = guess.to(dtype).expand(shape).detach()
+    try:
+        guess = guess.to(dtype).expand(shape).detach()
+    except RuntimeError as error:
+        raise ValueError(
+            f"start: expected a velocity for each pair, of a shape that broadcasts to "
+            f"{tuple(shape)}, got {tuple(guess.shape)}"
+        ) from error
+    check_finite("start", guess)
 
     def shoot(field: MetricField, x: Tensor, v: Tensor) -> Tensor:
         return exponential(field, x, v, method=method, steps=steps)
@@ -123,6 +135,8 @@ def logarithm(
             jacobian = _jacobian(lambda v: shoot(fixed, first.detach(), v), v)[1]
             rest = end - last
             v = v - _solve(jacobian, rest - rest.detach())
+            # The Jacobian carries no gradient: second derivatives would be wrong.
+            v.register_hook(_first_only)
     v = torch.where(hit[..., None], v, torch.nan)
     _warn_of_misses(hit)
     return like(v, x)
@@ -251,6 +265,14 @@ def _solve(jacobian: Tensor, rest: Tensor) -> Tensor:
     ridge = 4 * torch.finfo(rest.dtype).eps * scale
     solvable = torch.where(scale > 0, normal + ridge * eye, eye)
     return torch.linalg.solve(solvable, transposed @ rest[..., None])[..., 0]
+
+
+def _first_only(gradient: Tensor) -> None:
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "logarithm: second derivatives are not computed, and create_graph=True asks for them; "
+            "take finite differences of the first ones"
+        )
 
 
 def _warn_of_misses(hit: Tensor) -> None:

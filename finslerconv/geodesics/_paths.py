@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from finslerconv._arrays import Array
+from finslerconv.geodesics._exponential import check_finite
 from finslerconv.geodesics._exponential_numba import entry, jit
 from finslerconv.geodesics._grid import MetricField
 from finslerconv.geodesics._kinds import as_tensor, as_tensors, is_numpy, like
@@ -132,7 +133,7 @@ def path_length(field: MetricField, curve: Float[Array, "n *_ d"]) -> Float[Arra
     Raises
     ------
     TypeError, ValueError
-        If ``curve`` is no array of floats of that shape.
+        If ``curve`` is no array of floats of that shape, or not finite.
 
     Examples
     --------
@@ -149,6 +150,16 @@ def path_length(field: MetricField, curve: Float[Array, "n *_ d"]) -> Float[Arra
     if points.ndim < 2 or points.shape[-1] != d or points.shape[0] < 2:
         raise ValueError(
             f"curve: expected at least two points, shape (n, ..., {d}), got {tuple(points.shape)}"
+        )
+    check_finite("curve", points)
+    batch = tuple(getattr(field, "batch_shape", ()))
+    given = tuple(points.shape[1:-1])[: len(batch)]
+    if len(given) < len(batch) or any(
+        n not in (1, wanted) for n, wanted in zip(given, batch, strict=True)
+    ):
+        raise ValueError(
+            f"curve: expected shape (n, {', '.join(map(str, batch))}, ..., {d}) for a batch of "
+            f"fields, got {tuple(points.shape)}"
         )
     points = points.movedim(0, -2)
     begin, side = points[..., :-1, :], points[..., 1:, :] - points[..., :-1, :]
@@ -172,7 +183,7 @@ def _ends(to: Any, problems: tuple[int, ...], d: int) -> tuple[np.ndarray, bool]
         ends = np.asarray(to, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise TypeError(f"to: expected positions, got {type(to).__name__}") from error
-    shapes = f"(*{problems}, {d})" if problems else f"({d},) or (k, {d})"
+    shapes = f"({', '.join(map(str, (*problems, d)))})" if problems else f"({d},) or (k, {d})"
     fits = ends.shape == (*problems, d) if problems else ends.ndim in (1, 2)
     if not fits or ends.shape[-1] != d:
         raise ValueError(f"to: expected shape {shapes}, got {ends.shape}")

@@ -97,17 +97,23 @@ def paths(
     curves: Any,
     *,
     labels: Any = None,
+    ends: tuple[str, str] | None = None,
     image: Any = None,
     ax: Axes | None = None,
 ) -> Axes:
     """Draw curves with the direction in which they run.
+
+    The first is a line and the others are dashed, so that curves that run over each other are all
+    seen. A white disc marks a start and a filled one an end, each place by the first curve there.
 
     Parameters
     ----------
     curves : array, shape (n, 2), or list of those
         Points (row, column) in the order of travel, at least two.
     labels : str or list of str, optional
-        What a legend calls them.
+        What a legend below the picture calls them.
+    ends : pair of str, optional
+        What is written beside the first curve's start and end.
     image : array, optional
         A picture to show beneath, as for :func:`show`.
     ax : Axes, optional
@@ -120,7 +126,7 @@ def paths(
     ------
     ValueError
         If a curve has fewer than two points, or they are not finite, or there is not one label
-        for each.
+        for each, or ``ends`` are not two.
 
     Examples
     --------
@@ -133,9 +139,12 @@ def paths(
     names = [labels] if isinstance(labels, str) else labels
     if names is not None and len(names) != len(many):
         raise ValueError(f"labels: expected {len(many)}, one for each curve, got {len(names)}")
+    if ends is not None and (isinstance(ends, str) or len(ends) != 2):
+        raise ValueError(f"ends: expected the names of the start and the end, got {ends!r}")
     ax = axes_or_new(ax)
     if image is not None:
         show(image, ax=ax)
+    marked: list[np.ndarray] = []
     for i, curve in enumerate(many):
         points = check_points("curves", curve)
         if len(points) < 2:
@@ -145,28 +154,60 @@ def paths(
         # A pale edge keeps the line apart from any picture.
         ax.plot(x, y, color="white", lw=3.6, alpha=0.9, solid_capstyle="round", zorder=6)
         name = None if names is None else names[i]
-        ax.plot(x, y, color=colour, lw=2.0, label=name, solid_capstyle="round", zorder=7)
-        _arrow(ax, points, 0.42 if i % 2 else 0.58, colour)
-        ax.scatter(x[0], y[0], s=34, color="white", edgecolor=colour, lw=1.8, zorder=9)
-        ax.scatter(x[-1], y[-1], s=34, color=colour, edgecolor="white", lw=1.0, zorder=9)
+        style: Any = "solid" if i == 0 else (0, (2.0, 1.3))
+        ax.plot(x, y, color=colour, lw=2.0, ls=style, label=name, zorder=7)
+        _arrow(ax, points, colour)
+        for place, face, edge in ((points[0], "white", colour), (points[-1], colour, "white")):
+            if not any(np.allclose(place, other) for other in marked):
+                marked.append(place)
+                ax.scatter(place[1], place[0], s=34, color=face, edgecolor=edge, lw=1.5, zorder=9)
+        if i == 0 and ends is not None:
+            _name_ends(ax, points, ends)
     if names is not None:
-        ax.legend(fontsize=8, framealpha=0.9, loc="best")
+        # Below the picture, and below the numbers of its axis where it has some.
+        pad = 2.5 if len(ax.get_xticks()) else 0.5
+        ax.legend(
+            fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, 0.0),
+            borderaxespad=pad, ncols=len(many), handlelength=3.0,
+        )  # fmt: skip
     return ax
 
 
-def _arrow(ax: Axes, points: np.ndarray, share: float, colour: str) -> None:
-    """Put the head of an arrow on a curve, at that share of its length."""
+def _name_ends(ax: Axes, points: np.ndarray, names: tuple[str, str]) -> None:
+    """Write names beside the two ends, on the sides that are turned away from each other."""
+    way = points[-1] - points[0]
+    for place, name, sign in ((points[0], names[0], -1.0), (points[-1], names[1], 1.0)):
+        left = sign * way[1] < 0
+        ax.annotate(
+            name, tuple(place[::-1]), (-8 if left else 8, 0), textcoords="offset points",
+            ha="right" if left else "left", va="center", fontsize=8, zorder=10,
+            bbox={"boxstyle": "round,pad=0.2", "facecolor": "white", "alpha": 0.85, "lw": 0},
+        )  # fmt: skip
+
+
+def _arrow(ax: Axes, points: np.ndarray, colour: str) -> None:
+    """Put the head of an arrow on a curve, where its second half is straightest.
+
+    It points as the curve does over a tenth of its length: over less, a curve in steps from pixel
+    to pixel points anywhere. The second half, so that of a way there and back each has its own.
+    """
     along = np.concatenate(([0.0], np.linalg.norm(np.diff(points, axis=0), axis=1).cumsum()))
-    if along[-1] == 0:
-        return
-    middle, ahead = (
-        [np.interp(s * along[-1], along, points[:, axis]) for axis in (1, 0)]
-        for s in (share, min(1.0, share + 0.02))
+    shares = np.linspace(0.55, 0.85, 31)
+    behind, places, ahead = (
+        np.stack([np.interp(s * along[-1], along, points[:, axis]) for axis in (1, 0)], -1)
+        for s in (shares - 0.05, shares, shares + 0.05)
     )
+    sizes = np.linalg.norm(ahead - behind, axis=-1)
+    # Of places that are as good the first.
+    best = int(np.argmax(sizes > 0.999 * sizes.max()))
+    middle, size = places[best], sizes[best]
+    if size == 0:
+        return
+    way = (ahead - behind)[best] * 0.01 * along[-1] / size
     ax.add_patch(
         FancyArrowPatch(
-            tuple(middle), tuple(ahead), arrowstyle="-|>", mutation_scale=16, color=colour,
-            zorder=8,
+            tuple(middle - way), tuple(middle + way), arrowstyle="-|>", mutation_scale=16,
+            shrinkA=0, shrinkB=0, facecolor=colour, edgecolor="white", lw=0.8, zorder=8,
         )
     )  # fmt: skip
 

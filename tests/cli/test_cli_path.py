@@ -84,7 +84,11 @@ def test_the_ends_are_found_on_edges():
     [
         (["--from", "10,10"], "--from, --to: expected both or neither"),
         (["--from", "10", "--to", "1,1"], "--from: expected ROW,COLUMN such as 120,64, got '10'"),
-        (["--from", "1,1", "--to", "1,40"], "--to: expected a pixel of the picture of 40 x 40"),
+        (
+            ["--from", "1,1", "--to", "1,40"],
+            "--to: expected a pixel of the picture of 40 x 40, from 0,0 to 39,39, reduced from "
+            "512 x 512 (see --max-size); got 1,40",
+        ),
         (["--from", "1,nan", "--to", "1,4"], "--from: expected a pixel of the picture"),
         (["--from", "1,1", "--to", "1,1"], "--to: expected another pixel than --from"),
         (["--output", "path.xyz"], "--output: expected a file ending in one of"),

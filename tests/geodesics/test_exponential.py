@@ -113,9 +113,63 @@ def test_a_grid_tends_to_the_field_that_it_samples():
     assert errors[2] < 2e-4
     assert errors[0] / errors[1] > 3
     assert errors[1] / errors[2] > 3
-    # The adaptive methods take the slopes of the interpolated field, which jump.
-    adaptive = exponential(grids[2], x, v, method="dopri5", tolerance=1e-5)
-    assert (adaptive - field.exp(x, v)).abs().mean() < 2e-4
+
+
+@pytest.mark.parametrize(
+    ("method", "tolerance", "batch"), [("dopri8", 1e-7, ()), ("dopri5", 1e-9, (2,))]
+)
+def test_a_linear_grid_has_one_flow_by_all_methods(method, tolerance, batch):
+    field = rough_grid(*batch, outside="reflect", spacing=(0.8, 1.3), origin=(1.0, -2.0))
+    x = field.nodes()[1:4, 2].expand(*batch, 3, 2) + 0.3
+    v = directions(field, x, 0.7)
+    v[..., 1, :] = 0.0
+    for times in ([0.3, 1.0], [-0.5, -1.0]):
+        found = geodesic_flow(field, x, v, times, method=method, tolerance=tolerance)
+        fine = geodesic_flow(field, x, v, times, method="rk4", steps=512)
+        moving = [0, 2]
+        for a, b in zip(found, fine, strict=True):
+            torch.testing.assert_close(a[..., moving, :], b[..., moving, :], rtol=0, atol=1e-5)
+    rest = exponential(field, x[..., 1:2, :], v[..., 1:2, :], method=method)
+    assert torch.equal(rest, x[..., 1:2, :])
+
+
+def test_adaptive_methods_come_to_an_end_on_a_linear_grid():
+    field = pull_back().grid(17)
+    x, _ = random_pair(pull_back(), 4, margin=0.3)
+    v = directions(field, x, 0.5)
+    end = exponential(field, x, v, method="dopri8")
+    torch.testing.assert_close(end, exponential(field, x, v, steps=512), rtol=0, atol=1e-7)
+
+
+def test_adaptive_gradients_on_a_linear_grid_are_those_of_differences():
+    field = rough_grid(shape=(4, 5))
+    x, v = torch.tensor([[1.3, 2.4]]).double(), torch.tensor([[0.4, -0.3]]).double()
+
+    def end(M, omega, x, v):
+        grid = GridMetric((M + M.mT) / 2, omega, validate=False)
+        return exponential(grid, x, v, method="dopri5", tolerance=1e-6)
+
+    inputs = [u.clone().requires_grad_() for u in (field.M, field.omega, x, v)]
+    assert torch.autograd.gradcheck(end, inputs, fast_mode=True, atol=1e-5)
+
+
+def test_the_speed_drifts_with_the_square_of_the_spacing():
+    # On a linear grid the force is not the derivative of the interpolated metric.
+    field = pull_back()
+    x, _ = random_pair(field, 50, margin=0.3)
+    v = directions(field, x, 0.4)
+
+    def drift(interpolation, n, steps):
+        grid = field.grid(n, interpolation=interpolation)
+        flow = geodesic_flow(grid, x, v, [1.0], method="rk4", steps=steps)
+        ratio = grid.at(flow.position[0]).dual_norm(flow.momentum[0]) / grid.at(x).norm(v)
+        return float((ratio - 1).abs().max())
+
+    coarse, fine = drift("linear", 33, 16), drift("linear", 65, 16)
+    more_steps = drift("linear", 65, 64)
+    assert 3 < coarse / fine < 5
+    assert more_steps == pytest.approx(fine, rel=0.02)
+    assert drift("cubic", 65, 64) < 0.02 * fine
 
 
 # The Hamiltonian.
@@ -327,6 +381,25 @@ def test_gradients_of_any_field(method):
     assert torch.autograd.gradcheck(end, (x, v, a), atol=1e-6, fast_mode=True)
 
 
+def test_second_derivatives_are_refused_or_right():
+    grid, tensors, schedule = example(1)
+    (slope,) = torch.autograd.grad(
+        run(grid, tensors, schedule, True).sum(), tensors[:1], create_graph=True
+    )
+    with pytest.raises(RuntimeError, match=r"first derivatives only.*interpolation='cubic'"):
+        torch.autograd.grad(slope.sum(), tensors[:1])
+    x, v = torch.tensor([1.3, 1.4]).double(), torch.tensor([0.4, -0.3]).double()
+    cubic = constant(np.eye(2)).grid(4, interpolation="cubic")
+    bump = torch.zeros_like(cubic.M)
+    bump[1, 2] += torch.eye(2)
+
+    def end(a):
+        return exponential(GridMetric(cubic.M + a * bump, interpolation="cubic"), x, v, steps=4)
+
+    a = torch.tensor(0.2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(end, a)
+
+
 def test_single_precision_is_double_rounded():
     grid, tensors, schedule = example()
     double = run(grid, tensors, schedule, True)
@@ -421,12 +494,29 @@ def test_smooth_random_fields_in_every_way():
         ((np.zeros(2), np.zeros(2)), {"method": "euler"}, ValueError, "method: expected"),
         ((np.zeros(2), np.zeros(2)), {"steps": 0}, ValueError, "steps: expected a positive"),
         ((np.zeros(2), np.zeros(2)), {"tolerance": 0.0}, ValueError, "tolerance: expected"),
+        ((np.zeros(2), np.zeros(2)), {"time": math.nan}, ValueError, "time: expected a finite"),
+        ((np.zeros(2), np.zeros(2)), {"time": -math.inf}, ValueError, "time: expected a finite"),
+        ((np.zeros(2), np.zeros(2)), {"time": np.ones(2)}, TypeError, "time: .*geodesic_flow"),
     ],
 )
 def test_what_is_wrong_is_named(arguments, options, error, message):
     field = GridMetric(np.broadcast_to(np.eye(2), (4, 4, 2, 2)))
     with pytest.raises(error, match=message):
         exponential(field, *arguments, **options)
+
+
+@pytest.mark.unchecked
+def test_what_an_adaptive_method_cannot_do_is_said(monkeypatch):
+    # A field that ends at the height 1.
+    field = FunctionMetric(
+        lambda x: Riemannian((1 - x[..., :1, None]) * torch.eye(2), validate=False)
+    )
+    x, v = torch.tensor([[0.0, 0.0], [4.0, 0.0]]).double()
+    with pytest.raises(ValueError, match=r"'dopri5' cannot go on.*take 'rk4'"):
+        exponential(field, x, v, method="dopri5")
+    monkeypatch.setattr(module, "_MOST_EVALUATIONS", 50)
+    with pytest.raises(ValueError, match=r"came to time 0\.\d+ of 1 within 50.*'rk4'.*'cubic'"):
+        exponential(pull_back().grid(9), x / 2, v / 4, method="dopri5")
 
 
 @pytest.mark.unchecked
@@ -437,6 +527,13 @@ def test_times_run_away_from_zero(times):
 
 
 @pytest.mark.unchecked
+@pytest.mark.parametrize("times", [1.0, "now", ["a"]])
+def test_times_are_a_sequence(times):
+    with pytest.raises(TypeError, match="times: expected a sequence of numbers"):
+        geodesic_flow(half_plane(), torch.ones(2).double(), torch.ones(2).double(), times)
+
+
+@pytest.mark.unchecked
 def test_a_batch_wants_positions_for_each_field():
-    with pytest.raises(ValueError, match=r"x: expected shape \(\*\(3,\), ..., 2\)"):
+    with pytest.raises(ValueError, match=r"x: expected shape \(3, ..., 2\)"):
         exponential(rough_grid(3), torch.zeros(4, 2).double(), torch.zeros(4, 2).double())

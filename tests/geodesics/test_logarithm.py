@@ -34,6 +34,13 @@ def test_the_logarithm_undoes_the_exponential_on_a_grid():
     torch.testing.assert_close(logarithm(field, x, exponential(field, x, v)), v, rtol=0, atol=1e-7)
 
 
+def test_adaptive_methods_find_the_same_on_a_linear_grid():
+    field = pull_back().grid(9)
+    x, y = (u[0] for u in random_pair(pull_back(), 1, margin=0.35))
+    found = logarithm(field, x, y, method="dopri5")
+    torch.testing.assert_close(found, logarithm(field, x, y, steps=256), rtol=0, atol=2e-5)
+
+
 def test_numpy_in_numpy_out_and_a_batch_of_fields():
     field = pull_back().grid(17)
     many = GridMetric(
@@ -77,6 +84,13 @@ def test_the_gradient_in_a_fields_parameters():
     # The metric is scaled, and all lengths by its root.
     (slope,) = torch.autograd.grad(length(a), a)
     torch.testing.assert_close(slope, length(a.detach()) / 4, rtol=1e-6, atol=0)
+
+
+def test_second_derivatives_are_refused():
+    x, y = random_pair(half_plane(), 1)
+    x.requires_grad_()
+    with pytest.raises(RuntimeError, match="logarithm: second derivatives are not computed"):
+        torch.autograd.grad(logarithm(half_plane(), x, y).sum(), x, create_graph=True)
 
 
 @pytest.mark.parametrize("field", [half_plane(), funk()], ids=str)
@@ -130,6 +144,11 @@ def test_pairs_that_no_geodesic_was_found_for_are_named():
         (lambda f, x: logarithm(f, x, x, iterations=0), "iterations: expected"),
         (lambda f, x: logarithm(f, x, x, tolerance=-1.0), "tolerance: expected"),
         (lambda f, x: logarithm(f, x, np.full(2, np.nan)), "expected finite"),
+        (
+            lambda f, x: logarithm(f, x, x, start=np.zeros(3)),
+            r"start: expected a velocity .* \(2,\), got \(3,\)",
+        ),
+        (lambda f, x: logarithm(f, x, x, start=np.full(2, np.nan)), "start: expected finite"),
         (lambda f, x: geodesic(f, x, x, 1), "n: expected an integer"),
     ],
 )

@@ -197,3 +197,11 @@ def test_what_is_no_map_and_no_curve_is_named():
     for curve in (np.zeros(2), np.zeros((1, 2)), np.zeros((4, 3))):
         with pytest.raises(ValueError, match="curve: expected at least two points"):
             path_length(plane(4, 4), curve)
+    bad = np.array([[0.0, 1.0], [np.nan, 2.0]])
+    with pytest.raises(ValueError, match=r"curve: expected finite numbers.*index \(1,\)"):
+        path_length(plane(4, 4), bad)
+    many = GridMetric(np.broadcast_to(np.eye(2), (3, 4, 4, 2, 2)))
+    for curve in (np.zeros((5, 2)), np.zeros((5, 2, 2))):
+        with pytest.raises(ValueError, match=r"curve: expected shape \(n, 3, ..., 2\) for a batch"):
+            path_length(many, curve)
+    assert path_length(many, np.zeros((5, 3, 2))).shape == (3,)
