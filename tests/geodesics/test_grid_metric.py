@@ -164,7 +164,7 @@ def test_a_batch_of_fields_is_each_of_them():
             one = GridMetric(M[i, j], omega[i, j])
             np.testing.assert_array_equal(got.M[i, j], one.at(x[i, j]).M)
             np.testing.assert_array_equal(shared.omega[i, j], one.at(x[0, 0]).omega)
-    with pytest.raises(ValueError, match=r"positions: expected shape \(\*\(2, 3\), ..., 2\)"):
+    with pytest.raises(ValueError, match=r"positions: expected shape \(2, 3, ..., 2\)"):
         field.at(x[0])
 
 
