@@ -208,7 +208,8 @@ def explained(residual: Tensor, squared: Tensor) -> float:
 def recovery_error(layer: MetricConv2d, features: Tensor) -> float:
     """Return how far the implicit metrics are from the layer's own: the largest relative error."""
     own = layer.metric(features)
-    found = implicit_metric(layer, features).metric
+    samples = layer.positions(features)
+    found = fit_randers(samples, reference=layer.reference, map=layer.map).metric
     apart = torch.linalg.matrix_norm(found.M - own.M) / torch.linalg.matrix_norm(own.M)
     return apart.max().item()
 

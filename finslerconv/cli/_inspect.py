@@ -156,6 +156,10 @@ def _load(path: Path, trust: bool) -> Any:
     """Return what a file holds; without trust, PyTorch's and this library's own classes only."""
     if not path.is_file():
         raise InspectError(f"{path}: no such file")
+    with path.open("rb") as file:
+        # A zip archive, or a pickle of before 2020.
+        if not file.read(4).startswith((b"PK\x03\x04", b"\x80")):
+            raise InspectError(f"{path}: is no file that torch.save wrote")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -327,12 +331,14 @@ def table(results: Mapping[str, ImplicitMetric]) -> Table:
         title="Implicit metrics: medians over the pixels (and the ninth decile)",
         title_justify="left",
         box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+        padding=0,
         pad_edge=False,
     )
-    view.add_column("layer", overflow="fold")
-    view.add_column("kind", no_wrap=True)
-    for name in ("size", "anisotropy", "asymmetry", "edges", "error", "fits"):
+    # Names are read as a whole, unless they are very long; kinds may take two lines.
+    longest = max((len(name) for name in results), default=0)
+    view.add_column("layer", overflow="fold", min_width=min(longest, 14))
+    view.add_column("kind")
+    for name in ("size", "anisotropy", "asymm.", "edges", "error", "fits", "diverge"):
         view.add_column(name, justify="right", no_wrap=True)
     for name, result in results.items():
         s, where = result.summary, result.positions
@@ -346,12 +352,16 @@ def table(results: Mapping[str, ImplicitMetric]) -> Table:
                 "-" if s.edges is None else f"{s.edges:+.2f}",
                 f"{s.residual:.3f}",
             ]
-        view.add_row(name, f"{where.kind} {rows}x{columns}", *numbers, f"{100 * s.explained:.0f} %")
+        groups = "" if where.groups == 1 else f", {where.groups} groups"
+        shares = (f"{100 * s.explained:.0f} %", f"{100 * s.diverged:.0f} %")
+        view.add_row(name, f"{where.kind} {rows}x{columns}{groups}", *numbers, *shares)
     view.caption = (
         "size: radius in pixels of the layer's input. anisotropy: long over short half-axis. "
-        "asymmetry: 0 for a centred ball, below 1. edges: +1 if the balls lie along the picture's "
-        "edges, -1 if across. error: what the fit makes small, by default the distance in pixels "
-        "of the samples from the metric's. fits: share of the pixels that have a Randers metric."
+        "asymm.: asymmetry, 0 for a centred ball, below 1. edges: +1 if the balls lie along the "
+        "picture's edges, -1 if across. error: what the fit makes small, by default the distance "
+        "in pixels of the samples from the metric's (0 for a metric layer's own). fits: share of "
+        "the kernels that have a Randers metric, which the numbers are about. diverge: share whose "
+        "fit runs away to ever larger balls. Kernels of all groups count."
     )
     view.caption_justify = "left"
     return view

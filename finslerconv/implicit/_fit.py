@@ -3,6 +3,7 @@
 import enum
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -12,11 +13,11 @@ from torch import Tensor
 from finslerconv._arrays import Array
 from finslerconv.balls import Ellipse, ReferenceSet
 from finslerconv.implicit._ellipses import Frame, holding_pixel, put, take, where
-from finslerconv.implicit._moments import moment_ellipse, regularised, spread
+from finslerconv.implicit._moments import capped, moment_ellipse, regularised, spread
 from finslerconv.implicit._objectives import Objective, choose, intersection_over_union
 from finslerconv.implicit._samples import Samples, as_kind, flat_tensors
 from finslerconv.metrics import Randers, Riemannian
-from finslerconv.metrics._linalg import inverse
+from finslerconv.metrics._linalg import det, inverse
 
 __all__ = ["fit_randers", "RandersFit", "Misfit"]
 
@@ -32,6 +33,15 @@ _COLLINEAR = 1e-5
 #: The smallest half-axis that is returned for samples on a line or in one place, in pixels.
 _SMALLEST = 1e-3
 
+#: A half-axis of more than this many distances of the farthest sample is a ball that runs away.
+_RUNAWAY = 1000.0
+
+#: So is one of more than this many, if the refinement did not come to rest.
+_RUNNING = 2.0
+
+#: What has run away is cut off at this many: longer ones drown in the rounding of single precision.
+_CUT = 100.0
+
 #: A sample counts as inside the ball up to this excess of its norm over 1.
 _ROUNDING = 1e-6
 
@@ -46,10 +56,25 @@ class Misfit(enum.IntEnum):
     """The samples of non-zero weight are in one place, on one line, or too few to tell."""
 
     OUTSIDE = 2
-    """The pixel is outside its own ball: the ellipse that fits best does not hold it."""
+    """The pixel is outside its own ball: the ellipse that fits best does not hold it.
+
+    For the radial map, which puts each sample on its own ray from the pixel, and for Riemannian
+    balls matched to reference points: the pixel is outside the samples' hull, and the metric misses
+    them by more than a tenth of their root mean square distance from the pixel.
+    """
 
     TURNED = 3
     """The samples are turned or mirrored against the reference points (affine map)."""
+
+    DIVERGED = 4
+    """The ball runs away: the larger, the better, so that none is best.
+
+    Its half-axis is more than 1000 times as long as the farthest sample is away, or more than twice
+    and still growing after ``max_steps``.
+    """
+
+    UNREPRESENTABLE = 5
+    """The samples are so far or so near that the dtype of the positions cannot hold the metric."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,9 +87,12 @@ class RandersFit:
 
     - ``DEGENERATE``: the ellipse of the samples' moments, its half-axes at least 1/1000 of the
       longer and 1/1000 pixel, its centre drawn towards the pixel until it holds it;
-    - ``OUTSIDE``: the best ball that still holds the pixel, which is on the bound
+    - ``OUTSIDE``: the best ball that still holds the pixel, most often on the bound
       ``|omega|_{M^-1} = 1 - margin``;
-    - ``TURNED``: the ellipse of the samples' moments, onto which the map is wrong.
+    - ``TURNED``: the ellipse of the samples' moments, onto which the map is wrong;
+    - ``DIVERGED``: the ball at which the refinement stopped; where a half-axis is more than 1000
+      times as long as the farthest sample is away, cut off at 100 times;
+    - ``UNREPRESENTABLE``: a disc of about the samples' size, as far as the dtype goes.
 
     Attributes
     ----------
@@ -85,7 +113,8 @@ class RandersFit:
     reason : integer array, shape (\*batch,)
         A :class:`Misfit`: 0 where the metric explains the samples.
     converged : bool array, shape (\*batch,)
-        Whether the refinement came to rest within ``max_steps`` (true where there was none).
+        Whether the refinement came to rest within ``max_steps`` (true where there was none). One
+        that did not is explained still, unless it has ``DIVERGED``: it may be near its optimum.
     """
 
     metric: Randers | Riemannian
@@ -150,11 +179,12 @@ def fit_randers(
     reference : ReferenceSet, optional
         The points of the unit disc that the samples are images of, in their order.
     map : {"radial", "affine"}
-        How the metric carries them into its ball (for ``objective="reference"``).
+        How the metric carries them into its ball; ``"affine"`` is for ``objective="reference"``
+        only.
     levels : array, shape (n,), optional
-        For ``"gauge"``: the norms ``l_i`` that the samples should have. If not given, the lengths
-        of the reference points; without those, of a square kernel of odd size, the place of
-        each tap's square ring, from 0 in the centre to 1 at the rim.
+        For ``"gauge"``: the norms ``l_i`` that the samples should have, instead of a ``reference``.
+        If not given, the lengths of the reference points; without those, of a square kernel of odd
+        size, the place of each tap's square ring, from 0 in the centre to 1 at the rim.
     margin : float
         How far ``|omega|_{M^-1}`` stays below 1, in [1e-4, 1): a ball whose pixel is nearer to the
         rim counts as one that does not hold it.
@@ -174,8 +204,9 @@ def fit_randers(
         If an argument is no array of real floats, or NumPy and PyTorch are mixed.
     ValueError
         If shapes do not fit, a position or weight is not finite, a weight is negative, the
-        arguments contradict each other, or the reference points lie along too few directions to
-        determine a metric through the radial map (five; three axes for a Riemannian one).
+        arguments contradict each other or one would be without effect, or the reference points
+        lie along too few directions to determine a metric through the radial map (five; three axes
+        for a Riemannian one).
 
     References
     ----------
@@ -198,7 +229,7 @@ def fit_randers(
     flat, masses = flat_tensors(points, weights)
     if kind not in ("randers", "riemannian"):
         raise ValueError(f"kind: expected 'randers' or 'riemannian', got {kind!r}")
-    if not 1e-4 <= margin < 1:
+    if not isinstance(margin, Real) or not 1e-4 <= margin < 1:
         raise ValueError(f"margin: expected a number in [1e-4, 1), got {margin!r}")
     if not isinstance(max_steps, int) or max_steps < 1:
         raise ValueError(f"max_steps: expected a positive integer, got {max_steps!r}")
@@ -215,9 +246,51 @@ def fit_randers(
     return _result(_Fitted(*columns), points, flat.dtype, centred)
 
 
+def known_metric(
+    metric: Randers | Riemannian,
+    points: Float[Tensor, "*batch n 2"],
+    weights: Float[Tensor, "*batch n"] | None,
+) -> RandersFit:
+    """Return the metric that made the positions in the form of a fit, of residual 0."""
+    flat, masses = flat_tensors(points, weights)
+    batch = metric.batch_shape
+    M = metric.M.double().reshape(-1, 2, 2)
+    omega = metric.omega.double().reshape(-1, 2) if isinstance(metric, Randers) else 0 * M[..., 0]
+    ellipse = Ellipse.of(Randers(M, omega, validate=False))
+    size = max(1, _CHUNK // flat.shape[1])
+    columns: list[list[Tensor]] = []
+    for start in range(0, len(flat), size):
+        part = slice(start, start + size)
+        samples = Samples.of(flat[part], masses[part])
+        scale = samples.scale[:, None]
+        own = Ellipse(
+            ellipse.centre[part] / scale, ellipse.shape[part] / scale[..., None] / scale[..., None]
+        )
+        columns.append(
+            [
+                intersection_over_union(samples, own),
+                _share_inside(samples, own),
+                samples.pixel_in_hull(),
+            ]
+        )
+    iou, inside, in_hull = (
+        torch.cat(column).reshape(batch) for column in zip(*columns, strict=True)
+    )
+    return RandersFit(
+        metric=metric,
+        residual=torch.zeros_like(iou).to(flat.dtype),
+        iou=iou.to(flat.dtype),
+        inside=inside.to(flat.dtype),
+        pixel_in_hull=in_hull,
+        reason=torch.zeros_like(in_hull, dtype=torch.int64),
+        converged=torch.ones_like(in_hull),
+    )
+
+
 class _Fitted(NamedTuple):
     """The columns of a fit over a flat batch, in float64."""
 
+    scale: Tensor
     centre: Tensor
     shape: Tensor
     residual: Tensor
@@ -231,15 +304,15 @@ class _Fitted(NamedTuple):
 def _fit(
     objective: Objective, samples: Samples, centred: bool, limit: float, steps: int
 ) -> _Fitted:
-    """Fit a flat batch, in units of the samples' own sizes."""
-    scale = samples.size()
-    samples = samples.scaled(1 / scale)
+    """Fit a flat batch."""
     short, long = spread(samples.points, samples.weights).unbind(-1)
     start = objective.start(samples, centred)
     degenerate = (short <= _COLLINEAR * long) | (long <= _COLLINEAR) | ~start.determined
 
     moments = moment_ellipse(samples.points, samples.weights, centred)
-    ellipse = where(degenerate, regularised(moments, _SMALLEST / scale), start.ellipse)
+    # Samples of no size at all have half-axes that overflow in their units.
+    smallest = (_SMALLEST / samples.scale).clamp_max(1e70)
+    ellipse = where(degenerate, regularised(moments, smallest), start.ellipse)
     ellipse, at_bound = holding_pixel(ellipse, limit)
     converged = torch.ones_like(degenerate)
     good = (~degenerate).nonzero().squeeze(-1)
@@ -250,21 +323,38 @@ def _fit(
         ellipse = put(ellipse, good, best)
         converged = converged.index_copy(0, good, at_rest)
         ellipse, at_bound = holding_pixel(ellipse, limit)
+    ellipse, runs_away = _bounded(samples, ellipse, limit, degenerate)
+    running = ~converged & ~at_bound & (ellipse.axes[:, 0] > _RUNNING * samples.farthest())
 
     reason = torch.zeros_like(degenerate, dtype=torch.int64)
-    reason = reason.masked_fill(at_bound, int(Misfit.OUTSIDE))
-    reason = reason.masked_fill(~start.proper, int(Misfit.TURNED))
-    reason = reason.masked_fill(degenerate, int(Misfit.DEGENERATE))
+    reason = reason.masked_fill(at_bound | objective.outside(samples, ellipse), Misfit.OUTSIDE)
+    reason = reason.masked_fill(runs_away | running, Misfit.DIVERGED)
+    reason = reason.masked_fill(~start.proper, Misfit.TURNED)
+    reason = reason.masked_fill(degenerate, Misfit.DEGENERATE)
     return _Fitted(
-        centre=ellipse.centre * scale[:, None],
-        shape=ellipse.shape * scale[:, None, None] ** 2,
-        residual=objective.residual(samples, ellipse, scale),
+        scale=samples.scale,
+        centre=ellipse.centre,
+        shape=ellipse.shape,
+        residual=objective.residual(samples, ellipse, samples.scale),
         iou=intersection_over_union(samples, ellipse),
         inside=_share_inside(samples, ellipse),
         pixel_in_hull=samples.pixel_in_hull(),
         reason=reason,
         converged=converged,
     )
+
+
+def _bounded(
+    samples: Samples, ellipse: Ellipse, limit: float, degenerate: Tensor
+) -> tuple[Ellipse, Tensor]:
+    """Return the ellipses with those that run away cut off, and which these are."""
+    farthest = samples.farthest()
+    runs_away = (ellipse.axes[:, 0] > _RUNAWAY * farthest) & ~degenerate
+    index = runs_away.nonzero().squeeze(-1)
+    if len(index):
+        cut = capped(take(ellipse, index), _CUT * farthest[index])
+        ellipse = put(ellipse, index, holding_pixel(cut, limit)[0])
+    return ellipse, runs_away
 
 
 def _share_inside(samples: Samples, ellipse: Ellipse) -> Tensor:
@@ -282,15 +372,41 @@ def _result(fitted: _Fitted, points: Array, dtype: torch.dtype, centred: bool) -
         values = values.to(dtype) if values.is_floating_point() else values
         return as_kind(values.reshape((*batch, *values.shape[1:])), points)
 
-    h = inverse(fitted.shape)
-    randers = Randers.from_zermelo((h + h.mT) / 2, fitted.centre, validate=False)
-    M, omega = column(randers.M), column(randers.omega)
+    M, omega, held = _in_pixels(fitted, dtype)
+    reason = fitted.reason.masked_fill(~held & (fitted.reason == 0), Misfit.UNREPRESENTABLE)
+    metric = (
+        Riemannian(column(M), validate=False)
+        if centred
+        else Randers(column(M), column(omega), validate=False)
+    )
     return RandersFit(
-        metric=Riemannian(M, validate=False) if centred else Randers(M, omega, validate=False),
+        metric=metric,
         residual=column(fitted.residual),
         iou=column(fitted.iou),
         inside=column(fitted.inside.double()),
         pixel_in_hull=column(fitted.pixel_in_hull),
-        reason=column(fitted.reason),
+        reason=column(reason),
         converged=column(fitted.converged),
     )
+
+
+def _in_pixels(fitted: _Fitted, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ``M`` and ``omega`` in the dtype, and where these are a metric.
+
+    Where not, they are a disc of the samples' size; its determinant, too, must be held.
+    """
+    h = inverse(fitted.shape)
+    unit = Randers.from_zermelo((h + h.mT) / 2, fitted.centre, validate=False)
+    scale = fitted.scale[:, None]
+    # One after the other: the square may overflow where the quotient does not.
+    M = (unit.M / scale[..., None] / scale[..., None]).to(dtype)
+    omega = (unit.omega / scale).to(dtype)
+    number = torch.finfo(dtype)
+    largest = number.tiny**-0.25 / 2
+    size = det(M)
+    held = (size > number.tiny) & (size < number.max / 4) & (M[:, 0, 0] > 0)
+    held = held & (Randers(M, omega, validate=False).omega_norm() < 1)
+    disc = fitted.scale.clamp(1 / largest, largest)[:, None, None] ** -2
+    eye = torch.eye(2, dtype=dtype, device=M.device)
+    M = torch.where(held[:, None, None], M, disc.to(dtype) * eye)
+    return M, torch.where(held[:, None], omega, torch.zeros_like(omega)), held

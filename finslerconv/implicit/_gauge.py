@@ -155,13 +155,30 @@ def _facets(points: Array) -> Array:
             "points: expected shape (*batch, n, 2) or (*batch, n, 3), the samples last but one, "
             f"got shape {shape}"
         )
+    if shape[-2] == 0:
+        raise ValueError(f"points: expected points around the pixel, got none, shape {shape}")
     batch, n, d = shape[:-2], shape[-2], shape[-1]
     flat = xp.reshape(points, (-1, n, d))
     values = _as_numpy(flat)
-    bad = ~np.isfinite(values).all(axis=(-2, -1))
+    bad = ~np.isfinite(values).all(axis=-1)
     if bad.any():
-        raise ValueError(f"points: expected finite positions, got others at {_first(bad, batch)}")
+        index = np.unravel_index(int(bad.argmax()), (*batch, n))
+        got = values.reshape(*batch, n, d)[index].tolist()
+        raise ValueError(
+            f"points: expected finite positions, got {got} at index {tuple(int(i) for i in index)}"
+        )
     eps = float(xp.finfo(points.dtype).eps)
+    # Points huge or tiny: divide by the largest before anything is multiplied.
+    extent = np.abs(values).max(axis=(-2, -1))
+    tiny = (extent > 0) & (extent < 4 * float(xp.finfo(points.dtype).smallest_normal))
+    if tiny.any():
+        where = f" at index{_first(tiny, batch)}" if batch else ""
+        raise ValueError(
+            f"points: so near to the pixel{where} that the metric overflows {points.dtype}; give "
+            "lengths in a smaller unit"
+        )
+    extent = np.where(extent > 0, extent, 1.0)
+    values = values / extent[:, None, None]
     corners, flat_hulls = (_planar if d == 2 else _spatial)(values, 16 * eps)
 
     size = np.abs(values).max(axis=(-2, -1))
@@ -180,8 +197,11 @@ def _facets(points: Array) -> Array:
     f = corners.shape[1]
     index = xp.asarray(corners.reshape(len(corners), f * d), device=array_api_compat.device(points))
     index = xp.broadcast_to(index[..., None], (len(corners), f * d, d))
+    unit = xp.asarray(extent, dtype=points.dtype, device=array_api_compat.device(points))
+    unit = xp.reshape(unit, (*batch, 1, 1))
     of_facets = xp.reshape(xp.take_along_axis(flat, index, axis=1), (*batch, f, d, d))
-    return solve(of_facets, xp.ones_like(of_facets[..., 0]))
+    of_facets = of_facets / unit[..., None]
+    return solve(of_facets, xp.ones_like(of_facets[..., 0])) / unit
 
 
 def _as_numpy(points: Array) -> Float[np.ndarray, "batch n d"]:

@@ -5,14 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from finslerconv.balls import ReferenceSet
-from finslerconv.implicit._fit import ObjectiveName, RandersFit, fit_randers
+from finslerconv.implicit._fit import ObjectiveName, RandersFit, fit_randers, known_metric
 from finslerconv.implicit._layers import find_adaptive_layers
+from finslerconv.implicit._objectives import determines
 from finslerconv.implicit._positions import KernelPositions, kernel_positions, reader_of
 from finslerconv.implicit._summary import MetricSummary, PictureGradient, as_randers, summarise
 from finslerconv.metrics import Randers, Riemannian
@@ -37,6 +36,9 @@ class ImplicitMetric:
         (B, G, Ho, Wo) for several groups. Lengths are in pixels of the layer's input.
     summary : MetricSummary
         The field in a few numbers.
+    explicit : bool
+        Whether the metrics are the layer's own, which a metric convolution computes, and nothing
+        was fitted; ``fit.residual`` is then 0.
     """
 
     name: str
@@ -44,6 +46,7 @@ class ImplicitMetric:
     map: MapName | None
     fit: RandersFit
     summary: MetricSummary
+    explicit: bool = False
 
     @property
     def metric(self) -> Randers | Riemannian:
@@ -86,7 +89,8 @@ class ImplicitMetric:
     def __repr__(self) -> str:
         s = self.summary
         return (
-            f"ImplicitMetric({self.name!r}, {self.positions.kind}, {s.n} metrics, size "
+            f"ImplicitMetric({self.name!r}, {self.positions.kind}, {s.n} "
+            f"{'explicit ' if self.explicit else ''}metrics, size "
             f"{s.size:.3g} px, anisotropy {s.anisotropy:.3g}, asymmetry "
             f"{abs(round(s.asymmetry, 3)):g}, {100 * s.explained:.3g} % explained)"
         )
@@ -118,22 +122,28 @@ def implicit_metric(
         The picture whose gradient the balls are compared with; the first argument in ``x`` if
         that is of this shape.
     objective : {"reference", "enclosing", "gauge", "overlap"}, optional
-        What :func:`fit_randers` makes small. By default, ``"reference"``: each tap is the image
-        of its own place in the kernel's lattice (or the layer's reference set), so that the
-        standard convolution of radius ``r`` and dilation ``d`` implies ``I / (r d)^2``, and the
-        metric of a metric convolution is recovered. Through which map, unless ``map=`` says
-        it, is the layer's own matter, or else whichever of the two comes nearer to the
-        samples over all pixels. ``"enclosing"`` does not ask which tap is
-        where; for the standard convolution it gives ``I / (2 (r d)^2)``, the disc through the
-        square's corners. That one is also taken for kernels of one row, of one column or of
-        2 x 2 taps, whose reference points do not determine a metric.
+        What :func:`fit_randers` makes small. If neither this nor any of its options is given:
+
+        - the metrics of a metric convolution, if Randers or Riemannian, are its own, with nothing
+          fitted (``explicit`` is true);
+        - those of other layers are fitted with ``"reference"``: each tap is the image of its own
+          place in the kernel's lattice (or the layer's reference set), so that the standard
+          convolution of radius ``r`` and dilation ``d`` implies ``I / (r d)^2``. Through which
+          map, unless ``map=`` says it, is the layer's own matter, or else whichever of the two
+          comes nearer to the samples over all pixels;
+        - except where the reference points do not determine a metric: along fewer than five rays
+          (three axes for a Riemannian one), for the radial map, or all on one line. These are
+          kernels of one tap, one row, one column or 2 x 2 taps, and polar sets of three or four
+          angles. There it is ``"enclosing"``, which does not ask which tap is where; for the
+          standard convolution it gives ``I / (2 (r d)^2)``, the disc through the square's corners.
     max_size : int, optional
         Thin every field, taking each second (third, ...) output pixel along both axes, until it has
         at most as many on its longer side.
     include_fixed : bool
         Whether to list the standard, dilated and weighted convolutions of a model too.
     **options
-        Of :func:`fit_randers`: ``kind="riemannian"``, ``refine=False``, ``margin``, ...
+        Of :func:`fit_randers`: ``kind="riemannian"``, ``refine=False``, ``margin``, ... With any of
+        them, the metrics of a metric convolution are fitted too.
 
     Returns
     -------
@@ -146,7 +156,8 @@ def implicit_metric(
     TypeError
         If the arguments are of wrong kinds.
     ValueError
-        If a model has no adaptive layer, or one cannot be read; the message names it.
+        If a model has no adaptive layer, the batch is empty, or a layer cannot be read; the message
+        names it.
 
     Examples
     --------
@@ -194,11 +205,17 @@ def of_positions(
     """Return the metrics of known positions; the arguments are those of :func:`implicit_metric`."""
     if max_size is not None:
         positions = positions.every(math.ceil(max(positions.output_size) / max_size))
+    if 0 in positions.points.shape:
+        raise ValueError("x: expected at least one picture, got an empty batch")
+    explicit = positions.metric is not None and objective is None and not options
     try:
-        fit, map = _fit(positions, objective, options)
+        if explicit:
+            fit, map = _own(positions), positions.map
+        else:
+            fit, map = _fit(positions, objective, options)
     except ValueError as error:
         raise ValueError(f"layer {name!r}: {error}") from error
-    result = ImplicitMetric(name, positions, map, fit, summarise(fit))
+    result = ImplicitMetric(name, positions, map, fit, summarise(fit), explicit)
     if picture is None:
         return result
     if len(picture) not in (1, len(positions.points)):
@@ -214,19 +231,30 @@ def of_positions(
     return replace(result, summary=summarise(fit, gradient))
 
 
+def _own(positions: KernelPositions) -> RandersFit:
+    """Return the layer's own metric in the form of a fit."""
+    assert positions.metric is not None
+    modulation = positions.modulation
+    weights = None if modulation is None else modulation.abs()
+    return known_metric(positions.metric, positions.points, weights)
+
+
 def _fit(
     positions: KernelPositions, objective: ObjectiveName | None, options: dict[str, Any]
 ) -> tuple[RandersFit, MapName | None]:
     """Return the fit, and the map if the objective has one."""
     reference = options.get("reference", positions.reference)
+    map = options.get("map", positions.map)
     if objective is None:
-        objective = "reference" if _directions(reference) >= 5 else "enclosing"
+        assert reference is not None
+        centred = options.get("kind") == "riemannian"
+        enough = "map" in options or determines(reference, map or "radial", centred)
+        objective = "reference" if enough else "enclosing"
     known: dict[str, Any] = {"objective": objective, **options}
-    if objective in ("reference", "gauge"):
+    if objective == "reference" or (objective == "gauge" and "levels" not in options):
         known["reference"] = reference
     if objective != "reference":
         return _fit_field(positions, known), None
-    map = known.pop("map", positions.map)
     maps: tuple[MapName, ...] = ("radial", "affine") if map is None else (map,)
     fits = [(_fit_field(positions, {**known, "map": map}), map) for map in maps]
     # One map for the layer; a tie, up to rounding, goes to the radial one.
@@ -252,14 +280,6 @@ def _fit_field(positions: KernelPositions, known: dict[str, Any]) -> RandersFit:
         metric = Randers(M, fit.metric.omega.expand(*batch, 2), validate=False)
     names = ("residual", "iou", "inside", "pixel_in_hull", "reason", "converged")
     return replace(fit, metric=metric, **{name: getattr(fit, name).expand(batch) for name in names})
-
-
-def _directions(reference: ReferenceSet | None) -> int:
-    """Return the number of directions in which the reference points lie from the centre."""
-    assert reference is not None
-    points = reference.points[np.abs(reference.points).max(axis=1) > 1e-9]
-    angles = np.arctan2(points[:, 0], points[:, 1])
-    return len(np.unique(np.round(np.exp(1j * angles), 6)))
 
 
 def _picture(image: Tensor | None, x: Any) -> Tensor | None:

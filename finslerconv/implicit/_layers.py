@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -54,8 +54,9 @@ def find_adaptive_layers(
     """Run a model once and return its adaptive layers, in the order of their calls.
 
     Found are all layers that :func:`kernel_positions` knows, and every call of
-    ``torchvision.ops.deform_conv2d``, inside whatever module it is: the offsets are those that
-    were passed, so that no pair of "offset convolution and deformable convolution" is guessed.
+    ``torchvision.ops.deform_conv2d`` or :func:`finslerconv.ops.deform_conv2d` (by a compiled
+    backend), inside whatever module it is: the offsets are those that were passed, so that no
+    pair of "offset convolution and deformable convolution" is guessed.
 
     Parameters
     ----------
@@ -143,19 +144,14 @@ class _Search:
         yield module.register_forward_pre_hook(enter, with_kwargs=True)
         yield module.register_forward_hook(leave)
 
-    def saw_function(self, arguments: tuple[Any, ...]) -> None:
-        """Take note of a call of torchvision's operator outside the known layers."""
+    def saw_function(self, call: "_Call") -> None:
+        """Take note of a call of an operator outside the known layers."""
         if self._inside is not None:
             return
         name, module = self._running[-1] if self._running else ("", nn.Identity())
-        input, weight, offset, mask, _, *numbers = arguments
-        geometry = ConvGeometry.of(
-            tuple(weight.shape[-2:]), tuple(numbers[0:2]), tuple(numbers[2:4]), tuple(numbers[4:6])
-        )
-        size = (input.shape[-2], input.shape[-1])
-        mask = mask if numbers[-1] else None
-        positions = deformable_positions(size, geometry, offset, mask, weight)
-        self._add(name, module, positions, offset)
+        size = (call.input.shape[-2], call.input.shape[-1])
+        positions = deformable_positions(size, call.geometry, call.offset, call.mask, call.weight)
+        self._add(name, module, positions, call.offset)
 
     def found(self) -> list[AdaptiveLayer]:
         """Return the layers, without those that computed the offsets of others."""
@@ -202,18 +198,64 @@ class _Search:
         return None
 
 
-class _Calls(TorchDispatchMode):
-    """Tell of every call of torchvision's operator, by module or by function."""
+class _Call(NamedTuple):
+    """A call of a deformable convolution, as a function."""
 
-    def __init__(self, tell: Callable[[tuple[Any, ...]], None]) -> None:
+    input: Tensor
+    weight: Tensor
+    offset: Tensor
+    mask: Tensor | None
+    geometry: ConvGeometry
+
+
+def _torchvisions(
+    input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor, bias: Tensor, *numbers: Any
+) -> _Call:
+    stride, padding, dilation = numbers[0:2], numbers[2:4], numbers[4:6]
+    geometry = ConvGeometry.of(tuple(weight.shape[-2:]), stride, padding, dilation)
+    return _Call(input, weight, offset, mask if numbers[-1] else None, geometry)
+
+
+def _ours(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    *numbers: Any,
+) -> _Call:
+    stride, before, dilation = (tuple(pair) for pair in numbers[:3])
+    kernel = weight.shape[2], weight.shape[3]
+    # The padding after the image shows in the output's size alone.
+    after = [
+        (out - 1) * step + gap * (k - 1) + 1 - size - pad
+        for out, step, gap, k, size, pad in zip(
+            offset.shape[2:], stride, dilation, kernel, input.shape[2:], before, strict=True
+        )
+    ]
+    geometry = ConvGeometry(kernel, stride, dilation, before, (after[0], after[1]))
+    return _Call(input, weight, offset, mask, geometry)
+
+
+_OPERATORS: dict[str, Callable[..., _Call]] = {
+    "torchvision.deform_conv2d.default": _torchvisions,
+    "finslerconv.deform_conv2d.default": _ours,
+}
+
+
+class _Calls(TorchDispatchMode):
+    """Tell of every call of a deformable convolution, by module or by function."""
+
+    def __init__(self, tell: Callable[[_Call], None]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._tell = tell
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if str(func) == "torchvision.deform_conv2d.default":
-            self._tell(args)
+        read = _OPERATORS.get(str(func))
+        if read is not None:
+            self._tell(read(*args))
         return func(*args, **(kwargs or {}))
 
 

@@ -154,6 +154,13 @@ def regularised(ellipse: Ellipse, smallest: Float[Tensor, " batch"]) -> Ellipse:
     return Ellipse(ellipse.centre, (axes * torch.maximum(values, floor)[:, None]) @ axes.mT)
 
 
+def capped(ellipse: Ellipse, largest: Float[Tensor, " batch"]) -> Ellipse:
+    """Return the ellipses with half-axes of at most ``largest``."""
+    values, axes = torch.linalg.eigh(ellipse.shape)
+    values = torch.minimum(values, largest[:, None] ** 2)
+    return Ellipse(ellipse.centre, (axes * values[:, None]) @ axes.mT)
+
+
 def symmetric(entries: Float[Tensor, "batch 3"]) -> Float[Tensor, "batch 2 2"]:
     """Return the symmetric matrices of the entries (00, 01, 11)."""
     return entries[:, [0, 1, 1, 2]].unflatten(-1, (2, 2))

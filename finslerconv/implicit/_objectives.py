@@ -31,6 +31,9 @@ from finslerconv.metrics._linalg import det, dot, outer
 #: Curvatures below this share of their sum count as none.
 _UNDETERMINED = 1e-12
 
+#: Samples are missed by more than this share of their root mean square distance from the pixel.
+_MISSED = 0.1
+
 
 class Start(NamedTuple):
     """Where a refinement begins."""
@@ -61,6 +64,10 @@ class Objective(abc.ABC):
         self, samples: Samples, ellipse: Ellipse, scale: Float[Tensor, " batch"]
     ) -> Float[Tensor, " batch"]:
         """Return the figure that is made small; ``scale`` is that of the units, in pixels."""
+
+    def outside(self, samples: Samples, ellipse: Ellipse) -> Bool[Tensor, " batch"]:
+        """Return where the pixel is outside its ball though the ellipse holds it: nowhere."""
+        return torch.zeros_like(samples.corners, dtype=torch.bool)
 
 
 @final
@@ -117,6 +124,14 @@ class RadialMatching(Objective):
         images = self.direction * (self.length / norm)[..., None]
         return scale * _distance(samples, images)
 
+    def outside(self, samples: Samples, ellipse: Ellipse) -> Bool[Tensor, " batch"]:
+        """Return where the pixel is outside the hull, and the metric does not reach the samples.
+
+        Samples of a metric are around the pixel as their reference points are; those of a part of
+        the kernel need not be, and are reached.
+        """
+        return _unreached(self, samples, ellipse)
+
 
 @final
 class AffineMatching(Objective):
@@ -145,6 +160,11 @@ class AffineMatching(Objective):
         """Return the root mean square distance, in pixels."""
         images = self.reference @ Frame.of(ellipse).root + ellipse.centre[:, None]
         return scale * _distance(samples, images)
+
+    def outside(self, samples: Samples, ellipse: Ellipse) -> Bool[Tensor, " batch"]:
+        """Return the same for balls around the pixel; others are there, too, or hold it."""
+        around = (ellipse.centre == 0).all(dim=-1)
+        return around & _unreached(self, samples, ellipse)
 
 
 @final
@@ -269,8 +289,16 @@ def choose(
         )
     if map not in ("radial", "affine"):
         raise ValueError(f"map: expected 'radial' or 'affine', got {map!r}")
+    if map == "affine" and name != "reference":
+        missing = "; give the reference points" if reference is None else ""
+        raise ValueError(f"map: is for the objective 'reference', not for {name!r}{missing}")
     if levels is not None and name != "gauge":
         raise ValueError(f"levels: are for the objective 'gauge', not for {name!r}")
+    if levels is not None and reference is not None:
+        raise ValueError(
+            "levels: the reference points have levels of their own, their lengths; leave one of "
+            "the two out"
+        )
     if reference is not None:
         if name in ("enclosing", "overlap"):
             raise ValueError(
@@ -299,7 +327,7 @@ def choose(
     points = _tensor(reference.points, device)
     if map == "affine":
         return AffineMatching(points)
-    _check_directions(reference, 3 if centred else 5)
+    _check_rays(reference, centred)
     return RadialMatching(points)
 
 
@@ -331,21 +359,44 @@ def _levels(levels: Any, reference: ReferenceSet | None, n: int) -> Float[np.nda
     return np.abs(lattice(side).points).max(axis=-1)
 
 
-def _check_directions(reference: ReferenceSet, wanted: int) -> None:
+def determines(reference: ReferenceSet, map: str, centred: bool) -> bool:
+    """Return whether images of the reference points determine a metric."""
+    if map == "affine":
+        return _span_plane(reference)
+    return _rays(reference, centred) >= (3 if centred else 5)
+
+
+def _check_rays(reference: ReferenceSet, centred: bool) -> None:
     """Raise where the reference points lie along too few rays for the radial map."""
-    g = reference.points[np.linalg.norm(reference.points, axis=-1) > 0]
-    angles = np.sort(np.arctan2(g[:, 0], g[:, 1]))
-    if wanted == 3:  # a symmetric norm is the same along opposite rays
-        angles = np.sort(np.mod(angles + 1e-9, np.pi))
-    period = np.pi if wanted == 3 else 2 * np.pi
-    gaps = np.diff(angles, append=angles[:1] + period)
-    found = int((gaps > 1e-6).sum())
-    if found < wanted:
+    if determines(reference, "radial", centred):
+        return
+    found = f"{_rays(reference, centred)} {'axes' if centred else 'rays'}"
+    if not _span_plane(reference):
         raise ValueError(
-            f"reference: the points of {reference.name!r} lie along {found} "
-            f"{'axes' if wanted == 3 else 'rays'}, and the radial map needs {wanted} to determine "
-            "the metric; use map='affine', kind='riemannian' or a set with more directions"
+            f"reference: the points of {reference.name!r} lie on one line ({found}); no map "
+            "determines a metric from them, take a kernel with taps in the plane"
         )
+    symmetric_one = "" if centred or _rays(reference, True) < 3 else "kind='riemannian', "
+    raise ValueError(
+        f"reference: the points of {reference.name!r} lie along {found}, and the radial map needs "
+        f"{3 if centred else 5} to determine the metric; use map='affine', {symmetric_one}or a "
+        "set with more directions"
+    )
+
+
+def _rays(reference: ReferenceSet, centred: bool) -> int:
+    """Return along how many rays the points lie; for a symmetric norm, along how many axes."""
+    g = reference.points[np.linalg.norm(reference.points, axis=-1) > 1e-9]
+    angles = np.arctan2(g[:, 0], g[:, 1])
+    period = np.pi if centred else 2 * np.pi
+    angles = np.sort(np.mod(angles + 1e-9, period))
+    gaps = np.diff(angles, append=angles[:1] + period)
+    return int((gaps > 1e-6).sum())
+
+
+def _span_plane(reference: ReferenceSet) -> bool:
+    away = reference.points - reference.points.mean(axis=0)
+    return bool(np.linalg.matrix_rank(away, tol=1e-9) == 2)
 
 
 def _tensor(values: np.ndarray, device: torch.device) -> Tensor:
@@ -442,6 +493,13 @@ def _log(value: Tensor, gradient: Tensor, hessian: Tensor) -> tuple[Tensor, Tens
     gradient, hessian = gradient / safe[:, None], hessian / safe[:, None, None]
     log = torch.where(positive, safe.log(), -torch.inf)
     return log, gradient, hessian - outer(gradient, gradient)
+
+
+def _unreached(
+    objective: RadialMatching | AffineMatching, samples: Samples, ellipse: Ellipse
+) -> Tensor:
+    missed = objective.residual(samples, ellipse, torch.ones_like(samples.scale))
+    return ~samples.pixel_in_hull() & (missed > _MISSED)
 
 
 def _distance(samples: Samples, images: Tensor) -> Tensor:

@@ -7,13 +7,15 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from finslerconv.balls import ReferenceSet, lattice
+from finslerconv.metrics import Randers, Riemannian
 from finslerconv.nn.weighted._parametrize import weighting_of
 from finslerconv.ops import ConvGeometry, MapName
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class KernelPositions:
     """The samples that a layer takes around every output pixel.
 
@@ -40,6 +42,9 @@ class KernelPositions:
         are the taps divided by the kernel's radius.
     map : {"radial", "affine"}, optional
         How the layer's metric carries these into its ball; None for layers that have no metric.
+    metric : Randers or Riemannian, optional
+        The layer's own metric, whose unit balls it samples: batch (B, [G,] Ho, Wo), lengths in
+        pixels. None for layers that have none, or one of another kind.
 
     Raises
     ------
@@ -56,6 +61,7 @@ class KernelPositions:
     weight: Float[Tensor, "..."] | None = None
     reference: ReferenceSet | None = None
     map: MapName | None = None
+    metric: Randers | Riemannian | None = None
 
     def __post_init__(self) -> None:
         shape = tuple(self.points.shape)
@@ -69,6 +75,11 @@ class KernelPositions:
             raise ValueError(
                 f"modulation: expected a factor for every sample, shape {shape[:-1]}, got "
                 f"{tuple(self.modulation.shape)}"
+            )
+        if self.metric is not None and self.metric.batch_shape != shape[:-2]:
+            raise ValueError(
+                f"metric: expected one for every kernel, batch shape {shape[:-2]}, got "
+                f"{self.metric.batch_shape}"
             )
         if self.reference is None:
             object.__setattr__(self, "reference", lattice(self.geometry.kernel_size))
@@ -100,6 +111,15 @@ class KernelPositions:
             points=self.points[..., ::step, ::step, :, :],
             geometry=replace(self.geometry, stride=(step * rows, step * columns)),
             modulation=None if self.modulation is None else self.modulation[..., ::step, ::step, :],
+            metric=None if self.metric is None else self.metric[..., ::step, ::step],
+        )
+
+    def __repr__(self) -> str:
+        rows, columns = self.geometry.kernel_size
+        modulated = "" if self.modulation is None else ", modulated"
+        return (
+            f"KernelPositions({self.kind} {rows}x{columns}, points={tuple(self.points.shape)}, "
+            f"dtype={self.points.dtype}, adaptive={self.adaptive}{modulated})"
         )
 
 
@@ -201,7 +221,7 @@ def kernel_positions(layer: nn.Module, x: Tensor | Sequence[Any]) -> KernelPosit
     TypeError
         If the layer is of none of these kinds; :func:`find_adaptive_layers` finds those in it.
     ValueError
-        If the input does not fit the layer.
+        If the input does not fit the layer, or the layer is lazy and was never called.
 
     Examples
     --------
@@ -236,9 +256,11 @@ def reader_of(layer: nn.Module) -> Reader | None:
             return _readers[kind]
     if isinstance(layer, Positioned):
         return _read_positioned
-    if isinstance(layer, nn.Conv2d):
-        weighted = weighting_of(layer) is not None
-        return _read_conv2d if weighted or _runs(layer, nn.Conv2d) else None
+    if isinstance(layer, nn.Conv2d) and (
+        weighting_of(layer) is not None or _runs(layer, nn.Conv2d)
+    ):
+        return _read_conv2d
+    # From here on also what derives from nn.Conv2d and has a forward method of its own.
     if not _has_kernel(layer):
         return None
     if _offset_conv(layer) is not None:
@@ -292,7 +314,27 @@ def _read_positioned(layer: Any, *args: Any) -> KernelPositions:
         weight if isinstance(weight, Tensor) else None,
         reference if isinstance(reference, ReferenceSet) else None,
         _map(layer),
+        _own_metric(layer, args),
     )
+
+
+def _own_metric(layer: Any, args: tuple[Any, ...]) -> Randers | Riemannian | None:
+    """Return the metric of a metric convolution in pixels, if it is of these kinds.
+
+    That of a geodesic one says the ball at the pixel only, not where the geodesics go.
+    """
+    if _kind(layer) != "metric":
+        return None
+    metric = layer.metric(*args)
+    if not isinstance(metric, Randers | Riemannian):
+        return None
+    # The layer's lengths are in spacings between taps.
+    M = _exact(metric.M)
+    shrink = 1 / torch.tensor(layer.dilation, dtype=M.dtype, device=M.device)
+    M = shrink[:, None] * M * shrink
+    if isinstance(metric, Riemannian):
+        return Riemannian(M, validate=False)
+    return Randers(M, shrink * _exact(metric.omega), validate=False)
 
 
 def _map(layer: Any) -> MapName | None:
@@ -311,6 +353,11 @@ def _modulation(layer: Any, args: tuple[Any, ...]) -> Tensor | None:
 
 
 def _read_conv2d(layer: nn.Conv2d, x: Tensor, *_: Any) -> KernelPositions:
+    if isinstance(layer.weight, UninitializedParameter):
+        raise ValueError(
+            f"layer: {type(layer).__name__} is lazy and makes its weights in its first call; call "
+            "it once before"
+        )
     _check_image(x, layer.in_channels)
     padding: Any = layer.padding
     geometry = ConvGeometry.of(layer.kernel_size, layer.stride, padding, layer.dilation)

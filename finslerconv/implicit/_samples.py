@@ -1,6 +1,6 @@
 """The samples of a flat batch of kernels, checked, with their convex hulls."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,23 +13,28 @@ from finslerconv.implicit._hull import planar_hulls
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Sampling positions of kernels in float64, all on one device.
+    """Sampling positions of kernels in float64, all on one device, each in units of its own size.
 
     Attributes
     ----------
     points : Tensor, shape (batch, n, 2)
+        Their root mean square distance from the pixel is 1 (or all are at the pixel); samples of
+        no weight are put at the pixel.
     weights : Tensor, shape (batch, n)
         Their sums are 1, or 0 where no sample has any weight.
     hull : Tensor, shape (batch, h, 2)
         The corners of the hulls of the samples of non-zero weight, in order; the last is repeated.
     corners : Tensor, shape (batch,)
         Their numbers.
+    scale : Tensor, shape (batch,)
+        The units in pixels.
     """
 
     points: Float[Tensor, "batch n 2"]
     weights: Float[Tensor, "batch n"]
     hull: Float[Tensor, "batch h 2"]
     corners: Int[Tensor, " batch"]
+    scale: Float[Tensor, " batch"]
 
     @classmethod
     def of(cls, points: Float[Tensor, "batch n 2"], weights: Float[Tensor, "batch n"]) -> "Samples":
@@ -39,6 +44,12 @@ class Samples:
         # Modulations near 0 or huge ones: divide by the largest first.
         weights = weights / weights.amax(dim=1, keepdim=True).clamp_min(1e-300)
         weights = weights / weights.sum(1, keepdim=True).clamp_min(1e-300)
+        points = torch.where((weights > 0)[..., None], points, 0.0)
+        # Positions huge or tiny: divide by the largest before anything is squared.
+        extent = _positive(points.abs().amax(dim=(1, 2)))
+        points = points / extent[:, None, None]
+        size = _positive((weights * (points**2).sum(-1)).sum(1).sqrt())
+        points = points / size[:, None, None]
         order, corners = planar_hulls(points.cpu().numpy(), (weights > 0).cpu().numpy(), tolerance)
         index = torch.as_tensor(order, device=points.device)[..., None]
         return cls(
@@ -46,6 +57,7 @@ class Samples:
             weights,
             torch.take_along_dim(points, index, dim=1),
             torch.as_tensor(corners, device=points.device),
+            extent * size,
         )
 
     @property
@@ -53,20 +65,18 @@ class Samples:
         """Which samples have a weight."""
         return self.weights > 0
 
-    def size(self) -> Float[Tensor, " batch"]:
-        """Return the root mean square distance from the pixel (1 where that is 0)."""
-        size = (self.weights * (self.points**2).sum(-1)).sum(1).sqrt()
-        return torch.where(size > 0, size, torch.ones_like(size))
-
-    def scaled(self, factor: Float[Tensor, " batch"]) -> "Samples":
-        """Return the samples stretched by factors of their own."""
-        stretch = factor[:, None, None]
-        return replace(self, points=self.points * stretch, hull=self.hull * stretch)
+    def farthest(self) -> Float[Tensor, " batch"]:
+        """Return the largest distance of a sample from the pixel."""
+        return self.points.norm(dim=-1).amax(dim=1)
 
     def __getitem__(self, index: Tensor) -> "Samples":
         """Return the samples of some kernels."""
         return Samples(
-            self.points[index], self.weights[index], self.hull[index], self.corners[index]
+            self.points[index],
+            self.weights[index],
+            self.hull[index],
+            self.corners[index],
+            self.scale[index],
         )
 
     def pixel_in_hull(self) -> Bool[Tensor, " batch"]:
@@ -108,9 +118,9 @@ def flat_tensors(points: Array, weights: Array | None) -> tuple[Tensor, Tensor]:
         return flat, torch.ones_like(flat[..., 0])
     given = as_tensor(weights)
     if tuple(given.shape) not in (shape[:-1], shape[-2:-1]):
+        wanted = " or ".join(str(each) for each in dict.fromkeys((shape[:-1], shape[-2:-1])))
         raise ValueError(
-            f"weights: expected shape {shape[:-1]} or {shape[-2:-1]}, one for each sample, got "
-            f"{tuple(given.shape)}"
+            f"weights: expected shape {wanted}, one for each sample, got {tuple(given.shape)}"
         )
     if given.device != flat.device:
         raise ValueError(f"weights: expected device {flat.device}, got {given.device}")
@@ -132,6 +142,10 @@ def as_tensor(array: Array) -> Tensor:
 def as_kind(tensor: Tensor, like: Array) -> Array:
     """Return a tensor as the kind of array that ``like`` is."""
     return tensor.cpu().numpy() if isinstance(like, np.ndarray) else tensor
+
+
+def _positive(values: Tensor) -> Tensor:
+    return torch.where(values > 0, values, torch.ones_like(values))
 
 
 def _check(name: str, values: Tensor, good: Tensor, wanted: str) -> None:

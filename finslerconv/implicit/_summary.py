@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from finslerconv.balls import Ellipse
 from finslerconv.images import _filters
-from finslerconv.implicit._fit import RandersFit
+from finslerconv.implicit._fit import Misfit, RandersFit
 from finslerconv.metrics import Randers, Riemannian
 
 #: Sectors of the orientation histogram, over half a turn.
@@ -26,10 +26,12 @@ class MetricSummary:
     n : int
         How many metrics there are.
     explained : float
-        The share of them that exist: the kernel's pixel is inside the fitted ball. All that
-        follows is about these, and NaN if there are none.
+        The share of them that exist: the fit has no reason against it (:class:`Misfit`).
+    diverged : float
+        The share of them whose fit runs away, to ever larger balls: ``Misfit.DIVERGED``.
     size : float
-        Radius of the disc of the ball's area, in pixels of the layer's input.
+        Radius of the disc of the ball's area, in pixels of the layer's input. This and all that
+        follows is about the metrics that exist, and NaN or None if there are none.
     anisotropy : float
         Long over short half-axis, at least 1.
     anisotropy_90 : float
@@ -62,6 +64,7 @@ class MetricSummary:
 
     n: int
     explained: float
+    diverged: float
     size: float
     anisotropy: float
     anisotropy_90: float
@@ -82,10 +85,11 @@ def summarise(fit: RandersFit, gradient: "PictureGradient | None" = None) -> Met
     good = as_randers(fit.metric)[explained]
     n = explained.numel()
     share = float(explained.double().mean())
+    diverged = float((fit.reason == Misfit.DIVERGED).double().mean())
     if share == 0:
         nan = math.nan
         return MetricSummary(
-            n, share, nan, nan, nan, nan, nan, nan, nan, nan, (nan, nan), None, None, None
+            n, share, diverged, nan, nan, nan, nan, nan, nan, nan, nan, (nan, nan), None, None, None
         )
     ellipse = Ellipse.of(good)
     long, short = ellipse.axes.unbind(-1)
@@ -108,6 +112,7 @@ def summarise(fit: RandersFit, gradient: "PictureGradient | None" = None) -> Met
     return MetricSummary(
         n,
         share,
+        diverged,
         float((long * short).sqrt().median()),
         float(anisotropy.median()),
         _ninth_decile(anisotropy),

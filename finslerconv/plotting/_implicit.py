@@ -62,10 +62,20 @@ def implicit_metric(
 
     Raises
     ------
+    TypeError
+        If ``result`` is something else.
     ValueError
         If there is no layer, or no such element of the batch or group.
     """
+    from finslerconv.implicit import ImplicitMetric
+
     results = list(result.values()) if isinstance(result, Mapping) else [result]
+    for one in results:
+        if not isinstance(one, ImplicitMetric):
+            raise TypeError(
+                "result: expected what finslerconv.implicit.implicit_metric returns, got "
+                f"{type(one).__name__}"
+            )
     if not results:
         raise ValueError("result: expected at least one layer, got none")
     pixels = photograph("image", image)
@@ -77,7 +87,9 @@ def implicit_metric(
         figure = Figure(figsize=size, layout="constrained")
     rows = np.atleast_1d(np.asarray(figure.subfigures(len(results), 1, hspace=0.03)))
     for part, one in zip(rows, results, strict=True):
-        part.suptitle(_title(one), x=0.012, ha="left", fontsize=10, color=INK, fontweight="bold")
+        part.suptitle(
+            _title(one, group), x=0.012, ha="left", fontsize=10, color=INK, fontweight="bold"
+        )
         grid = part.add_gridspec(1, 4, width_ratios=[1, 1, 1, 0.75])
         balls, anisotropy, drift = (part.add_subplot(grid[0, i]) for i in range(3))
         implicit_balls(one, image, batch=batch, group=group, ax=balls)
@@ -166,7 +178,8 @@ def implicit_balls(
         ax.scatter(places[:, 1], places[:, 0], s=size, color=BLUE, lw=0, zorder=5)
     mark_origin(ax, centres[:, 0], centres[:, 1], size=min(9.0, max(2.0, 900 / len(centres))))
     times = "" if scale == 1 else f", drawn {scale:g} times as large"
-    ax.set_title(f"unit balls and samples{times}" if samples else f"unit balls{times}", fontsize=8)
+    what = "unit balls and samples" if samples else "unit balls"
+    ax.set_title(f"{what}{times}{_of_group(result, group)}", fontsize=8)
     return ax
 
 
@@ -199,7 +212,8 @@ def implicit_field(
     Returns
     -------
     Axes
-        Pixels that no metric explains are left without colour.
+        Pixels that no metric explains are left without colour; a field that is the same everywhere
+        is a line of text.
 
     Raises
     ------
@@ -214,6 +228,8 @@ def implicit_field(
     ellipse = Ellipse.of(metric)
     axes = numpy_of("metric", ellipse.axes)
     norm: Normalize
+    ax = axes_or_new(ax)
+    grey = pixels if pixels.ndim == 2 else pixels.mean(axis=-1)
     if what == "anisotropy":
         values = axes[..., 0] / axes[..., 1]
         top = limit or max(1.1, float(np.max(values[good], initial=1.0)))
@@ -223,10 +239,19 @@ def implicit_field(
         # What no eye would see is none.
         top = limit or max(0.05, float(np.max(values[good], initial=0.0)))
         norm, cmap = Normalize(0.0, top), "viridis"
-    ax = axes_or_new(ax)
-    grey = pixels if pixels.ndim == 2 else pixels.mean(axis=-1)
     show(grey, dim=0.3, ax=ax)
     ax.autoscale(False)
+    names = {"anisotropy": "anisotropy, long / short half-axis", "drift": "drift, |ω| in M⁻¹"}
+    ax.set_title(names[what] + _of_group(result, group), fontsize=8)
+    shown = values[good]
+    if shown.size == 0:
+        _say(ax, "no pixel\nhas a metric")
+        return ax
+    if limit is None and np.ptp(shown) <= 1e-3 * max(1.0, shown.max()):
+        _say(ax, f"the same everywhere:\n{what} {abs(round(float(shown[0]), 3)):g}")
+        if what == "drift":
+            _arrows(ax, numpy_of("metric", ellipse.centre), values, good, rows, columns, top)
+        return ax
     # Each output pixel fills its share of the picture.
     half = [abs(p[-1] - p[0]) / max(1, len(p) - 1) / 2 or 0.5 for p in (rows, columns)]
     extent = (
@@ -246,14 +271,10 @@ def implicit_field(
     bar.ax.tick_params(which="both", labelsize=7, length=2)
     bar.ax.minorticks_off()
     if what == "anisotropy":
-        steps = [base * 10**power for power in range(6) for base in (1, 1.1, 1.2, 1.5, 2, 3, 5)]
-        ticks = [step for step in steps if step <= top * (1 + 1e-9)]
-        bar.set_ticks(ticks if len(ticks) < 7 else ticks[::3])
+        bar.set_ticks(_log_ticks(top))
     bar.outline.set_visible(False)
     if what == "drift":
         _arrows(ax, numpy_of("metric", ellipse.centre), values, good, rows, columns, top)
-    names = {"anisotropy": "anisotropy, long / short half-axis", "drift": "drift, |ω| in M⁻¹"}
-    ax.set_title(names[what], fontsize=8)
     return ax
 
 
@@ -273,7 +294,7 @@ def orientation_rose(
     -------
     PolarAxes
         The area of a sector is its share, by ``(a - b) / (a + b)`` of the balls' half-axes; a
-        circle is drawn where all directions would be alike.
+        circle is drawn where all directions would be alike. Over the whole batch and all groups.
 
     Raises
     ------
@@ -292,9 +313,14 @@ def orientation_rose(
     ax.set_xticks(np.deg2rad([0, 90, 180, 270]), ["", "", "", ""])
     ax.grid(color="#E6E8EB")
     ax.spines["polar"].set_visible(False)
-    ax.set_title("long axes", fontsize=8)
+    groups = result.positions.groups
+    ax.set_title("long axes" if groups == 1 else f"long axes, all {groups} groups", fontsize=8)
     shares = result.summary.orientation
     s = result.summary
+    if s.explained == 0:
+        ax.grid(False)
+        ax.text(0, 0, "no pixel\nhas a metric", ha="center", va="center", fontsize=9, color=GREY)
+        return ax
     if shares is None:
         ax.grid(False)
         ax.text(0, 0, "all balls\nare discs", ha="center", va="center", fontsize=9, color=GREY)
@@ -317,13 +343,44 @@ def orientation_rose(
     return ax
 
 
-def _title(result: "ImplicitMetric") -> str:
+def _title(result: "ImplicitMetric", group: int) -> str:
     where = result.positions
     size = " x ".join(map(str, where.geometry.kernel_size))
     rows, columns = where.input_size
     good = result.summary.explained
-    unexplained = "" if good == 1 else f", {100 * good:.3g} % explained"
-    return f"{result.name}   {where.kind} {size}, on {rows} x {columns} pixels{unexplained}"
+    note = ", its own metric" if result.explicit else ""
+    if good < 1:
+        note += f", {100 * good:.3g} % explained"
+    if result.summary.diverged > 0:
+        note += f", {100 * result.summary.diverged:.3g} % diverged"
+    if where.groups > 1:
+        note += f"{_of_group(result, group)} of 0 to {where.groups - 1}"
+    return f"{result.name}   {where.kind} {size}, on {rows} x {columns} pixels{note}"
+
+
+def _of_group(result: "ImplicitMetric", group: int) -> str:
+    """Return which of several groups a panel is about, for its title."""
+    groups = result.positions.groups
+    return "" if groups == 1 else f", group {group % groups}"
+
+
+def _say(ax: Axes, text: str) -> None:
+    """Write text in the middle of a picture."""
+    ax.text(
+        0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", fontsize=9, color=INK,
+        bbox={"boxstyle": "round", "facecolor": "white", "edgecolor": "none", "alpha": 0.85},
+    )  # fmt: skip
+
+
+def _log_ticks(top: float) -> list[float]:
+    """Return some five ticks of a logarithmic scale from 1, apart from each other."""
+    steps = [base * 10**power for power in range(6) for base in (1, 1.05, 1.1, 1.2, 1.5, 2, 3, 5)]
+    ticks: list[float] = []
+    for step in steps:
+        far = not ticks or math.log(step / ticks[-1]) >= 0.15 * math.log(top)
+        if far and step <= top * (1 + 1e-9):
+            ticks.append(step)
+    return ticks
 
 
 def _field(

@@ -3,6 +3,7 @@
 import re
 import sys
 import warnings
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -79,7 +80,7 @@ def test_numbers_are_those_of_the_layer(here):
     net[3].head.conv.bias.data.zero_()
     torch.save(net, "net.pt")
     result = run("net.pt", "photo.png", *SMALL, "--layer", "3", "-o", "a.pdf")
-    assert row_of(result.stdout, "3") == "3 metric 3x3 1.00 1.00 (1.00) 0.00 - 0.000 100 %"
+    assert row_of(result.stdout, "3") == "3 metric 3x3 1.00 1.00 (1.00) 0.00 - 0.000 100 % 0 %"
     assert "deformable" not in result.stdout
     assert (here / "a.pdf").read_bytes().startswith(b"%PDF")
 
@@ -97,6 +98,26 @@ def test_factory_in_the_working_folder(here):
         assert "dilated 3x3 2.00" in row_of(result.stdout, "0")
         assert "The model has no adaptive layer" in result.stdout
     assert str(here) not in sys.path
+
+
+def test_names_are_whole_in_a_narrow_terminal(here, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    block = nn.Sequential(OrderedDict(conv1=DeformConv2d(3, 2, 3, padding=1)))
+    torch.save(nn.Sequential(OrderedDict(layer1=nn.Sequential(block))), "net.pt")
+    result = run("net.pt", "photo.png", *SMALL)
+    assert result.exit_code == 0, result.output
+    # The kind takes two lines.
+    assert row_of(result.stdout, "layer1.0.conv1").endswith("0.00 - 0.000 100 % 0 %")
+    assert max(len(line) for line in result.stdout.splitlines()) <= 80
+
+
+def test_diverged_fits_are_counted(here):
+    net = nn.Sequential(DeformConv2d(3, 2, 3, padding=1))
+    nn.init.normal_(net[0].offset_conv.weight, std=1.0, generator=torch.Generator().manual_seed(0))
+    torch.save(net, "net.pt")
+    fits, _, diverged, _ = row_of(run("net.pt", "photo.png", *SMALL).stdout, "0").split()[-4:]
+    assert int(diverged) > 5
+    assert int(fits) + int(diverged) <= 100
 
 
 def test_other_objectives(here):
@@ -120,7 +141,7 @@ def test_weights(here):
     torch.save({"state_dict": state, "epoch": 3}, "state.pt")
     still = run("network_two:make", "photo.png", *SMALL)
     moved = run("network_two:make", "photo.png", *SMALL, "--weights", "state.pt")
-    assert row_of(still.stdout, "0") == "0 shifted 3x3 1.00 1.00 (1.00) 0.00 - 0.000 100 %"
+    assert row_of(still.stdout, "0") == "0 shifted 3x3 1.00 1.00 (1.00) 0.00 - 0.000 100 % 0 %"
     # A disc moved by 0.3 of its radius.
     assert "(1.00) 0.30" in row_of(moved.stdout, "0")
     refused(run("state.pt", "photo.png"), "state.pt: holds weights but no model; .* --weights")
@@ -180,7 +201,7 @@ def test_wrong_models(here):
     for name, message in {
         "nothing": "nothing: no such file; expected torchvision:NAME, timm:NAME",
         "missing.pt": "missing.pt: no such file",
-        "junk.pt": "junk.pt: ",
+        "junk.pt": "junk.pt: is no file that torch.save wrote$",
         "network_none:make": "network_none: cannot be imported",
         "network_four:make": "network_four: cannot be imported .*ZeroDivisionError",
         "network_three:absent": "network_three: has no attribute 'absent'",

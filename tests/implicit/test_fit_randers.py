@@ -375,6 +375,100 @@ def test_pixel_outside_the_hull_but_inside_the_ball():
         GaugeMetric(points)
 
 
+@pytest.mark.parametrize("kind", ["randers", "riemannian"])
+def test_pixel_outside_every_sample_is_named_though_taps_are_known(kind):
+    """Along its rays from the pixel no ball reaches samples that are all on one side."""
+    taps = lattice(3)
+    fit = fit_randers(taps.points + np.array([0, 3.0]), reference=taps, kind=kind)
+    assert fit.reason == Misfit.OUTSIDE
+    assert fit.residual > 2
+    assert_valid(fit)
+    # A shift that leaves the pixel inside is the metric's to explain, as far as it can.
+    assert fit_randers(taps.points + np.array([0, 0.6]), reference=taps, kind=kind).explained
+
+
+def test_riemannian_affine_fit_that_does_not_reach_the_samples_is_named():
+    fit = fit_randers(
+        lattice(3).points + np.array([0, 3.0]),
+        reference=lattice(3),
+        map="affine",
+        kind="riemannian",
+    )
+    assert fit.reason == Misfit.OUTSIDE
+
+
+@pytest.mark.parametrize("kind", ["randers", "riemannian"])
+@pytest.mark.parametrize("noise", [0.0, 0.01])
+def test_part_of_a_kernel_beside_the_pixel_is_explained(kind, noise):
+    """Samples of a metric that do not surround the pixel: only part of the kernel has weight."""
+    true = Randers(np.array([[0.6, 0.2], [0.2, 0.4]]), np.array([0.2, 0.1]))
+    true = Riemannian(true.M) if kind == "riemannian" else true
+    reference = sunflower(25)
+    points = positions(true, reference, "radial")
+    points = points + noise * np.random.default_rng(0).standard_normal(points.shape)
+    weights = (reference.points[:, 0] > 0.1).astype(float)
+    fit = fit_randers(points, weights, reference=reference, kind=kind)
+    assert not fit.pixel_in_hull
+    assert fit.explained
+    if noise == 0:
+        assert relative(fit.metric.M, true.M, axes=2) < 1e-8
+
+
+def test_ball_that_grows_without_end_is_named():
+    """Three points on the level 1: a strip has them all at its rim, and no ellipse has."""
+    points = np.array([[1.0, 0.0], [-1.0, 1.0], [-1.0, -1.0]])
+    fit = fit_randers(points, objective="gauge", levels=np.ones(3), kind="riemannian")
+    assert fit.reason == Misfit.DIVERGED
+    assert not fit.explained
+    assert_valid(fit)
+    # Cut off at 100 times the farthest sample; the strip is |v_0| <= 1.
+    assert Ellipse.of(fit.metric).axes == pytest.approx([100 * np.sqrt(2), 1.0], rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("kind", ["randers", "riemannian"])
+@pytest.mark.parametrize("objective", ["reference", "gauge", "enclosing", "overlap"])
+def test_explained_balls_are_not_running_away(objective, kind, dtype):
+    """Noise of nearly a pixel: most kernels are explained still, those that diverge are named."""
+    points = deformed(11, 300, noise=0.8).astype(dtype)
+    options = {"reference": lattice(3)} if objective == "reference" else {}
+    fit = fit_randers(points, objective=objective, kind=kind, **options)
+    assert_valid(fit)
+    farthest = np.linalg.norm(points, axis=-1).max(axis=-1)
+    times = Ellipse.of(fit.metric).axes[:, 0] / farthest
+    diverged = fit.reason == Misfit.DIVERGED
+    assert (times[fit.explained & ~fit.converged] < 2.001).all()
+    assert (times[fit.explained] < 1001).all()
+    assert (times[diverged] > 1.999).all()
+    assert fit.explained.mean() > 0.6
+    # Those two objectives always have a best ball.
+    assert diverged.any() == (objective in ("reference", "gauge"))
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("kind", ["randers", "riemannian"])
+@pytest.mark.parametrize(
+    ("size", "dtype"),
+    [(1e308, "float64"), (1e160, "float64"), (1e-160, "float64"), (1e-310, "float64"),
+     (1e30, "float32"), (1e-20, "float32")],
+)  # fmt: skip
+def test_metrics_beyond_the_dtype_are_named(size, dtype, kind, options):
+    points = (size * deformed(12, 3, noise=0.1)).astype(dtype)
+    fit = fit_randers(points, kind=kind, **options)
+    assert (fit.reason == Misfit.UNREPRESENTABLE).all()
+    assert_valid(fit)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_sizes_that_the_dtype_holds_are_all_alike(options):
+    points = deformed(13, 3, noise=0.1)
+    fit = fit_randers(points, **options)
+    for size in (1e-60, 1e60):
+        other = fit_randers(size * points, **options)
+        assert other.explained.all()
+        assert relative(size**2 * other.metric.M, fit.metric.M, axes=2).max() < 1e-6
+
+
 @settings(max_examples=30)
 @given(
     seed=st.integers(0, 10**6),
@@ -492,6 +586,32 @@ def test_radial_map_needs_five_rays():
             {"objective": "gauge", "levels": np.ones(8)},
             ValueError,
             "levels: expected 9 numbers",
+        ),
+        ((np.zeros((9, 2)),), {"map": "affine"}, ValueError, "map: is for .* give the reference"),
+        (
+            (np.zeros((9, 2)),),
+            {"objective": "gauge", "map": "affine", "reference": lattice(3)},
+            ValueError,
+            "map: is for the objective 'reference', not for 'gauge'$",
+        ),
+        (
+            (np.zeros((9, 2)),),
+            {"objective": "gauge", "levels": np.ones(9), "reference": lattice(3)},
+            ValueError,
+            "levels: the reference points have levels of their own",
+        ),
+        ((np.zeros((9, 2)),), {"margin": "a"}, ValueError, "margin: expected a number"),
+        (
+            (np.zeros((9, 2)), np.ones(8)),
+            {},
+            ValueError,
+            r"weights: expected shape \(9,\), one for each",
+        ),
+        (
+            (np.zeros((1, 2)),),
+            {"reference": lattice(1)},
+            ValueError,
+            "lie on one line .*; no map determines a metric",
         ),
     ],
 )

@@ -169,6 +169,13 @@ def test_hull_metric_in_a_metric_convolution():
     assert module.offsets.weight.grad.abs().max() > 0
 
 
+@pytest.mark.parametrize("size", [1e-200, 1e200])
+def test_sizes_near_the_ends_of_the_dtype(size):
+    points = clouds(8, 3)
+    v = np.random.default_rng(8).standard_normal((4, 3, 2))
+    assert GaugeMetric(size * points).norm(size * v) == pytest.approx(GaugeMetric(points).norm(v))
+
+
 @pytest.mark.unchecked
 def test_errors_name_the_pixels():
     points = clouds(7, 6).reshape(2, 3, 9, 2)
@@ -180,8 +187,14 @@ def test_errors_name_the_pixels():
         GaugeMetric(np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))  # on the rim
     with pytest.raises(ValueError, match="not strictly inside"):
         GaugeMetric(np.concatenate((np.eye(3), -np.eye(3)))[:, :] * [1.0, 1.0, 0.0])
-    with pytest.raises(ValueError, match="points: expected finite"):
+    with pytest.raises(ValueError, match=r"finite positions, got \[inf, inf\] at index \(0,\)"):
         GaugeMetric(np.full((4, 2), np.inf))
+    with pytest.raises(ValueError, match=r"got \[nan, nan\] at index \(1, 0, 0\)"):
+        GaugeMetric(np.where(np.arange(6).reshape(2, 3, 1, 1) == 3, np.nan, points))
+    with pytest.raises(ValueError, match="expected points around the pixel, got none"):
+        GaugeMetric(np.zeros((0, 2)))
+    with pytest.raises(ValueError, match="overflows float32; give lengths in a smaller unit"):
+        GaugeMetric((1e-40 * lattice(3).points).astype(np.float32))
     with pytest.raises(ValueError, match="points: expected shape"):
         GaugeMetric(np.zeros((4, 4)))
     with pytest.raises(TypeError, match="points: expected a real"):

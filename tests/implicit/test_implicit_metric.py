@@ -9,8 +9,10 @@ from torch import nn
 
 from finslerconv.balls import Ellipse, affine, lattice, radial, reference_set
 from finslerconv.implicit import (
+    GaugeMetric,
     ImplicitMetric,
     KernelPositions,
+    Misfit,
     find_adaptive_layers,
     implicit_metric,
     register_positions,
@@ -178,10 +180,66 @@ def test_metric_layer_gives_its_metric_back(reference, map):
     layer = MetricConv2d(
         3, 4, 3, dilation=2, reference=reference_set(reference, 3), map=map, metric=FieldHead(field)
     ).double()
-    result = implicit_metric(layer, X)
-    torch.testing.assert_close(result.metric.M, field.M / 4, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(result.metric.omega, field.omega / 2, rtol=1e-6, atol=1e-6)
-    assert result.summary.residual < 1e-6
+    own, fitted = implicit_metric(layer, X), implicit_metric(layer, X, objective="reference")
+    assert (own.explicit, fitted.explicit) == (True, False)
+    for result in (own, fitted):
+        torch.testing.assert_close(result.metric.M, field.M / 4, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(result.metric.omega, field.omega / 2, rtol=1e-6, atol=1e-6)
+        assert result.summary.residual < 1e-6
+        assert result.map == map
+        assert result.summary.explained == 1
+    torch.testing.assert_close(own.fit.iou, fitted.fit.iou)
+    torch.testing.assert_close(own.fit.inside, fitted.fit.inside)
+
+
+@pytest.mark.parametrize("map", ["radial", "affine"])
+def test_metric_layer_whose_positions_do_not_determine_it(map):
+    """A polar set of three angles: five numbers cannot be told from three rays."""
+    field = randers_field(2, 12, 14, seed=6)
+    layer = MetricConv2d(3, 4, 3, padding=1, reference="polar", map=map, metric=FieldHead(field))
+    result = implicit_metric(layer.double(), X, max_size=7)
+    assert result.explicit
+    assert "explicit metrics" in repr(result)
+    torch.testing.assert_close(result.metric.M, field.M[:, ::2, ::2])
+    if map == "radial":
+        with pytest.raises(ValueError, match="lie along 3 rays"):
+            implicit_metric(layer, X, objective="reference")
+        # Fitted by wish, and no order of the taps tells: around all samples.
+        assert implicit_metric(layer, X, margin=0.01).summary.inside == 1
+    else:
+        fitted = implicit_metric(layer, X, margin=0.01)
+        torch.testing.assert_close(fitted.metric.M, field.M, rtol=1e-6, atol=1e-6)
+        assert (fitted.map, fitted.explicit) == ("affine", False)
+
+
+def test_metric_layer_with_a_metric_of_another_kind_is_fitted():
+    class Hull(nn.Module):
+        def forward(self, x):
+            square = torch.tensor(lattice(3).points[[0, 2, 6, 8]])
+            return GaugeMetric(square.expand(len(x), 10, 12, 4, 2))
+
+    result = implicit_metric(MetricConv2d(3, 4, 3, metric=Hull()).double(), X)
+    assert not result.explicit
+    assert result.summary.residual > 0.01
+
+
+def test_fits_that_diverge_are_counted():
+    layer = DeformConv2d(3, 4, 3, padding=1).double()
+
+    class Offsets(nn.Module):
+        def forward(self, x):
+            return 0.9 * torch.randn(
+                2, 18, 12, 14, dtype=x.dtype, generator=torch.Generator().manual_seed(0)
+            )
+
+    layer.offset_conv = Offsets()
+    result = implicit_metric(layer, X, map="radial")
+    s = result.summary
+    assert s.diverged == pytest.approx(
+        float((result.fit.reason == Misfit.DIVERGED).double().mean())
+    )
+    assert 0.05 < s.diverged < 1 - s.explained + 1e-12
+    assert s.anisotropy_90 < 100
 
 
 def test_groups_have_a_metric_each():
@@ -364,6 +422,16 @@ def test_repr():
         ),
         (lambda: implicit_metric(nn.ReLU(), X, include_fixed=True), ValueError, "layer$"),
         (lambda: implicit_metric(nn.Conv2d(3, 4, 3), X, max_size=0), ValueError, "max_size"),
+        (
+            lambda: implicit_metric(nn.Conv2d(3, 4, 3), X[:0]),
+            ValueError,
+            "x: expected at least one picture, got an empty batch",
+        ),
+        (
+            lambda: implicit_metric(nn.Conv2d(3, 4, 1), X, objective="reference"),
+            ValueError,
+            "layer 'Conv2d': reference: .* no map determines a metric",
+        ),
         (
             lambda: implicit_metric(nn.Conv2d(3, 4, 3), X, image=X[0]),
             ValueError,

@@ -212,6 +212,75 @@ def test_torchvision_layer_with_its_offsets(vision):
     assert kernel_positions(layer, (X, offset[:, :18])).groups == 1
 
 
+class ConvPack(nn.Conv2d):
+    """A pack that derives from nn.Conv2d, with a forward method of its own."""
+
+    def __init__(self):
+        super().__init__(4, 3, 3, padding=1, dtype=torch.float64)
+        self.conv_offset = nn.Conv2d(4, 18, 3, padding=1, dtype=torch.float64)
+
+    def forward(self, x):
+        return ops.deform_conv2d(x, self.conv_offset(x), self.weight, self.bias, 1, 1, 1)
+
+
+def test_pack_that_derives_from_conv2d():
+    pack = randomised(ConvPack())
+    where = kernel_positions(pack, X)
+    assert where.kind == "deformable"
+    torch.testing.assert_close(pack(X), sampled(X, where, pack.weight, pack.bias))
+    (found,) = find_adaptive_layers(nn.Sequential(pack), X)
+    torch.testing.assert_close(found.positions.points, where.points)
+
+
+class Functional(nn.Module):
+    """A block that calls this library's function."""
+
+    def __init__(self, padding):
+        super().__init__()
+        self.padding = padding
+        self.to_offset = nn.Conv2d(4, 16, (2, 4), padding=padding)
+        self.weight = nn.Parameter(torch.randn(3, 4, 2, 4))
+
+    def forward(self, x):
+        mask = torch.full((2, 8, *self.to_offset(x).shape[2:]), 0.5, dtype=x.dtype)
+        return ops.deform_conv2d(x, self.to_offset(x), self.weight, padding=self.padding, mask=mask)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")
+@pytest.mark.parametrize("padding", ["same", "valid", (1, 2)])
+def test_calls_of_our_function_are_found(padding):
+    block = randomised(Functional(padding).double())
+    (layer,) = find_adaptive_layers(nn.Sequential(nn.Identity(), block), X)
+    assert layer.name == "1"
+    assert layer.offset_module is not None
+    where = layer.positions
+    assert (where.modulation == 0.5).all()
+    torch.testing.assert_close(block(X), sampled(X, where, block.weight), rtol=0, atol=1e-10)
+
+
+def test_repr_is_short():
+    where = kernel_positions(
+        randomised(LAYERS["deformable"][0](4, 3, 3, modulation=True)).double(), X
+    )
+    assert repr(where) == (
+        "KernelPositions(deformable 3x3, points=(2, 7, 9, 9, 2), dtype=torch.float64, "
+        "adaptive=True, modulated)"
+    )
+
+
+@pytest.mark.parametrize("dilation", [1, (2, 3)])
+def test_metric_layer_tells_its_own_metric_in_pixels(dilation):
+    layer = randomised(
+        MetricConv2d(4, 3, 3, dilation=dilation, padding=3, reference="concentric").double()
+    )
+    where = kernel_positions(layer, X)
+    # The concentric points on the rim of the unit ball stay on the rim.
+    norms = where.metric.norm(where.points.movedim(-2, 0))
+    torch.testing.assert_close(norms.amax(0), torch.ones_like(norms[0]))
+    assert where.every(2).metric.batch_shape == where.every(2).points.shape[:3]
+    assert kernel_positions(GeodesicConv2d(4, 3, 3).double(), X).metric is None
+
+
 class Told(nn.Module):
     """A layer of one's own that tells its positions."""
 
@@ -415,6 +484,11 @@ def test_pairs_of_torchvision(vision, modulated, function):
             lambda: kernel_positions(nn.Conv2d(4, 3, 13), X),
             ValueError,
             "smaller than the kernel",
+        ),
+        (
+            lambda: kernel_positions(nn.LazyConv2d(3, 8), X),
+            ValueError,
+            "layer: LazyConv2d is lazy and makes its weights in its first call; call it once",
         ),
         (lambda: find_adaptive_layers(X, X), TypeError, "model: expected an nn.Module"),
         (lambda: register_positions(3), TypeError, "kind: expected a class of nn.Module, got 3"),

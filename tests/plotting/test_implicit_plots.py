@@ -1,5 +1,6 @@
 """The pictures of implicit metrics: what is drawn is what was fitted."""
 
+import itertools
 import math
 
 import numpy as np
@@ -10,9 +11,12 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from finslerconv import plotting
-from finslerconv.implicit import ImplicitMetric, implicit_metric
+from finslerconv.balls import lattice
+from finslerconv.implicit import ImplicitMetric, KernelPositions, implicit_metric
+from finslerconv.implicit._implicit import of_positions
 from finslerconv.metrics import Randers
 from finslerconv.nn import MetricConv2d
+from finslerconv.ops import ConvGeometry
 
 
 class Head(nn.Module):
@@ -33,6 +37,8 @@ def result():
 
 #: Twice the size of the layer's input.
 PICTURE = np.linspace(0, 1, 16 * 20).reshape(16, 20)
+
+GEOMETRY = ConvGeometry.of(3, padding=1)
 
 
 @pytest.fixture
@@ -98,9 +104,23 @@ def test_colour_fields(result, what, left, right, ax):
 
 
 def test_unexplained_pixels_have_no_colour(ax):
+    points = torch.tensor(lattice(3).points).expand(1, 8, 10, 9, 2).clone()
+    points[:, :, :5] += 5.0
+    points[:, :, 5] *= 2
+    result = of_positions("half", KernelPositions(points, GEOMETRY, (8, 10), "", True))
+    plotting.implicit_field(result, PICTURE, limit=2.0, ax=ax)
+    assert (ax.images[-1].get_array().mask == (np.arange(10) < 5)).all()
+
+
+def test_no_pixel_explained_is_said():
     result = implicit_metric(nn.Conv2d(1, 1, (1, 3)), torch.rand(1, 1, 8, 10))
-    plotting.implicit_field(result, PICTURE, ax=ax)
-    assert ax.images[-1].get_array().mask.all()
+    for what in ("anisotropy", "drift"):
+        ax = Figure().subplots()
+        plotting.implicit_field(result, PICTURE, what, ax=ax)
+        assert len(ax.images) == 1  # the picture alone
+        assert ax.texts[0].get_text() == "no pixel\nhas a metric"
+    rose = plotting.orientation_rose(result, ax=Figure().add_subplot(projection="polar"))
+    assert [text.get_text() for text in rose.texts] == ["no pixel\nhas a metric"]
     plotting.implicit_balls(result, PICTURE, ax=Figure().subplots())
     plotting.implicit_metric(result, PICTURE).canvas.draw()
 
@@ -116,6 +136,37 @@ def test_rose_shows_directions_as_one_sees_them(result):
     assert (long < math.sin(math.radians(8))).all()
     assert ax.get_theta_direction() == -1
     assert (radii**2).sum() / 2 == pytest.approx(12)
+
+
+def test_field_that_is_the_same_everywhere_is_said():
+    result = implicit_metric(nn.Conv2d(1, 1, 3), torch.rand(1, 1, 8, 10))
+    for what, text in (("anisotropy", "anisotropy 1"), ("drift", "drift 0")):
+        ax = Figure().subplots()
+        plotting.implicit_field(result, PICTURE, what, ax=ax)
+        assert len(ax.images) == 1
+        assert ax.texts[0].get_text() == f"the same everywhere:\n{text}"
+
+
+@pytest.mark.parametrize("top", [1.1, 1.5, 3.0, 40.0, 1e3, 1e5])
+def test_tick_labels_of_the_anisotropy_stay_apart(result, top, ax):
+    plotting.implicit_field(result, PICTURE, limit=top, ax=ax)
+    ax.figure.canvas.draw()
+    bar = ax.figure.axes[-1]
+    labels = [label.get_window_extent() for label in bar.get_xticklabels()]
+    assert len(labels) >= 2
+    for left, right in itertools.pairwise(labels):
+        assert left.x1 < right.x0
+
+
+def test_diverged_share_is_in_the_title():
+    generator = torch.Generator().manual_seed(0)
+    points = torch.tensor(lattice(3).points).expand(1, 8, 10, 9, 2)
+    points = points + torch.randn(points.shape, generator=generator, dtype=points.dtype)
+    result = of_positions("wild", KernelPositions(points, GEOMETRY, (8, 10), "", True))
+    share = 100 * result.summary.diverged
+    assert share > 5
+    title = plotting.implicit_metric(result, PICTURE).subfigs[0].get_suptitle()
+    assert f"{share:.3g} % diverged" in title
 
 
 def test_rose_of_discs():
@@ -142,9 +193,15 @@ def test_groups():
     drawn = []
     for group in (0, 1):
         ax = Figure().subplots()
-        plotting.implicit_field(result, PICTURE, group=group, ax=ax)
+        plotting.implicit_field(result, PICTURE, group=group, limit=5.0, ax=ax)
         drawn.append(float(ax.images[-1].get_array().mean()))
+        assert ax.get_title().endswith(f", group {group}")
     assert drawn[0] > 1.2 * drawn[1]
+    (part,) = plotting.implicit_metric(result, PICTURE, group=1).subfigs
+    assert part.get_suptitle().endswith("its own metric, group 1 of 0 to 1")
+    assert part.axes[0].get_title().endswith(", group 1")
+    titles = [axes.get_title() for axes in part.axes]
+    assert "long axes, all 2 groups" in titles
 
 
 @pytest.mark.unchecked
@@ -152,6 +209,11 @@ def test_groups():
     ("call", "error", "message"),
     [
         (lambda r: plotting.implicit_metric({}, PICTURE), ValueError, "at least one layer"),
+        (
+            lambda r: plotting.implicit_metric(3, PICTURE),
+            TypeError,
+            "result: expected what finslerconv.implicit.implicit_metric returns, got int",
+        ),
         (
             lambda r: plotting.implicit_metric(r, PICTURE, batch=2),
             ValueError,
