@@ -16,11 +16,11 @@ from finslerconv._arrays import Array
 from finslerconv._threads import run, share
 from finslerconv.balls import ReferenceSet, affine, concentric, radial
 from finslerconv.geodesics._ball_windows import window_ball
-from finslerconv.geodesics._exponential import Schedule, check_finite, exponential, shoot
+from finslerconv.geodesics._exponential import Schedule, exponential, shoot
 from finslerconv.geodesics._exponential_numba import entry, jit
 from finslerconv.geodesics._grid import GridMetric, MetricField, Outside, per_axis
 from finslerconv.geodesics._hamiltonian import Grid, grid_metric, grid_table
-from finslerconv.geodesics._kinds import as_tensor, as_tensors, like
+from finslerconv.geodesics._kinds import as_tensor, as_tensors, check_finite, like
 from finslerconv.metrics import Randers
 
 MapName = Literal["radial", "affine"]

@@ -24,9 +24,8 @@ import numpy as np
 from jaxtyping import Float
 
 from finslerconv._arrays import Array
-from finslerconv.geodesics._exponential import check_finite
 from finslerconv.geodesics._grid import MetricField
-from finslerconv.geodesics._kinds import as_tensors, like
+from finslerconv.geodesics._kinds import as_tensors, check_finite, like
 
 ChordRule = Literal["start", "midpoint", "gauss"]
 """Where along the chord the field is read."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from torchdiffeq import odeint
 
-from finslerconv._arrays import Array, first_index
+from finslerconv._arrays import Array
 from finslerconv._threads import run, share
 from finslerconv.geodesics import _exponential_numba as kernels
 from finslerconv.geodesics._exponential_simd import WIDE
@@ -27,7 +27,7 @@ from finslerconv.geodesics._hamiltonian import (
     rates,
     velocity,
 )
-from finslerconv.geodesics._kinds import as_tensors, like
+from finslerconv.geodesics._kinds import as_tensors, check_finite, like
 
 Method = Literal["auto", "rk4", "dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun"]
 """How geodesics are integrated: Runge-Kutta of fixed steps, or torchdiffeq's adaptive methods."""
@@ -725,17 +725,6 @@ def _checked(field: MetricField, x: Array, v: Array) -> tuple[Tensor, Tensor]:
         )
     dtype = torch.promote_types(start.dtype, speed.dtype)
     return start.to(dtype).expand(shape), speed.to(dtype).expand(shape)
-
-
-def check_finite(name: str, vectors: Float[Tensor, "*_ d"]) -> None:
-    """Raise a ValueError that names the first of the vectors that is not finite."""
-    bad = ~vectors.detach().isfinite().all(-1)
-    if bool(bad.any()):
-        index = first_index(bad)
-        where = f" at index {index}" if index else ""
-        raise ValueError(
-            f"{name}: expected finite numbers, got {vectors.detach()[index].tolist()}{where}"
-        )
 
 
 def _finite_time(time: object) -> float:

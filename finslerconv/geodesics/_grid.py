@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from finslerconv._arrays import Array, first_index
-from finslerconv.geodesics._kinds import as_tensor, as_tensors, is_numpy, like
+from finslerconv.geodesics._kinds import as_tensor, as_tensors, check_finite, is_numpy, like
 from finslerconv.metrics import Euclidean, FinslerMetric, Randers, Riemannian
 
 Interpolation = Literal["linear", "cubic"]
@@ -687,13 +687,7 @@ def _check_positions(x: Tensor, d: int) -> None:
             f"positions: expected {d} coordinates on the last axis, shape (..., {d}), got shape "
             f"{tuple(x.shape)}"
         )
-    bad = ~x.detach().isfinite().all(-1)
-    if bool(bad.any()):
-        index = first_index(bad)
-        where = f" at index {index}" if index else ""
-        raise ValueError(
-            f"positions: expected finite numbers, got {x.detach()[index].tolist()}{where}"
-        )
+    check_finite("positions", x)
 
 
 def _check_option(name: str, value: str, choices: tuple[str, ...]) -> None:

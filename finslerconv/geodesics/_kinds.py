@@ -4,9 +4,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from finslerconv._arrays import Array
+from finslerconv._arrays import Array, first_index
 
 FLOATS = (torch.float32, torch.float64)
 
@@ -68,6 +69,17 @@ def is_numpy(array: object) -> bool:
 def is_tensor(array: object) -> bool:
     """Return whether ``array`` is a PyTorch tensor."""
     return isinstance(array, Tensor)
+
+
+def check_finite(name: str, vectors: Float[Tensor, "*_ d"]) -> None:
+    """Raise a ValueError that names the first of the vectors that is not finite."""
+    bad = ~vectors.detach().isfinite().all(-1)
+    if bool(bad.any()):
+        index = first_index(bad)
+        where = f" at index {index}" if index else ""
+        raise ValueError(
+            f"{name}: expected finite numbers, got {vectors.detach()[index].tolist()}{where}"
+        )
 
 
 def _from_numpy(array: np.ndarray) -> Tensor:

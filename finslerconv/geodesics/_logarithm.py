@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from finslerconv._arrays import Array, first_index
-from finslerconv.geodesics._exponential import Method, check_finite, exponential, geodesic_flow
+from finslerconv.geodesics._exponential import Method, exponential, geodesic_flow
 from finslerconv.geodesics._grid import GridMetric, MetricField
-from finslerconv.geodesics._kinds import as_tensors, is_numpy, like
+from finslerconv.geodesics._kinds import as_tensors, check_finite, is_numpy, like
 
 # A Newton step that does not lower the error is halved; below this it is given up.
 _LEAST_FACTOR = 1e-3

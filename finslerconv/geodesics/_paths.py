@@ -16,10 +16,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from finslerconv._arrays import Array
-from finslerconv.geodesics._exponential import check_finite
 from finslerconv.geodesics._exponential_numba import entry, jit
 from finslerconv.geodesics._grid import MetricField
-from finslerconv.geodesics._kinds import as_tensor, as_tensors, is_numpy, like
+from finslerconv.geodesics._kinds import as_tensor, as_tensors, check_finite, is_numpy, like
 
 if TYPE_CHECKING:
     from finslerconv.geodesics._distances import DistanceMap
