@@ -42,9 +42,9 @@ def take_over_weights(old: nn.Module, new: nn.Module) -> None:
 def take_over_surroundings(old: nn.Module, new: nn.Module) -> tuple[str, ...]:
     """Give a module the hooks, mode and attributes of another, and return what is to be told."""
     # What came over with the weights, parametrisations that is, keeps the modes that it had.
-    theirs = set(old.modules())
+    before = set(old.modules())
     for module in new.modules():
-        if module not in theirs:
+        if module not in before:
             module.training = old.training
     notes = []
     if any(getattr(old, name) for name in _HOOKS):
