@@ -284,7 +284,7 @@ def plot(models: dict[str, nn.Sequential], runs: Runs, data: Data, path: Path) -
         colour = ORANGE if "implicit" in text else GREEN
         ax.set_ylabel(text, fontsize=11, fontweight="bold", color=colour)
     for ax in axes.flat:
-        ax.set(xlim=(1.5, SIZE - 2.5), ylim=(SIZE - 2.5, 1.5))
+        ax.set(xlim=(-1.5, SIZE + 0.5), ylim=(SIZE + 0.5, -1.5))
     left.suptitle("Unit balls on the strokes, and where the kernels sample", fontsize=11)
     bars = right.subplots(3, 1)
     bar_panel(bars[0], runs, "explained", "offsets explained\nby a metric (%)")
