@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from finslerconv.balls import affine, radial
+from finslerconv.geodesics._derivatives import refuse_second
 from finslerconv.geodesics._exponential_numba import entry, jit
 from finslerconv.geodesics._fast_marching import fast_marching
 from finslerconv.geodesics._grid import GridMetric, MetricField
@@ -169,17 +170,13 @@ def _stretch(
     level = level_at(safe, ratio, u)
     moved = t - torch.where(fits, (level - level.detach()) / torch.where(fits, slope, 1.0), 0.0)
     # Neither the slope nor a distance carries the gradient of a gradient.
-    moved.register_hook(_first_only)
+    refuse_second(
+        moved,
+        "geodesic_ball: 'eikonal' and 'heat' have first derivatives only, and "
+        "create_graph=True asks for second ones; take 'exp' with "
+        "GridMetric(..., interpolation='cubic')",
+    )
     return moved.movedim(-1, 0)
-
-
-def _first_only(gradient: Tensor) -> None:
-    if torch.is_grad_enabled():
-        raise RuntimeError(
-            "geodesic_ball: 'eikonal' and 'heat' have first derivatives only, and "
-            "create_graph=True asks for second ones; take 'exp' with "
-            "GridMetric(..., interpolation='cubic')"
-        )
 
 
 def _side(margin: float, resolution: int) -> int:

@@ -20,7 +20,7 @@ from finslerconv.geodesics._exponential import Schedule, exponential, shoot
 from finslerconv.geodesics._exponential_numba import entry, jit
 from finslerconv.geodesics._grid import GridMetric, MetricField, Outside, per_axis
 from finslerconv.geodesics._hamiltonian import Grid, grid_metric, grid_table
-from finslerconv.geodesics._kinds import as_tensor, as_tensors, check_finite, like
+from finslerconv.geodesics._kinds import as_tensor, as_tensors, check_finite, like, shown_shape
 from finslerconv.metrics import Randers
 
 MapName = Literal["radial", "affine"]
@@ -411,8 +411,8 @@ def _centres(field: MetricField, centres: Array | None) -> tuple[Tensor, Array]:
     (x,) = as_tensors(centres=centres)
     d = field.dim
     if x.ndim == 0 or x.shape[-1] != d or x.shape[: len(batch)] != batch or x.ndim <= len(batch):
-        lead = ", ".join((*map(str, batch), "..."))
-        raise ValueError(f"centres: expected shape ({lead}, {d}), got {tuple(x.shape)}")
+        wanted = shown_shape(batch, "...", str(d))
+        raise ValueError(f"centres: expected shape {wanted}, got {tuple(x.shape)}")
     check_finite("centres", x)
     return x, centres
 

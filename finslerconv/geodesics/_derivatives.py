@@ -28,6 +28,19 @@ def first_only(
     return guarded
 
 
+def refuse_second(result: Tensor, message: str) -> None:
+    """Make it an error to ask for a gradient of ``result`` that can be differentiated again.
+
+    For results whose gradient goes through autograd but holds terms that it takes for constant.
+    """
+
+    def refuse(_: Tensor) -> None:
+        if torch.is_grad_enabled():
+            raise RuntimeError(message)
+
+    result.register_hook(refuse)
+
+
 class _FirstOnly(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, count: int, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:

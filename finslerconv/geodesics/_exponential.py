@@ -17,7 +17,7 @@ from finslerconv._arrays import Array
 from finslerconv._threads import run, share
 from finslerconv.geodesics import _exponential_numba as kernels
 from finslerconv.geodesics._exponential_simd import WIDE
-from finslerconv.geodesics._grid import GridMetric, MetricField
+from finslerconv.geodesics._grid import GridMetric, MetricField, first_rows
 from finslerconv.geodesics._hamiltonian import (
     Grid,
     grid_metric,
@@ -27,7 +27,7 @@ from finslerconv.geodesics._hamiltonian import (
     rates,
     velocity,
 )
-from finslerconv.geodesics._kinds import as_tensors, check_finite, like
+from finslerconv.geodesics._kinds import as_tensors, check_finite, like, shown_shape
 
 Method = Literal["auto", "rk4", "dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun"]
 """How geodesics are integrated: Runge-Kutta of fixed steps, or torchdiffeq's adaptive methods."""
@@ -317,11 +317,9 @@ def _right_side(field: MetricField, x: Tensor, length: Tensor) -> _Rates:
     """
     if not (isinstance(field, GridMetric) and field.interpolation == "linear"):
         return lambda x, p: rates(field, x, p)
-    batch = field.batch_shape
     grid = Grid(field.grid_shape, field.spacing, field.outside)
     table = grid_table(grid, field.M, field.omega).to(x)
-    first = torch.arange(math.prod(batch), device=x.device) * math.prod(grid.shape)
-    first = first.reshape(batch + (1,) * (x.ndim - 1 - len(batch)))
+    first = first_rows(field, x)
     origin, spacing = x.new_tensor(field.origin), x.new_tensor(field.spacing)
     still = length == 0
 
@@ -720,7 +718,7 @@ def _checked(field: MetricField, x: Array, v: Array) -> tuple[Tensor, Tensor]:
     batch = field.batch_shape if isinstance(field, GridMetric) else ()
     if shape[: len(batch)] != batch or len(shape) <= len(batch):
         raise ValueError(
-            f"x: expected shape ({', '.join(map(str, batch))}, ..., {d}) for a batch of fields, "
+            f"x: expected shape {shown_shape(batch, '...', str(d))} for a batch of fields, "
             f"got {tuple(shape)}"
         )
     dtype = torch.promote_types(start.dtype, speed.dtype)

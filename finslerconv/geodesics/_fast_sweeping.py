@@ -23,7 +23,6 @@ from finslerconv.geodesics._fast_sweeping_factored import Ends, factored_values
 from finslerconv.geodesics._fast_sweeping_iteration import Fronts, iterate, iterate_factored
 from finslerconv.geodesics._fast_sweeping_numbers import (
     MetricAt,
-    Sources,
     choose,
     first_number,
     first_of_each,
@@ -155,7 +154,7 @@ def _solve(
     updates: Updates,
     M: Float[Tensor, "fields *grid_and_matrix"],
     omega: Float[Tensor, "forms *grid_and_form"],
-    sources: Sources,
+    sources: Start,
     problems: int,
     factorise: bool | None,
     radius: float,
@@ -326,12 +325,13 @@ def _start(
     return seed_nodes(position, value, field.double(), form.double(), ~walk.numpy())
 
 
-def _join(starts: list[Start], stride: int) -> Sources:
+def _join(starts: list[Start], stride: int) -> Start:
+    """Return the starts of all problems in one: nodes by number, sources counted over all."""
     counts = [0, *itertools.accumulate(len(start.position) for start in starts)]
     nodes = [start.node + p * stride for p, start in enumerate(starts)]
     labels = [start.label + n for start, n in zip(starts, counts, strict=False)]
     rest = zip(*((s.value, s.position, s.M, s.omega, s.alone) for s in starts), strict=True)
-    return Sources(torch.cat(nodes), torch.cat(labels), *(torch.cat(x) for x in rest))
+    return Start(torch.cat(nodes), torch.cat(labels), *(torch.cat(x) for x in rest))
 
 
 def _check(tolerance: float, max_iterations: int | None, factorise: bool | None, d: int) -> None:

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from finslerconv.geodesics._fast_sweeping_numbers import MetricAt, Sources
-from finslerconv.geodesics._seeding import chord_norm
+from finslerconv.geodesics._fast_sweeping_numbers import MetricAt
+from finslerconv.geodesics._seeding import Start, chord_norm
 
 
 class Ends(NamedTuple):
@@ -27,7 +27,7 @@ class Ends(NamedTuple):
         cls,
         offset: Float[Tensor, "n 2 2"],
         at: MetricAt,
-        sources: Sources,
+        sources: Start,
         label: Int[Tensor, "n"],
         place: Float[Tensor, "n 2"],
         factorise: bool,

@@ -10,13 +10,13 @@ from torch import Tensor
 from finslerconv.geodesics._fast_sweeping_factored import Ends, factored_values
 from finslerconv.geodesics._fast_sweeping_numbers import (
     MetricAt,
-    Sources,
     choose,
     expand,
     first_number,
     first_of_each,
 )
 from finslerconv.geodesics._fast_sweeping_updates import Updates, sector, value_of, weights_of
+from finslerconv.geodesics._seeding import Start
 
 # Where values depend on lower ones only, a pass takes the pending nodes of a problem up to this
 # fraction of the way from the least of their values to the mean: with 1 there are fewer passes, but
@@ -98,7 +98,7 @@ def iterate(
 def iterate_factored(
     updates: Updates,
     fronts: Fronts,
-    sources: Sources,
+    sources: Start,
     stride: int,
     radius: float,
     tolerance: float,
@@ -181,7 +181,7 @@ def iterate_factored(
 def _settle(
     updates: Updates,
     fronts: Fronts,
-    sources: Sources,
+    sources: Start,
     update: Int[Tensor, "n"],
     node: Int[Tensor, "n"],
     trial: Float[Tensor, "n"],

@@ -63,24 +63,3 @@ class MetricAt(NamedTuple):
         problem, place = number // stride, number % stride
         index = [place + (problem * size if len(x) > 1 else 0) for x in (M, omega)]
         return cls(M.reshape(-1, d, d)[index[0]], omega.reshape(-1, d)[index[1]])
-
-
-class Sources(NamedTuple):
-    """The starts of all problems in one: nodes by number, sources counted over all problems."""
-
-    node: Int[Tensor, "n"]
-    label: Int[Tensor, "n"]
-    value: Float[Tensor, "n"]
-    position: Float[Tensor, "sources d"]
-    M: Float[Tensor, "sources d d"]
-    omega: Float[Tensor, "sources d"]
-    alone: Bool[Tensor, "sources"]
-
-    def to(self, like: Tensor) -> "Sources":
-        """Return them on the device of ``like``, the floats in its dtype."""
-        moved = (x.to(like) if x.is_floating_point() else x.to(like.device) for x in self)
-        return Sources(*moved)
-
-    def detach(self) -> "Sources":
-        """Return them without their history."""
-        return Sources(*(x.detach() for x in self))

@@ -11,7 +11,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from finslerconv._arrays import Array, first_index
-from finslerconv.geodesics._kinds import as_tensor, as_tensors, check_finite, is_numpy, like
+from finslerconv.geodesics._kinds import (
+    as_tensor,
+    as_tensors,
+    check_finite,
+    is_numpy,
+    like,
+    shown_shape,
+)
 from finslerconv.metrics import Euclidean, FinslerMetric, Randers, Riemannian
 
 Interpolation = Literal["linear", "cubic"]
@@ -315,7 +322,7 @@ class GridMetric:
         M, omega, x = as_tensors(M=self.M, omega=self.omega, positions=positions)
         _check_positions(x, self.dim)
         channels = self._channels(M, omega)
-        first = self._first_rows(x)
+        first = first_rows(self, x)
         entries: list[Tensor] = []
         # By channel, not by node: a gather of numbers that lie side by side in the result is
         # three times as fast as one of short rows, and its gradient ten times.
@@ -418,20 +425,6 @@ class GridMetric:
     def _table(self, M: Tensor, omega: Tensor | None) -> Tensor:
         """Return the distinct entries, one row a node: for those who read whole nodes."""
         return torch.stack(self._channels(M, omega), dim=-1)
-
-    def _first_rows(self, x: Tensor) -> Tensor:
-        """Return the index of the first node of the field that each position lies in."""
-        batch = self.batch_shape
-        leading = tuple(x.shape[: len(batch)])
-        if x.ndim <= len(batch) or any(
-            a not in (1, b) for a, b in zip(leading, batch, strict=True)
-        ):
-            raise ValueError(
-                f"positions: expected shape ({', '.join(map(str, batch))}, ..., {self.dim}) for a "
-                f"batch of fields, got {tuple(x.shape)}"
-            )
-        rows = torch.arange(math.prod(batch), device=x.device) * math.prod(self.grid_shape)
-        return rows.reshape(batch + (1,) * (x.ndim - 1 - len(batch)))
 
     def _taps(self, t: Tensor) -> list[list["_Tap"]]:
         """Return for each axis the nodes around the coordinates ``t``, in steps.
@@ -679,6 +672,19 @@ def _broadcast(M: Tensor, omega: Tensor) -> tuple[Tensor, Tensor]:
             f"{tuple(M.shape)}, got {tuple(omega.shape)}"
         ) from error
     return M.expand(*batch, d, d), omega.expand(*batch, d)
+
+
+def first_rows(field: GridMetric, x: Tensor) -> Tensor:
+    """Return the index of the first node of the field that each position lies in."""
+    batch = field.batch_shape
+    leading = tuple(x.shape[: len(batch)])
+    if x.ndim <= len(batch) or any(a not in (1, b) for a, b in zip(leading, batch, strict=True)):
+        raise ValueError(
+            f"positions: expected shape {shown_shape(batch, '...', str(field.dim))} for a batch of "
+            f"fields, got {tuple(x.shape)}"
+        )
+    rows = torch.arange(math.prod(batch), device=x.device) * math.prod(field.grid_shape)
+    return rows.reshape(batch + (1,) * (x.ndim - 1 - len(batch)))
 
 
 def _check_positions(x: Tensor, d: int) -> None:

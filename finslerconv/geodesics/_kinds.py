@@ -82,6 +82,12 @@ def check_finite(name: str, vectors: Float[Tensor, "*_ d"]) -> None:
         )
 
 
+def shown_shape(shape: tuple[int, ...], *names: str) -> str:
+    """Return a shape as one writes it, of axes of known size and of named ones."""
+    axes = [*map(str, shape), *names]
+    return f"({', '.join(axes)}{',' if len(axes) == 1 else ''})"
+
+
 def _from_numpy(array: np.ndarray) -> Tensor:
     # PyTorch warns of arrays that must not be written to and refuses negative strides.
     if not array.flags.writeable or any(stride < 0 for stride in array.strides):

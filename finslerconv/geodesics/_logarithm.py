@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from finslerconv._arrays import Array, first_index
+from finslerconv.geodesics._derivatives import refuse_second
 from finslerconv.geodesics._exponential import Method, exponential, geodesic_flow
 from finslerconv.geodesics._grid import GridMetric, MetricField
 from finslerconv.geodesics._kinds import as_tensors, check_finite, is_numpy, like
@@ -136,7 +137,11 @@ def logarithm(
             rest = end - last
             v = v - _solve(jacobian, rest - rest.detach())
             # The Jacobian carries no gradient: second derivatives would be wrong.
-            v.register_hook(_first_only)
+            refuse_second(
+                v,
+                "logarithm: second derivatives are not computed, and create_graph=True asks for "
+                "them; take finite differences of the first ones",
+            )
     v = torch.where(hit[..., None], v, torch.nan)
     _warn_of_misses(hit)
     return like(v, x)
@@ -265,14 +270,6 @@ def _solve(jacobian: Tensor, rest: Tensor) -> Tensor:
     ridge = 4 * torch.finfo(rest.dtype).eps * scale
     solvable = torch.where(scale > 0, normal + ridge * eye, eye)
     return torch.linalg.solve(solvable, transposed @ rest[..., None])[..., 0]
-
-
-def _first_only(gradient: Tensor) -> None:
-    if torch.is_grad_enabled():
-        raise RuntimeError(
-            "logarithm: second derivatives are not computed, and create_graph=True asks for them; "
-            "take finite differences of the first ones"
-        )
 
 
 def _warn_of_misses(hit: Tensor) -> None:

@@ -23,7 +23,10 @@ _ALONE = 4.0
 
 
 class Start(NamedTuple):
-    """The start of one problem; lengths in pixels, differentiable where they are floats."""
+    """The start of one problem, or of several whose nodes and sources are counted on.
+
+    Lengths are in pixels, differentiable where they are floats.
+    """
 
     node: Int[Tensor, "n"]
     """Row-major indices of the nodes; a node may occur more than once."""
@@ -36,6 +39,15 @@ class Start(NamedTuple):
     omega: Float[Tensor, "sources d"]
     alone: Bool[Tensor, "sources"]
     """Whether the front is round about the source, so that factorisation helps."""
+
+    def to(self, like: Tensor) -> "Start":
+        """Return it on the device of ``like``, the floats in its dtype."""
+        moved = (x.to(like) if x.is_floating_point() else x.to(like.device) for x in self)
+        return Start(*moved)
+
+    def detach(self) -> "Start":
+        """Return it without its history."""
+        return Start(*(x.detach() for x in self))
 
 
 def chord_norm(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from finslerconv._arrays import Array, first_index
 from finslerconv.geodesics._grid import GridMetric
-from finslerconv.geodesics._kinds import is_numpy, is_tensor
+from finslerconv.geodesics._kinds import is_numpy, is_tensor, shown_shape
 
 # Samples of a curve per step of the grid: a node beside it at the distance p is then wrong by less
 # than step / 512 (p / step).
@@ -250,7 +250,7 @@ def _starts(values: Array | None, shape: tuple[int, ...], groups: list[Tensor]) 
     except RuntimeError as error:
         raise ValueError(
             "values: expected one number for each source, to broadcast with shape "
-            f"{_axes(shape, 'sources')}, the same for all problems; got shape "
+            f"{shown_shape(shape, 'sources')}, the same for all problems; got shape "
             f"{tuple(numbers.shape)}"
         ) from error
     return list(whole.reshape(len(groups), -1))
@@ -287,12 +287,6 @@ def _check_inside(field: GridMetric, positions: Tensor, where: str) -> None:
             f"sources: expected positions inside the grid, from {_shown(low)} to {_shown(high)}; "
             f"source {number}{where} is at {_shown(x[number])}"
         )
-
-
-def _axes(shape: tuple[int, ...], *names: str) -> str:
-    """Return a shape as one writes it, of axes of known size and of named ones."""
-    axes = [*map(str, shape), *names]
-    return f"({', '.join(axes)}{',' if len(axes) == 1 else ''})"
 
 
 def _where(number: int, shape: tuple[int, ...]) -> str:
