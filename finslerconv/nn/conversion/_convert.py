@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from finslerconv.nn._adaptive import _CONV_ARGUMENTS, AdaptiveConv2d, own_tensor
+from finslerconv.nn._messages import first_few
 from finslerconv.nn.conversion._families import Start, To, family
 from finslerconv.nn.conversion._found import Found, find_convolutions, is_ours
 from finslerconv.nn.conversion._measure import Example, Measurement, measure
@@ -32,9 +33,6 @@ from finslerconv.nn.weighted._fold import Folding
 from finslerconv.nn.weighted._sharing import sharing
 
 _NOT_SELECTED = "not selected"
-
-# How many convolutions a message names.
-_SHOWN = 5
 
 #: From a convolution to what ends its conversion (see :data:`Finish`), or why it is left alone.
 _Plan = Callable[[], tuple[nn.Module, tuple[str, ...]]]
@@ -307,9 +305,7 @@ def _nothing(convolutions: list[Found], planned: Mapping[int, object], where: Wh
     ]
     if convolutions and not meant:
         return unmatched(where, [found.names[0] for found in convolutions])
-    listed = [f"{named(found.names[0])} ({planned[id(found.module)]})" for found in meant[:_SHOWN]]
-    if len(meant) > _SHOWN:
-        listed.append(f"and {len(meant) - _SHOWN} more")
+    listed = first_few([f"{named(each.names[0])} ({planned[id(each.module)]})" for each in meant])
     if len(convolutions) > len(meant):
         listed.append(f"{len(convolutions) - len(meant)} not selected")
     return "model: nothing in it can be converted; its convolutions are: " + (

@@ -10,6 +10,8 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from finslerconv.nn._messages import first_few
+
 #: What ``where`` may be: a kernel size, patterns of names, a class, a predicate, or all (None).
 Where = (
     int
@@ -21,9 +23,6 @@ Where = (
     | Callable[[str, nn.Module], bool]
     | None
 )
-
-# How many convolutions a message names.
-_SHOWN = 5
 
 # "layer3", "stage3", "stages.3", "block3": how networks number their stages.
 _STAGE = re.compile(r"(?:^|\.)(?:layer|stages?|blocks?)[._]?(\d+)(?=\.|$)")
@@ -162,11 +161,10 @@ def unmatched(where: Where, names: Sequence[str]) -> str:
     hint = ""
     if isinstance(where, str) and fnmatch.filter(names, f"{where}.*"):
         hint = f' "{where}.*" would match those inside it: a pattern matches the whole name.'
-    shown = ", ".join(name or "(the model itself)" for name in names[:_SHOWN])
-    more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    shown = ", ".join(first_few([name or "(the model itself)" for name in names]))
     return (
         f"where: {as_selection(where)} matches none of the model's {len(names)} convolutions."
-        f"{hint} They are: {shown}{more}"
+        f"{hint} They are: {shown}"
     )
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
+from finslerconv.nn._messages import first_few
 from finslerconv.nn.weighted._density import Density, as_density
 from finslerconv.nn.weighted._modules import DensityLike
 from finslerconv.nn.weighted._parametrize import (
@@ -29,9 +30,6 @@ DensityChoice = (
     | Mapping[int | tuple[int, ...], DensityLike]
     | Callable[[tuple[int, ...]], DensityLike]
 )
-
-# How many convolutions a message names.
-_SHOWN = 5
 
 
 def to_weighted(
@@ -107,13 +105,9 @@ def to_weighted(
     convolutions = [(name, m) for name, m in model.named_modules() if isinstance(m, _ConvNd)]
     chosen = {name: conv for name, conv in convolutions if _matches(name, conv, where, density)}
     if not chosen:
-        found = ", ".join(
-            f"{name or '(the model itself)'} {m.kernel_size}" for name, m in convolutions[:_SHOWN]
-        )
-        more = f", and {len(convolutions) - _SHOWN} more" if len(convolutions) > _SHOWN else ""
-        raise ValueError(
-            f"no convolution of the model matches where={where!r}; it has: {found or 'none'}{more}"
-        )
+        there = [f"{name or '(the model itself)'} {m.kernel_size}" for name, m in convolutions]
+        found = ", ".join(first_few(there)) or "none"
+        raise ValueError(f"no convolution of the model matches where={where!r}; it has: {found}")
     # All are checked before the first is changed: a refused model stays as it was.
     densities = {
         id(conv): _density_for(name, conv, density, preserve) for name, conv in chosen.items()
