@@ -1,13 +1,39 @@
-"""Compiled functions whose machine code is kept on disk from one process to the next."""
+"""Compiled functions whose machine code is kept on disk from one process to the next.
 
-from collections.abc import Callable
+Numba's own cache knows the file of a function alone: after an edit of a file from which the
+function takes others, the old machine code runs on. Its errors are its caller's, and two processes
+that fill it at once can exchange their entries. Here every entry is a file of its own, named after
+all that went into it, and an entry that can't be used or kept costs a compilation and no more.
+"""
+
+import ast
+import contextlib
+import hashlib
+import importlib.util
+import pickle
+import sys
+import uuid
+import warnings
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
 from typing import Any
 
+import llvmlite
+import llvmlite.binding as llvm
 import numba
+import numpy as np
+from numba.core.caching import FunctionCache
+from numba.core.serialize import dumps
+
+_warned = False
 
 
 def compile_and_keep(function: Callable[..., Any], **options: Any) -> Any:
     """Compile a kernel that Python calls, and keep its machine code where one may write.
+
+    That is in ``NUMBA_CACHE_DIR`` if it is set, beside the function's file, or in the user's
+    cache. Where there is no such place, and where writing fails, a warning says so, once a process.
 
     Parameters
     ----------
@@ -15,7 +41,139 @@ def compile_and_keep(function: Callable[..., Any], **options: Any) -> Any:
     **options
         Those of ``numba.njit``.
     """
+    compiled = numba.njit(**options)(function)
+    if numba.config.DISABLE_JIT:
+        return compiled
     try:
-        return numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # nowhere to keep it: compile in every process
-        return numba.njit(**options)(function)
+        compiled._cache = _Kept(function)
+    except (RuntimeError, OSError) as error:  # there is no place to keep it
+        _warn_not_kept(error)
+    return compiled
+
+
+class _Kept(FunctionCache):  # type: ignore[misc]
+    """Numba's cache of one function, with files of its own and no errors of its own."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        module = sys.modules[function.__module__]
+        self._cache_file = _Entries(
+            Path(self.cache_path), f"{module.__name__}.{function.__name__}", _sources(module)
+        )
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        # A file that was cut short or damaged can raise anything while it is unpickled.
+        with contextlib.suppress(Exception):
+            return super().load_overload(sig, target_context)
+        return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        try:
+            super().save_overload(sig, data)
+        except OSError as error:  # the disk is full, the folder is gone or read-only
+            _warn_not_kept(error)
+
+
+class _Entries:
+    """Machine code by its key, a file each; what stands for Numba's index of a function."""
+
+    def __init__(self, folder: Path, name: str, sources: str) -> None:
+        self._folder = folder
+        self._name = f"{name}.{sys.implementation.cache_tag}"
+        versions = (numba.__version__, llvmlite.__version__, np.__version__)
+        self._stamp = _digest(repr((sources, versions)))
+
+    def load(self, key: Any) -> Any:
+        try:
+            data = self._path(key).read_bytes()
+        except OSError:
+            return None
+        kept, code = pickle.loads(data)
+        return code if kept == key else None
+
+    def save(self, key: Any, code: Any) -> None:
+        # Written aside and renamed, so that no other process sees a part of it.
+        aside = self._folder / f"{self._name}.{uuid.uuid4().hex}.tmp"
+        try:
+            aside.write_bytes(dumps((key, code)))
+            aside.replace(self._path(key))
+        finally:
+            aside.unlink(missing_ok=True)
+        for path in self._folder.glob(f"{self._name}.*.nbc"):
+            if self._stamp not in path.name:  # of other sources or versions
+                with contextlib.suppress(OSError):
+                    path.unlink()
+
+    def flush(self) -> None:
+        for path in self._folder.glob(f"{self._name}.*.nbc"):
+            path.unlink()
+
+    def _path(self, key: Any) -> Path:
+        # The key names signature, processor and byte code.
+        return self._folder / f"{self._name}.{self._stamp}.{_digest(repr(key) + _host())}.nbc"
+
+
+def _warn_not_kept(error: Exception) -> None:
+    global _warned
+    if not _warned:
+        _warned = True
+        warnings.warn(
+            "compiled kernels cannot be kept on disk, so every process compiles them anew (some "
+            "seconds each); set NUMBA_CACHE_DIR to a folder that may be written and has room "
+            f"({error})",
+            stacklevel=3,
+        )
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@cache
+def _host() -> str:
+    """Return what kernels may ask of the processor, beyond what Numba compiles for."""
+    return repr((llvm.get_host_cpu_name(), sorted(llvm.get_host_cpu_features().items())))
+
+
+def _sources(module: Any) -> str:
+    """Return a digest of a module's source and of all that it imports from its own package."""
+    package = module.__name__.partition(".")[0]
+    todo, seen = [Path(module.__file__)], set()
+    total = hashlib.sha256(Path(__file__).read_bytes())
+    while todo:
+        path = todo.pop()
+        if path not in seen:
+            seen.add(path)
+            digest, imports = _read(path, package)
+            total.update(digest)
+            todo += imports
+    return total.hexdigest()
+
+
+@cache
+def _read(path: Path, package: str) -> tuple[bytes, list[Path]]:
+    """Return the digest of a source, and the files that it imports from ``package``."""
+    source = path.read_bytes()
+    return hashlib.sha256(source).digest(), sorted(set(_imports(source, package)))
+
+
+def _imports(source: bytes, package: str) -> Iterator[Path]:
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [(alias.name, "") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names = [(node.module or "", alias.name) for alias in node.names]
+        else:
+            continue
+        for name, attribute in names:
+            if name.partition(".")[0] == package:
+                yield from _files(name, attribute)
+
+
+@cache
+def _files(name: str, attribute: str) -> list[Path]:
+    """Return the file of the module ``name.attribute``, or of ``name`` if that is none."""
+    spec = importlib.util.find_spec(name)
+    if attribute and spec is not None and spec.submodule_search_locations is not None:
+        spec = importlib.util.find_spec(f"{name}.{attribute}") or spec
+    return [] if spec is None or spec.origin is None else [Path(spec.origin)]

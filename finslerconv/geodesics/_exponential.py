@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from torchdiffeq import odeint
 
 from finslerconv._arrays import Array
+from finslerconv._memory import array_of
 from finslerconv._threads import run, share
 from finslerconv.geodesics import _exponential_numba as kernels
 from finslerconv.geodesics._exponential_simd import WIDE
@@ -545,7 +546,7 @@ def _shoot(
     arguments = _arguments(
         table, starts, velocities, shape, rate, reflect, segments, steps, spans, places
     )
-    result = out.numpy()
+    result = array_of(out)
 
     parts = _parts(count, steps)
 
@@ -593,15 +594,15 @@ def _shoot_backward(
     arguments = _arguments(
         table, starts, velocities, shape, rate, reflect, segments, steps, spans, places
     )
-    given = gradient.detach().contiguous().numpy()
+    given = array_of(gradient.contiguous())
     parts = _parts(4 * count, steps)
     # Every part has a gradient of the field to itself; their sum is always taken in one order.
     slopes = [torch.zeros_like(table) for _ in range(parts)]
 
     def task(part: int) -> None:
         kernels.backward(
-            *arguments, *share(count, part, parts), given, slopes[part].numpy().reshape(-1),
-            g_starts.numpy(), g_velocities.numpy(),
+            *arguments, *share(count, part, parts), given, array_of(slopes[part]).reshape(-1),
+            array_of(g_starts), array_of(g_velocities),
         )  # fmt: skip
 
     run(task, parts)
@@ -675,12 +676,12 @@ def _arguments(
     whole = (np.asarray(u, dtype=np.int64) for u in (segments, steps, places))
     segment_array, step_array, place_array = whole
     return (
-        table.detach().contiguous().numpy().reshape(-1),
+        array_of(table.contiguous()).reshape(-1),
         (fields, height, width, starts_per_field),
         (float(rate[0]), float(rate[1])),
         kernels.REFLECT if reflect else kernels.CONSTANT,
-        starts.detach().contiguous().numpy(),
-        velocities.detach().contiguous().numpy(),
+        array_of(starts.contiguous()),
+        array_of(velocities.contiguous()),
         velocities.shape[1],
         segment_array,
         step_array,

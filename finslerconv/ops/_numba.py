@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from finslerconv._memory import array_of
 from finslerconv._threads import run, share
 from finslerconv.ops import _numba_kernels as kernels
 from finslerconv.ops import _numba_simd as simd
@@ -158,7 +159,8 @@ def backward(
     image_size = plan.channels * plan.height * plan.width
     out_pixels = plan.out_height * plan.out_width
     ranges = [share(job.pixels, part, parts, simd.TILE_ROWS) for part in range(parts)]
-    total = np.zeros(plan.batch * image_size, packed.dtype) if needs_input else _nothing(job)
+    total = torch.zeros(plan.batch * image_size if needs_input else 0, dtype=job.dtype)
+    total_flat = array_of(total)
     # A part that begins inside an image keeps what it adds to that image to itself.
     private = [
         np.zeros(image_size, packed.dtype)
@@ -169,18 +171,18 @@ def backward(
     out_line = _ceil(outputs, plan.out_vectors * plan.lanes) * plan.out_vectors * plan.lanes
     weight_size = groups * plan.taps * channels * out_line
     weights = [
-        np.zeros(weight_size, packed.dtype) if needs_weight else _nothing(job) for _ in range(parts)
+        torch.zeros(weight_size if needs_weight else 0, dtype=job.dtype) for _ in range(parts)
     ]
     field_flat, omega_flat, mask_flat = (
-        _nothing(job) if g is None else g.numpy().reshape(-1) for g in (g_field, g_omega, g_mask)
+        _nothing(job) if g is None else array_of(g).reshape(-1) for g in (g_field, g_omega, g_mask)
     )
 
     def differentiate(part: int) -> None:
         own = private[part]
         kernels.backward(
             plan, *ranges[part], job.image, slope, slope_last, job.field, job.omega, job.points,
-            job.centre, job.dilation, job.mask, packed, total,
-            _nothing(job) if own is None else own, weights[part], field_flat, omega_flat,
+            job.centre, job.dilation, job.mask, packed, total_flat,
+            _nothing(job) if own is None else own, array_of(weights[part]), field_flat, omega_flat,
             mask_flat, needs_input, needs_weight, needs_positions,
         )  # fmt: skip
 
@@ -189,13 +191,13 @@ def backward(
         for (begin, _), own in zip(ranges, private, strict=True):
             if own is not None:
                 image = begin // out_pixels
-                total[image * image_size : (image + 1) * image_size] += own
+                total_flat[image * image_size : (image + 1) * image_size] += own
         del private
         g_input = _image_gradient(total, input, job, parts)
     if needs_weight:
         for other in weights[1:]:
             weights[0] += other
-        summed = torch.from_numpy(weights[0]).reshape(groups, plan.taps, channels, out_line)
+        summed = weights[0].reshape(groups, plan.taps, channels, out_line)
         g_weight = summed[..., :outputs].permute(0, 3, 2, 1).reshape(weight.shape).contiguous()
     return Gradients(g_input, g_field, g_omega, g_weight, g_mask)
 
@@ -274,7 +276,7 @@ def _with_image(input: Tensor, job: _Job, parts: int, pack: Any) -> _Job:
     if tensor.is_contiguous(memory_format=torch.channels_last):
         run(pack, parts)
         return replace(job, image=_flat_pixels(tensor, True))
-    source = tensor.contiguous().numpy().reshape(-1)
+    source = array_of(tensor.contiguous()).reshape(-1)
     image = np.empty(source.size, source.dtype)
     pixels = plan.height * plan.width
 
@@ -287,20 +289,20 @@ def _with_image(input: Tensor, job: _Job, parts: int, pack: Any) -> _Job:
     return replace(job, image=image)
 
 
-def _image_gradient(total: np.ndarray, input: Tensor, job: _Job, parts: int) -> Tensor:
+def _image_gradient(total: Tensor, input: Tensor, job: _Job, parts: int) -> Tensor:
     """Return the gradient, which comes channels last, in the layout and dtype of the input."""
     plan = job.plan
     batch, channels, height, width = input.shape
     if is_channels_last(input) or channels == 1:
-        gradient = torch.from_numpy(total).reshape(batch, height, width, channels)
+        gradient = total.reshape(batch, height, width, channels)
         return gradient.permute(0, 3, 1, 2).to(input.dtype)
     gradient = torch.empty(input.shape, dtype=job.dtype)
-    flat = gradient.numpy().reshape(-1)
+    source, flat = array_of(total), array_of(gradient).reshape(-1)
     pixels = height * width
 
     def turn(part: int) -> None:
         begin, end = share(plan.batch * pixels, part, parts)
-        kernels.channels_first(total, flat, plan.batch, plan.channels, pixels, begin, end)
+        kernels.channels_first(source, flat, plan.batch, plan.channels, pixels, begin, end)
 
     run(turn, parts)
     return gradient.to(input.dtype)
@@ -321,14 +323,13 @@ def _ceil(a: int, b: int) -> int:
 
 
 def _flat(tensor: Tensor, dtype: torch.dtype) -> np.ndarray:
-    return tensor.detach().to(dtype).contiguous().numpy().reshape(-1)
+    return array_of(tensor.to(dtype).contiguous()).reshape(-1)
 
 
 def _flat_pixels(tensor: Tensor, last: bool) -> np.ndarray:
-    tensor = tensor.detach()
     if last:
-        return tensor.permute(0, 2, 3, 1).numpy().reshape(-1)
-    return tensor.contiguous().numpy().reshape(-1)
+        return array_of(tensor.permute(0, 2, 3, 1)).reshape(-1)
+    return array_of(tensor.contiguous()).reshape(-1)
 
 
 def _empty(size: int, job: _Job) -> np.ndarray:

@@ -74,6 +74,9 @@ _blend_backward = simd.blend_backward
 _blend_scatter = simd.blend_scatter
 _SPARE_ROWS = simd.TILE_ROWS
 
+# Products that are summed before they are added to what stands.
+_BLOCK = 384
+
 
 @_jit
 @no_type_check
@@ -108,30 +111,41 @@ def _multiply(
     add,
     spare,
 ):
-    """``c (+)= a @ b``, b in panels of ``vectors * lanes`` columns; c has room for whole panels."""
+    """``c (+)= a @ b``, b in panels of ``vectors * lanes`` columns; c has room for whole panels.
+
+    The sum over ``depth`` is a sum of sums over blocks: so rounding errors of float32 grow with
+    the block's length and the number of blocks, not with their product.
+    """
     step = _ROWS_4 if vectors == 4 else (_ROWS_2 if vectors == 2 else _ROWS_1)
     wide = vectors * lanes
+    # Blocks of equal length: a short last one would cost as much to add as a whole one.
+    blocks = max(1, (depth + _BLOCK - 1) // _BLOCK)
     for panel in range(panels):
-        b_here = b_at + panel * b_panel
         c_here = c_at + panel * wide
-        row = 0
-        while row + step <= rows:
-            _product(
-                vectors, a, a_at + row * a_row, a_row, a_k, b, b_here, b_k,
-                c, c_here + row * c_row, c_row, depth, add,
-            )  # fmt: skip
-            row += step
-        if row < rows:
-            # The register tile is of one size: rows beyond the last are computed and dropped.
-            _product(
-                vectors, a, a_at + row * a_row, a_row, a_k, b, b_here, b_k,
-                spare, 0, wide, depth, 0,
-            )  # fmt: skip
-            for i in range(rows - row):
-                for j in range(wide):
-                    at = c_here + (row + i) * c_row + j
-                    value = spare[i * wide + j]
-                    c[at] = c[at] + value if add else value
+        for block in range(blocks):
+            first = depth * block // blocks
+            length = depth * (block + 1) // blocks - first
+            a_here = a_at + first * a_k
+            b_here = b_at + panel * b_panel + first * b_k
+            adds = add if block == 0 else 1
+            row = 0
+            while row + step <= rows:
+                _product(
+                    vectors, a, a_here + row * a_row, a_row, a_k, b, b_here, b_k,
+                    c, c_here + row * c_row, c_row, length, adds,
+                )  # fmt: skip
+                row += step
+            if row < rows:
+                # The register tile is of one size: rows beyond the last are computed and dropped.
+                _product(
+                    vectors, a, a_here + row * a_row, a_row, a_k, b, b_here, b_k,
+                    spare, 0, wide, length, 0,
+                )  # fmt: skip
+                for i in range(rows - row):
+                    for j in range(wide):
+                        at = c_here + (row + i) * c_row + j
+                        value = spare[i * wide + j]
+                        c[at] = c[at] + value if adds else value
 
 
 @_jit

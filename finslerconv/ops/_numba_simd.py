@@ -2,8 +2,7 @@
 
 Numba leaves vectorisation to LLVM's guesses about loops. The few inner loops on which everything
 depends are spelled out here instead, over vectors of the widest kind that the machine has: the tile
-of a matrix product held in registers, and the sampling of all the channels of a pixel. The compiled
-kernels are cached by the date of their own file: touch it when this one changes.
+of a matrix product held in registers, and the sampling of all the channels of a pixel.
 """
 
 from typing import Any, no_type_check
@@ -143,7 +142,10 @@ def _sum_lanes(builder: Any, vector: Any) -> Any:
 def _product_tile(vectors: int, rows: int) -> Any:
     @no_type_check
     def product_tile(typing, a, a_at, a_row, a_k, b, b_at, b_k, c, c_at, c_row, depth, add):
-        """``c[rows, vectors * lanes] (+)= a[rows, depth] @ b[depth, vectors * lanes]``."""
+        """``c[rows, vectors * lanes] (+)= a[rows, depth] @ b[depth, vectors * lanes]``.
+
+        The product is summed from zero and added to ``c`` at its end.
+        """
         signature = types.void(a, a_at, a_row, a_k, b, b_at, b_k, c, c_at, c_row, depth, add)
 
         @no_type_check
@@ -169,30 +171,18 @@ def _product_tile(vectors: int, rows: int) -> Any:
                 for i in range(rows)
                 for j in range(vectors)
             ]
-            vector = ir.VectorType(element, width)
-            zero = ir.Constant(vector, [0.0] * width)
-            adds = builder.icmp_signed("!=", add, ir.Constant(add.type, 0))
-            entry = builder.block
-            with builder.if_then(adds):
-                before = [_load(builder, place, element, width) for place in c_places]
-                loading = builder.block
+            zero = ir.Constant(ir.VectorType(element, width), [0.0] * width)
             start = builder.block
-            initial = []
-            for value in before:
-                phi = builder.phi(vector)
-                phi.add_incoming(zero, entry)
-                phi.add_incoming(value, loading)
-                initial.append(phi)
             loop = builder.append_basic_block("product.loop")
             body = builder.append_basic_block("product.body")
             done = builder.append_basic_block("product.done")
             builder.branch(loop)
             builder.position_at_end(loop)
             k = builder.phi(size)
-            sums = [builder.phi(vector) for _ in initial]
+            sums = [builder.phi(zero.type) for _ in c_places]
             k.add_incoming(ir.Constant(size, 0), start)
-            for phi, value in zip(sums, initial, strict=True):
-                phi.add_incoming(value, start)
+            for phi in sums:
+                phi.add_incoming(zero, start)
             builder.cbranch(builder.icmp_signed("<", k, depth), body, done)
             builder.position_at_end(body)
             b_line = _at(builder, b_data, builder.mul(k, b_k), element)
@@ -219,8 +209,15 @@ def _product_tile(vectors: int, rows: int) -> Any:
                 phi.add_incoming(value, builder.block)
             builder.branch(loop)
             builder.position_at_end(done)
-            for place, value in zip(c_places, sums, strict=True):
-                _store(builder, value, place, element)
+            adds = builder.icmp_signed("!=", add, ir.Constant(add.type, 0))
+            with builder.if_else(adds) as (then, otherwise):
+                with then:
+                    for place, value in zip(c_places, sums, strict=True):
+                        before = _load(builder, place, element, width)
+                        _store(builder, builder.fadd(before, value), place, element)
+                with otherwise:
+                    for place, value in zip(c_places, sums, strict=True):
+                        _store(builder, value, place, element)
             return context.get_dummy_value()
 
         return signature, codegen

@@ -58,6 +58,48 @@ def test_equal_calls_give_equal_bits(case, threads):
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("channels", "kernel", "size", "outputs"), [(2048, 3, 5, 4), (4, 3, 120, 16), (8, 1, 7, 3000)]
+)
+def test_long_sums_in_float32_are_as_exact_as_those_of_pytorch(channels, kernel, size, outputs):
+    """Of the output over channels, the weight's gradient over pixels, the input's over outputs."""
+    x = torch.randn(1, channels, size, size)
+    weight = torch.randn(outputs, channels, kernel, kernel)
+    offset = torch.zeros(1, 2 * kernel**2, size, size)
+    slope = torch.randn(1, outputs, size, size)
+
+    def results(convolve, dtype):
+        live = [t.to(dtype).requires_grad_() for t in (x, weight)]
+        output = convolve(*live)
+        return [output, *torch.autograd.grad(output, live, slope.to(dtype))]
+
+    def adaptive(x, weight):
+        with ops.use_backend("numba"):
+            return ops.deform_conv2d(x, offset, weight, padding=kernel // 2)
+
+    def plain(x, weight):
+        return torch.nn.functional.conv2d(x, weight, padding=kernel // 2)
+
+    exact = results(plain, torch.float64)
+    ours, theirs = results(adaptive, torch.float32), results(plain, torch.float32)
+    for got, peer, wanted in zip(ours, theirs, exact, strict=True):
+        error, known = ((u - wanted).square().mean().sqrt() for u in (got, peer))
+        assert error < 2 * known
+
+
+@pytest.mark.parametrize("kind", ["offsets", "radial", "affine"])
+def test_the_memory_of_no_tensor_is_pinned(kind):
+    """Storage can be resized afterwards, as sharded training does with parameters."""
+    case = Case(kind=kind)
+    live = [None if t is None else t.requires_grad_() for t in case.tensors()]
+    with ops.use_backend("numba"):
+        output = case(*live)
+    present = [t for t in live if t is not None]
+    gradients = torch.autograd.grad(output, present, torch.ones_like(output))
+    for tensor in (*present, output, *gradients):
+        tensor.untyped_storage().resize_(0)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("kind", ["offsets", "radial"])
 def test_half_precision_computes_in_single(kind, dtype):

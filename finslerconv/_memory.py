@@ -1,0 +1,31 @@
+"""NumPy views of tensors for the compiled kernels."""
+
+from typing import Any
+
+import numpy as np
+
+
+class _Memory:
+    """The memory of a tensor, by NumPy's array interface; it keeps the tensor alive."""
+
+    def __init__(self, tensor: Any) -> None:
+        self._tensor = tensor
+        self.__array_interface__ = {
+            "version": 3,
+            "data": (tensor.data_ptr(), False),
+            "shape": tuple(tensor.shape),
+            "strides": tuple(n * tensor.element_size() for n in tensor.stride()),
+            "typestr": np.dtype(str(tensor.dtype).removeprefix("torch.")).str,
+        }
+
+
+def array_of(tensor: Any) -> np.ndarray:
+    """Return the memory of a tensor on the CPU as an array, without its history.
+
+    ``Tensor.numpy()`` forbids that the tensor's storage is ever resized, and so fully sharded
+    training, which frees parameters between their uses.
+    """
+    tensor = tensor.detach().resolve_neg().resolve_conj()
+    if tensor.numel() == 0:  # it may have no address
+        return np.empty(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+    return np.asarray(_Memory(tensor))
