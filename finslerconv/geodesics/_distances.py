@@ -187,7 +187,8 @@ def distance(
     ``"heat"``
         Two sparse linear solves, smooth in everything, on the CPU. ``time`` is that of the step of
         heat, in squared units of distance (by default of the order of a squared edge); ``kernel``
-        is ``"square"``, or ``"paper"`` for the published code's, of which no distance comes.
+        is ``"square"``, or ``"paper"`` for that of the results of "Metric Convolutions", from which
+        no distance comes.
     ``"graph"``
         Dijkstra over straight steps of up to ``ring`` (3) nodes, whose lengths are read by the
         ``rule`` "midpoint" or "trapezoid"; no gradients.

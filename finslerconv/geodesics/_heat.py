@@ -4,8 +4,8 @@ With ``eps = sqrt(time)``, one implicit step of heat from the sources,
 
     ``u - (eps div + omega) . M^-1 (eps grad + omega) u = delta``
 
-(div that of the volume ``sqrt(det M)``), has ``u ~ exp(-d / eps)`` for a Randers metric: put
-``u = exp(-d / eps)`` in, and what is left as eps goes to 0 is the eikonal equation
+(div that of the volume ``sqrt(det M)``), has ``u ~ exp(-d / eps)`` for a Randers metric, formally:
+put ``u = exp(-d / eps)`` in, and what is left as eps goes to 0 is the eikonal equation
 ``|grad d - omega|_{M^-1} = 1``. Only the direction of ``grad u / u`` is used: made a covector of
 dual norm 1 it is the slope of the distance, and a Poisson equation finds the function for it.
 Derivation and errors: the page "The heat method" of the documentation.
@@ -56,7 +56,7 @@ _CHUNK = 400_000
 # Chords are used up to this many nodes away from a source.
 _NEAR = 3
 
-# The published diffusion: averages over 11 x 11 pixels, five times.
+# The paper's diffusion: averages over 11 x 11 pixels, five times.
 _PAPER_REACH, _PAPER_STEPS = 5, 5
 
 
@@ -545,10 +545,12 @@ def heat_distance(
         smooths: it fills narrow valleys of the metric and rounds the ridges where fronts meet.
     kernel : {"square", "paper"}
         - ``"square"``: heat with the kernel ``exp(-F^2 / 4 t)``, as one implicit step.
-        - ``"paper"``: what the published code of "Metric Convolutions" does: averages over 11 x 11
-          pixels with the weights ``exp(-F* / 4 s)``, five times with ``s = time / 5`` (0.1 by
-          default). Its exponent is not squared, and it measures tangent vectors by the dual norm:
-          no distance comes out of it, as the page on the heat method shows. 2-D, without walls.
+        - ``"paper"``: the diffusion behind the results of "Metric Convolutions", averages over
+          11 x 11 pixels with the weights ``exp(-F* / 4 s)``, five times with ``s = time / 5`` (0.1
+          by default); the code released with it squares ``F*`` and reads the metric transposed.
+          The exponent is not squared, and tangent vectors are measured by the dual norm: its
+          levels ``sqrt(-4 t log u)`` are no distances, as the page on the heat method shows. 2-D,
+          without walls.
     mask : BoolTensor (*grid) or (P, *grid), optional
         True where one may walk.
 
@@ -567,7 +569,8 @@ def heat_distance(
     -----
     K. Crane, C. Weischedel, M. Wardetzky, "Geodesics in Heat" (2013), for the three steps; F.
     Bonnans, G. Bonnet, J.-M. Mirebeau, "A linear finite-difference scheme for approximating Randers
-    distances on Cartesian grids" (2021), for a linear equation with Randers distances.
+    distances on Cartesian grids" (2021), for a linear equation with Randers distances, here in
+    divergence form.
 
     Examples
     --------
@@ -681,7 +684,7 @@ def _paper(
     values: list[Float[Tensor, "_"]],
     time: float | None,
 ) -> Float[Tensor, "problems height width"]:
-    """Return ``sqrt(-4 t log(u / max u))`` of the published code's diffusion."""
+    """Return ``sqrt(-4 t log(u / max u))`` of the diffusion behind the paper's results."""
     time = _PAPER_STEPS * 0.1 if time is None else time
     step = time / _PAPER_STEPS
     M = M.double() * h[:, None] * h

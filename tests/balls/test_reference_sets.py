@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.special import j1
 
 from finslerconv.balls import (
     ReferenceSet,
@@ -187,6 +188,33 @@ def test_sunflower_spreads_its_points_evenly():
     assert math.cos(turn) == pytest.approx(math.cos(math.pi * (3 - math.sqrt(5))), rel=1e-12)
     moments = [integral(sunflower(n), lambda g: g[:, 0] ** 2) - math.pi / 4 for n in (50, 800)]
     assert abs(moments[1]) < abs(moments[0]) / 4 < 0.01
+
+
+@pytest.mark.parametrize(
+    ("frequency", "equal", "best"),
+    [
+        (1, True, ["polar", "polar", "sunflower", "sunflower"]),
+        (3, True, ["sunflower"] * 4),
+        (6, True, ["sunflower"] * 4),
+        (1, False, ["polar"] * 4),
+        (3, False, ["sunflower", "polar", "polar", "polar"]),
+        (6, False, ["sunflower", "sunflower", "sunflower", "polar"]),
+    ],
+)
+def test_which_set_averages_a_wave_best_depends_on_its_length(frequency, equal, best):
+    """The mean of exp(i s . g) over the disc is 2 J_1(|s|) / |s|."""
+    angles = 2 * math.pi * (np.arange(90) + 0.5) / 90
+    s = frequency * np.stack((np.sin(angles), np.cos(angles)))
+    exact = 2 * j1(frequency) / frequency
+
+    def error(reference):
+        weights = np.ones(len(reference)) if equal else reference.weights
+        means = weights @ np.exp(1j * reference.points @ s) / weights.sum()
+        return np.mean(np.abs(means - exact) ** 2)
+
+    for k, name in zip((3, 5, 7, 11), best, strict=True):
+        sets = (lattice(k), concentric(k), polar(k, k), sunflower(k * k))
+        assert min(sets, key=error).name == name
 
 
 def test_reference_set_by_name():

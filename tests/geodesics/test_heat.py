@@ -1,4 +1,4 @@
-"""The heat method against exact distances, its invariances, and the published kernel's balls."""
+"""The heat method against exact distances, its invariances, and the levels of the paper's kernel."""
 
 import math
 
@@ -256,7 +256,7 @@ def test_the_papers_kernel_is_what_its_loop_says():
 
 
 def test_the_papers_kernel_gives_other_balls():
-    # A metric in which columns are cheap: its balls are wide, the published kernel's are high.
+    # A metric in which columns are cheap: its balls are wide, those of the paper's kernel high.
     field = constant(torch.diag(torch.tensor([1.0, 0.1])))
     M = field.at(torch.zeros(1, 41, 41, 2).double()).M
     right = heat_distance(M, None, 1.0, 0.0, [at((20.0, 20.0))])[0]
