@@ -112,10 +112,11 @@ IDENTITIES = (
     Identity(
         name="weighted_descent",
         explanation=(
-            r"A step of SGD on $v$, with weight decay $\lambda$, is for the applied kernel "
-            r"$w = \Phi v$ a step with the learning rate $\eta \Phi^{2}$ and the weight decay "
-            r"$\lambda / \Phi^{2}$, tap by tap: the chain rule gives one factor $\Phi$, the way "
-            r"from $v$ to $w$ the other. Proved for a $2 \times 2$ kernel and a squared loss."
+            r"For a fixed $\Phi$. A step of SGD on $v$, with weight decay $\lambda$, is for the "
+            r"applied kernel $w = \Phi v$ a step with the learning rate $\eta \Phi^{2}$ and the "
+            r"weight decay $\lambda / \Phi^{2}$, tap by tap: the chain rule gives one factor "
+            r"$\Phi$, the way from $v$ to $w$ the other. Proved for a $2 \times 2$ kernel and a "
+            "squared loss."
         ),
         sides=lambda _: (weighted_descent(1), per_tap_descent(1)),
         positive=lambda _: (),

@@ -1,4 +1,4 @@
-"""The heat method against exact distances, its invariances, and the levels of the paper's kernel."""
+"""The heat method against exact distances, its invariances, and the paper's diffusion."""
 
 import math
 

@@ -1,7 +1,5 @@
 """What a density does to training: a learning rate and a weight decay of its own for each tap."""
 
-import copy
-
 import pytest
 import torch
 from torch.nn import functional
@@ -11,9 +9,9 @@ from finslerconv.nn.weighted import SeparableDensity, WeightedConv2d, fold
 LR = 0.05
 
 
-def setting():
+def setting(outer=0.3):
     torch.manual_seed(0)
-    density = SeparableDensity((3, 5), [[0.5], [0.3, 0.9]], dtype=torch.float64)
+    density = SeparableDensity((3, 5), [[0.5], [outer, 0.9]], dtype=torch.float64)
     conv = WeightedConv2d(3, 4, (3, 5), padding="same", density=density, dtype=torch.float64)
     x = torch.randn(2, 3, 9, 9, dtype=torch.float64)
     target = torch.randn(2, 4, 9, 9, dtype=torch.float64)
@@ -56,17 +54,44 @@ def test_sgd_steps_are_those_with_scaled_rates_and_decays(steps, momentum, weigh
     assert not torch.allclose(conv.weight, plain.weight)
 
 
-def test_adams_first_step_scales_with_phi_itself():
-    # Adam divides the gradient's size out, so one factor of Phi is left, not two.
-    conv, phi, loss = setting()
-    plain = fold(conv)
-    before = copy.deepcopy(plain)
-    for module in (conv, plain):
-        optimiser = torch.optim.Adam(module.parameters(), lr=LR, eps=1e-300)
-        loss(module).backward()
+def per_tap_adam(plain, phi, loss, steps, *, eps, coupled=0.0, decoupled=0.0):
+    """Adam on w with the rate lr |Phi| and eps / |Phi|, and the two kinds of weight decay."""
+    means = [torch.zeros_like(p) for p in plain.parameters()]
+    squares = [torch.zeros_like(p) for p in plain.parameters()]
+    scales = [phi.abs(), torch.ones((), dtype=phi.dtype)]
+    for t in range(1, steps + 1):
+        plain.zero_grad()
+        loss(plain).backward()
+        with torch.no_grad():
+            for p, m, s, scale in zip(plain.parameters(), means, squares, scales, strict=True):
+                rate, decay = LR * scale, decoupled / scale
+                g = p.grad + coupled / scale**2 * p
+                m.mul_(0.9).add_(0.1 * g)
+                s.mul_(0.999).add_(0.001 * g**2)
+                p.sub_(rate * decay * p)
+                root = (s / (1 - 0.999**t)).sqrt()
+                p.sub_(rate * (m / (1 - 0.9**t)) / (root + eps / scale))
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.3])
+@pytest.mark.parametrize("kind", ["Adam", "AdamW"])
+def test_adams_steps_have_the_rate_of_phi_itself(kind, weight_decay):
+    # Adam divides the gradient's size out, so one factor of Phi is left, at every step; the decay
+    # of AdamW is no part of the gradient.
+    conv, phi, loss = setting(outer=-0.3)
+    plain, eps = fold(conv), 1e-3  # large enough to show where it goes
+    optimiser = getattr(torch.optim, kind)(
+        conv.parameters(), lr=LR, eps=eps, weight_decay=weight_decay
+    )
+    for _ in range(6):
+        optimiser.zero_grad()
+        loss(conv).backward()
         optimiser.step()
-    step = plain.weight - before.weight
-    torch.testing.assert_close(conv.effective_weight - before.weight, phi * step)
+    decay = {"Adam": "coupled", "AdamW": "decoupled"}[kind]
+    per_tap_adam(plain, phi, loss, 6, eps=eps, **{decay: weight_decay})
+    torch.testing.assert_close(conv.effective_weight, plain.weight)
+    torch.testing.assert_close(conv.bias, plain.bias)
+    assert not torch.allclose(conv.weight, plain.weight)
 
 
 def test_the_set_of_functions_is_unchanged():
