@@ -70,7 +70,11 @@ def exponential(
     steps: int = 16,
     tolerance: float | None = None,
 ) -> Float[Array, "*_ d"]:
-    r"""Return ``exp_x(time v)``: where the geodesics from ``x`` with velocity ``v`` are at a time.
+    r"""Return where the geodesics that pass ``x`` at time 0 with velocity ``v`` are at a time.
+
+    From time 0 on this is the exponential map ``exp_x(time v)``. At a negative time it is the
+    geodesic's own past, which on an asymmetric metric is another place than ``exp_x(time v)``: see
+    the notes.
 
     A geodesic keeps its speed ``F(v)``, so ``exp_x(v)`` is at distance ``F_x(v)`` from ``x`` as
     long as no other path is shorter (on a linear grid up to its error, see below). Differentiable
@@ -86,7 +90,7 @@ def exponential(
     v : array, shape (\*batch, ..., d)
         Velocities, in positions per unit of time; broadcast against ``x``.
     time : float
-        The time of the journey; negative for where the geodesic came from.
+        The time of the journey; negative for where the geodesic was before it came to ``x``.
     method : {"auto", "rk4", "dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun"}
         ``"rk4"`` takes ``steps`` equal steps of the classical method of order 4: for a planar
         :class:`GridMetric` with linear interpolation on the CPU it is compiled and runs on all
@@ -115,6 +119,12 @@ def exponential(
 
     Notes
     -----
+    *Two ways back.* The past of the geodesic, ``exponential(field, x, v, time=-t)``, is on the
+    curve that arrives at ``x`` with velocity ``v``; the reversed metric leads there too, as
+    ``exponential(field.reverse(), x, -v, time=t)``. A geodesic that sets out from ``x`` the
+    opposite way, ``exp_x(-t v)``, is ``exponential(field, x, -v, time=t)``. Both are the same for
+    Riemannian metrics; for others the second may be another curve, and has another speed, ``F(-v)``.
+
     Geodesics are the flow of ``H(x, p) = F*_x(p)^2 / 2`` from ``p = F(v) dF_x(v)``. The error of
     ``"rk4"`` falls with the fourth power of ``steps`` for smooth fields, and with the second across
     the lines of nodes of a linear grid, where the force is continuous but has a kink.
@@ -166,7 +176,8 @@ def geodesic_flow(
     field, x, v, method, tolerance
         As of :func:`exponential`.
     times : sequence of float
-        All positive or all negative, away from zero; zero may come first.
+        All positive or all negative, away from zero; zero may come first. Negative ones are the
+        geodesics' own past, as of :func:`exponential`.
     steps : int
         Number of steps of ``"rk4"`` until the last time, at least one between two times.
 

@@ -30,6 +30,8 @@ class Field:
     upper: tuple[float, ...]
     distance: Map | None = None
     exp: Map | None = None
+    past: Map | None = None
+    """Where the geodesic that passes x with velocity v was a unit of time before."""
 
     def __str__(self) -> str:
         return self.name
@@ -231,6 +233,12 @@ def funk(d: int = 2) -> Field:
         F = metric(x).norm(v)[..., None]
         return x - v * torch.where(F == 0, -torch.ones_like(F), torch.expm1(-F) / F)
 
+    def past(x: Tensor, v: Tensor) -> Tensor:
+        # On the line through x along v, at the place q from which the distance to x is F(v): the
+        # distance to the sphere ahead is exp(F(v)) times that from x.
+        F = metric(x).norm(v)[..., None]
+        return x - v * torch.expm1(F) / F
+
     side = 0.6 if d == 2 else 0.5
     return Field(
         name=f"Funk {d}-D",
@@ -239,6 +247,7 @@ def funk(d: int = 2) -> Field:
         upper=(side,) * d,
         distance=distance,
         exp=exp,
+        past=past,
     )
 
 
@@ -271,10 +280,10 @@ def rotation_wind(rate: float = 0.6, size: float = 1.0) -> Field:
             low, high = torch.where(early, T, low), torch.where(early, high, T)
         return (low + high) / 2
 
-    def exp(x: Tensor, v: Tensor) -> Tensor:
+    def exp(x: Tensor, v: Tensor, sign: float = 1.0) -> Tensor:
         T = metric(x).norm(v)
         heading = v / torch.where(T == 0, torch.ones_like(T), T)[..., None] - wind(x)
-        return turned(x + T[..., None] * heading, rate * T)
+        return turned(x + sign * T[..., None] * heading, sign * rate * T)
 
     return Field(
         name="rotation wind",
@@ -283,6 +292,7 @@ def rotation_wind(rate: float = 0.6, size: float = 1.0) -> Field:
         upper=(size, size),
         distance=distance,
         exp=exp,
+        past=lambda x, v: exp(x, v, -1.0),
     )
 
 

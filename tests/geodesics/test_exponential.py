@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from metric_fields import (
     constant,
+    funk,
     half_plane,
     known_fields,
     known_fields_3d,
@@ -16,6 +17,7 @@ from metric_fields import (
     pull_back_3d,
     random_pair,
     random_smooth,
+    rotation_wind,
 )
 
 from finslerconv.geodesics import FunctionMetric, GridMetric
@@ -71,6 +73,39 @@ def test_the_energy_is_conserved(field):
     for x, v, p in zip(*flow, strict=True):
         assert (hamiltonian(field.at(x), p) - 0.125).abs().max() < 1e-8
         assert (field.at(x).norm(v) - 0.5).abs().max() < 1e-8
+
+
+@pytest.mark.parametrize(
+    ("field", "method", "options", "error"),
+    [
+        (rotation_wind(), "rk4", None, 1e-6),
+        (rotation_wind(), "dopri8", None, 1e-6),
+        (rotation_wind(), "rk4", {}, 3e-3),
+        (rotation_wind(), "dopri8", {}, 3e-3),
+        (rotation_wind(), "rk4", {"interpolation": "cubic"}, 3e-3),
+        (funk(), "rk4", {}, 3e-3),
+        (funk(3), "rk4", {}, 3e-3),
+    ],
+    ids=str,
+)
+def test_a_negative_time_is_the_geodesics_own_past(field, method, options, error):
+    # Zermelo's boat and Funk's metric tell apart where a geodesic comes from, and where it leads
+    # if it sets out the opposite way.
+    x, _ = random_pair(field, 3, margin=0.35)
+    v = directions(field, x, 0.2)
+    where = field if options is None else field.grid(33 if field.dim == 2 else 15, **options)
+    options = {"method": method, "steps": 8, "tolerance": error / 10}
+
+    def end(v, time):
+        return exponential(where, x, v, time=time, **options)
+
+    past, opposite = field.past(x, v), field.exp(x, -v)
+    assert ((past - opposite).abs().amax(-1) > 0.02).all()
+    torch.testing.assert_close(end(v, -1.0), past, rtol=0, atol=error)
+    torch.testing.assert_close(end(-v, 1.0), opposite, rtol=0, atol=error)
+    flow = geodesic_flow(where, x, v, [-0.5, -1.0], **options)
+    torch.testing.assert_close(flow.position[1], past, rtol=0, atol=error)
+    torch.testing.assert_close(flow.position[0], field.past(x, v / 2), rtol=0, atol=error)
 
 
 def test_the_distance_run_is_the_speed_times_the_time():
