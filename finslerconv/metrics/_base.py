@@ -34,7 +34,8 @@ class FinslerMetric(abc.ABC):
 
     A subclass must give :meth:`norm` and nothing else; it replaces :attr:`dim` unless that is 2,
     :attr:`like` unless its numbers are NumPy float64, and any other method for which it knows a
-    closed form.
+    closed form. No other method asks for ``norm`` at ``v = 0``, where the derivative of most norms
+    is none: the length there is 0.
 
     Vectors have shape ``(..., d)``, components in array-axis order (down, right), and broadcast
     against the batch of the metric from the right: ``n`` directions for each point of a field
@@ -84,11 +85,13 @@ class FinslerMetric(abc.ABC):
 
     def energy(self, v: Float[Array, "*_ d"]) -> Float[Array, "..."]:
         """Return the energies ``F(v)^2 / 2``, shape ``(...)``."""
-        return self.norm(v) ** 2 / 2
+        check_vectors("v", v, self.dim)
+        return norm_off_zero(self.norm, v) ** 2 / 2
 
     def contains(self, v: Float[Array, "*_ d"], radius: float = 1.0) -> Bool[Array, "..."]:
         """Return whether the vectors lie in the ball ``{F <= radius}``, shape ``(...)``."""
-        return self.norm(v) <= radius
+        check_vectors("v", v, self.dim)
+        return norm_off_zero(self.norm, v) <= radius
 
     def indicatrix(self, u: Float[Array, "*_ d"]) -> Float[Array, "*_ d"]:
         """Return the points ``u / F(u)`` in which the rays along ``u`` leave the unit ball.
@@ -130,7 +133,7 @@ class FinslerMetric(abc.ABC):
         """
         xp = check_vectors("points", points, self.dim)
         length = safe_sqrt(dot(points, points))
-        norm = self.norm(points)
+        norm = norm_off_zero(self.norm, points)
         scale = length / xp.where(norm == 0, xp.ones_like(norm), norm)
         return points * scale[..., None]
 
@@ -234,7 +237,7 @@ class FinslerMetric(abc.ABC):
             tolerance = xp.finfo(like.dtype).eps ** 0.5 * xp.max(norm_u, axis=0)
             error = xp.abs(self.norm(3 * u) - 3 * norm_u)
             self._raise_at(directions, ~(error <= tolerance), "positively homogeneous")
-            excess = self.norm(u + w) - norm_u - norm_w
+            excess = norm_off_zero(self.norm, u + w) - norm_u - norm_w
             self._raise_at(directions, excess > tolerance, "convex")
 
     def _raise_at(self, directions: Float[np.ndarray, "n d"], bad: Array, wanted: str) -> None:
@@ -258,6 +261,18 @@ class FinslerMetric(abc.ABC):
         from finslerconv.metrics._callable import CallableMetric
 
         return CallableMetric(norm, dim=self.dim, like=self.like)
+
+
+def norm_off_zero(norm: _sphere.Norm, v: Array) -> Array:
+    """Return ``norm(v)``, and 0 at ``v = 0`` without a call of ``norm`` there.
+
+    The derivatives at 0 are 0 too: what a norm of the user's own has there, infinity or NaN, would
+    otherwise outlive a factor of zero.
+    """
+    xp = namespace(v)
+    zero = xp.all(v == 0, axis=-1)
+    lengths = norm(xp.where(zero[..., None], xp.ones_like(v), v))
+    return xp.where(zero, xp.zeros_like(lengths), lengths)
 
 
 def check_nonzero(name: str, v: Array) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from finslerconv._arrays import Array, check_vectors
-from finslerconv.metrics._base import FinslerMetric
+from finslerconv.metrics._base import FinslerMetric, norm_off_zero
 
 
 @final
@@ -18,7 +18,8 @@ class CallableMetric(FinslerMetric):
     ----------
     function : callable
         From vectors, shape (..., d), to their lengths, shape (...). It may close over a field; the
-        batches then broadcast from the right. To have it checked, call
+        batches then broadcast from the right. It is never called at ``v = 0``: another vector is
+        put in the place, and the length is 0. To have it checked, call
         :meth:`~finslerconv.metrics.FinslerMetric.validate`.
     dim : int
         The dimension ``d``.
@@ -60,6 +61,6 @@ class CallableMetric(FinslerMetric):
         return self._like
 
     def norm(self, v: Float[Array, "*_ d"]) -> Float[Array, "..."]:
-        """Return the lengths ``function(v)``, shape ``(...)``."""
+        """Return the lengths ``function(v)``, shape ``(...)``; 0 at 0, with derivative 0."""
         check_vectors("v", v, self.dim)
-        return self.function(v)
+        return norm_off_zero(self.function, v)

@@ -43,6 +43,16 @@ class Euclidean(FinslerMetric):
         check_vectors("v", v, self.d)
         return safe_sqrt(dot(v, v))
 
+    def energy(self, v: Float[Array, "*_ d"]) -> Float[Array, "..."]:
+        """Return the energies ``|v|^2 / 2``, shape ``(...)``: smooth, at 0 too."""
+        check_vectors("v", v, self.d)
+        return dot(v, v) / 2
+
+    def unit_ball(self, points: Float[Array, "*_ d"]) -> Float[Array, "*_ d"]:
+        """Return the points themselves."""
+        check_vectors("points", points, self.d)
+        return points
+
     def dual_norm(self, p: Float[Array, "*_ d"]) -> Float[Array, "..."]:
         """Return the lengths ``|p|``: the metric is its own dual."""
         return self.norm(p)

@@ -36,7 +36,8 @@ def dual_direction(norm: Norm, p: Array) -> Array:
 
 def _dual_direction_line(norm: Norm, p: Array) -> Array:
     xp = namespace(p)
-    return xp.where(p < 0, -xp.ones_like(p), xp.ones_like(p)) + xp.zeros_like(norm(p))[..., None]
+    ones = xp.ones_like(p)
+    return xp.where(p < 0, -ones, ones) + xp.zeros_like(norm(ones))[..., None]
 
 
 def _dual_direction_plane(norm: Norm, p: Array) -> Array:

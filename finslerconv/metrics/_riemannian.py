@@ -74,6 +74,11 @@ class Riemannian(FinslerMetric):
         check_vectors("v", v, self.dim, self.M)
         return safe_sqrt(dot(v, matvec(self.M, v)))
 
+    def energy(self, v: Float[Array, "*_ d"]) -> Float[Array, "..."]:
+        """Return the energies ``v' M v / 2``, shape ``(...)``: smooth, at 0 too."""
+        check_vectors("v", v, self.dim, self.M)
+        return dot(v, matvec(self.M, v)) / 2
+
     def dual_norm(self, p: Float[Array, "*_ d"]) -> Float[Array, "..."]:
         """Return the dual norms ``sqrt(p' M^-1 p)`` of covectors, shape ``(...)``."""
         check_vectors("p", p, self.dim, self.M)

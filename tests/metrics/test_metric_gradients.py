@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
-from finslerconv.balls import Ellipse, affine, radial
-from finslerconv.metrics import CallableMetric, Randers, Riemannian
+from finslerconv.balls import Ellipse, affine, overlap, radial, volume
+from finslerconv.metrics import CallableMetric, Euclidean, FinslerMetric, Randers, Riemannian
 
 FLOAT64 = {"dtype": torch.float64}
 
@@ -121,6 +121,98 @@ def test_derivatives_at_zero_are_the_stated_ones():
     torch.testing.assert_close(at_zero, omega.detach())
     in_metric = torch.autograd.grad(metric.unit_ball(zero).sum(), (M, omega))
     assert all((g == 0).all() for g in in_metric)
+
+
+class Weighted(FinslerMetric):
+    """The norm sqrt(a . v^2), which may not be asked at 0, where its derivative in a is NaN."""
+
+    def __init__(self, a):
+        self.a = a
+
+    def norm(self, v):
+        assert (v != 0).any(-1).all(), "asked for the norm of 0"
+        return (self.a * v**2).sum(-1).sqrt()
+
+    @property
+    def dim(self):
+        return self.a.shape[-1]
+
+    @property
+    def like(self):
+        return self.a
+
+
+OWN = {
+    "class": Weighted,
+    "function": lambda a: CallableMetric(Weighted(a).norm, dim=a.shape[-1], like=a),
+}
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3])
+@pytest.mark.parametrize("own", OWN)
+def test_a_norm_of_ones_own_is_never_asked_at_zero(own, dim):
+    """Whatever is asked of the metric: values and both derivatives are the closed form's."""
+    a = torch.tensor([0.5, 2.0, 1.5][:dim], **FLOAT64, requires_grad=True)
+    v = torch.tensor([[0.0, 0.0, 0.0], [0.3, -0.4, 0.5]], **FLOAT64)[:, :dim].requires_grad_()
+    metric, closed = OWN[own](a), Riemannian(torch.diag(a))
+    questions = {
+        "unit_ball": lambda F: F.unit_ball(v),
+        "dual_norm": lambda F: F.dual_norm(v),
+        "dual": lambda F: F.dual().norm(v),
+        "dual of dual": lambda F: F.dual().dual_norm(v),
+        "reverse": lambda F: F.reverse().norm(v),
+        "symmetrize": lambda F: F.symmetrize().norm(v),
+        "asymmetry_ratio": lambda F: F.asymmetry_ratio(),
+        "volume": volume,
+        "overlap": lambda F: overlap(F, Euclidean(dim)),
+    }
+    for name, ask in questions.items():
+        values, expected = ask(metric), ask(closed)
+        torch.testing.assert_close(values, expected, rtol=1e-9, atol=1e-12, msg=name)
+        grad, wanted = (
+            torch.autograd.grad(
+                x.sum() + 0 * a.sum(), (a, v), create_graph=True, materialize_grads=True
+            )
+            for x in (values, expected)
+        )
+        # The search finds the direction of a dual norm, on which its gradient depends, to the root
+        # of rounding; at p = 0 every point of the ball is a derivative.
+        kept = 1 if "dual" in name else 2
+        for x, y in zip(grad[:kept], wanted[:kept], strict=True):
+            torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6, msg=name)
+        assert all(x.isfinite().all() for x in grad)
+        total = sum(x.square().sum() for x in grad)
+        if total.requires_grad:
+            second = torch.autograd.grad(total, (a, v), materialize_grads=True)
+            assert all(x.isfinite().all() for x in second), name
+    assert metric.contains(v, radius=0.1).tolist() == [True, False]
+    assert metric.batch_shape == ()
+    metric.validate()
+    metric.fundamental_tensor(v[1:])
+    with pytest.raises(ValueError, match="u: expected non-zero vectors"):
+        metric.indicatrix(v)
+
+
+@pytest.mark.parametrize("own", OWN)
+def test_energy_of_a_norm_of_ones_own_at_zero(own):
+    a = torch.tensor([0.5, 2.0], **FLOAT64, requires_grad=True)
+    v = torch.tensor([[0.0, 0.0], [0.3, -0.4]], **FLOAT64, requires_grad=True)
+    energy = OWN[own](a).energy(v)
+    torch.testing.assert_close(energy, (a * v**2).sum(-1) / 2)
+    in_a, in_v = torch.autograd.grad(energy.sum(), (a, v))
+    torch.testing.assert_close(in_a, (v.detach() ** 2).sum(0) / 2)
+    torch.testing.assert_close(in_v, (a * v).detach())
+
+
+def test_energies_that_are_quadratic_are_so_at_zero():
+    """Their second derivative is the matrix, everywhere."""
+    M = torch.tensor([[2.0, 0.3], [0.3, 1.0]], **FLOAT64)
+    zero = torch.zeros(2, **FLOAT64)
+    hessian = torch.autograd.functional.hessian
+    torch.testing.assert_close(hessian(Riemannian(M).energy, zero), M)
+    torch.testing.assert_close(hessian(Euclidean().energy, zero), torch.eye(2, **FLOAT64))
+    jacobian = torch.autograd.functional.jacobian(Euclidean().unit_ball, zero)
+    torch.testing.assert_close(jacobian, torch.eye(2, **FLOAT64))
 
 
 @pytest.mark.parametrize("dim", [1, 2, 3])

@@ -292,6 +292,39 @@ def test_a_metric_of_ones_own():
     assert layer(x).shape == (2, 4, 8, 8)
 
 
+class Stretch(nn.Module):
+    """The metric of diag(a), as a norm of one's own or in closed form."""
+
+    def __init__(self, closed):
+        super().__init__()
+        self.a = nn.Parameter(torch.tensor([0.7, 1.6], dtype=torch.float64))
+        self.closed = closed
+
+    def forward(self, x):
+        batch = (len(x), *x.shape[2:])
+        if self.closed:
+            return Riemannian(torch.diag(self.a).expand(*batch, 2, 2), validate=False)
+        one = x.new_ones(batch)
+        return CallableMetric(lambda v: one * (self.a * v**2).sum(-1).sqrt(), like=x)
+
+
+@pytest.mark.parametrize("reference", ["lattice", "concentric", "polar", "sunflower"])
+def test_gradients_of_a_metric_of_ones_own_are_those_of_its_closed_form(reference):
+    """The centre sample, at g = 0, adds nothing to them: not NaN either."""
+    torch.manual_seed(0)
+    x = torch.randn(1, 2, 7, 7, dtype=torch.float64)
+    gradients = []
+    for closed in (False, True):
+        layer = MetricConv2d(2, 2, 3, padding=1, metric=Stretch(closed), reference=reference)
+        layer = layer.double()
+        with torch.no_grad():
+            layer.weight.copy_(torch.arange(36.0).sin().reshape(2, 2, 3, 3))
+            layer.bias.fill_(0.3)
+        layer(x).square().sum().backward()
+        gradients.append(layer.head.a.grad)
+    torch.testing.assert_close(*gradients)
+
+
 def test_a_randers_metric_of_ones_own_trains():
     layer = MetricConv2d(3, 4, 3, padding=1, metric=Constant())
     layer(torch.randn(1, 3, 8, 8)).square().sum().backward()

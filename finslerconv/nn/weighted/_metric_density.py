@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from finslerconv._arrays import constant_like
 from finslerconv.metrics import FinslerMetric, Randers
+from finslerconv.metrics._base import norm_off_zero
 from finslerconv.nn.weighted._density import Density
 from finslerconv.nn.weighted._profiles import Profile
 
@@ -112,7 +113,7 @@ class MetricDensity(Density):
 
     def _evaluate(self) -> Tensor:
         if isinstance(self._modules.get("metric"), nn.Module):
-            return self.profile(self.metric().norm(self.taps))
+            return self.profile(norm_off_zero(self.metric().norm, self.taps))
         return self.profile(self.distances)
 
 
@@ -175,7 +176,7 @@ def tap_offsets(kernel_size: Sequence[int]) -> Tensor:
 
 def _distances(metric: FinslerMetric, taps: Tensor) -> Tensor:
     """F at the taps, in double, whatever kind of array the metric computes in."""
-    norms = metric.norm(constant_like(taps.numpy(), metric.like))
+    norms = norm_off_zero(metric.norm, constant_like(taps.numpy(), metric.like))
     if isinstance(norms, Tensor):
         return norms.detach().to(device="cpu", dtype=torch.float64)
     return torch.from_numpy(np.asarray(norms, dtype=np.float64))

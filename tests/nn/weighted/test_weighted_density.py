@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from finslerconv.metrics import Euclidean, Randers, Riemannian
+from finslerconv.metrics import Euclidean, FinslerMetric, Randers, Riemannian
 from finslerconv.nn.weighted import (
     Density,
     FreeProfile,
@@ -227,6 +227,77 @@ def test_trained_metric_has_right_gradients_and_none_at_the_centre():
     assert torch.autograd.gradcheck(phi, values)
     centre = torch.autograd.grad(density()[1, 1], values)
     assert all((g == 0).all() for g in centre)
+
+
+@pytest.mark.parametrize("kernel_size", [(3, 3), (5, 3), (2, 4)])
+@pytest.mark.parametrize("what", ["metric", "profile", "both"])
+def test_what_is_trained_keeps_the_side_of_an_asymmetric_metric(kernel_size, what):
+    """Tap by tap against the formula: a drift to the right and down is dear there, not opposite."""
+    M, omega = np.array([[2.0, 0.3], [0.3, 0.5]]), np.array([0.4, 0.2])
+    metric = Randers(M, omega)
+    if what != "profile":
+        metric = TrainableRanders(torch.tensor(M), torch.tensor(omega))
+    profile = GaussianProfile(1.5, trainable=what != "metric")
+    density = MetricDensity(kernel_size, metric, profile, **DOUBLE)
+    assert density.trainable
+    phi = density()
+    for i in range(kernel_size[0]):
+        for j in range(kernel_size[1]):
+            g = np.array([i - (kernel_size[0] - 1) / 2, j - (kernel_size[1] - 1) / 2])
+            F = math.sqrt(g @ M @ g) + omega @ g
+            assert phi[i, j].item() == pytest.approx(math.exp(-(F**2) / (2 * 1.5**2)), rel=1e-13)
+
+
+@pytest.mark.parametrize("positive", [False, True])
+def test_trained_values_and_profiles_stay_in_their_places(positive):
+    values = torch.arange(1.0, 16.0, **DOUBLE).reshape(3, 5)
+    trained = TensorDensity(values, trainable=True, positive=positive)
+    torch.testing.assert_close(trained().detach(), values)
+    rows, columns = [1.0, 2.0, 4.0], [1.0, 3.0, 5.0, 7.0, 9.0]
+    options = {"trainable": True, "positive": positive, **DOUBLE}
+    separable = SeparableDensity((3, 5), [rows, columns], **options)
+    expected = torch.tensor([[a * b for b in columns] for a in rows], **DOUBLE)
+    torch.testing.assert_close(separable().detach(), expected)
+    half = SeparableDensity((5, 5), [0.2, 0.8], **options)
+    alpha = [0.2, 0.8, 1.0, 0.8, 0.2]
+    expected = torch.tensor([[a * b for b in alpha] for a in alpha], **DOUBLE)
+    torch.testing.assert_close(half().detach(), expected)
+
+
+class TrainableStretch(nn.Module):
+    """The metric of diag(a) as a norm of one's own, which may not be asked at 0."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Parameter(torch.tensor([0.5, 2.0], **DOUBLE))
+
+    def forward(self):
+        return Stretched(self.a)
+
+
+class Stretched(FinslerMetric):
+    def __init__(self, a):
+        self.a = a
+
+    def norm(self, v):
+        assert (v != 0).any(-1).all(), "asked for the norm of 0"
+        return (self.a * v**2).sum(-1).sqrt()
+
+    @property
+    def like(self):
+        return self.a
+
+
+def test_a_metric_of_ones_own_is_trained_without_its_norm_at_the_centre():
+    density = MetricDensity((3, 5), TrainableStretch(), PowerProfile(1.5), **DOUBLE)
+    density().sum().backward()
+    a = torch.tensor([0.5, 2.0], **DOUBLE, requires_grad=True)
+    rows, columns = np.mgrid[-1:2, -2:3]
+    squares = torch.tensor(np.stack((rows, columns), -1) ** 2, **DOUBLE)
+    r = (a * squares).sum(-1).reshape(-1)
+    r = torch.cat((r[:7], r[8:])).sqrt()
+    ((1 + r) ** -1.5).sum().backward()
+    torch.testing.assert_close(density.metric.a.grad, a.grad)
 
 
 def test_one_profile_may_serve_several_kernel_sizes():
