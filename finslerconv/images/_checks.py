@@ -58,6 +58,39 @@ def check_tau(tau: float) -> None:
         raise ValueError(f"tau: expected -1 < tau < 1, so that the metric is positive, got {tau!r}")
 
 
+def check_spectrum(
+    options: str, condition: str, *, least: float, largest: float, tau: float, dtype: torch.dtype
+) -> None:
+    """Raise a ValueError unless matrices of these eigenvalues survive the roundings of ``dtype``.
+
+    Entries rounded to the nearest move the determinant, relative to itself, by up to ``eps`` times
+    the condition number, and its evaluation by half of that; ``omega' M^-1 omega``, which is
+    ``tau^2``, moves by as much and must stay below 1.
+
+    Parameters
+    ----------
+    options, condition : str
+        The options from which the condition number follows, and how.
+    least, largest : float
+        The extreme eigenvalues.
+    """
+    info = torch.finfo(dtype)
+    bound = (1 - tau * tau) / (8 * info.eps)
+    if not largest <= bound * least:
+        raise ValueError(
+            f"{options}: expected {condition} <= (1 - tau^2) / (8 eps) = {bound:.4g}, so that the "
+            f"metrics stay positive in {dtype}, got {largest / least:.4g}; choose smaller ones"
+            + ("" if dtype == torch.float64 else ", or give the picture in float64")
+        )
+    smallest = info.tiny**0.5
+    if not (smallest <= least and largest <= 1 / smallest):
+        raise ValueError(
+            f"scale: expected eigenvalues between {smallest:.3g} and {1 / smallest:.3g}, so that "
+            f"determinants are finite in {dtype}, got {least:.3g} to {largest:.3g}; give lengths "
+            "in another unit"
+        )
+
+
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Raise a ValueError unless ``value`` is one of the ``choices``."""
     if value not in choices:

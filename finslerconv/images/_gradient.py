@@ -14,6 +14,7 @@ from finslerconv.images._checks import (
     check_choice,
     check_image,
     check_number,
+    check_spectrum,
     check_tau,
 )
 from finslerconv.images._scaling import gradient_unit, relative_to_largest
@@ -37,9 +38,14 @@ def gradient_metric(
 
     With the gradient ``g`` of the smoothed picture and ``u = 1 + anisotropy |g| / max |g|``, the
     matrix ``M`` has the eigenvectors along and across ``g`` and the eigenvalues ``scale / u`` in
-    the stretched direction and ``scale u`` in the other. In pixels, the ball's half-axes are
-    ``r sqrt(u)`` and ``r / sqrt(u)``, where ``r = 1 / sqrt(scale)``: a disc of radius ``r`` where
-    the picture is flat, and an ellipse of the same area at an edge.
+    the stretched direction and ``scale u`` in the other. In pixels, the half-axes of the ball of
+    ``M`` are ``r sqrt(u)`` and ``r / sqrt(u)``, where ``r = 1 / sqrt(scale)``: a disc of radius
+    ``r`` where the picture is flat, and an ellipse of the same area at an edge.
+
+    That is the unit ball where there is no drift, ``tau = 0`` or a flat picture. A drift makes it
+    larger: the half-axis in the drift's direction is ``1 / (1 - tau^2)`` times as long, the other
+    ``1 / sqrt(1 - tau^2)`` times, and the area ``pi r^2 / (1 - tau^2)^(3/2)``, the same
+    at every edge. Its centre lies against the drift, ``|tau|`` times the half-axis away.
 
     Parameters
     ----------
@@ -49,8 +55,11 @@ def gradient_metric(
     stretch : {"across", "along"}
         Where the balls are long: across the gradient, which is along the edge, or along it.
     anisotropy : float
-        How much the strongest gradient stretches, at least 0. The ratio of its ball's half-axes is
-        ``1 + anisotropy``.
+        How much the strongest gradient stretches, at least 0. Without drift the ratio of its ball's
+        half-axes is ``1 + anisotropy``; a drift in the stretched direction (``omega`` the same as
+        ``stretch``) divides it by ``sqrt(1 - tau^2)``, one in the other direction multiplies it by
+        that. ``(1 + anisotropy)^2`` may be at most ``(1 - tau^2) / (8 eps)``, where the metrics
+        stay positive whatever is rounded: without drift, a ratio of 1024 in float32.
     scale : float
         The eigenvalue where the picture is flat, positive, in 1 / pixels^2.
     tau : float
@@ -79,7 +88,8 @@ def gradient_metric(
     TypeError
         If ``image`` is no tensor of float32 or float64.
     ValueError
-        If it is not of four axes or not finite, or an option is out of range.
+        If it is not of four axes or not finite, or an option is out of range, or metrics of these
+        eigenvalues would not stay positive in the picture's dtype.
 
     Notes
     -----
@@ -111,6 +121,11 @@ def gradient_metric(
     check_number("anisotropy", anisotropy, least=0)
     check_number("scale", scale, above=0)
     check_tau(tau)
+    most = 1.0 + anisotropy
+    check_spectrum(
+        "anisotropy, tau", "(1 + anisotropy)^2", least=scale / most, largest=scale * most, tau=tau,
+        dtype=image.dtype,
+    )  # fmt: skip
     check_choice("omega", omega, ("along", "across"))
     check_choice("derivative", derivative, ("gaussian", "sobel"))
     check_choice("padding", padding, ("reflect", "replicate"))

@@ -15,6 +15,7 @@ from finslerconv.images._checks import (
     check_choice,
     check_image,
     check_number,
+    check_spectrum,
     check_tau,
 )
 from finslerconv.images._scaling import gradient_unit, largest_or_one
@@ -40,9 +41,11 @@ def structure_tensor_metric(
     r"""Return the metric in which a picture's anisotropic diffusion is isotropic.
 
     ``M = scale D^{-1}``, where ``D`` is one of Weickert's diffusion tensors, a function of the
-    multi-scale structure tensor ``J``. The unit balls reach as far as diffusion does: their
-    half-axes are ``sqrt(d / scale)`` for the eigenvalues ``d`` of ``D``, which lie in
-    ``[alpha, 1]``.
+    multi-scale structure tensor ``J``. The unit balls reach as far as diffusion does: without drift
+    their half-axes are ``sqrt(d / scale)`` for the eigenvalues ``d`` of ``D``, which lie in
+    ``[alpha, 1]``. A drift makes the half-axis in its direction ``1 / (1 - tau^2)`` times as long
+    and the other ``1 / sqrt(1 - tau^2)`` times, and shifts the centre against itself by ``|tau|``
+    times the first.
 
     With the eigenvalues ``mu_1 >= mu_2`` of ``J`` in units of ``contrast^2`` times the largest
     trace of ``J`` in the picture, the eigenvalues of ``D`` are
@@ -66,7 +69,8 @@ def structure_tensor_metric(
         Gradients of this part of the largest are edges, positive.
     alpha : float
         The least eigenvalue of ``D``, 0 < alpha <= 1. It bounds the ratio of a ball's half-axes by
-        ``1 / sqrt(alpha)``.
+        ``1 / sqrt(alpha (1 - tau^2))``. It is at least ``8 eps / (1 - tau^2)``, so that the metrics
+        stay positive whatever is rounded.
     scale : float
         The eigenvalue of ``M`` where diffusion is free, positive, in 1 / pixels^2.
     tau, omega, padding
@@ -85,7 +89,8 @@ def structure_tensor_metric(
     TypeError
         If ``image`` is no tensor of float32 or float64.
     ValueError
-        If it is not of four axes or not finite, or an option is out of range.
+        If it is not of four axes or not finite, or an option is out of range, or metrics of these
+        eigenvalues would not stay positive in the picture's dtype.
 
     Notes
     -----
@@ -117,6 +122,9 @@ def structure_tensor_metric(
         raise ValueError(f"alpha: expected 0 < alpha <= 1, got {alpha!r}")
     check_number("scale", scale, above=0)
     check_tau(tau)
+    check_spectrum(
+        "alpha, tau", "1 / alpha", least=scale, largest=scale / alpha, tau=tau, dtype=image.dtype
+    )
     check_choice("omega", omega, ("along", "across"))
     check_choice("padding", padding, ("reflect", "replicate"))
 
@@ -162,7 +170,7 @@ def _structure(
 
 
 def _edge_diffusivity(mu: Tensor, alpha: float) -> Tensor:
-    return 1 - (1 - alpha) * torch.exp(-_EDGE / mu.clamp(min=0.2) ** 4)
+    return alpha - (1 - alpha) * torch.expm1(-_EDGE / mu.clamp(min=0.2) ** 4)
 
 
 def _edge_slope(mu: Tensor, alpha: float) -> Tensor:

@@ -1,9 +1,9 @@
 """Fields of symmetric 2x2 tensors: their leading directions, without an eigendecomposition.
 
 A symmetric tensor ``J`` with eigenvalues ``mu_1 >= mu_2`` and leading eigenvector ``n`` is ``mean I
-+ (gap / 2) (2 n n' - I)``, with ``mean = (mu_1 + mu_2) / 2`` and ``gap = mu_1 - mu_2``. The
-reflection ``2 n n' - I`` holds the direction without a sign, and every function of ``J`` is
-written with it; where the gap vanishes there is no direction, and it is taken as 0.
++ (gap / 2) (2 n n' - I)``, with ``mean = (mu_1 + mu_2) / 2`` and ``gap = mu_1 - mu_2``. Every
+function of ``J`` is even in ``n``, whose sign is therefore free; where the gap vanishes there is no
+direction.
 """
 
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from finslerconv._arrays import safe_sqrt
 from finslerconv.images._checks import Direction
+from finslerconv.metrics._linalg import from_eigenvalues
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +24,7 @@ class TensorField:
     mean: Float[Tensor, "*batch"]
     gap: Float[Tensor, "*batch"]
     deviator: Float[Tensor, "*batch 2 2"]
-    """``J - mean I``, which is ``(gap / 2)`` times the reflection."""
+    """``J - mean I``, which is ``(gap / 2) (2 n n' - I)``."""
 
     @classmethod
     def of(cls, J: Float[Tensor, "*batch 2 2"]) -> "TensorField":
@@ -40,14 +41,22 @@ class TensorField:
         return cls(mean, gap, torch.stack((torch.stack((a, b), -1), torch.stack((b, -a), -1)), -2))
 
     @property
-    def reflection(self) -> Float[Tensor, "*batch 2 2"]:
-        """``2 n n' - I``, and 0 where there is no direction."""
+    def direction(self) -> Float[Tensor, "*batch 2"]:
+        """The unit vectors ``n``, of either sign, and the first axis where there is no direction.
+
+        Both components are exact to a few roundings of themselves.
+        """
         directed = self.gap > 0
         half_gap = torch.where(directed, self.gap, torch.ones_like(self.gap)) / 2
-        deviator = torch.where(
-            directed[..., None, None], self.deviator, torch.zeros_like(self.deviator)
-        )
-        return deviator / half_gap[..., None, None]
+        # 2 n n' - I = [[cosine, sine], [sine, -cosine]], of twice the angle of n.
+        cosine = torch.where(directed, self.deviator[..., 0, 0] / half_gap, 1.0)
+        sine = torch.where(directed, self.deviator[..., 0, 1] / half_gap, 0.0)
+        # The larger component has no cancellation; the other follows from their product.
+        larger = ((1 + cosine.abs()) / 2).sqrt()
+        smaller = sine / (2 * larger)
+        down = torch.where(cosine < 0, smaller, larger)
+        right = torch.where(cosine < 0, larger, smaller)
+        return torch.stack((down, right), dim=-1)
 
     def with_eigenvalues(
         self, along: Float[Tensor, "*batch"], across: Float[Tensor, "*batch"]
@@ -56,7 +65,7 @@ class TensorField:
 
         The two must be equal where there is no direction.
         """
-        return self._sum((along + across) / 2, (along - across) / 2, self.reflection)
+        return from_eigenvalues(self.direction, along, across)
 
     def function(
         self,
@@ -66,13 +75,14 @@ class TensorField:
     ) -> Float[Tensor, "*batch 2 2"]:
         """Return ``f(J)``, from ``f`` at both eigenvalues and its derivative at their mean.
 
-        Smooth where the eigenvalues meet: the divided difference of ``f`` gives way to the
-        derivative before the difference is lost to rounding.
+        Smooth where the eigenvalues meet: what is written with their direction gives way to the
+        derivative before the direction is lost to rounding.
         """
         apart = self.gap > torch.finfo(self.gap.dtype).eps ** (1 / 3)
-        gap = torch.where(apart, self.gap, torch.ones_like(self.gap))
-        divided = torch.where(apart, (along - across) / gap, slope)
-        return self._sum((along + across) / 2, divided, self.deviator)
+        identity = torch.eye(2, dtype=self.gap.dtype, device=self.gap.device)
+        near = ((along + across) / 2)[..., None, None] * identity
+        near = near + slope[..., None, None] * self.deviator
+        return torch.where(apart[..., None, None], self.with_eigenvalues(along, across), near)
 
     def oriented(self, hint: Float[Tensor, "*batch 2"]) -> Float[Tensor, "*batch 2"]:
         """Return unit vectors along ``n``, on the side of ``hint``.
@@ -80,22 +90,13 @@ class TensorField:
         Zero where there is no direction, or where ``hint``, of order 1 like the tensors, is
         across it and so prefers no side.
         """
-        projected = torch.where(
-            (self.gap > 0)[..., None],
-            hint + (self.reflection @ hint[..., None])[..., 0],
-            torch.zeros_like(hint),
-        )
-        squared = (projected * projected).sum(-1)
-        # Where the two terms above cancel, what is left is rounding.
-        rounding = 64 * torch.finfo(hint.dtype).eps
-        sided = squared > rounding**2 * torch.clamp((hint * hint).sum(-1), min=1)
-        length = torch.where(sided, squared, torch.ones_like(squared)).sqrt()
-        return torch.where(sided[..., None], projected / length[..., None], 0.0)
-
-    @staticmethod
-    def _sum(mean: Tensor, factor: Tensor, traceless: Tensor) -> Tensor:
-        identity = torch.eye(2, dtype=mean.dtype, device=mean.device)
-        return mean[..., None, None] * identity + factor[..., None, None] * traceless
+        n = self.direction
+        side = (n * hint).sum(-1)
+        # Where the two terms of the product cancel, what is left is rounding.
+        rounding = 32 * torch.finfo(hint.dtype).eps
+        sided = side.abs() > rounding * torch.linalg.vector_norm(hint.detach(), dim=-1).clamp(min=1)
+        sign = torch.where(sided & (self.gap > 0), side.detach().sign(), 0.0)
+        return sign[..., None] * n
 
 
 def drift(

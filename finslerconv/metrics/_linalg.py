@@ -65,6 +65,25 @@ def solve(A: Float[Array, "... d d"], b: Float[Array, "... d"]) -> Float[Array, 
     return matvec(inverse(A), b)
 
 
+def from_eigenvalues(
+    n: Float[Array, "... 2"], along: Float[Array, "..."], across: Float[Array, "..."]
+) -> Float[Array, "... 2 2"]:
+    """Return the planar matrices of eigenvalue ``along`` for unit vectors ``n``, ``across`` beside.
+
+    No entry is a difference of large numbers, so each is exact to a few roundings of itself. The
+    matrices stay positive as long as the condition number is well below one over the rounding
+    error: with one near it, no matrix of the dtype has these eigenvalues.
+    """
+    xp = namespace(n, along)
+    u, v = n[..., 0], n[..., 1]
+    off = (along - across) * (u * v)
+    rows = (
+        xp.stack((along * (u * u) + across * (v * v), off), axis=-1),
+        xp.stack((off, along * (v * v) + across * (u * u)), axis=-1),
+    )
+    return xp.stack(rows, axis=-2)
+
+
 def spd_sqrt(A: Float[Array, "... d d"]) -> Float[Array, "... d d"]:
     """Return the symmetric positive definite square roots of ``A``, smooth in ``A``.
 

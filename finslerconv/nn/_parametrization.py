@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from finslerconv.metrics._linalg import from_eigenvalues
+
 # The determinant of [[a, b], [b, c]] loses the ratio of a c to itself in digits. Held below the
 # square of this, it keeps two of single precision's seven.
 _MAX_SHEAR = 300.0
@@ -109,7 +111,7 @@ class Spectral(MatrixParametrization):
     """A direction and two eigenvalues ``|1 - eps_L + raw| + eps_L``.
 
     The eigenvector of the first eigenvalue is the direction, normalised; the zero direction
-    counts as the first axis.
+    counts as the first axis. The smaller eigenvalue is held above 1 / 90000 of the larger one.
     """
 
     @property
@@ -133,9 +135,9 @@ class Spectral(MatrixParametrization):
 class SpectralScaled(MatrixParametrization):
     """A direction, two bounded eigenvalues and a common scale: the paper's head of networks.
 
-    The eigenvalues are ``2 sigmoid(raw)``, kept ``eps_L`` away from 0 and 2; the scale is a sigmoid
-    onto ``[scale_min, scale_max]``, shifted so that it is 1 at zero. The unit ball so stays
-    within fixed bounds.
+    The eigenvalues are ``2 sigmoid(raw)``, kept ``eps_L`` away from 0 and 2, and the smaller one
+    above 1 / 90000 of the larger; the scale is a sigmoid onto ``[scale_min, scale_max]``,
+    shifted so that it is 1 at zero. The unit ball so stays within fixed bounds.
 
     Parameters
     ----------
@@ -225,14 +227,17 @@ def symmetric(a: Tensor, b: Tensor, c: Tensor) -> Float[Tensor, "*batch 2 2"]:
 
 
 def from_spectrum(direction: Tensor, first: Tensor, second: Tensor) -> Float[Tensor, "*batch 2 2"]:
-    """Return the matrices with eigenvalue ``first`` along ``direction`` and ``second`` across."""
+    """Return the matrices with eigenvalue ``first`` along ``direction`` and ``second`` across.
+
+    The smaller eigenvalue is raised to what the larger one's rounding leaves of it.
+    """
     u, v = direction.unbind(-1)
     square = u * u + v * v
     known = square > 0
-    safe = torch.where(known, square, 1.0)
-    uu, uv = torch.where(known, u * u / safe, 1.0), torch.where(known, u * v / safe, 0.0)
-    excess = first - second
-    return symmetric(second + excess * uu, excess * uv, first - excess * uu)
+    length = torch.where(known, square, 1.0).sqrt()
+    n = torch.stack((torch.where(known, u / length, 1.0), torch.where(known, v / length, 0.0)), -1)
+    least = torch.maximum(first, second) / _MAX_SHEAR**2
+    return from_eigenvalues(n, torch.maximum(first, least), torch.maximum(second, least))
 
 
 def _cosh_sinhc(square: Tensor) -> tuple[Tensor, Tensor]:

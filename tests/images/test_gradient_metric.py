@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import CENTRE, disc, noise, ramp, sinusoid, unit
 
+from finslerconv.balls import Ellipse
 from finslerconv.images import gradient_metric
 from finslerconv.metrics import Randers
 
@@ -71,6 +72,42 @@ def test_norm_of_omega_is_tau_and_the_determinant_scale_squared(
     )
     determinant = torch.linalg.det(metric.M)
     torch.testing.assert_close(determinant, torch.full_like(determinant, 0.09), rtol=1e-10, atol=0)
+
+
+@settings(max_examples=12)
+@given(
+    seed=st.integers(0, 100),
+    tau=st.floats(-0.95, 0.95),
+    omega=st.sampled_from(["along", "across"]),
+    stretch=st.sampled_from(["along", "across"]),
+    channels=st.sampled_from([1, 3]),
+)
+def test_balls_have_the_stated_half_axes_and_areas(seed, tau, omega, stretch, channels):
+    """As ellipses around their centres, whatever the drift; pictures without a flat pixel."""
+    image = noise(channels, seed, size=(11, 12))
+    options = {"stretch": stretch, "anisotropy": 9.0, "scale": 0.3, "padding": "replicate"}
+    disc = gradient_metric(image, **options)
+    ellipse = Ellipse.of(gradient_metric(image, tau=tau, omega=omega, **options))
+    u = (torch.linalg.eigvalsh(disc.M)[..., 1] / 0.3).clamp(min=1)
+    r, lam = 0.3**-0.5, 1 - tau**2
+    long, short = r * u.sqrt(), r / u.sqrt()
+    if omega == stretch:  # the drift is in the stretched direction
+        long, short = long / lam, short / lam**0.5
+        largest_ratio = 10 / lam**0.5
+    else:
+        long, short = long / lam**0.5, short / lam
+        largest_ratio = 10 * lam**0.5
+    expected = torch.stack((torch.maximum(long, short), torch.minimum(long, short)), dim=-1)
+    torch.testing.assert_close(ellipse.axes, expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        ellipse.area, torch.full_like(ellipse.area, math.pi * r**2 / lam**1.5), rtol=1e-9, atol=0
+    )
+    torch.testing.assert_close(
+        ellipse.centre.norm(dim=-1), abs(tau) * (long if omega == stretch else short), rtol=1e-6,
+        atol=1e-12,
+    )  # fmt: skip
+    ratio = (long / short).amax(dim=(1, 2))
+    torch.testing.assert_close(ratio, torch.full_like(ratio, largest_ratio), rtol=1e-6, atol=0)
 
 
 def test_gradient_of_a_disc_is_radial():
@@ -211,6 +248,43 @@ def test_single_precision_agrees_with_double():
     single, double = gradient_metric(image.float(), tau=0.3), gradient_metric(image, tau=0.3)
     assert single.M.dtype == torch.float32
     torch.testing.assert_close(single.M.double(), double.M, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("tau", [0.0, 0.9])
+@pytest.mark.parametrize("omega", ["along", "across"])
+def test_positive_up_to_the_stated_bound(dtype, tau, omega):
+    """There a determinant is off by at most an eighth, and in the dtype's own arithmetic too."""
+    eps = torch.finfo(dtype).eps
+    largest = ((1 - tau**2) / (8 * eps)) ** 0.5
+    image = noise(3, size=(256, 257), dtype=dtype)
+    metric = gradient_metric(image, anisotropy=0.9999 * largest - 1, tau=tau, omega=omega)
+    metric.validate()
+    M = metric.M
+    in_dtype = M[..., 0, 0] * M[..., 1, 1] - M[..., 0, 1] * M[..., 1, 0]
+    exact = M[..., 0, 0].double() * M[..., 1, 1].double() - M[..., 0, 1].double() ** 2
+    for determinant in (in_dtype, exact) if dtype == torch.float32 else (in_dtype,):
+        assert ((determinant / 0.01 - 1).abs() < 1 / 8).all()
+    with pytest.raises(ValueError, match=r"anisotropy, tau: expected \(1 \+ anisotropy\)\^2 <= "):
+        gradient_metric(image, anisotropy=1.0001 * largest - 1, tau=tau, omega=omega)
+
+
+def test_refused_metrics_of_single_precision_are_served_in_double():
+    """At a ratio of 10,001 float32 held indefinite matrices."""
+    image = noise(dtype=torch.float32)
+    with pytest.raises(ValueError, match=r"8 eps\) = 1.049e\+06, .* in torch.float32, got 1e\+08"):
+        gradient_metric(image, anisotropy=1e4)
+    metric = gradient_metric(image.double(), anisotropy=1e4)
+    metric.validate()
+    axes = Ellipse.of(metric).axes
+    assert float((axes[..., 0] / axes[..., 1]).max()) == pytest.approx(10001, rel=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e20])
+def test_scales_whose_determinants_leave_the_dtype_are_refused(scale):
+    gradient_metric(noise(), scale=scale).validate()
+    with pytest.raises(ValueError, match=r"scale: expected eigenvalues between 1.08e-19 and 9.22e"):
+        gradient_metric(noise(dtype=torch.float32), scale=scale)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (3, 2)])

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import CENTRE, noise, ramp, sinusoid, unit
 
+from finslerconv.balls import Ellipse
 from finslerconv.images import structure_tensor_metric
 from finslerconv.images._tensor import TensorField
 
@@ -114,6 +115,61 @@ def test_valid_with_the_stated_drift_and_bounds(law, seed, tau, omega, alpha):
     values = torch.linalg.eigvalsh(metric.M)
     assert values.min() >= 0.1 * (1 - 1e-9)
     assert values.max() <= 0.1 / alpha * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("law", LAWS)
+@given(
+    seed=st.integers(0, 100),
+    tau=st.floats(-0.95, 0.95),
+    omega=st.sampled_from(["along", "across"]),
+    alpha=st.floats(0.01, 1.0),
+)
+@settings(max_examples=8)
+def test_balls_have_the_stated_half_axes(law, seed, tau, omega, alpha):
+    """Those of diffusion, times 1 / (1 - tau^2) in the drift's direction and its root beside it."""
+    image = noise(3, seed, size=(11, 12))
+    options = {"law": law, "alpha": alpha, "padding": "replicate"}
+    reach = structure_tensor_metric(image, **options).dual().M  # D / scale
+    metric = structure_tensor_metric(image, tau=tau, omega=omega, **options)
+    e = structure_tensor_metric(image, tau=0.5, omega=omega, **options).omega
+    e = e / e.norm(dim=-1, keepdim=True)
+    lam = 1 - tau**2
+    shape = reach / lam + (1 / lam**2 - 1 / lam) * (
+        (e[..., None, :] @ reach @ e[..., None]) * e[..., None] * e[..., None, :]
+    )
+    ellipse = Ellipse.of(metric)
+    torch.testing.assert_close(ellipse.shape, shape, rtol=1e-8, atol=1e-8 / lam**2)
+    axes = ellipse.axes
+    assert (axes[..., 0] / axes[..., 1]).max() <= (alpha * lam) ** -0.5 * (1 + 1e-9)
+    along = (e * (ellipse.shape @ e[..., None])[..., 0]).sum(-1).sqrt()
+    torch.testing.assert_close(ellipse.centre, -tau * along[..., None] * e, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_positive_up_to_the_stated_bound(law, dtype):
+    image = noise(3, size=(128, 129), dtype=dtype)
+    least = 8 * torch.finfo(dtype).eps
+    metric = structure_tensor_metric(image, law=law, alpha=1.001 * least)
+    metric.validate()
+    axes = Ellipse.of(metric).axes
+    # A determinant off by an eighth is a ratio off by a sixteenth.
+    assert float((axes[..., 0] / axes[..., 1]).max()) < 1.08 * least**-0.5
+    with pytest.raises(ValueError, match="alpha, tau: expected 1 / alpha <= "):
+        structure_tensor_metric(image, law=law, alpha=0.999 * least)
+
+
+@pytest.mark.parametrize("mu", [0.7, 1.0, 5.0, 100.0])
+@pytest.mark.parametrize("alpha", [1e-6, 1e-2])
+def test_edge_law_at_strong_edges_in_single_precision(mu, alpha):
+    """Where hardly anything diffuses, the little that does is right to single precision."""
+    M = at_centre(
+        structure_tensor_metric(
+            ramp(0.0).float(), contrast=mu**-0.5, alpha=alpha, scale=1.0, padding="replicate"
+        )
+    ).M
+    diffusivity = alpha - (1 - alpha) * math.expm1(-3.31488 / mu**4)
+    assert float(M[1, 1]) == pytest.approx(1 / diffusivity, rel=1e-3)
 
 
 @pytest.mark.parametrize("law", LAWS)

@@ -90,6 +90,20 @@ def test_single_precision_cannot_leave_the_positive_matrices(kind, spread, seed)
     assert gradient.isfinite().all()
 
 
+@pytest.mark.parametrize("kind", [Spectral(), SpectralScaled(eps_L=1e-7)], ids=repr)
+def test_eigenvalues_far_apart_leave_single_precision_positive(kind):
+    """Whatever the direction: the determinant of their matrix is theirs, to a hundredth."""
+    angle = torch.linspace(0, 3, 300)
+    raw = torch.zeros(300, kind.n_channels)
+    raw[:, 0], raw[:, 1] = angle.sin(), angle.cos()
+    raw[:, 2], raw[:, 3] = 1e6, -0.99 if isinstance(kind, Spectral) else -1e6
+    M = kind.matrix(raw)
+    for A in (M, M.double()):
+        determinant = A[:, 0, 0] * A[:, 1, 1] - A[:, 0, 1] * A[:, 1, 0]
+        expected = (A[:, 0, 0] + A[:, 1, 1]) ** 2 / 300**2
+        torch.testing.assert_close(determinant, expected, rtol=0.02, atol=0)
+
+
 @given(seed=seeds)
 def test_spectral_scaled_stays_within_its_bounds(seed):
     kind = SpectralScaled(eps_L=0.05, scale_min=0.2, scale_max=3.0)
