@@ -108,7 +108,8 @@ def concentric(kernel_size: int | Sequence[int]) -> ReferenceSet:
     Returns
     -------
     ReferenceSet
-        In row-major order of the grid. A weight is the area of the tap's cell inside the disc.
+        In row-major order of the grid: rows stay above and below, columns left and right. A weight
+        is the area of the tap's cell inside the disc.
     """
     grid = lattice(_pair("concentric", kernel_size))
     a, b = grid.points[:, 0], grid.points[:, 1]
@@ -171,7 +172,8 @@ def sunflower(n: int) -> ReferenceSet:
     -------
     ReferenceSet
         From the inside out, for kernels of shape ``(n,)``; point ``i`` is at radius
-        ``sqrt((i + 1/2) / n)``. All weights are ``pi / n``.
+        ``sqrt((i + 1/2) / n)`` and at ``i`` golden angles, ``i pi (3 - sqrt(5))``, from the
+        direction of the columns, turning towards the rows. All weights are ``pi / n``.
     """
     _check_counts("sunflower", n=n)
     i = np.arange(n)

@@ -110,6 +110,20 @@ def test_concentric_serves_rectangular_and_even_kernels(rows, columns):
     np.testing.assert_allclose(reference.weights, math.pi / 4 * grid.weights, rtol=1e-15)
 
 
+@given(SIZES, SIZES)
+def test_concentric_is_shirley_and_chius_map(rows, columns):
+    """Point by point: in each quarter, the larger coordinate is the radius."""
+    expected = []
+    for a, b in lattice((rows, columns)).points:
+        if a == b == 0:
+            expected.append((0, 0))
+        elif abs(b) >= abs(a):
+            expected.append((b * math.sin(math.pi / 4 * a / b), b * math.cos(math.pi / 4 * a / b)))
+        else:
+            expected.append((a * math.cos(math.pi / 4 * b / a), a * math.sin(math.pi / 4 * b / a)))
+    np.testing.assert_allclose(concentric((rows, columns)).points, expected, rtol=0, atol=1e-15)
+
+
 @given(st.integers(1, 4))
 def test_concentric_weights_are_areas_of_cells(r):
     """Counted: many points of the disc, sent back to the square, fall into each cell."""
@@ -177,6 +191,23 @@ def test_sunflower_is_exact_for_the_squared_radius(n):
     length = np.linalg.norm(reference.points, axis=-1)
     np.testing.assert_allclose(length, np.sqrt((np.arange(n) + 0.5) / n), rtol=1e-14)
     assert integral(reference, lambda g: (g**2).sum(-1)) == pytest.approx(math.pi / 2, rel=1e-13)
+
+
+@pytest.mark.parametrize("n", [1, 7, 60])
+def test_sunflower_turns_from_the_columns_towards_the_rows(n):
+    """One golden angle a point, the first point to the right: as it is written, point by point."""
+    golden = 2 * math.pi * (1 - 2 / (1 + math.sqrt(5)))  # of the turn, the smaller golden section
+    expected = [
+        (
+            math.sqrt((i + 0.5) / n) * math.sin(i * golden),
+            math.sqrt((i + 0.5) / n) * math.cos(i * golden),
+        )
+        for i in range(n)
+    ]
+    np.testing.assert_allclose(sunflower(n).points, expected, rtol=0, atol=1e-12)
+    # 137.5 degrees from right towards down: the second point lies below and to the left.
+    if n > 1:
+        assert sunflower(n).points[1, 0] > 0 > sunflower(n).points[1, 1]
 
 
 def test_sunflower_spreads_its_points_evenly():
