@@ -63,6 +63,12 @@ class DistanceMap:
     reverse: bool
     """Whether the distances are those *to* the sources."""
 
+    values: list[Array]
+    """The distances at which the sources of each problem start, each of shape (sources,)."""
+
+    mask: Bool[Array, "*problems_and_grid"] | None
+    """Where one may walk, as given."""
+
     def path(self, to: Any, *, step: float = 0.25) -> Array | list[Array]:
         """Return the shortest path from the source to the position ``to`` (from it, ``reverse``).
 
@@ -262,6 +268,8 @@ def distance(
         sources=[like(seeds.position.detach(), field.M) for seeds in problems.seeds],
         field=field,
         reverse=reverse,
+        values=[like(seeds.value.detach(), field.M) for seeds in problems.seeds],
+        mask=mask,
     )
 
 

@@ -2,9 +2,8 @@
 
 import itertools
 import math
-from fractions import Fraction
 from numbers import Integral
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 from finslerconv.geodesics._chord import chord_distance
 from finslerconv.geodesics._fast_marching import Front
 from finslerconv.geodesics._grid import GridMetric
+from finslerconv.geodesics._sight import seen
 from finslerconv.geodesics._sources import Seeds, nearest_node
 
 GraphRule = Literal["midpoint", "trapezoid"]
@@ -90,47 +90,10 @@ def graph_distance(
     return Front(distance.to(M), label.to(M.device), flow.to(M))
 
 
-class _Sight(NamedTuple):
-    """What a step along an offset passes, relative to its first node."""
-
-    through: list[Offset]
-    """Nodes whose cells the step runs through; one wall among them blocks it."""
-    between: list[list[Offset]]
-    """Where it runs through a corner, the cells that touch there; all of them walls block it."""
-
-
 def offsets(d: int, ring: int) -> list[Offset]:
     """Return the offsets within ``ring`` steps along every axis that have no common divisor."""
     box = itertools.product(range(-ring, ring + 1), repeat=d)
     return [e for e in box if math.gcd(*e) == 1]
-
-
-def _sight(e: Offset) -> _Sight:
-    # Along each axis the step enters the next cell at the times (i + 1/2) / |e_a|.
-    times = sorted(
-        {Fraction(2 * i + 1, 2 * abs(a)) for a in e for i in range(abs(a))},
-    )
-    here = [0] * len(e)
-    through, between = [], []
-    for time in times:
-        moving = [
-            axis
-            for axis, a in enumerate(e)
-            if a and (time * 2 * abs(a)).denominator == 1 and (time * 2 * abs(a)).numerator % 2
-        ]
-        if len(moving) > 1:
-            touching = []
-            for count in range(1, len(moving)):
-                for axes in itertools.combinations(moving, count):
-                    cell = list(here)
-                    for axis in axes:
-                        cell[axis] += int(math.copysign(1, e[axis]))
-                    touching.append(tuple(cell))
-            between.append(touching)
-        for axis in moving:
-            here[axis] += int(math.copysign(1, e[axis]))
-        through.append(tuple(here))
-    return _Sight(through[:-1], between)
 
 
 def _edges(field: GridMetric, free: np.ndarray, ring: int, rule: GraphRule) -> csr_array:
@@ -167,12 +130,8 @@ def _edges(field: GridMetric, free: np.ndarray, ring: int, rule: GraphRule) -> c
             weight = length(list(itertools.product(*halves)))
         from_, to = part(index, start), part(index, e)
         if not all_free:
-            sight = _sight(e)
-            open_ = part(free, start) & part(free, e)
-            for cell in sight.through:
-                open_ &= part(free, cell)
-            for cells in sight.between:
-                open_ &= np.any([part(free, cell) for cell in cells], axis=0)
+            place = np.stack(np.unravel_index(from_.reshape(-1), grid), -1)
+            open_ = seen(~free, place, place + e).reshape(from_.shape)
             from_, to, weight = from_[open_], to[open_], weight[open_]
         rows.append(from_.ravel())
         columns.append(to.ravel())
@@ -236,17 +195,17 @@ def _first_edges(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the edges from the sources: source, node, weight.
 
-    To all nodes within ``ring`` steps, where there are walls only to the corners of the source's
-    cell, between which there is room for none; of a source on a node to that alone. A source whose
-    nearest node is a wall has none.
+    To all nodes within ``ring`` steps that it sees; of a source on a node to that alone. A source
+    whose nearest node is a wall has none.
     """
     d, grid = field.dim, field.grid_shape
-    blocked = ~free[tuple(nearest_node(field, position).T.numpy())]
+    wall = ~free
+    blocked = wall[tuple(nearest_node(field, position).T.numpy())]
     t = (position - position.new_tensor(field.origin)) / position.new_tensor(field.spacing)
     near = t.round()
     on_node = ((t - near).abs() < 1e-9 * (1 + near.abs())).all(-1)
     steps = torch.where(on_node[:, None], near, t).numpy()
-    reach = np.where(on_node.numpy() | (not free.all()), 0, ring - 1)[:, None]
+    reach = np.where(on_node.numpy(), 0, ring - 1)[:, None]
     low, high = np.floor(steps).astype(int) - reach, np.ceil(steps).astype(int) + reach
     start, node = [], []
     for number in np.flatnonzero(~blocked):
@@ -255,7 +214,7 @@ def _first_edges(
             for a in range(d)
         ]
         box = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, d)
-        box = box[free[tuple(box.T)]]
+        box = box[seen(wall, np.broadcast_to(steps[number], box.shape), box)]
         start.append(np.full(len(box), number))
         node.append(box)
     starts, nodes = np.concatenate(start), np.concatenate(node)

@@ -33,6 +33,7 @@ from finslerconv._arrays import safe_sqrt
 from finslerconv.geodesics import _stencils
 from finslerconv.geodesics._derivatives import first_only
 from finslerconv.geodesics._seeding import chord_norm
+from finslerconv.geodesics._sight import seen
 from finslerconv.geodesics._sources import Seeds
 from finslerconv.metrics import Randers
 
@@ -185,15 +186,24 @@ def _ends(
     target = index + offset
     good = ((target >= 0) & (target < shape)).all(-1)
     if not bool(free.all()):
-        # The line is looked at four times a pixel; one through a corner of two walls is stopped.
-        flat = free.reshape(-1)
-        longest = int(offset.abs().max())
-        for step in range(4 * longest + 1):
-            at = offset * (step / (4 * longest))
-            for nearest in (torch.floor(at + 0.5), torch.ceil(at - 0.5)):
-                cell = (index + nearest.long()).clamp(min=0).minimum(shape - 1)
-                good &= flat[field + (cell * stride).sum(-1)]
+        x, k = torch.nonzero(good, as_tuple=True)
+        walls = ~free.reshape(fields, *grid)
+        good[x, k] = _clear(walls, field[x, 0] // size, index[x, 0], target[x, k])
     return torch.where(good, field + (target * stride).sum(-1), -1)
+
+
+def _clear(
+    walls: Bool[Tensor, "fields *grid"],
+    field: Int[Tensor, "n"],
+    start: Num[Tensor, "n d"],
+    end: Num[Tensor, "n d"],
+) -> Bool[Tensor, "n"]:
+    """Return whether the lines from ``start`` to ``end``, each in a field of its own, are free."""
+    clear = torch.empty(len(field), dtype=torch.bool)
+    for f in field.unique().tolist():
+        here = field == f
+        clear[here] = torch.from_numpy(seen(walls[f].numpy(), start[here].numpy(), end[here].numpy()))
+    return clear
 
 
 class _Solve(torch.autograd.Function):
@@ -467,6 +477,7 @@ def _sources(
     place = column * len(free) + field
     least.scatter_reduce_(0, place, value.detach(), "amin")
     heat = torch.zeros((len(graph.M), columns), dtype=torch.float64)
+    walls, walled = ~free.reshape(-1, *graph.grid), not bool(free.all())
     M, omega = (torch.zeros((len(position), *x.shape[1:])).double() for x in (graph.M, graph.omega))
     for corner in itertools.product((False, True), repeat=d):
         up = torch.tensor(corner)
@@ -476,7 +487,9 @@ def _sources(
         M = M + share[:, None, None] * graph.M[node]
         omega = omega + share[:, None] * graph.omega[node]
         delay = value - least[place] + (graph.omega[node] * (index - position)).sum(-1)
-        some = (share.detach() > 0) & free[node]
+        some = share.detach() > 0
+        if walled:
+            some &= _clear(walls, field, position.detach(), index)
         heat = heat.index_put(
             (node[some], column[some]), (share * (-delay / eps[node]).exp())[some], accumulate=True
         )
@@ -489,14 +502,8 @@ def _sources(
     which, k = torch.nonzero((near & (index >= 0) & (index < grid)).all(-1), as_tuple=True)
     index = index[which, k]
     node = field[which] * size + _flat(index, graph.grid)
-    if not bool(free.all()):
-        walls = ~free.reshape(-1, *graph.grid).numpy()
-        seen = np.empty(len(node), bool)
-        start, end = position.detach()[which].numpy(), index.numpy()
-        for f in np.unique(field.numpy()):
-            here = (field[which] == int(f)).numpy()
-            seen[here] = _stencils.seen(walls[f], start[here], end[here])
-        keep = torch.from_numpy(seen) & free[node]
+    if walled:
+        keep = _clear(walls, field[which], position.detach()[which], index)
         which, index, node = which[keep], index[keep], node[keep]
     v = index - position[which]
     chord = chord_norm(M[which], omega[which], v) + chord_norm(graph.M[node], graph.omega[node], v)

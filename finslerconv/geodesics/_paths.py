@@ -1,14 +1,12 @@
-"""Shortest paths read off a distance map, and the lengths of curves.
+"""Shortest paths found with a distance map, and the lengths of curves.
 
-From the target the path goes back along the flow of the front that arrived there, between nodes
-too, as long as the distance falls as fast as it must. Where it does not, near walls and where two
-fronts meet, the path steps to a node of smaller distance, the nearest that it can see: such a node
-always exists but at a source, so a path always ends there. It need not be a neighbour, for the
-fronts of very anisotropic fields reach a node from beyond its neighbours.
+A path is searched from its end back to a source, with the distances as a guide, and then made as
+short as it can be: both by chords measured in the field itself. The map is never read between its
+nodes, where in a narrow valley of the metric it says nothing.
 """
 
 import math
-from typing import TYPE_CHECKING, Any, no_type_check
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,18 +14,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from finslerconv._arrays import Array
-from finslerconv.geodesics._exponential_numba import entry, jit
-from finslerconv.geodesics._grid import MetricField
+from finslerconv.geodesics._fast_marching_heap import FAR
+from finslerconv.geodesics._grid import GridMetric, MetricField
 from finslerconv.geodesics._kinds import as_tensor, as_tensors, check_finite, is_numpy, like
+from finslerconv.geodesics._path_search import search
+from finslerconv.geodesics._path_shortening import shorten
 
 if TYPE_CHECKING:
     from finslerconv.geodesics._distances import DistanceMap
-
-# So near to its source, in nodes along each axis, a path goes straight: the flow is coarse there.
-_NEAR = 2
-
-# A step along the flow must lower the distance by this part of what the flow promises.
-_PROGRESS = 0.1
 
 
 def minimal_path(distances: "DistanceMap", to: Any, *, step: float = 0.25) -> Array | list[Array]:
@@ -41,27 +35,37 @@ def minimal_path(distances: "DistanceMap", to: Any, *, step: float = 0.25) -> Ar
         Where the paths end (begin, for a map made with ``reverse``): physical positions; for a
         map of several problems one for each.
     step : float
-        Length of a step along the flow, in nodes; at most 1.
+        The longest side of the path, in nodes; at most 1.
 
     Returns
     -------
     array, shape (n, d), or list of arrays
         Points of the path in the order of travel: from the source to ``to``, or from ``to`` to
-        the source for a map made with ``reverse``; as many as it takes. A list for several
-        positions or problems, row-major. In the kind and dtype of the map, without gradients.
+        the source for a map made with ``reverse``; as many as it takes, at least two. A list for
+        several positions or problems, row-major. In the kind and dtype of the map, without
+        gradients.
 
     Raises
     ------
     TypeError
         If ``distances`` is no :class:`DistanceMap`.
     ValueError
-        If a position is outside the grid, not finite, or was not reached by a front.
+        If a position is outside the grid, not finite, or was not reached by a front; or if no path
+        leads from it to a source.
 
     Notes
     -----
-    Second-order steps in the linearly interpolated flow, so the path is accurate to about the
-    square of the spacing where the flow is smooth. It does not cut through nodes that were not
-    reached.
+    The path is searched from ``to`` back to a source by steps of any angle between nodes, with the
+    distances as the estimate of what is left (A* in the form of Nash and others, "Theta*: any-angle
+    path planning on grids", 2007), and then shortened: its corners move across it, all together, by
+    widths from two nodes down to a thousandth. What counts is the length in the field itself,
+    interpolated linearly. So the path is as short as its way round the walls allows, to about the
+    square of the spacing where the field is smooth, and straight where the field is constant. It
+    is as long as the map says, but for the map's own error; of a coarse map ("graph" in an
+    anisotropic field, say) it is shorter.
+
+    It does not lead through a wall, by the rule of :func:`distance`: along walls and past their
+    corners it may touch them, so that it can be shorter than a way from node to node.
 
     Examples
     --------
@@ -73,7 +77,7 @@ def minimal_path(distances: "DistanceMap", to: Any, *, step: float = 0.25) -> Ar
     (array([4., 0.]), array([4., 8.]), True)
     """
     field = getattr(distances, "field", None)
-    if field is None or not hasattr(distances, "flow"):
+    if field is None or not hasattr(distances, "label"):
         raise TypeError(
             f"distances: expected a DistanceMap, got {type(distances).__name__}; "
             "distance(field, sources, full=True) returns one"
@@ -82,36 +86,90 @@ def minimal_path(distances: "DistanceMap", to: Any, *, step: float = 0.25) -> Ar
         raise ValueError(f"step: expected a number in (0, 1], got {step!r}")
     d, grid = field.dim, field.grid_shape
     problems = tuple(distances.distance.shape[: distances.distance.ndim - d])
-    values = as_tensor("distance", distances.distance).detach().cpu()
     ends, each = _ends(to, problems, d)
     coordinates = (ends - np.asarray(field.origin)) / np.asarray(field.spacing)
     _check_inside(coordinates, ends, grid)
-    flow = as_tensor("flow", distances.flow).detach().cpu()
-    # In nodes, and towards the source.
-    sign = 1.0 if distances.reverse else -1.0
-    ways = (sign * flow.double() / torch.tensor(field.spacing)).reshape(-1, math.prod(grid), d)
-    lengths = values.double().reshape(len(ways), -1).contiguous().numpy()
-    labels = torch.as_tensor(distances.label).cpu().reshape(len(ways), -1).numpy()
-    spacing, origin = np.asarray(field.spacing), np.asarray(field.origin)
     paths = []
-    for number, start in enumerate(coordinates):
-        problem = number if problems else 0
-        sources = as_tensor("sources", distances.sources[problem]).double().cpu().numpy()
-        path = _back(
-            lengths[problem], ways[problem].contiguous().numpy(), labels[problem],
-            (sources - origin) / spacing, grid, start, step,
-        )  # fmt: skip
-        if path is None:
-            raise ValueError(
-                f"to: no front has reached {ends[number].tolist()}: it is behind walls, or beyond "
-                "the radius at which the distances stopped"
-            )
-        points = origin + spacing * path
-        points[0] = ends[number]
-        points = points if distances.reverse else points[::-1].copy()
+    finder: _Finder | None = None
+    for number, end in enumerate(coordinates):
+        problem = np.unravel_index(number, problems) if problems else ()
+        if finder is None or problems:
+            finder = _Finder(distances, tuple(int(i) for i in problem))
+        points = finder.path(end, float(step))
+        if points is None:
+            raise ValueError(_no_path(finder, end, ends[number]))
+        points[-1] = ends[number]
+        points = points[::-1].copy() if distances.reverse else points
         result = torch.from_numpy(points).to(as_tensor("distance", distances.distance).detach())
         paths.append(like(result, distances.distance))
     return paths if each else paths[0]
+
+
+class _Finder:
+    """One problem of a map made ready for paths; in index coordinates of three axes."""
+
+    def __init__(self, distances: "DistanceMap", problem: tuple[int, ...]) -> None:
+        field = distances.field
+        d, grid = field.dim, field.grid_shape
+        self.origin, self.spacing = np.asarray(field.origin), np.asarray(field.spacing)
+        self.d, self.shape = d, (*grid, 1)[:3]
+        number = int(np.ravel_multi_index(problem, distances.distance.shape[:-d])) if problem else 0
+        places = _cpu(distances.sources[number]).double().numpy()
+        self.sources = self._space((places - self.origin) / self.spacing)
+        self.values = _cpu(distances.values[number]).double().numpy()
+        self.left = _cpu(distances.distance)[problem].double().contiguous().numpy().reshape(-1)
+        known = self.left[np.isfinite(self.left)]
+        self.last = float(known.max()) if len(known) else math.inf
+        self.label = _cpu(distances.label)[problem].contiguous().numpy().reshape(-1)
+        self.table = _table(field, distances.reverse, problem)
+        self.wall, self.walled = np.zeros(1, np.bool_), False
+        if distances.mask is not None:
+            mask = torch.as_tensor(distances.mask).cpu()
+            mask = mask.expand(*distances.distance.shape)[problem]
+            self.wall = ~mask.contiguous().numpy().reshape(-1)
+            self.walled = bool(self.wall.any())
+        nodes = len(self.left)
+        self.scratch = (
+            np.empty(nodes), np.empty(nodes, np.int32), np.full(nodes, FAR, np.int32),
+            np.empty(nodes), np.empty(nodes, np.int32),
+        )  # fmt: skip
+
+    def path(self, end: np.ndarray, step: float) -> np.ndarray | None:
+        """Return the path (n, d) to ``end`` in index coordinates, None if there is none."""
+        found = search(
+            self.table, self.wall, self.walled, self.shape, self.left, self.last, self.label,
+            self.sources, self.values, self._space(end), *self.scratch,
+        )  # fmt: skip
+        if not len(found):
+            return None
+        path = shorten(self.table, self.wall, self.walled, self.shape, self.d, found, step)
+        return self.origin + self.spacing * path[:, : self.d]
+
+    def _space(self, points: np.ndarray) -> np.ndarray:
+        """Return points of the plane as points of space."""
+        return np.ascontiguousarray(np.concatenate((points, np.zeros_like(points)), -1)[..., :3])
+
+
+def _cpu(x: Array) -> Tensor:
+    return torch.as_tensor(x.copy() if is_numpy(x) else x).detach().cpu()
+
+
+def _table(field: GridMetric, reverse: bool, problem: tuple[int, ...]) -> np.ndarray:
+    """Return the rows of one problem's field, as the kernels read it."""
+    d, nodes = field.dim, math.prod(field.grid_shape)
+    # The batch of the field broadcasts with the problems.
+    lead = len(problem) - len(field.batch_shape)
+    which = tuple(
+        i if n > 1 else 0 for i, n in zip(problem[lead:], field.batch_shape, strict=True)
+    )
+    M = torch.zeros(nodes, 3, 3, dtype=torch.float64)
+    omega = torch.zeros(nodes, 3, dtype=torch.float64)
+    h = torch.tensor(field.spacing, dtype=torch.float64)
+    M[:, :d, :d] = _cpu(field.M)[which].double().reshape(nodes, d, d) * h[:, None] * h
+    if field.omega is not None:
+        omega[:, :d] = _cpu(field.omega)[which].double().reshape(nodes, d) * h
+    upper = torch.triu_indices(3, 3)
+    return torch.cat((M[:, *upper], -omega if reverse else omega), -1).numpy()
 
 
 def path_length(field: MetricField, curve: Float[Array, "n *_ d"]) -> Float[Array, "..."]:
@@ -199,230 +257,16 @@ def _check_inside(coordinates: np.ndarray, ends: np.ndarray, grid: tuple[int, ..
     np.clip(coordinates, 0.0, last, out=coordinates)
 
 
-def _back(
-    lengths: np.ndarray,
-    ways: np.ndarray,
-    labels: np.ndarray,
-    sources: np.ndarray,
-    grid: tuple[int, ...],
-    start: np.ndarray,
-    step: float,
-) -> np.ndarray | None:
-    """Return the path (n, d) in nodes from ``start`` to a source; None if it has no distance."""
-    shape = np.asarray(grid, dtype=np.int64)
-    room = int(8 * sum(grid) / step) + 64
-    # Every step lowers the distance, and no node is met twice: this is beyond any path.
-    most = 64 * int(math.prod(grid) / step) + 1024
-    while True:
-        out = np.empty((room, len(grid)))
-        count = _follow(lengths, ways, labels, sources, shape, start, step, out)
-        if count >= 0 or room >= most:
-            return out[:count] if count > 0 else None
-        room *= 4
-
-
-@jit
-@no_type_check
-def _corner(c, shape, corner):
-    """Return the flat index and the weight of a corner of the cell around ``c``."""
-    index = 0
-    weight = 1.0
-    for axis in range(len(shape)):
-        i = max(min(int(c[axis]), shape[axis] - 2), 0)
-        f = c[axis] - i
-        bit = (corner >> axis) & 1
-        index = index * shape[axis] + min(i + bit, shape[axis] - 1)
-        weight *= f if bit else 1.0 - f
-    return index, weight
-
-
-@jit
-@no_type_check
-def _length(lengths, shape, c):
-    """Return the distance at ``c``, of the corners that were reached; inf if none is near."""
-    nearest = 0
-    for axis in range(len(shape)):
-        nearest = nearest * shape[axis] + int(np.rint(c[axis]))
-    if not np.isfinite(lengths[nearest]):
-        return np.inf
-    total, weights = 0.0, 0.0
-    for corner in range(1 << len(shape)):
-        index, weight = _corner(c, shape, corner)
-        if weight > 0.0 and np.isfinite(lengths[index]):
-            total += weight * lengths[index]
-            weights += weight
-    return total / weights if weights > 0.0 else np.inf
-
-
-@jit
-@no_type_check
-def _way(lengths, ways, shape, c, out):
-    """Write the unit direction at ``c`` and return the speed in nodes; 0 where there is none."""
-    d = len(shape)
-    weights = 0.0
-    for axis in range(d):
-        out[axis] = 0.0
-    speed = 0.0
-    for corner in range(1 << d):
-        index, weight = _corner(c, shape, corner)
-        if weight > 0.0 and np.isfinite(lengths[index]):
-            square = 0.0
-            for axis in range(d):
-                out[axis] += weight * ways[index, axis]
-                square += ways[index, axis] ** 2
-            speed += weight * np.sqrt(square)
-            weights += weight
-    square = 0.0
-    for axis in range(d):
-        square += out[axis] ** 2
-    size = np.sqrt(square)
-    # Where directions cancel there is none: a source, or a place that two fronts reach.
-    if weights == 0.0 or not size > 0.3 * speed:
-        return 0.0
-    for axis in range(d):
-        out[axis] /= size
-    return speed / weights
-
-
-@jit
-@no_type_check
-def _place(index, shape, out):
-    """Write the coordinates of a node."""
-    for k in range(len(shape)):
-        axis = len(shape) - 1 - k
-        out[axis] = index % shape[axis]
-        index //= shape[axis]
-
-
-@jit
-@no_type_check
-def _lowest(lengths, shape, c):
-    """Return the corner of the smallest distance of the cell around ``c``."""
-    best = -1
-    for corner in range(1 << len(shape)):
-        index, _ = _corner(c, shape, corner)
-        if np.isfinite(lengths[index]) and (best < 0 or lengths[index] < lengths[best]):
-            best = index
-    return best
-
-
-@jit
-@no_type_check
-def _downhill(lengths, shape, c, u):
-    """Return a node below ``u`` in sight of ``c``: the lowest of the nearest ring, or -1."""
-    d = len(shape)
-    reach = 0
-    for axis in range(d):
-        reach = max(reach, shape[axis])
-    for ring in range(1, reach):
-        wide = 2 * ring + 1
-        best = -1
-        for neighbour in range(wide**d):
-            rest, index, stride, inside, edge = neighbour, 0, 1, True, False
-            for k in range(d):
-                axis = d - 1 - k
-                step = rest % wide - ring
-                rest //= wide
-                i = int(np.rint(c[axis])) + step
-                edge = edge or abs(step) == ring or ring == 1
-                inside = inside and 0 <= i < shape[axis]
-                index += stride * i
-                stride *= shape[axis]
-            bound = u if best < 0 else lengths[best]
-            lower = inside and edge and lengths[index] < bound
-            if lower and _in_sight(lengths, shape, c, index):
-                best = index
-        if best >= 0:
-            return best
-    return -1
-
-
-@jit
-@no_type_check
-def _in_sight(lengths, shape, c, node):
-    """Return whether the segment from ``c`` to a node passes only by nodes that were reached."""
-    d = len(shape)
-    end = np.empty(d)
-    _place(node, shape, end)
-    far = 0.0
-    for axis in range(d):
-        far = max(far, abs(end[axis] - c[axis]))
-    parts = 2 * int(np.ceil(far))
-    for part in range(1, parts):
-        index = 0
-        for axis in range(d):
-            i = int(np.rint(c[axis] + part / parts * (end[axis] - c[axis])))
-            index = index * shape[axis] + i
-        if not np.isfinite(lengths[index]):
-            return False
-    return True
-
-
-@jit
-@no_type_check
-def _open(lengths, shape, a, b):
-    """Return whether two places are near each other, and all nodes around them were reached."""
-    d = len(shape)
-    for axis in range(d):
-        if abs(a[axis] - b[axis]) > _NEAR:
-            return False
-    wide = _NEAR + 2
-    for step in range(wide**d):
-        rest, index, inside = step, 0, True
-        for axis in range(d):
-            i = int(np.floor(min(a[axis], b[axis]))) + rest % wide
-            rest //= wide
-            inside = inside and i <= np.ceil(max(a[axis], b[axis])) and i < shape[axis]
-            index = index * shape[axis] + i
-        if inside and not np.isfinite(lengths[index]):
-            return False
-    return True
-
-
-@entry
-@no_type_check
-def _follow(lengths, ways, labels, sources, shape, start, step, out):
-    """Write the path from ``start`` to a source; return its number of points.
-
-    0 if the start has no distance, -1 if there is no more room.
-    """
-    d = len(shape)
-    room = len(out)
-    here, there, way = start.copy(), start.copy(), np.empty(d)
-    u = _length(lengths, shape, here)
-    if not np.isfinite(u):
-        return 0
-    out[0] = here
-    count = 1
-    while count < room - 1:
-        best = _lowest(lengths, shape, here)
-        source = sources[labels[best]]
-        if _open(lengths, shape, here, source):
-            out[count] = source
-            return count + 1
-
-        speed = _way(lengths, ways, shape, here, way)
-        good = speed > 0.0
-        if good:
-            for axis in range(d):
-                there[axis] = min(max(here[axis] + step / 2 * way[axis], 0.0), shape[axis] - 1.0)
-            good = _way(lengths, ways, shape, there, way) > 0.0
-        if good:
-            for axis in range(d):
-                there[axis] = min(max(here[axis] + step * way[axis], 0.0), shape[axis] - 1.0)
-            length = _length(lengths, shape, there)
-            good = length < u - _PROGRESS * step / speed
-        if good:
-            for axis in range(d):
-                here[axis] = there[axis]
-            u = length
-        else:
-            found = _downhill(lengths, shape, here, u)
-            if found < 0:  # the lowest node that can be reached: what is left is its source
-                out[count] = source
-                return count + 1
-            u = lengths[found]
-            _place(found, shape, here)
-        out[count] = here
-        count += 1
-    return -1
+def _no_path(finder: _Finder, end: np.ndarray, to: np.ndarray) -> str:
+    """Return the message for an end that no path was found to."""
+    node = np.floor(end + 0.5).astype(int)
+    index = np.ravel_multi_index((*node, 0)[:3], finder.shape)
+    if np.isfinite(finder.left[index]):
+        return (
+            f"to: no path leads from a source to {to.tolist()}, though the map has a distance "
+            "there; compute the map anew with the field and the mask that it has"
+        )
+    return (
+        f"to: no front has reached {to.tolist()}: it is behind walls, or beyond the radius at "
+        "which the distances stopped"
+    )

@@ -16,6 +16,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from finslerconv.geodesics import _stencils
+from finslerconv.geodesics._sight import seen
 
 # A source that has another one nearer than this (in pixels) is taken for a part of a curve or of a
 # region, whose front is not round about it.
@@ -140,8 +141,8 @@ def seed_nodes(
         which, at = np.nonzero(inside)
         index, label = index[which, at], group[which]
         if walled:
-            seen = _stencils.seen(wall, where[label], index)
-            index, label = index[seen], label[seen]
+            clear = seen(wall, where[label], index)
+            index, label = index[clear], label[clear]
         nodes.append(np.ravel_multi_index(tuple(index.T), grid))
         labels.append(label)
     node, label = np.concatenate(nodes), np.concatenate(labels)

@@ -11,6 +11,7 @@ import numba
 import numpy as np
 
 from finslerconv._compiled import compile_and_keep
+from finslerconv.geodesics._sight import visible
 
 # Rounding must not decide whether a right angle is acute, or a transposed grid would get another
 # stencil than the grid.
@@ -105,82 +106,6 @@ def refine(m00, m01, m11, w0, w1, stack, out):
     return count
 
 
-@_jit
-@no_type_check
-def visible(wall, row, column, e0, e1):
-    """Return whether the straight line from a node along the offset ``e`` meets no wall.
-
-    Nodes are unit squares; a wall is met where the line runs through the inside of its square, or
-    between two walls that touch at a corner. Both ends must be no walls and in the grid.
-    """
-    height, width = wall.shape
-    end0, end1 = row + e0, column + e1
-    if end0 < 0 or end0 >= height or end1 < 0 or end1 >= width:
-        return False
-    if wall[end0, end1] or wall[row, column]:
-        return False
-    n0, n1 = abs(e0), abs(e1)
-    step0 = 1 if e0 > 0 else -1
-    step1 = 1 if e1 > 0 else -1
-    i, j = 0, 0
-    while i < n0 or j < n1:
-        # Which side of the square does the line leave by: (i + 1/2) / n0 against (j + 1/2) / n1.
-        ahead = (2 * i + 1) * n1 - (2 * j + 1) * n0
-        if ahead == 0:
-            if (
-                wall[row + (i + 1) * step0, column + j * step1]
-                and wall[row + i * step0, column + (j + 1) * step1]
-            ):
-                return False
-            i += 1
-            j += 1
-        elif ahead < 0:
-            i += 1
-        else:
-            j += 1
-        if wall[row + i * step0, column + j * step1]:
-            return False
-    return True
-
-
-@_jit
-@no_type_check
-def visible_in_space(wall, at, e):
-    """Return whether the straight line from node ``at`` along the offset ``e`` meets no wall.
-
-    As :func:`visible`; where the line runs through an edge or a corner, all cubes that touch there
-    must be free.
-    """
-    for a in range(3):
-        end = at[a] + e[a]
-        if end < 0 or end >= wall.shape[a]:
-            return False
-    i, j, k = at[0], at[1], at[2]
-    if wall[i, j, k]:
-        return False
-    n0, n1, n2 = abs(e[0]), abs(e[1]), abs(e[2])
-    s0, s1, s2 = np.sign(e[0]), np.sign(e[1]), np.sign(e[2])
-    t0, t1, t2 = 0, 0, 0
-    while t0 < n0 or t1 < n1 or t2 < n2:
-        # The side by which the line leaves the cube: least of (t + 1/2) / n, times n0 n1 n2.
-        far = 4 * (n0 + 1) * (n1 + 1) * (n2 + 1) * max(n0, n1, n2)
-        l0 = (2 * t0 + 1) * max(n1, 1) * max(n2, 1) if n0 > 0 else far
-        l1 = (2 * t1 + 1) * max(n0, 1) * max(n2, 1) if n1 > 0 else far
-        l2 = (2 * t2 + 1) * max(n0, 1) * max(n1, 1) if n2 > 0 else far
-        least = min(l0, l1, l2)
-        d0 = 1 if l0 == least else 0
-        d1 = 1 if l1 == least else 0
-        d2 = 1 if l2 == least else 0
-        for p in range(d0 + 1):
-            for q in range(d1 + 1):
-                for r in range(d2 + 1):
-                    if wall[i + p * s0, j + q * s1, k + r * s2]:
-                        return False
-        t0, t1, t2 = t0 + d0, t1 + d1, t2 + d2
-        i, j, k = i + d0 * s0, j + d1 * s1, k + d2 * s2
-    return True
-
-
 @compiled
 @no_type_check
 def _one_stencil(M, omega, stack):
@@ -208,7 +133,7 @@ def _count(M, omega, wall, start, stack):
 
 @compiled
 @no_type_check
-def _fill(M, omega, wall, start, offset, stack):
+def _fill(M, omega, wall, walled, start, offset, stack):
     height, width = wall.shape
     step = 0 if len(M) == 1 else 1
     drift = 0 if len(omega) == 1 else 1
@@ -219,7 +144,9 @@ def _fill(M, omega, wall, start, offset, stack):
             out = offset[start[x] : start[x + 1]]
             refine(M[m, 0], M[m, 1], M[m, 3], omega[w, 0], omega[w, 1], stack, out)
             for k in range(len(out)):
-                if not visible(wall, row, column, out[k, 0], out[k, 1]):
+                i, j = row + out[k, 0], column + out[k, 1]
+                inside = 0 <= i < height and 0 <= j < width
+                if not inside or (walled and not visible(wall, row, column, out[k, 0], out[k, 1])):
                     out[k, 0] = 0
                     out[k, 1] = 0
             x += 1
@@ -244,58 +171,8 @@ def acute_stencils(M: np.ndarray, omega: np.ndarray, wall: np.ndarray) -> Stenci
     start = np.empty(wall.size + 1, np.int64)
     _count(M, omega, wall, start, stack)
     offset = np.empty((start[-1], 2), np.int16)
-    _fill(M, omega, wall, start, offset, stack)
+    _fill(M, omega, wall, bool(wall.any()), start, offset, stack)
     return Stencils(start, offset, False)
-
-
-@compiled
-@no_type_check
-def seen(wall, start, node):
-    """Return for each pair whether the line from ``start`` (n, d) to ``node`` (n, d) is free.
-
-    ``start`` is any point, in index coordinates. The line is looked at every eighth of a pixel, and
-    stopped as in :func:`visible`; along the border of a wall it is free.
-    """
-    count, dim = node.shape
-    free = np.ones(count, np.bool_)
-    flat = wall.reshape(-1)
-    for n in range(count):
-        longest = 0.0
-        for a in range(dim):
-            longest = max(longest, abs(node[n, a] - start[n, a]))
-        steps = max(8 * np.int64(np.ceil(longest)), 1)
-        for k in range(steps + 1):
-            # At a point between squares: those before it, those behind it, and all the others.
-            before, behind, beside = False, False, True
-            between = 0
-            for choice in range(1 << dim):
-                index, same, ties = 0, 0, 0
-                for a in range(dim):
-                    run = node[n, a] - start[n, a]
-                    at = start[n, a] + run * k / steps
-                    low, high = np.ceil(at - 0.5), np.floor(at + 0.5)
-                    ahead = (choice >> a & 1) == 1
-                    if low != high and run != 0:
-                        ties += 1
-                        same += 1 if ahead else -1
-                    cell = np.int64(high if ahead == (run >= 0) else low)
-                    cell = min(max(cell, 0), wall.shape[a] - 1)
-                    index = index * wall.shape[a] + cell
-                if same == ties:
-                    before = before or not flat[index]
-                if same == -ties:
-                    behind = behind or not flat[index]
-                if abs(same) < ties:
-                    between += 1
-                    beside = beside and flat[index]
-            if (
-                (k < steps and not before)
-                or (k > 0 and not behind)
-                or (0 < k < steps and between > 0 and beside)
-            ):
-                free[n] = False
-                break
-    return free
 
 
 def reach(M: np.ndarray, omega: np.ndarray) -> int:

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from strategies import cases
 
 from finslerconv.geodesics._seeding import chord_norm, sample_linearly, seed_nodes
-from finslerconv.geodesics._stencils import acute_stencils, reach, seen, selling_stencils, visible
+from finslerconv.geodesics._sight import seen, visible
+from finslerconv.geodesics._stencils import acute_stencils, reach, selling_stencils
 
 FREE = np.zeros((1, 1), bool)
 

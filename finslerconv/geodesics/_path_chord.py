@@ -1,0 +1,64 @@
+"""The length of a chord through a sampled field, compiled.
+
+Points are in index coordinates and always of three components: a plane is a space of one layer. A
+row of the ``table`` has the node's ``M00, M01, M02, M11, M12, M22, omega0, omega1, omega2``, in
+units of nodes.
+"""
+
+from functools import partial
+from typing import Any, no_type_check
+
+import numba
+import numpy as np
+
+from finslerconv._compiled import compile_and_keep
+
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+jit = numba.njit(**_OPTIONS)
+entry = partial(compile_and_keep, **_OPTIONS)
+
+# Where Gauss's rule of two nodes reads a piece of length 1.
+_GAUSS = 0.5 - np.sqrt(1.0 / 12.0)
+
+
+@jit
+@no_type_check
+def _norm(table, shape, x, v):
+    """Return ``F_x(v)``, the entries interpolated linearly between the nodes."""
+    n0, n1, n2 = shape
+    i = min(max(int(x[0]), 0), max(n0 - 2, 0))
+    j = min(max(int(x[1]), 0), max(n1 - 2, 0))
+    k = min(max(int(x[2]), 0), max(n2 - 2, 0))
+    f, g, h = x[0] - i, x[1] - j, x[2] - k
+    square, form = 0.0, 0.0
+    for corner in range(8):
+        p, q, r = corner & 1, corner >> 1 & 1, corner >> 2
+        weight = (f if p else 1.0 - f) * (g if q else 1.0 - g) * (h if r else 1.0 - h)
+        if weight <= 0.0:
+            continue
+        row = table[((i + p) * n1 + j + q) * n2 + k + r]
+        square += weight * (
+            v[0] * (row[0] * v[0] + 2.0 * (row[1] * v[1] + row[2] * v[2]))
+            + v[1] * (row[3] * v[1] + 2.0 * row[4] * v[2])
+            + row[5] * v[2] * v[2]
+        )
+        form += weight * (row[6] * v[0] + row[7] * v[1] + row[8] * v[2])
+    return np.sqrt(max(square, 0.0)) + form
+
+
+@jit
+@no_type_check
+def chord_length(table, shape, a, b):
+    """Return the length of the chord from ``a`` to ``b``, by two points of Gauss a node."""
+    v = (b[0] - a[0], b[1] - a[1], b[2] - a[2])
+    far = max(abs(v[0]), abs(v[1]), abs(v[2]))
+    if far == 0.0:
+        return 0.0
+    pieces = max(int(np.ceil(far - 1e-9)), 1)
+    total = 0.0
+    for piece in range(pieces):
+        for place in (_GAUSS, 1.0 - _GAUSS):
+            t = (piece + place) / pieces
+            x = (a[0] + t * v[0], a[1] + t * v[1], a[2] + t * v[2])
+            total += _norm(table, shape, x, v)
+    return total / (2 * pieces)
