@@ -39,6 +39,8 @@ nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_render_markdown_format = "myst"
+# Cells show their pictures through the notebook, whatever the shell draws with.
+os.environ.pop("MPLBACKEND", None)
 # The cells' pictures are small: threads would cost them more than they bring.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # What a cell prints to stderr (progress bars, warnings) is no part of a page.

@@ -46,6 +46,9 @@ SECTIONS = {
     "weighted": _weighted.IDENTITIES,
 }
 
+#: A formula in one line has so many symbols at most.
+WIDEST = 52
+
 
 @cache
 def proof(name: str) -> Proof:
@@ -73,7 +76,11 @@ def link(name: str, document: str) -> pending_xref:
 
 
 def formula(latex: str) -> nodes.math_block:
-    """Return a displayed formula."""
+    """Return a displayed formula, in two lines where one would be wider than the column."""
+    shown = re.sub(r"\\(left|right|t?frac|sqrt|mathbb|operatorname|text)\b|[\s{}^_]", "", latex)
+    if len(re.findall(r"\\[A-Za-z]+|.", shown)) > WIDEST:
+        left, _, right = latex.partition(" = ")
+        latex = rf"\begin{{aligned}} & {left} \\ = {{}} & {right} \end{{aligned}}"
     return nodes.math_block(latex, latex, number=None, label=None, nowrap=False)
 
 

@@ -355,6 +355,44 @@ def test_every_reference_set_is_offered_and_drawn(browse):
 
 
 @needs_browser
+def test_nothing_covers_the_wind_and_the_pixel(browse):
+    async def actions(page):
+        await page.choose("reference set", "sunflower")
+        await page.choose("kernel", "11")
+        # Dots are apart, and what is later in the document is drawn on top.
+        parts = await page.evaluate(
+            "[...document.querySelector('svg').querySelectorAll('.explorer-samples, .explorer-wind,"
+            "[data-handle], .explorer-origin')].map((e) => e.getAttribute('class'))"
+        )
+        assert parts == [
+            "explorer-samples", "explorer-wind", *["explorer-handle"] * 3, "explorer-origin",
+        ]  # fmt: skip
+        pixel, knob, dot = await page.evaluate(
+            "['.explorer-origin', '.explorer-knob', '.explorer-samples circle'].map("
+            "(name) => document.querySelector(name).r.baseVal.value)"
+        )
+        metric = await page.metric()
+        area = balls.Ellipse.of(Randers(np.array(metric["M"]), np.zeros(2))).area
+        assert 2 * dot < np.sqrt(area / 11**2)
+        # A handle at the pixel leaves it to be seen, and can still be taken.
+        assert pixel <= knob / 2
+        start = await page.centre("drift")
+        target = await page.evaluate(
+            "(() => { const b = document.querySelector('.explorer-origin').getBoundingClientRect();"
+            "return [b.x + b.width / 2, b.y + b.height / 2]; })()"
+        )
+        for place, to in ((start, target), (target, start)):
+            await page.mouse("mousePressed", place)
+            await page.mouse("mouseMoved", to)
+            await page.mouse("mouseReleased", to)
+            if to is target:
+                np.testing.assert_allclose((await page.metric())["omega"], 0, atol=1e-2)
+        np.testing.assert_allclose((await page.metric())["omega"], metric["omega"], atol=1e-2)
+
+    browse(actions)
+
+
+@needs_browser
 def test_a_screen_reader_hears_where_the_handles_are(browse):
     async def actions(page):
         await page.drag("axis1", await page.centre("axis1") + np.array([12, 30]))

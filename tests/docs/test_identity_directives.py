@@ -80,6 +80,17 @@ def test_an_identity_is_printed_from_its_object(build, extension, monkeypatch):
         assert re.search(rf'id="{place}"', pages["list"])
 
 
+def test_a_wide_formula_is_set_in_two_lines(extension):
+    latex = identities()["support_bound"].statement
+    left, right = latex.split(" = ")
+    assert extension.formula(latex).astext().split(r"\\") == [
+        rf"\begin{{aligned}} & {left} ",
+        rf" = {{}} & {right} \end{{aligned}}",
+    ]
+    narrow = identities()["unit_ball"].statement
+    assert extension.formula(narrow).astext() == narrow
+
+
 def test_an_explanation_is_maths_and_links(extension):
     text = identities()["affine_level"].explanation
     parts = extension.sentence(text, "page").children

@@ -45,6 +45,17 @@ def test_notebooks_are_stripped_and_their_pictures_have_alternative_texts(notebo
 
 
 @by_name
+def test_code_is_seen_whole(page):
+    """A line of code that is shown has 100 characters at most, which the site's column holds."""
+    text = page.read_text(encoding="utf-8")
+    fence = r"^[ ]*```(?:\w+|\{code-cell\}[^\n]*)\n(.*?)^[ ]*```"
+    blocks = re.findall(fence, text, re.DOTALL | re.MULTILINE)
+    shown = [b for b in blocks if not re.search(r"^:tags: \[remove-", b, re.MULTILINE)]
+    wide = [line for block in shown for line in block.split("\n") if len(line) > 100]
+    assert [line for line in wide if not re.match(r":\s+alt: ", line)] == []
+
+
+@by_name
 def test_named_identities_exist(page):
     text = page.read_text(encoding="utf-8")
     named = re.findall(r"```\{identity\} (\S+)", text) + re.findall(r"\{proved\}`([^`]+)`", text)

@@ -161,12 +161,11 @@
     });
     const ball = svg("path", { class: "explorer-ball" }, tangent);
     const symmetric = svg("path", { class: "explorer-dashed" }, tangent);
+    // What comes later is drawn on top: no crowd of samples hides the wind, and no handle the pixel.
+    const samples = svg("g", { class: "explorer-samples" }, tangent);
     const wind = svg("line", { class: "explorer-wind", x1: 0, y1: 0 }, tangent);
     const windEnd = svg("circle", { class: "explorer-wind-end", r: 0.16 }, tangent);
-    const samples = svg("g", { class: "explorer-samples" }, tangent);
-    svg("circle", { class: "explorer-origin", r: 0.16 }, tangent);
     const dualBall = svg("path", { class: "explorer-ball" }, cotangent);
-    svg("circle", { class: "explorer-origin", r: 0.047 }, cotangent);
     const numbers = html("table", { class: "explorer-numbers", "aria-live": "polite" }, host);
     const cellsOf = {};
     for (const [key, label] of [
@@ -239,11 +238,15 @@
       drift: handle("drift", tangent, VIEW.tangent),
       omega: handle("omega", cotangent, VIEW.cotangent),
     };
+    svg("circle", { class: "explorer-origin", r: VIEW.tangent / 60 }, tangent);
+    svg("circle", { class: "explorer-origin", r: VIEW.cotangent / 60 }, cotangent);
 
     const draw = () => {
       const metric = metricOf(state);
       const { W } = randers.zermelo(metric);
-      const points = randers.sets[set.value](Number(kernel.value));
+      const size = Number(kernel.value);
+      const points = randers.sets[set.value](size);
+      const dot = 0.13 * Math.min(1, 5 / size);
       const positions = randers.maps[map.value](metric, points);
       ball.setAttribute("d", path(randers.boundary(metric, 128)));
       symmetric.setAttribute("d", path(randers.boundary({ M: metric.M, omega: [0, 0] }, 128)));
@@ -253,7 +256,7 @@
       windEnd.setAttribute("cx", W[1]);
       windEnd.setAttribute("cy", W[0]);
       samples.replaceChildren(
-        ...positions.map(([r, c]) => svg("circle", { cx: c, cy: r, r: 0.13 })),
+        ...positions.map(([r, c]) => svg("circle", { cx: c, cy: r, r: dot })),
       );
       const image = randers.filter(positions, RADIUS);
       const heaviest = Math.max(...image);
