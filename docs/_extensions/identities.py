@@ -179,7 +179,13 @@ class IdentitiesDirective(_ProvingDirective):
         """Return the box of one identity, to which links lead."""
         name, label = identity.name, target_of(identity.name)
         parts = [
-            nodes.paragraph("", "", nodes.literal(name, name), classes=["identity-name"]),
+            nodes.paragraph(
+                "",
+                "",
+                nodes.literal(name, name),
+                nodes.Text(f" ({identity.kind})"),
+                classes=["identity-name"],
+            ),
             formula(identity.statement),
             sentence(identity.explanation, self.env.docname),
             status(identity),

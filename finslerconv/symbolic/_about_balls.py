@@ -21,12 +21,18 @@ from finslerconv.symbolic._riemannian import Riemannian
 _SCALE = sympy.Symbol("s", real=True)
 
 
-def _zermelo_data(P: Parameters) -> tuple[Any, Any]:
-    A, lam = P.M - P.omega * P.omega.T, P.metric.lam
+def completed_square(P: Parameters) -> tuple[Any, Any]:
+    """Return the matrix and the centre of the ellipse v' (M - omega omega') v + 2 omega' v <= 1."""
+    A = P.M - P.omega * P.omega.T
     # The centre is where the quadratic form has no slope; there it takes the value -size.
     centre = -inverse(A) * P.omega
     size = 1 + dot(P.omega, inverse(A), P.omega)
-    return (A / size, centre), (lam * A, -inverse(P.M) * P.omega / lam)
+    return A / size, centre
+
+
+def _zermelo_data(P: Parameters) -> tuple[Any, Any]:
+    # Written out, so that the statement shows the formulas.
+    return completed_square(P), tuple(Randers.zermelo(P.metric))
 
 
 def _unit_ball(P: Parameters) -> tuple[Any, Any]:
@@ -74,11 +80,6 @@ def _volume(P: Parameters) -> tuple[Any, Any]:
     unit_ball = sympy.pi ** (P.d / 2) / sympy.gamma(P.d / 2 + 1)
     power = P.metric.lam ** ((P.d + 1) / 2)
     return Ellipse.of(P.metric).volume, unit_ball / (power * sympy.sqrt(determinant(P.M)))
-
-
-def _area(P: Parameters) -> tuple[Any, Any]:
-    power = P.metric.lam ** sympy.Rational(3, 2)
-    return Ellipse.of(P.metric).area, sympy.pi / (power * sympy.sqrt(determinant(P.M)))
 
 
 # The symbols of M serve as a general positive definite matrix in what follows.
@@ -162,18 +163,10 @@ IDENTITIES = (
     ),
     Identity(
         "volume",
-        r"The volume of the unit ball: that of the Euclidean one over $\sqrt{\det(h)}$.",
+        r"The volume of the unit ball: that of the Euclidean one over $\sqrt{\det(h)}$. In the "
+        r"plane it is the area, $\pi / (\lambda^{3/2} \sqrt{\det(M)})$.",
         sides=_volume,
         positive=given.metric,
-    ),
-    Identity(
-        "area",
-        "The area of the unit ball in the plane.",
-        sides=_area,
-        positive=given.metric,
-        dimensions=(2,),
-        left=r"\frac{\pi}{\sqrt{\det(h)}}",
-        right=r"\frac{\pi}{\lambda^{3/2} \sqrt{\det(M)}}",
     ),
     Identity(
         "axes",
@@ -207,12 +200,14 @@ IDENTITIES = (
         positive=lambda P: given.definite(P.M),
         left=r"\left(h,\ W,\ M^{*},\ \omega^{*}\right)_{\omega = 0}",
         right=r"\left(M,\ 0,\ M^{-1},\ 0\right)",
+        kind="definition",
     ),
     Identity(
         "reversed_ball",
         r"The ball of the reversed metric (marked $-$) is the point reflection of the ball.",
         sides=_reversed,
         positive=given.metric,
+        kind="definition",
     ),
     Identity(
         "dilated_ball",
@@ -222,6 +217,7 @@ IDENTITIES = (
         positive=lambda P: (_SCALE, *given.metric(P)),
         left=r"\left(h,\ W\right)_{M / s^{2},\ \omega / s}",
         right=r"\left(\tfrac{1}{s^{2}} h,\ s W\right)_{M,\ \omega}",
+        kind="definition",
     ),
     Identity(
         "sqrtm",

@@ -5,11 +5,12 @@ from typing import Any
 import sympy
 
 from finslerconv.symbolic import _conditions as given
+from finslerconv.symbolic._about_balls import completed_square
 from finslerconv.symbolic._balls import Ellipse
 from finslerconv.symbolic._identity import Identity
 from finslerconv.symbolic._linear_algebra import dot, identity_like, inverse
-from finslerconv.symbolic._notation import names, side_to_latex
 from finslerconv.symbolic._parameters import Parameters
+from finslerconv.symbolic._randers import Randers
 
 
 def _support_bound(P: Parameters) -> tuple[Any, Any]:
@@ -47,16 +48,11 @@ def _covector(P: Parameters) -> tuple[sympy.Expr, ...]:
     return (*given.metric(P), *given.nonzero(P.p, inverse(P.M)), root**2, root + s)
 
 
-def _dual_parameters(P: Parameters) -> tuple[Any, Any]:
-    """Return M* and omega*, written out in M and omega."""
-    A, lam = inverse(P.M), P.metric.lam
-    return A / lam + A * P.omega * P.omega.T * A / lam**2, -A * P.omega / lam
-
-
 def _dual_metric(P: Parameters) -> tuple[Any, Any]:
-    dual, ball = P.metric.dual(), Ellipse.of(P.metric)
-    written = _dual_parameters(P)
-    return (dual.M, dual.omega, ball.shape, ball.centre), (*written, *written)
+    h, W = completed_square(P)
+    # Written out, so that the statement shows the formulas.
+    dual = Randers.dual(P.metric)
+    return (inverse(h), W), (dual.M, dual.omega)
 
 
 def _involution(P: Parameters) -> tuple[Any, Any]:
@@ -103,23 +99,14 @@ IDENTITIES = (
         dimensions=(1, 2, "any"),
     ),
     Identity(
-        "dual_zermelo",
-        "The dual metric in Zermelo data: its matrix is the shape matrix of the ball, its one-form "
-        "the centre, the wind.",
-        sides=lambda P: (
-            (P.metric.dual().M, P.metric.dual().omega),
-            (inverse(P.metric.zermelo().h), P.metric.zermelo().W),
-        ),
-        positive=given.metric,
-    ),
-    Identity(
         "dual_metric",
-        "The dual metric and the ball in the parameters of the metric, by Woodbury's formula for "
-        "the inverse after a change of rank one. Both equations are proved.",
+        "The matrix of the dual metric is the shape matrix of the ball, its one-form the centre, "
+        "the wind; here in the parameters of the metric. Why the first equation holds says "
+        "dual_norm. Proved is the second, for the ellipse that zermelo_data finds by completing "
+        "the square, by Woodbury's formula for the inverse after a change of rank one.",
         sides=_dual_metric,
         positive=given.metric,
         left=r"\left(M^{*},\ \omega^{*}\right) = \left(h^{-1},\ W\right)",
-        right=side_to_latex(_dual_parameters(names())),
     ),
     Identity(
         "dual_involution",

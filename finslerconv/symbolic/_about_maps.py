@@ -59,12 +59,14 @@ IDENTITIES = (
         r"The ray along $v$ leaves the unit ball in $v / F(v)$.",
         sides=lambda P: (P.metric.norm(P.v / P.metric.norm(P.v)), sympy.S.One),
         positive=given.positive_norm,
+        kind="definition",
     ),
     Identity(
         "radial_level",
         r"The radial map $g\, |g| / F(g)$ carries $\{|g| \le s\}$ onto $\{F \le s\}$.",
         sides=lambda P: (P.metric.norm(radial(P.metric, P.g)), _length(P)),
         positive=given.reference_point,
+        kind="definition",
     ),
     Identity(
         "radial_derivative",
@@ -111,5 +113,6 @@ IDENTITIES = (
         left=r"\left(\tfrac{|g|}{F(g)}\, g,\ W + h^{-1/2} g\right)",
         right=r"\left(r g,\ r g\right),"
         r"\quad M = \tfrac{1}{r^{2}} I,\ \omega = 0",
+        kind="definition",
     ),
 )

@@ -89,6 +89,7 @@ IDENTITIES = (
         r"$F$ is positively homogeneous: for $s > 0$.",
         sides=lambda P: (P.metric.norm(_SCALE * P.v), _SCALE * P.metric.norm(P.v)),
         positive=lambda P: (_SCALE, *given.metric_and_vector(P)),
+        kind="definition",
     ),
     Identity(
         "reversal",
@@ -96,6 +97,7 @@ IDENTITIES = (
         sides=lambda P: (P.metric.norm(-P.v), P.metric.reverse().norm(P.v)),
         positive=given.metric_and_vector,
         right=r"\sqrt{v^{\top} M v} - \omega^{\top} v",
+        kind="definition",
     ),
     Identity(
         "symmetrisation",
@@ -105,6 +107,7 @@ IDENTITIES = (
             P.metric.symmetrize().norm(P.v),
         ),
         positive=given.metric_and_vector,
+        kind="definition",
     ),
     Identity(
         "asymmetry",

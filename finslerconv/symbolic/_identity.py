@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import sympy
 
@@ -88,6 +88,10 @@ class Identity:
         The dimensions in which it is proved; "any" is a proof for all of them at once.
     left, right : str
         LaTeX of a side, where it cannot be printed from the expressions.
+    kind : {"theorem", "definition"}
+        What its proof is worth. The two sides of a theorem are found in independent ways. A
+        definition's follow from each other by substitution, or by homogeneity alone: the proof
+        checks that the formulas keep to the convention.
 
     Examples
     --------
@@ -106,6 +110,7 @@ class Identity:
     dimensions: tuple[Dimension, ...] = (1, 2, 3, "any")
     left: str = ""
     right: str = ""
+    kind: Literal["theorem", "definition"] = "theorem"
 
     def equation(self, dimension: Dimension = 2) -> Equation:
         """Return the identity written out in the symbols of one dimension.

@@ -95,21 +95,6 @@ def _descent(
 
 IDENTITIES = (
     Identity(
-        name="weighted_functions",
-        explanation=(
-            r"A density without zeros loses no kernel and so no function: from any $v$, the step "
-            r"$(w - \Phi v) / \Phi$ reaches the kernel $w$. Proved for a $2 \times 2$ kernel."
-        ),
-        sides=lambda _: (
-            applied(tuple(a + (c - p * a) / p for a, c, p in zip(v, w, Phi, strict=True))),
-            w,
-        ),
-        positive=lambda _: (),
-        dimensions=(2,),
-        left=r"\Phi \left(v + \frac{w - \Phi v}{\Phi}\right)",
-        right="w",
-    ),
-    Identity(
         name="weighted_descent",
         explanation=(
             r"For a fixed $\Phi$. A step of SGD on $v$, with weight decay $\lambda$, is for the "

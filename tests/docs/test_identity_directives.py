@@ -74,6 +74,7 @@ def test_an_identity_is_printed_from_its_object(build, extension, monkeypatch):
     assert warnings == ""
     assert identities()["wind_norm"].statement in pages["index"]
     assert "Proved</span> for d = 1, 2, 3 and any" in pages["index"]
+    assert "wind_norm</span></code> (theorem)" in pages["list"]
     for name in ("wind_norm", "zermelo_determinant"):
         place = f"identity-{name.replace('_', '-')}"
         assert f'href="list.html#{place}"' in pages["index"]

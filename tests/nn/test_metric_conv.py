@@ -15,6 +15,7 @@ from finslerconv import ops
 from finslerconv.balls import lattice, sunflower
 from finslerconv.metrics import CallableMetric, Randers, Riemannian
 from finslerconv.nn import (
+    Cholesky,
     MetricConv2d,
     MetricHead,
     SpectralScaled,
@@ -262,6 +263,22 @@ def test_metric_groups_are_independent():
     torch.testing.assert_close(layer(x), expected)
 
 
+def test_channels_of_the_head_are_the_matrix_and_then_the_one_form():
+    """Group by group: L's diagonal, what is below it, and omega, down before right."""
+    layer = MetricConv2d(2, 2, 5, padding=2, metric_groups=2, head=Cholesky(eps_L=0.01)).double()
+    raw = [[0.5, -0.25, 0.3, 0.4, -0.2], [0.0, 1.0, -0.5, -0.1, 0.3]]
+    with torch.no_grad():
+        layer.head.conv.bias.copy_(torch.tensor(raw).flatten())
+    metric = layer.metric(torch.randn(1, 2, 6, 7, dtype=torch.float64))
+    for group, (first, second, below, *omega) in enumerate(raw):
+        L = np.array([[1 + first, 0], [below, 1 + second]])
+        n = np.linalg.norm(np.linalg.solve(L, omega))  # |omega| in the inverse of L L'
+        shortened = 0.9 * np.tanh(n / 2) / n * np.array(omega)
+        here = metric[0, group, 3, 4]
+        np.testing.assert_allclose(here.M.detach(), L @ L.T / 2**2, rtol=1e-5)
+        np.testing.assert_allclose(here.omega.detach(), shortened / 2, rtol=1e-5)
+
+
 class Cubic(nn.Module):
     """A metric of one's own: a p-norm scaled by the image."""
 
@@ -341,7 +358,7 @@ def test_callable_and_closed_form_metrics_agree():
         def forward(self, x):
             return CallableMetric(metric.norm, like=x)
 
-    layer = MetricConv2d(3, 4, (3, 5), padding=(1, 2), dilation=(1, 1), metric=known)
+    layer = MetricConv2d(3, 4, (3, 5), padding=(2, 6), dilation=(2, 3), metric=known)
     opaque = copy.deepcopy(layer)
     opaque.head = Opaque()
     torch.testing.assert_close(opaque(x), layer(x))
