@@ -154,6 +154,11 @@ def identity_like(d: int, like: Array) -> Array:
     return namespace(like).eye(d, dtype=like.dtype, device=device)
 
 
+def has_values(x: Array) -> bool:
+    """Return whether there are values to look at: PyTorch's meta device has shapes alone."""
+    return not getattr(x, "is_meta", False)
+
+
 def detached(x: Array) -> Array:
     """Return ``x`` without its gradient history, for arrays that have one."""
     return x.detach() if hasattr(x, "detach") else x

@@ -81,7 +81,8 @@ def fan(points: Float[Array, "n d"], *, map: MapName = "radial", steps: int = 4)
         least one from a point to the next.
     """
     if not isinstance(points, Tensor):
-        points = torch.as_tensor(np.asarray(points, dtype=np.float64))
+        # Looked at here, so never on a default device without values.
+        points = torch.from_numpy(np.array(points, dtype=np.float64))
     g = points.detach().double().cpu().numpy()
     length = np.linalg.norm(g, axis=-1)
     longest = float(length.max(initial=0.0)) or 1.0

@@ -445,11 +445,15 @@ def shoot(
     nodes = math.prod(grid.shape)
     first = torch.arange(fields, device=table.device)[:, None] * nodes
     parts = (first.expand(fields, n).flatten(), starts.flatten(0, 1), velocities.flatten(0, 1))
-    tiles = zip(*(u.split(max(1, _TILE // max(1, rays))) for u in parts), strict=True)
 
     def tile(*arguments: Tensor) -> Tensor:
         return _shoot_tile(grid, schedule, momenta, *arguments)
 
+    if torch.compiler.is_exporting():
+        # A number of tiles would tie the program to the sizes that it was exported with.
+        out = tile(table, *parts)
+        return out.reshape(fields, n, *out.shape[1:])
+    tiles = zip(*(u.split(max(1, _TILE // max(1, rays))) for u in parts), strict=True)
     tracked = torch.is_grad_enabled() and any(u.requires_grad for u in (table, *parts))
     many = len(parts[0]) * rays > _TILE
     outs = [

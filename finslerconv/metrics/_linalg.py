@@ -9,7 +9,14 @@ from typing import Any
 
 from jaxtyping import Float
 
-from finslerconv._arrays import Array, first_index, identity_like, namespace, safe_sqrt
+from finslerconv._arrays import (
+    Array,
+    first_index,
+    has_values,
+    identity_like,
+    namespace,
+    safe_sqrt,
+)
 
 
 def dot(u: Float[Array, "... d"], v: Float[Array, "... d"]) -> Float[Array, "..."]:
@@ -138,6 +145,8 @@ def batch_index(index: Any) -> tuple[Any, ...]:
 
 def check_spd(name: str, A: Array) -> None:
     """Raise a ValueError that names the first of the matrices ``A`` that is no SPD matrix."""
+    if not has_values(A):
+        return
     xp = namespace(A)
     _raise_at(name, A, ~xp.all(xp.isfinite(A), axis=(-2, -1)), "finite")
     scale = xp.max(xp.abs(A), axis=(-2, -1))

@@ -10,6 +10,7 @@ from finslerconv._arrays import (
     check_matrices,
     check_vectors,
     first_index,
+    has_values,
     namespace,
     safe_sqrt,
 )
@@ -284,6 +285,8 @@ def _broadcast_shapes(M: Array, omega: Array, names: str = "M, omega") -> tuple[
 
 
 def _check_below_one(name: str, norm: Array, meaning: str) -> None:
+    if not has_values(norm):
+        return
     xp = namespace(norm)
     bad = ~(norm < 1)  # NaN is bad too
     if bool(xp.any(bad)):

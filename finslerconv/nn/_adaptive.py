@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from finslerconv import ops
+from finslerconv._arrays import has_values
+from finslerconv._tracing import recorded
+from finslerconv.ops._checks import multiplied_dtype
 
 Size = int | tuple[int, int]
 
@@ -270,9 +273,12 @@ device, dtype
         -------
         Tensor, shape (B, O, Ho, Wo) or (O, Ho, Wo)
         """
-        x = self._batched(input)
-        output = self._convolve(x, self._mask(x))
-        return output if input.ndim == 4 else output.squeeze(0)
+        return _output(self, input)
+
+    @property
+    def itself(self) -> "AdaptiveConv2d":
+        """The layer, by a name for it where it is the root of a symbolic trace."""
+        return self
 
     def extra_repr(self) -> str:
         """Return what the module's line in a printed model shows."""
@@ -311,6 +317,7 @@ device, dtype
 
     def _batched(self, x: Tensor) -> Tensor:
         """Return a checked input with its batch axis."""
+        like = own_tensor(self)
         if not isinstance(x, Tensor):
             raise TypeError(f"input: expected a Tensor, got {type(x).__name__}")
         if x.ndim not in (3, 4) or x.shape[-3] != self.in_channels:
@@ -318,14 +325,15 @@ device, dtype
                 f"input: expected shape (B, {self.in_channels}, H, W) or "
                 f"({self.in_channels}, H, W), got {tuple(x.shape)}"
             )
-        autocast = torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(
-            x.device.type
-        )
-        dtype = own_tensor(self).dtype
-        if x.dtype != dtype and not autocast:
+        if x.device != like.device:
+            raise ValueError(
+                f"input: expected the layer's device {like.device}, got {x.device}; move the input "
+                "or the layer"
+            )
+        if multiplied_dtype(x) != multiplied_dtype(like):
             raise TypeError(
-                f"input: expected the layer's dtype {dtype}, got {x.dtype}; convert the input or "
-                "the layer (layer.to(...))"
+                f"input: expected the layer's dtype {like.dtype}, got {x.dtype}; convert the input "
+                "or the layer (layer.to(...))"
             )
         return x if x.ndim == 4 else x.unsqueeze(0)
 
@@ -334,6 +342,13 @@ device, dtype
         self.weight.fill_(1 / self.weight[0].numel())
         if self.bias is not None:
             self.bias.zero_()
+
+
+@recorded
+def _output(layer: AdaptiveConv2d, input: Tensor) -> Tensor:
+    x = layer._batched(input)
+    output = layer._convolve(x, layer._mask(x))
+    return output if input.ndim == 4 else output.squeeze(0)
 
 
 def unlike_conv2d(module: nn.Module) -> str | None:
@@ -371,6 +386,8 @@ def zero_(conv: nn.Conv2d) -> None:
 
 def nonzero(name: str, values: Tensor | None) -> str | None:
     """Return the sentence that a tensor is not all zeros, or None."""
+    if values is not None and not has_values(values):
+        return f"{name} is on the meta device, and has no values yet"
     if values is None or not values.any():
         return None
     return f"{name} is not zero (its largest value is {values.detach().abs().max().item():.3g})"

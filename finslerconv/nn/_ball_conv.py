@@ -14,7 +14,7 @@ from finslerconv.metrics import FinslerMetric
 from finslerconv.nn._adaptive import AdaptiveConv2d, nonzero, own_tensor
 from finslerconv.nn._head import MetricHead, channels_per_group, parametrization
 from finslerconv.nn._parametrization import MatrixParametrization
-from finslerconv.ops._positions import MAPS
+from finslerconv.ops._positions import check_map
 
 
 class BallConv2d(AdaptiveConv2d):
@@ -33,6 +33,8 @@ class BallConv2d(AdaptiveConv2d):
 
     _groups_argument = "metric_groups"
 
+    points: Tensor | None
+
     def __init__(
         self,
         *arguments: Any,
@@ -45,8 +47,7 @@ class BallConv2d(AdaptiveConv2d):
         metric: nn.Module | None = None,
         **options: Any,
     ) -> None:
-        if map not in MAPS:
-            raise ValueError(f"map: expected 'radial' or 'affine', got {map!r}")
+        check_map(map)
         super().__init__(*arguments, sample_groups=metric_groups, **options)
         self.map = map
         self.metric_groups = metric_groups
@@ -135,15 +136,28 @@ class BallConv2d(AdaptiveConv2d):
         groups = [] if self.metric_groups == 1 else [f"metric_groups={self.metric_groups}"]
         return [f"reference={self.reference.name!r}", f"map={self.map!r}", *groups]
 
-    def _place_points(self) -> None:
-        """Put the reference points on the weight's device, in float32 or better, from float64."""
+    def _place_points(self) -> Tensor:
+        """Return the reference points where the weights are, in float32 or better, from float64.
+
+        A weight may have come from elsewhere than they did: by assignment, such as that of
+        ``load_state_dict(..., assign=True)`` to a layer built on the meta device.
+        """
         like = own_tensor(self)
         dtype = torch.promote_types(like.dtype, torch.float32)
-        self.points = torch.as_tensor(self.reference.points, dtype=dtype, device=like.device)
+        points = self.points
+        if points is None or points.device != like.device or points.dtype != dtype:
+            # Kept for later calls, which may want gradients.
+            with torch.inference_mode(False):
+                points = torch.as_tensor(self.reference.points, dtype=dtype, device=like.device)
+            # What a trace holds for a tensor has no values for later calls.
+            if type(points) is Tensor and not torch.compiler.is_compiling():
+                self.points = points
+        return points
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "BallConv2d":
         # A move to half precision must not round the points, nor one to float64 keep rounded ones.
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.points = None
         self._place_points()
         return self
 

@@ -13,6 +13,7 @@ from finslerconv.metrics import FinslerMetric, Randers, Riemannian
 from finslerconv.nn._adaptive import Size
 from finslerconv.nn._ball_conv import BallConv2d
 from finslerconv.nn._parametrization import MatrixParametrization
+from finslerconv.ops._backend import is_compiled
 
 
 class GeodesicConv2d(BallConv2d):
@@ -123,6 +124,8 @@ device, dtype
             None if omega is None else omega.reshape(-1, *grid, 2),
             self._fan,
             spacing=spacing,
+            # The reference backend is PyTorch's operations, here too.
+            compiled=None if is_compiled(M.device) else False,
         )
         positions = positions.reshape(*M.shape[:-2], *positions.shape[-2:])
         return positions * positions.new_tensor(self.dilation)

@@ -117,7 +117,7 @@ MatrixParametrization
         )  # fmt: skip
 
     def _positions_in(self, metric: FinslerMetric, x: Tensor) -> Tensor:
-        points = self.points.reshape(-1, *(1,) * len(metric.batch_shape), 2)
+        points = self._place_points().reshape(-1, *(1,) * len(metric.batch_shape), 2)
         positions = MAPS[self.map](metric, points).movedim(0, -2)
         return positions * torch.tensor(
             self.dilation, dtype=positions.dtype, device=positions.device
@@ -129,6 +129,6 @@ MatrixParametrization
             return self._convolve_at(x, self._positions_in(metric, x), mask)
         omega = metric.omega if isinstance(metric, Randers) else None
         return ops.metric_conv2d(
-            x, metric.M, omega, self.points, *self._arguments(mask),
+            x, metric.M, omega, self._place_points(), *self._arguments(mask),
             map=self.map, padding_mode=self.padding_mode,
         )  # fmt: skip

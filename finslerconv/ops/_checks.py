@@ -7,6 +7,52 @@ from torch import Tensor
 
 from finslerconv.ops._geometry import ConvGeometry, check_padding_mode
 
+# What an operator can do without.
+_OPTIONAL = ("omega", "bias", "mask")
+
+
+def kernel_size(weight: Tensor) -> tuple[int, int]:
+    """Return the kernel size of checked weights (O, C // groups, kh, kw)."""
+    if weight.ndim != 4:
+        raise ValueError(
+            f"weight: expected shape (O, C // groups, kh, kw), got {tuple(weight.shape)}"
+        )
+    return weight.shape[2], weight.shape[3]
+
+
+def check_tensors(first: Tensor, *, name: str = "input", **others: Tensor | None) -> None:
+    """Check each tensor argument of an operator by itself: kind, dtype and device.
+
+    Raises
+    ------
+    TypeError
+        If one is no tensor, or not floating.
+    ValueError
+        If one is on another device than the first.
+    """
+    for name, tensor in {name: first, **others}.items():
+        if tensor is None and name in _OPTIONAL:
+            continue
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name}: expected a Tensor, got {type(tensor).__name__}")
+        if not tensor.is_floating_point():
+            raise TypeError(f"{name}: expected a floating dtype, got {tensor.dtype}")
+        # A tensor on the meta device among others would have the dispatcher return no data at all.
+        if tensor.device != first.device:
+            raise ValueError(f"{name}: expected device {first.device}, got {tensor.device}")
+
+
+def multiplied_dtype(tensor: Tensor) -> torch.dtype:
+    """Return the dtype in which a tensor is multiplied: autocast lowers all but float64."""
+    kind = tensor.device.type
+    if (
+        tensor.dtype != torch.float64
+        and torch.amp.is_autocast_available(kind)
+        and torch.is_autocast_enabled(kind)
+    ):
+        return torch.get_autocast_dtype(kind)
+    return tensor.dtype
+
 
 def check_convolution(
     input: Tensor,
@@ -20,22 +66,15 @@ def check_convolution(
     Raises
     ------
     TypeError
-        If a tensor is not floating, or dtypes differ (autocast brings them together itself).
+        If dtypes differ, after autocast where that is on.
     ValueError
-        If shapes, groups, devices or the padding mode do not fit.
+        If shapes, groups or the padding mode do not fit.
     """
     check_padding_mode(padding_mode)
     if input.ndim != 4:
         raise ValueError(f"input: expected shape (B, C, H, W), got {tuple(input.shape)}")
-    tensors = {"input": input, "weight": weight, "bias": bias}
-    for name, tensor in tensors.items():
-        if tensor is None:
-            continue
-        if not tensor.is_floating_point():
-            raise TypeError(f"{name}: expected a floating dtype, got {tensor.dtype}")
-        if tensor.device != input.device:
-            raise ValueError(f"{name}: expected device {input.device}, got {tensor.device}")
-        if tensor.dtype != input.dtype and not torch.is_autocast_enabled(input.device.type):
+    for name, tensor in {"weight": weight, "bias": bias}.items():
+        if tensor is not None and multiplied_dtype(tensor) != multiplied_dtype(input):
             raise TypeError(f"{name}: expected the input's dtype {input.dtype}, got {tensor.dtype}")
     channels, (out_channels, group_channels) = input.shape[1], weight.shape[:2]
     if group_channels == 0 or channels % group_channels != 0:
@@ -58,7 +97,6 @@ def check_field(
     name: str, field: Tensor, input: Tensor, channels_per_group: int, output_size: tuple[int, int]
 ) -> int:
     """Check a field (B, G * channels_per_group, Ho, Wo) over the output, and return G."""
-    check_over_output(name, field, input)
     rows, columns = output_size
     if (
         field.ndim != 4
@@ -74,14 +112,6 @@ def check_field(
     groups = field.shape[1] // channels_per_group
     check_sample_groups(name, groups, input)
     return groups
-
-
-def check_over_output(name: str, field: Tensor, input: Tensor) -> None:
-    """Check dtype and device of a field over the output pixels."""
-    if not field.is_floating_point():
-        raise TypeError(f"{name}: expected a floating dtype, got {field.dtype}")
-    if field.device != input.device:
-        raise ValueError(f"{name}: expected device {input.device}, got {field.device}")
 
 
 def check_sample_groups(name: str, groups: int, input: Tensor) -> None:

@@ -3,12 +3,20 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from finslerconv.ops._checks import check_convolution, check_field, compute_dtype
+from finslerconv._tracing import recorded
+from finslerconv.ops._checks import (
+    check_convolution,
+    check_field,
+    check_tensors,
+    compute_dtype,
+    kernel_size,
+)
 from finslerconv.ops._dispatch import convolve
 from finslerconv.ops._geometry import ConvGeometry, IntPair, PaddingMode
 from finslerconv.ops._positions import Positions
 
 
+@recorded
 def deform_conv2d(
     input: Float[Tensor, "batch channels height width"],
     offset: Float[Tensor, "batch offset_channels out_height out_width"],
@@ -48,16 +56,19 @@ def deform_conv2d(
     Raises
     ------
     TypeError
-        If a tensor is not floating, or input and weight differ in dtype outside autocast.
+        If an argument is no tensor or not floating, or weight and bias are not of the input's
+        dtype (under autocast, float64 is not lowered, as in ``torch.nn.functional.conv2d``).
     ValueError
-        If the shapes do not fit; the message says what was expected.
+        If the shapes do not fit, or a tensor is on another device than the input; the message
+        says what was expected.
 
     References
     ----------
     Dai et al., "Deformable Convolutional Networks" (ICCV 2017); Zhu et al., "Deformable ConvNets
     v2" (CVPR 2019).
     """
-    geometry = ConvGeometry.of(weight.shape[-2:], stride, padding, dilation)
+    check_tensors(input, offset=offset, weight=weight, bias=bias, mask=mask)
+    geometry = ConvGeometry.of(kernel_size(weight), stride, padding, dilation)
     output_size = check_convolution(input, weight, bias, geometry, padding_mode)
     taps = geometry.n_taps
     groups = check_field("offset", offset, input, 2 * taps, output_size)

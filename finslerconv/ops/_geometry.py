@@ -50,13 +50,13 @@ class ConvGeometry:
         ValueError
             If an argument is no pair of integers in its range, or ``"same"`` comes with a stride.
         """
-        kernel = _pair("kernel_size", kernel_size, least=1)
-        strides = _pair("stride", stride, least=1)
-        dilations = _pair("dilation", dilation, least=1)
+        kernel = pair("kernel_size", kernel_size, least=1)
+        strides = pair("stride", stride, least=1)
+        dilations = pair("dilation", dilation, least=1)
         if isinstance(padding, str):
             before, after = _named_padding(padding, kernel, strides, dilations)
         else:
-            before = after = _pair("padding", padding, least=0)
+            before = after = pair("padding", padding, least=0)
         return cls(kernel, strides, dilations, before, after)
 
     @property
@@ -121,18 +121,19 @@ class ConvGeometry:
         return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 2)
 
 
-def _pair(name: str, value: IntPair, least: int) -> tuple[int, int]:
-    pair = tuple(value) if isinstance(value, Sequence) else (value,)
+def pair(name: str, value: IntPair, least: int) -> tuple[int, int]:
+    """Return one integer or two, of at least ``least``, as two."""
+    both = tuple(value) if isinstance(value, Sequence) else (value,)
     try:
         # NumPy's integers are none of Python's, nor are the sizes that torch.jit.trace sees.
-        pair = tuple(x if isinstance(x, int) else operator.index(x) for x in pair)
+        both = tuple(x if isinstance(x, int) else operator.index(x) for x in both)
     except TypeError:
-        pair = ()
-    if len(pair) == 1:
-        pair = pair * 2
-    if len(pair) != 2 or min(pair) < least:
+        both = ()
+    if len(both) == 1:
+        both = both * 2
+    if len(both) != 2 or min(both) < least:
         raise ValueError(f"{name}: expected one or two integers of at least {least}, got {value!r}")
-    return pair[0], pair[1]
+    return both[0], both[1]
 
 
 def _named_padding(

@@ -3,17 +3,20 @@
 from jaxtyping import Float
 from torch import Tensor
 
+from finslerconv._tracing import recorded
 from finslerconv.ops._checks import (
     check_convolution,
-    check_over_output,
     check_sample_groups,
+    check_tensors,
+    kernel_size,
     n_points,
 )
 from finslerconv.ops._dispatch import convolve
 from finslerconv.ops._geometry import ConvGeometry, IntPair, PaddingMode
-from finslerconv.ops._positions import MAPS, MapName, Positions
+from finslerconv.ops._positions import MapName, Positions, check_map
 
 
+@recorded
 def metric_conv2d(
     input: Float[Tensor, "batch channels height width"],
     M: Float[Tensor, "batch *groups out_height out_width 2 2"],
@@ -67,18 +70,20 @@ def metric_conv2d(
     Raises
     ------
     TypeError
-        If a tensor is not floating, or input and weight differ in dtype outside autocast.
+        If an argument is no tensor or not floating, or weight and bias are not of the input's
+        dtype (under autocast, float64 is not lowered, as in ``torch.nn.functional.conv2d``).
     ValueError
-        If the shapes do not fit; the message says what was expected.
+        If the shapes do not fit, or a tensor is on another device than the input; the message
+        says what was expected.
 
     References
     ----------
     Dagès, Lindenbaum, Bruckstein, "Metric Convolutions" (ICCV 2025).
     """
-    geometry = ConvGeometry.of(weight.shape[-2:], stride, padding, dilation)
+    check_tensors(input, M=M, omega=omega, points=points, weight=weight, bias=bias, mask=mask)
+    geometry = ConvGeometry.of(kernel_size(weight), stride, padding, dilation)
     output_size = check_convolution(input, weight, bias, geometry, padding_mode)
-    if map not in MAPS:
-        raise ValueError(f"map: expected 'radial' or 'affine', got {map!r}")
+    check_map(map)
     taps = n_points(points, geometry)
     M = _with_groups("M", M, input, output_size, 2)
     groups = M.shape[1]
@@ -87,7 +92,6 @@ def metric_conv2d(
         if omega.shape[1] != groups:
             raise ValueError(f"omega: expected the {groups} groups of M, got {omega.shape[1]}")
     if mask is not None:
-        check_over_output("mask", mask, input)
         if mask.shape != (input.shape[0], groups * taps, *output_size):
             raise ValueError(
                 f"mask: expected shape {(input.shape[0], groups * taps, *output_size)}, {taps} "
@@ -101,7 +105,6 @@ def _with_groups(
     name: str, field: Tensor, input: Tensor, output_size: tuple[int, int], trailing: int
 ) -> Tensor:
     """Return a checked metric field with its group axis, (B, G, Ho, Wo, 2[, 2])."""
-    check_over_output(name, field, input)
     tail = (*output_size, *(2,) * trailing)
     shape = tuple(field.shape)
     if len(shape) == 3 + trailing and shape == (input.shape[0], *tail):

@@ -7,9 +7,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from finslerconv._tracing import recorded
 from finslerconv.balls import affine, radial
 from finslerconv.metrics import Randers, Riemannian
-from finslerconv.ops._checks import compute_dtype
+from finslerconv.ops._checks import check_tensors, compute_dtype
+from finslerconv.ops._geometry import IntPair, pair
 
 #: How points are carried into a unit ball: :func:`finslerconv.balls.radial` or ``affine``.
 MapName = Literal["radial", "affine"]
@@ -46,7 +48,7 @@ class Positions:
     def groups(self) -> int:
         """The number of sets of positions, among which the channels are split."""
         if self.kind == "offsets":
-            return self.field.shape[1] // (2 * len(self.points))
+            return self.field.shape[1] // (2 * self.points.shape[0])
         return self.field.shape[1]
 
     @property
@@ -70,21 +72,20 @@ class Positions:
     ) -> Float[Tensor, "batch groups taps 2 out_height out_width"]:
         """Return the taps' displacements from the kernel's centre, in pixels, in plain PyTorch."""
         if self.kind != "offsets":
-            positions = metric_positions(
-                self.field, self.omega, self.points, dilation=dilation, map=self.kind
-            )
+            positions = _in_balls(self.field, self.omega, self.points, dilation, self.kind)
             return positions.movedim((-2, -1), (2, 3))
-        batch, taps = len(self.field), len(self.points)
+        batch, taps = self.field.shape[0], self.points.shape[0]
         offsets = self.field.to(self.dtype).reshape(batch, self.groups, taps, 2, *self.out_size)
         return offsets + self.points.to(self.dtype)[..., None, None]
 
 
+@recorded
 def metric_positions(
     M: Float[Tensor, "*batch 2 2"],
     omega: Float[Tensor, "*batch 2"] | None,
     points: Float[Tensor, "taps 2"],
     *,
-    dilation: tuple[int, int] = (1, 1),
+    dilation: IntPair = 1,
     map: MapName = "radial",
 ) -> Float[Tensor, "*batch taps 2"]:
     """Return the displacements of a metric convolution's taps from the kernel's centre.
@@ -98,8 +99,37 @@ def metric_positions(
     -------
     Tensor, shape (..., taps, 2)
         In pixels, float32 at least.
+
+    Raises
+    ------
+    TypeError
+        If an argument is no tensor, or not floating.
+    ValueError
+        If the shapes do not fit, or the tensors are on different devices.
     """
-    dtype = torch.promote_types(compute_dtype(M), compute_dtype(points))
+    check_tensors(M, name="M", omega=omega, points=points)
+    if M.ndim < 2 or M.shape[-2:] != (2, 2):
+        raise ValueError(f"M: expected shape (..., 2, 2), got {tuple(M.shape)}")
+    if omega is not None and omega.shape != M.shape[:-1]:
+        raise ValueError(f"omega: expected shape {tuple(M.shape[:-1])}, got {tuple(omega.shape)}")
+    if points.ndim != 2 or points.shape[1] != 2:
+        raise ValueError(f"points: expected shape (taps, 2), got {tuple(points.shape)}")
+    check_map(map)
+    return _in_balls(M, omega, points, pair("dilation", dilation, least=1), map)
+
+
+def check_map(map: str) -> None:
+    """Raise a ValueError if ``map`` is no :data:`MapName`."""
+    if map not in MAPS:
+        raise ValueError(f"map: expected 'radial' or 'affine', got {map!r}")
+
+
+def _in_balls(
+    M: Tensor, omega: Tensor | None, points: Tensor, dilation: tuple[int, int], map: str
+) -> Tensor:
+    dtype = torch.promote_types(compute_dtype(M), points.dtype)
+    if omega is not None:
+        dtype = torch.promote_types(dtype, omega.dtype)
     M = M.to(dtype)
     metric: Randers | Riemannian
     if omega is None:

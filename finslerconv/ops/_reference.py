@@ -29,7 +29,7 @@ def convolve(
 ) -> Float[Tensor, "batch out_channels out_height out_width"]:
     """Return the convolution at the positions. Arguments are taken as checked."""
     if mask is not None:
-        mask = mask.reshape(len(mask), positions.groups, geometry.n_taps, *mask.shape[2:])
+        mask = mask.reshape(mask.shape[0], positions.groups, geometry.n_taps, *mask.shape[2:])
     displacements = positions.displacements(geometry.dilation)
     return convolve_at(input, displacements, weight, bias, mask, geometry, padding_mode)
 

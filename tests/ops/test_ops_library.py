@@ -152,6 +152,25 @@ def test_autocast_lowers_values_and_never_positions(backend):
 
 
 @pytest.mark.unchecked
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_autocast_does_not_bring_float64_together_with_others(backend):
+    input, offset, _, weight, bias, _ = Case().tensors()
+    functions = {
+        "weight": lambda: ops.deform_conv2d(input, offset, weight.float(), bias, padding=1),
+        "bias": lambda: ops.deform_conv2d(input, offset, weight, bias.float(), padding=1),
+    }
+    with ops.use_backend(backend), torch.autocast("cpu", torch.bfloat16):
+        # As nn.functional.conv2d, which lowers all but float64.
+        assert ops.deform_conv2d(input, offset, weight, bias, padding=1).dtype == torch.float64
+        for name, function in functions.items():
+            words = f"{name}: expected the input's dtype torch.float64, got torch.float32"
+            with pytest.raises(TypeError, match=words):
+                function()
+        low = ops.deform_conv2d(input.bfloat16(), offset, weight.float(), bias.half(), padding=1)
+        assert low.dtype == torch.bfloat16
+
+
+@pytest.mark.unchecked
 def test_transforms_of_torch_func():
     case = Case()
     input, offset, _, weight, bias, mask = case.tensors()

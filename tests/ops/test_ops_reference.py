@@ -223,3 +223,56 @@ class TestErrors:
             arguments[name] = change(arguments[name]) if callable(change) else change
         with pytest.raises(ValueError, match=words):
             ops.metric_conv2d(**arguments)
+
+    @pytest.mark.parametrize(
+        ("operator", "name"),
+        [
+            ("deform_conv2d", name) for name in ("input", "offset", "weight", "bias", "mask")
+        ] + [
+            ("metric_conv2d", name)
+            for name in ("input", "M", "omega", "points", "weight", "bias", "mask")
+        ] + [("metric_positions", name) for name in ("M", "omega", "points")],
+    )  # fmt: skip
+    def test_of_each_tensor_by_itself(self, operator, name):
+        case = Case(kind="offsets" if operator == "deform_conv2d" else "radial")
+        names = ("input", "M", "omega", "weight", "bias", "mask")
+        if operator == "deform_conv2d":
+            names = ("input", "offset", "omega", "weight", "bias", "mask")
+        given = dict(zip(names, case.tensors(), strict=True)) | {"points": case.points}
+        if operator == "deform_conv2d":
+            del given["omega"], given["points"]
+        if operator == "metric_positions":
+            given = {key: given[key] for key in ("M", "omega", "points")}
+        else:
+            given["padding"] = 1
+        function, tensor = getattr(ops, operator), given[name]
+        assert function(**given).device.type == "cpu"
+        with pytest.raises(TypeError, match=f"{name}: expected a Tensor, got ndarray"):
+            function(**given | {name: tensor.numpy()})
+        with pytest.raises(TypeError, match=f"{name}: expected a floating dtype, got torch.int64"):
+            function(**given | {name: tensor.long()})
+        # With one of its arguments on the meta device a custom operator would return no data.
+        expected = "expected device cpu, got meta|expected device meta, got cpu"
+        with pytest.raises(ValueError, match=expected) as caught:
+            function(**given | {name: tensor.to("meta")})
+        first = next(iter(given))
+        assert str(caught.value).startswith(name) or name == first
+        if name in ("omega", "bias", "mask"):
+            function(**given | {name: None})
+        else:
+            with pytest.raises(TypeError, match=f"{name}: expected a Tensor, got NoneType"):
+                function(**given | {name: None})
+
+    def test_of_the_positions_of_a_metric(self):
+        M, omega, points = torch.eye(2).expand(3, 2, 2), torch.zeros(3, 2), torch.zeros(9, 2)
+        for arguments, words in [
+            ((M[..., 0], omega, points), r"M: expected shape \(\.\.\., 2, 2\), got \(3, 2\)"),
+            ((M, omega[:2], points), r"omega: expected shape \(3, 2\), got \(2, 2\)"),
+            ((M, omega, points[0]), r"points: expected shape \(taps, 2\), got \(2,\)"),
+        ]:
+            with pytest.raises(ValueError, match=words):
+                ops.metric_positions(*arguments)
+        with pytest.raises(ValueError, match="map: expected 'radial' or 'affine'"):
+            ops.metric_positions(M, omega, points, map="conformal")
+        with pytest.raises(ValueError, match="dilation: expected one or two integers"):
+            ops.metric_positions(M, omega, points, dilation=0)

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import parametrize
 
+from finslerconv._arrays import has_values
 from finslerconv.nn._adaptive import (
     _CONV_ARGUMENTS,
     AdaptiveConv2d,
@@ -136,7 +137,7 @@ def _adaptive_family(cls: type[AdaptiveConv2d], start: Start, options: dict[str,
         else:
             take_over_weights(conv, layer)
         # On the meta device there are no values to tell by.
-        departure = None if own_tensor(layer).is_meta else layer.departure()
+        departure = layer.departure() if has_values(own_tensor(layer)) else None
 
         def finish() -> tuple[nn.Module, tuple[str, ...]]:
             if constant:
@@ -192,8 +193,11 @@ def _weighted_family(density: Any = None, preserve: bool = True) -> Family:
     def prepare(name: str, conv: _ConvNd) -> Finish:
         made = densities[id(conv)] = _density_for(name, conv, chosen(conv), preserve)
 
+        undivided = preserve and not has_values(conv.weight)
+        notes = ("on the meta device, where no weight is divided by its density",) * undivided
+
         def finish() -> tuple[nn.Module, tuple[str, ...]]:
-            return _weighted(conv, made, divided), ()
+            return _weighted(conv, made, divided), notes
 
         return finish
 

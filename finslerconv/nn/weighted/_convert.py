@@ -59,7 +59,8 @@ def to_weighted(
         with a mapping, those whose kernel size is in it.
     preserve : bool
         Whether to divide the weights by Phi, so that the model computes what it did and only its
-        training changes.
+        training changes. On the meta device there is nothing to divide: what is loaded later are
+        weights below Phi.
     inplace : bool
         Whether to change the model itself (parameters keep their identity, so an optimiser goes
         on working); by default a copy is changed.

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from finslerconv._arrays import has_values
+
 
 class Density(nn.Module, ABC):
     r"""A spatial density :math:`\Phi` on the taps of a kernel.
@@ -130,7 +132,7 @@ class SeparableDensity(Density):
         if not trainable:
             self.phi = _outer(_full_profiles(profiles, self.kernel_size))
         # Computed in double until here: a fixed float32 Phi is rounded once.
-        self.to(device=device, dtype=dtype or torch.get_default_dtype())
+        place(self, device, dtype)
 
     def profiles(self) -> tuple[Float[Tensor, " _"], ...]:
         """Full profiles, one per axis (trainable densities only).
@@ -271,8 +273,17 @@ def as_density(
     return density
 
 
+def place(
+    module: nn.Module, device: torch.device | str | None, dtype: torch.dtype | None
+) -> None:
+    """Move a module to a device and a dtype; PyTorch's defaults for None."""
+    module.to(device=device or torch.get_default_device(), dtype=dtype or torch.get_default_dtype())
+
+
 def check_no_zero(phi: Tensor, why: str) -> None:
     """Refuse a density with a zero, naming the first."""
+    if not has_values(phi):
+        return
     zeros = (phi == 0).nonzero()
     if len(zeros):
         raise ValueError(
@@ -331,7 +342,7 @@ def _checked_profiles(
                 f"{where} must have {_expected_length(k)} for kernel_size {k}; got {length}: "
                 f"{list(row)!r}"  # type: ignore[call-overload]
             )
-    return [torch.tensor(row, dtype=torch.float64) for row in rows]
+    return [torch.tensor(row, dtype=torch.float64, device="cpu") for row in rows]
 
 
 def _expected_length(k: int) -> str:
@@ -349,6 +360,9 @@ def _expected_lengths(kernel_size: tuple[int, ...]) -> str:
 
 
 def check_values(values: Tensor, name: str, positive: bool) -> None:
+    """Refuse values that are not finite, or, where they must be, not positive."""
+    if not has_values(values):
+        return
     bad = ~values.isfinite() | (
         values <= 0 if positive else torch.zeros_like(values, dtype=torch.bool)
     )

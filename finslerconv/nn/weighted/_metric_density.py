@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from finslerconv._arrays import constant_like
+from finslerconv._arrays import constant_like, has_values
 from finslerconv.metrics import FinslerMetric, Randers
 from finslerconv.metrics._base import norm_off_zero
-from finslerconv.nn.weighted._density import Density
+from finslerconv.nn.weighted._density import Density, place
 from finslerconv.nn.weighted._profiles import Profile
 
 
@@ -62,8 +62,6 @@ class MetricDensity(Density):
             [0.4142, 0.5000, 0.4142]])
     """
 
-    taps: Tensor
-
     def __init__(
         self,
         kernel_size: Sequence[int],
@@ -74,7 +72,6 @@ class MetricDensity(Density):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(kernel_size)
-        taps = tap_offsets(self.kernel_size)
         current = metric if isinstance(metric, FinslerMetric) else metric()
         if not isinstance(current, FinslerMetric):
             raise TypeError(
@@ -92,9 +89,12 @@ class MetricDensity(Density):
                 f"shape {current.batch_shape}; take one of its points, such as metric[0, 0]"
             )
         with torch.no_grad():
-            distances = _distances(current, taps)
-            phi = profile(distances)
-        if not phi.isfinite().all():
+            distances = _distances(current, self.kernel_size)
+            # The profile may be where another density of its own has put it.
+            numbers = itertools.chain(profile.parameters(), profile.buffers())
+            home = next(numbers, distances).device
+            phi = profile(distances.to(home)) if has_values(distances) else distances
+        if has_values(phi) and not phi.isfinite().all():
             first = tuple((~phi.isfinite()).nonzero()[0].tolist())
             raise ValueError(
                 f"profile must be finite on the taps; at tap {first}, distance "
@@ -103,18 +103,27 @@ class MetricDensity(Density):
         if isinstance(metric, nn.Module):
             self.metric = metric
             self.profile = profile
-            self.register_buffer("taps", taps, persistent=False)
         elif profile.trainable:
             self.profile = profile
             self.register_buffer("distances", distances)
         else:
             self.phi = phi
-        self.to(device=device, dtype=dtype or torch.get_default_dtype())
+        place(self, device, dtype)
 
     def _evaluate(self) -> Tensor:
         if isinstance(self._modules.get("metric"), nn.Module):
-            return self.profile(norm_off_zero(self.metric().norm, self.taps))
+            metric = self.metric()
+            taps = tap_offsets(self.kernel_size, self._like(metric))
+            return self.profile(norm_off_zero(metric.norm, taps))
         return self.profile(self.distances)
+
+
+    def _like(self, metric: FinslerMetric) -> Tensor:
+        """Return a tensor of the device and dtype in which the density is computed."""
+        if isinstance(metric.like, Tensor):
+            return metric.like
+        # A metric that has no numbers, such as the Euclidean one, takes vectors of any kind.
+        return next(itertools.chain(self.parameters(), self.buffers()))
 
 
 class TrainableRanders(nn.Module):
@@ -167,16 +176,19 @@ class TrainableRanders(nn.Module):
         return Randers(L @ L.T, L @ n / (1 + n.dot(n)).sqrt(), validate=False)
 
 
-def tap_offsets(kernel_size: Sequence[int]) -> Tensor:
+def tap_offsets(kernel_size: Sequence[int], like: Tensor) -> Tensor:
     """Centred tap offsets, shape ``(*kernel_size, d)``, in array-axis order."""
-    axes = [[i - (k - 1) / 2 for i in range(k)] for k in kernel_size]
-    taps = torch.tensor(list(itertools.product(*axes)), dtype=torch.float64)
-    return taps.reshape(*kernel_size, len(axes))
+    axes = [torch.arange(k, dtype=like.dtype, device=like.device) - (k - 1) / 2 for k in kernel_size]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
 
 
-def _distances(metric: FinslerMetric, taps: Tensor) -> Tensor:
-    """F at the taps, in double, whatever kind of array the metric computes in."""
-    norms = norm_off_zero(metric.norm, constant_like(taps.numpy(), metric.like))
+def _distances(metric: FinslerMetric, kernel_size: Sequence[int]) -> Tensor:
+    """F at the taps, in double on the CPU, whatever kind of array the metric computes in."""
+    if not has_values(metric.like):
+        return torch.empty(kernel_size, dtype=torch.float64, device="meta")
+    exact = torch.empty(0, dtype=torch.float64, device="cpu")
+    taps = constant_like(tap_offsets(kernel_size, exact).numpy(), metric.like)
+    norms = norm_off_zero(metric.norm, taps)
     if isinstance(norms, Tensor):
         return norms.detach().to(device="cpu", dtype=torch.float64)
     return torch.from_numpy(np.asarray(norms, dtype=np.float64))

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from finslerconv._tracing import recorded
 from finslerconv.nn.weighted._density import Density, as_density
 from finslerconv.nn.weighted._fused import Geometry, same_padding, weighted_conv
 
@@ -27,18 +28,25 @@ class _Weighted(nn.modules.conv._ConvNd):
         """The kernel that is applied, ``weight * Phi``; the parameter ``weight`` lacks Phi."""
         return self.weight * self.density().to(self.weight.dtype)
 
-    def _weighted_forward(self, x: Tensor) -> Tensor:
-        padding: Any = self.padding
-        if padding == "same":
-            padding = same_padding(self.kernel_size, self.dilation)
-        elif padding == "valid":
-            padding = (0,) * len(self.kernel_size)
-        if self.padding_mode != "zeros" or padding is None:
-            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-            x = functional.pad(x, self._reversed_padding_repeated_twice, mode=mode)
-            padding = (0,) * len(self.kernel_size)
-        geometry = Geometry(self.stride, padding, self.dilation, self.groups)
-        return weighted_conv(self, x, self.weight, self.density(), self.bias, geometry)
+    @property
+    def itself(self) -> "_Weighted":
+        """The layer, by a name for it where it is the root of a symbolic trace."""
+        return self
+
+
+@recorded
+def _output(layer: _Weighted, x: Tensor) -> Tensor:
+    padding: Any = layer.padding
+    if padding == "same":
+        padding = same_padding(layer.kernel_size, layer.dilation)
+    elif padding == "valid":
+        padding = (0,) * len(layer.kernel_size)
+    if layer.padding_mode != "zeros" or padding is None:
+        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        x = functional.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
+        padding = (0,) * len(layer.kernel_size)
+    geometry = Geometry(layer.stride, padding, layer.dilation, layer.groups)
+    return weighted_conv(layer, x, layer.weight, layer.density(), layer.bias, geometry)
 
 
 class WeightedConv1d(_Weighted, nn.Conv1d):
@@ -88,7 +96,7 @@ class WeightedConv1d(_Weighted, nn.Conv1d):
         input: Float[Tensor, "*batch channels length"],
     ) -> Float[Tensor, "*batch out_channels out_length"]:
         """Convolve ``input`` by ``weight * Phi``."""
-        return self._weighted_forward(input)
+        return _output(self, input)
 
 
 class WeightedConv2d(_Weighted, nn.Conv2d):
@@ -167,7 +175,7 @@ class WeightedConv2d(_Weighted, nn.Conv2d):
         input: Float[Tensor, "*batch channels height width"],
     ) -> Float[Tensor, "*batch out_channels out_height out_width"]:
         """Convolve ``input`` by ``weight * Phi``."""
-        return self._weighted_forward(input)
+        return _output(self, input)
 
 
 class WeightedConv3d(_Weighted, nn.Conv3d):
@@ -217,4 +225,4 @@ class WeightedConv3d(_Weighted, nn.Conv3d):
         input: Float[Tensor, "*batch channels depth height width"],
     ) -> Float[Tensor, "*batch out_channels out_depth out_height out_width"]:
         """Convolve ``input`` by ``weight * Phi``."""
-        return self._weighted_forward(input)
+        return _output(self, input)

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from finslerconv._arrays import has_values
 from finslerconv.nn.weighted._density import check_values, held
 
 
@@ -47,6 +48,15 @@ class Profile(nn.Module, ABC):
             self.register_parameter(name, nn.Parameter(values))
         else:
             self.register_buffer(name, values)
+        self.to(torch.get_default_device())
+
+
+def _number(x: float) -> Tensor:
+    return torch.tensor(float(x), dtype=torch.float64, device="cpu")
+
+
+def _shown(x: Tensor) -> str:
+    return f"{x.item():.6g}" if has_values(x) else "?"
 
 
 class GaussianProfile(Profile):
@@ -76,7 +86,7 @@ class GaussianProfile(Profile):
         if not (math.isfinite(sigma) and sigma > 0):
             raise ValueError(f"sigma must be finite and above zero; got {sigma}")
         super().__init__(trainable)
-        self._keep("log_sigma", torch.tensor(float(sigma), dtype=torch.float64).log())
+        self._keep("log_sigma", _number(sigma).log())
 
     def forward(self, r: Float[Tensor, "*taps"]) -> Float[Tensor, "*taps"]:
         """See :class:`Profile`."""
@@ -85,7 +95,7 @@ class GaussianProfile(Profile):
 
     def extra_repr(self) -> str:
         """Width, as in the printed module."""
-        return f"sigma={self.log_sigma.exp().item():.6g}, trainable={self.trainable}"
+        return f"sigma={_shown(self.log_sigma.exp())}, trainable={self.trainable}"
 
 
 class PowerProfile(Profile):
@@ -115,7 +125,7 @@ class PowerProfile(Profile):
         if not math.isfinite(exponent):
             raise ValueError(f"exponent must be finite; got {exponent}")
         super().__init__(trainable)
-        self._keep("exponent", torch.tensor(float(exponent), dtype=torch.float64))
+        self._keep("exponent", _number(exponent))
 
     def forward(self, r: Float[Tensor, "*taps"]) -> Float[Tensor, "*taps"]:
         """See :class:`Profile`."""
@@ -123,7 +133,7 @@ class PowerProfile(Profile):
 
     def extra_repr(self) -> str:
         """Exponent, as in the printed module."""
-        return f"exponent={self.exponent.item():.6g}, trainable={self.trainable}"
+        return f"exponent={_shown(self.exponent)}, trainable={self.trainable}"
 
 
 class FreeProfile(Profile):
@@ -166,7 +176,7 @@ class FreeProfile(Profile):
             raise ValueError(f"values must hold at least two numbers; got {list(values)}")
         if not (math.isfinite(radius) and radius > 0):
             raise ValueError(f"radius must be finite and above zero; got {radius}")
-        kept = torch.tensor(values, dtype=torch.float64)
+        kept = torch.tensor(values, dtype=torch.float64, device="cpu")
         check_values(kept, "values", positive)
         super().__init__(trainable)
         self.radius = float(radius)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from finslerconv._arrays import has_values
 from finslerconv.nn.weighted._density import Density
 from finslerconv.nn.weighted._parametrize import kernel_parameter
 
@@ -76,4 +77,8 @@ def unshareable(model: nn.Module, densities: Mapping[int, Density]) -> dict[int,
 
 
 def _equal(a: Density, b: Density) -> bool:
-    return a is b or (a.kernel_size == b.kernel_size and torch.equal(a(), b()))
+    if a is b or a.kernel_size != b.kernel_size:
+        return a is b
+    first, second = a(), b()
+    # Without values they may yet be equal, and nothing is multiplied.
+    return not (has_values(first) and has_values(second)) or torch.equal(first, second)
