@@ -3,7 +3,7 @@
 PyTorch, matplotlib and scikit-image are imported inside the commands: ``--help`` is quick.
 """
 
-import math
+import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,14 +16,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from finslerconv import __version__
-from finslerconv.cli._errors import fail
+from finslerconv.cli._errors import SMALLEST, fail
 from finslerconv.cli._metric import MetricOptions
 
 if TYPE_CHECKING:
     import torch
     from matplotlib.figure import Figure
 
-    from finslerconv.cli._denoise import BallFilter, GeodesicFilter, Score
+    from finslerconv.cli._denoise import GeodesicFilter, Result
 
 DEFAULT = MetricOptions()
 
@@ -42,19 +42,51 @@ ImageArgument = Annotated[
     ),
 ]
 MaxSize = Annotated[
-    int, typer.Option(help="Reduce larger photographs to this many pixels on their longer side.")
+    int,
+    typer.Option(
+        min=SMALLEST, help="Reduce larger photographs to this many pixels on their longer side."
+    ),
 ]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...")]
-Radius = Annotated[float, typer.Option(help="Radius of the unit balls in flat regions, in pixels.")]
-Anisotropy = Annotated[
-    float, typer.Option(help="Stretch of the balls at the strongest edge, at least 0.")
-]
+
+# Within these bounds every metric of a picture is positive in float32.
+_radius = functools.partial(
+    typer.Option, min=0.1, max=100, help="Radius of the unit balls in flat regions, in pixels."
+)
+_anisotropy = functools.partial(
+    typer.Option, min=0, max=300, help="Stretch of the balls at the strongest edge."
+)
+_smoothing = functools.partial(
+    typer.Option, min=0.3, max=100, help="Scale of the derivatives that find edges, in pixels."
+)
+Radius = Annotated[float, _radius()]
+Anisotropy = Annotated[float, _anisotropy()]
+Smoothing = Annotated[float, _smoothing()]
 Tau = Annotated[
-    float, typer.Option(help="Strength of the drift along the edges, between -1 and 1.")
+    float, typer.Option(min=-0.95, max=0.95, help="Strength of the drift along the edges.")
 ]
-Smoothing = Annotated[
-    float, typer.Option(help="Scale of the derivatives that find the edges, in pixels.")
-]
+
+#: How --help shows defaults that depend on the picture.
+_CHOSEN = "from the noisy picture"
+
+
+def _command(function: Callable[..., None]) -> Callable[..., None]:
+    """Make a function a command; what the library refuses is one line, as are the user's errors."""
+
+    @app.command(name=function.__name__)
+    @functools.wraps(function)
+    def run(*args: Any, **options: Any) -> None:
+        try:
+            function(*args, **options)
+        except ValueError as error:
+            fail(str(error))
+        except (MemoryError, RuntimeError) as error:
+            # PyTorch says so by a RuntimeError.
+            if isinstance(error, RuntimeError) and "memory" not in str(error):
+                raise
+            fail("the picture needs more memory than there is; reduce it by --max-size")
+
+    return function
 
 
 def _show_version(wanted: bool) -> bool:
@@ -76,82 +108,86 @@ def main(
     """Convolutions from metrics: a kernel's positions are samples of a unit ball."""
 
 
-@app.command()
+@_command
 def denoise(
     image: ImageArgument = None,
     sigma: Annotated[
-        float, typer.Option(help="Standard deviation of the noise; the picture is in [0, 1].")
+        float,
+        typer.Option(
+            min=1e-4,
+            max=10,
+            help="Standard deviation of the noise that is added; the picture is in [0, 1].",
+        ),
     ] = 0.1,
-    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
     kernel_size: Annotated[
-        int, typer.Option(help="Every filter has this many samples squared; odd, at least 3.")
+        int,
+        typer.Option(min=3, max=101, help="Boxes and balls have this many samples squared; odd."),
     ] = 11,
     output: Annotated[Path, typer.Option("--output", "-o", help="The figure to write.")] = Path(
         "finslerconv-denoise.png"
     ),
     max_size: MaxSize = 512,
-    radius: Radius = DEFAULT.radius,
-    anisotropy: Anisotropy = DEFAULT.anisotropy,
+    radius: Annotated[float | None, _radius(show_default=_CHOSEN)] = None,
+    anisotropy: Annotated[float | None, _anisotropy(show_default=_CHOSEN)] = None,
     tau: Tau = DEFAULT.tau,
-    smoothing: Smoothing = DEFAULT.smoothing,
+    smoothing: Annotated[float | None, _smoothing(show_default=_CHOSEN)] = None,
     device: Device = "cpu",
 ) -> None:
     """Add noise to a photograph and remove it by averaging over unit balls.
 
-    All filters take the mean of as many samples. They differ in the metric whose ball they
+    Boxes and balls take the mean of as many samples. They differ in the metric whose ball they
     sample: a square, a larger square, a disc, ellipses along the edges, and these off
-    centre. The metrics are computed from the noisy picture.
+    centre. The metrics are computed from the noisy picture. Beside them are the usual filters:
+    the best of the small boxes, a Gaussian, total variation and non-local means.
     """
-    _require(0 < sigma < math.inf, "--sigma", "a number above 0", sigma)
-    _require(seed >= 0, "--seed", "an integer of at least 0", seed)
-    _require(
-        kernel_size >= 3 and kernel_size % 2 == 1,
-        "--kernel-size",
-        "an odd number >= 3",
-        kernel_size,
-    )
-    options = _metric_options(radius, anisotropy, tau, smoothing)
-    _check_files(max_size, output)
+    _require(kernel_size % 2 == 1, "--kernel-size", "an odd number", kernel_size)
+    _check_files(output)
     pixels = _read(image, max_size)
 
     import torch
 
-    from finslerconv.cli._denoise import Score, ball_filters, with_noise
-    from finslerconv.cli._figures import Panel, denoise_figure
+    from finslerconv.cli._baselines import baselines
+    from finslerconv.cli._denoise import Result, ball_filters, chosen, estimated_noise, with_noise
+    from finslerconv.cli._figures import denoise_figure
 
     target = _device(device)
     noisy = with_noise(pixels, sigma, seed)
+    noise = estimated_noise(noisy)
+    start = MetricOptions.for_noise(noise, kernel_size, radius, anisotropy, tau, smoothing)
+    given = {"radius": radius, "anisotropy": anisotropy}
+    free = [name for name, value in given.items() if value is None]
+    results = [Result.of("noisy", "no filter", noisy, pixels)]
+    with _busy("The usual filters"):
+        results += baselines(noisy, pixels, noise)
     with torch.inference_mode():
         tensor = torch.as_tensor(noisy, device=target)[None]
+        with _progress(6 * len(free) * kernel_size**2, "Choosing the balls") as advance:
+            options = chosen(tensor, noise, kernel_size, start, free, advance)
         metric = options.of(tensor)
-        filters = ball_filters(metric, kernel_size, radius)
-        results = []
+        filters = ball_filters(metric, kernel_size, options.radius)
         with _progress(len(filters) * kernel_size**2) as advance:
-            for ball_filter in filters:
-                results.append(ball_filter(tensor, advance)[0].cpu().numpy())
-        scores = [Score.of(result, pixels) for result in (noisy, *results)]
-        best = max(range(1, len(scores)), key=lambda i: scores[i].psnr)
-        captions = [
-            f"{name}, {score.psnr:.2f} dB"
-            for name, score in zip(("noisy", *(f.name for f in filters)), scores, strict=True)
-        ]
-        panels = [Panel(p, c) for p, c in zip((noisy, *results), captions, strict=True)]
-        panels.append(Panel(pixels, "the original"))
-        figure = denoise_figure(panels, best, noisy, metric, cast("GeodesicFilter", filters[-1]))
-    _print_scores(filters, scores, best, kernel_size, sigma)
+            for each in filters:
+                picture = each(tensor, advance)[0].cpu().numpy()
+                results.append(Result.of(each.name, each.samples, picture, pixels))
+        figure = denoise_figure(results, pixels, metric, cast("GeodesicFilter", filters[-1]))
+    _print_scores(results, sigma, noise, options)
     _save(figure, output)
 
 
-@app.command()
+@_command
 def balls(
     image: ImageArgument = None,
     spacing: Annotated[
         int | None,
         typer.Option(
-            help="Pixels between the balls; without it, about 20 balls on the longer side."
+            min=1,
+            help="Pixels between the balls; without it, about 20 balls on the longer side.",
         ),
     ] = None,
-    scale: Annotated[float, typer.Option(help="Draw the balls this many times as large.")] = 1.5,
+    scale: Annotated[
+        float, typer.Option(min=0.01, max=100, help="Draw the balls this many times as large.")
+    ] = 1.5,
     colour_by: Annotated[
         Literal["anisotropy", "asymmetry", "none"],
         typer.Option(
@@ -170,10 +206,8 @@ def balls(
     device: Device = "cpu",
 ) -> None:
     """Draw the unit balls of a photograph's metric over it."""
-    _require(spacing is None or spacing >= 1, "--spacing", "a positive number", spacing)
-    _require(0 < scale < math.inf, "--scale", "a number above 0", scale)
-    options = _metric_options(radius, anisotropy, tau, smoothing)
-    _check_files(max_size, output)
+    options = MetricOptions(radius, anisotropy, tau, smoothing)
+    _check_files(output)
     pixels = _read(image, max_size)
 
     import torch
@@ -189,7 +223,7 @@ def balls(
     _save(figure, output)
 
 
-@app.command()
+@_command
 def path(
     image: ImageArgument = None,
     start: Annotated[
@@ -216,8 +250,8 @@ def path(
     the drift makes it cheaper one way than the other. Pixels are those of the picture after
     --max-size has reduced it.
     """
-    options = _metric_options(radius, anisotropy, tau, smoothing)
-    _check_files(max_size, output)
+    options = MetricOptions(radius, anisotropy, tau, smoothing)
+    _check_files(output)
     pixels = _read(image, max_size)
     _require((start is None) == (end is None), "--from, --to", "both or neither", "one of them")
 
@@ -281,23 +315,10 @@ def _require(good: bool, option: str, wanted: str, value: Any) -> None:
         fail(f"{option}: expected {wanted}, got {value}")
 
 
-def _metric_options(
-    radius: float, anisotropy: float, tau: float, smoothing: float
-) -> MetricOptions:
-    _require(0 < radius < math.inf, "--radius", "a number above 0", radius)
-    _require(0 <= anisotropy < math.inf, "--anisotropy", "a number of at least 0", anisotropy)
-    _require(-1 < tau < 1, "--tau", "a number between -1 and 1", tau)
-    _require(0 < smoothing <= 100, "--smoothing", "a number above 0, at most 100", smoothing)
-    return MetricOptions(radius, anisotropy, tau, smoothing)
-
-
-def _check_files(max_size: int, output: Path) -> None:
+def _check_files(output: Path) -> None:
     """Refuse what cannot be written before anything is computed."""
     from matplotlib.backend_bases import FigureCanvasBase
 
-    from finslerconv.cli._picture import SMALLEST
-
-    _require(max_size >= SMALLEST, "--max-size", f"at least {SMALLEST} pixels", max_size)
     formats = FigureCanvasBase.get_supported_filetypes()
     if output.suffix[1:].lower() not in formats:
         fail(
@@ -310,12 +331,9 @@ def _check_files(max_size: int, output: Path) -> None:
 
 
 def _read(path: Path | None, max_size: int) -> Any:
-    from finslerconv.cli._picture import PictureError, read_picture
+    from finslerconv.cli._picture import read_picture
 
-    try:
-        return read_picture(path, max_size)
-    except PictureError as error:
-        fail(str(error))
+    return read_picture(path, max_size)
 
 
 def _device(name: str) -> "torch.device":
@@ -345,30 +363,30 @@ def _busy(what: str) -> Iterator[None]:
 
 
 def _print_scores(
-    filters: "Sequence[BallFilter]",
-    scores: "Sequence[Score]",
-    best: int,
-    kernel_size: int,
-    sigma: float,
+    results: "Sequence[Result]", sigma: float, noise: float, options: MetricOptions
 ) -> None:
+    best = max(results, key=lambda result: result.score.psnr)
     table = Table(
-        title=f"{kernel_size} x {kernel_size} equal weights, noise of standard deviation {sigma:g}",
+        title=f"noise of standard deviation {sigma:g}, estimated as {noise:.3g}",
         title_justify="left",
     )
     table.add_column("filter")
-    table.add_column("takes the mean over")
+    table.add_column("what it does")
     table.add_column("PSNR (dB)", justify="right")
     table.add_column("SSIM", justify="right")
-    names = [("none", "the noisy picture"), *((f.name, f.samples) for f in filters)]
-    for i, ((name, samples), score) in enumerate(zip(names, scores, strict=True)):
+    for result in results:
         table.add_row(
-            name + (" (best)" if i == best else ""),
-            samples,
-            f"{score.psnr:.2f}",
-            f"{score.ssim:.3f}",
-            style="bold green" if i == best else None,
+            result.name + (" (best)" if result is best else ""),
+            result.how,
+            f"{result.score.psnr:.2f}",
+            f"{result.score.ssim:.3f}",
+            style="bold green" if result is best else None,
         )
     Console().print(table)
+    typer.echo(
+        f"The balls: --radius {options.radius:.2g} --anisotropy {options.anisotropy:.2g} "
+        f"--smoothing {options.smoothing:.2g} --tau {options.tau:.2g}"
+    )
 
 
 def _save(figure: "Figure", path: Path) -> None:
@@ -382,7 +400,7 @@ def _save(figure: "Figure", path: Path) -> None:
     typer.echo(f"Wrote {path}")
 
 
-@app.command()
+@_command
 def inspect(
     model: Annotated[
         str,
@@ -401,7 +419,12 @@ def inspect(
         ),
     ] = None,
     weights: Annotated[
-        Path | None, typer.Option(help="A state_dict to load into the model.")
+        Path | None,
+        typer.Option(
+            help="A checkpoint to load into the model: a state_dict, bare or under a usual name "
+            "('state_dict', 'model', 'ema', ...), also of DataParallel, torch.compile or "
+            "Lightning, from torch.save or safetensors."
+        ),
     ] = None,
     trust: Annotated[
         bool,
@@ -429,7 +452,7 @@ def inspect(
     where its kernels sample are fitted. A network without adaptive layers shows its standard
     convolutions, whose balls are all one disc. Nothing is downloaded.
     """
-    _check_files(max_size, output)
+    _check_files(output)
     pixels = _read(image, max_size)
 
     from finslerconv.cli import _inspect
@@ -440,18 +463,15 @@ def inspect(
             "finslerconv: warning: --trust: a saved module may run any code while it is loaded",
             err=True,
         )
-    try:
-        with _busy("Loading the model"):
-            network = _inspect.load_model(model, trust, weights).to(target)
-            x = _inspect.as_input(network, pixels, target)
-        with _busy("Running the model"):
-            found = _inspect.find(network, x, layer or [])
-        with _progress(len(found.layers), "Fitting metrics") as advance:
-            results = _inspect.read(
-                found, x, None if objective == "reference" else objective, lambda: advance(1)
-            )
-    except _inspect.InspectError as error:
-        fail(str(error))
+    with _busy("Loading the model"):
+        network = _inspect.load_model(model, trust, weights, typer.echo).to(target)
+        x = _inspect.as_input(network, pixels, target)
+    with _busy("Running the model"):
+        found = _inspect.find(network, x, layer or [])
+    with _progress(len(found.layers), "Fitting metrics") as advance:
+        results = _inspect.read(
+            found, x, None if objective == "reference" else objective, lambda: advance(1)
+        )
     Console().print(_inspect.table(results))
     if not found.adaptive:
         typer.echo(

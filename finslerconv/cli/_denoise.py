@@ -1,7 +1,8 @@
 """Filters of equal weights, each the samples of a unit ball, and how well they denoise."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -9,7 +10,8 @@ from jaxtyping import Float
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
-from finslerconv.balls import ReferenceSet, lattice, polar
+from finslerconv.balls import ReferenceSet, concentric, lattice
+from finslerconv.cli._metric import MetricOptions
 from finslerconv.geodesics._balls import geodesic_positions
 from finslerconv.metrics import Randers, Riemannian
 from finslerconv.ops import ConvGeometry, deform_conv2d, metric_conv2d
@@ -55,10 +57,7 @@ class BallFilter:
 
 @dataclass(frozen=True)
 class GeodesicFilter(BallFilter):
-    """The mean over samples of each pixel's unit geodesic ball.
-
-    The samples are those of ``polar(k, k)``: ``k`` rings of ``k`` samples on ``k`` rays.
-    """
+    """The mean over samples of each pixel's unit geodesic ball."""
 
     steps: int = 16
     """Integration steps of each geodesic; balls along strong edges reach over many pixels."""
@@ -68,13 +67,13 @@ class GeodesicFilter(BallFilter):
         image: Float[Tensor, "1 channels height width"],
         advance: Callable[[int], None] = lambda taps: None,
     ) -> Float[Tensor, "1 channels height width"]:
-        """Filter a picture, held constant beyond its border, one ray of every ball at a time."""
+        """Filter a picture, held constant beyond its border, some taps at a time."""
         points = torch.as_tensor(self.reference.points, device=image.device)
         channels = image.shape[1]
         total = torch.zeros_like(image)
-        rays = self.reference.kernel_shape[-1]
-        for ray in range(rays):
-            part = points[ray::rays]
+        # By angle: samples on one ray share a geodesic.
+        turned = points[torch.atan2(points[:, 0], points[:, 1]).argsort(stable=True)]
+        for part in turned.split(self.reference.kernel_shape[-1]):
             positions = self.positions(part)
             weight = image.new_full((channels, 1, 1, len(part)), 1 / len(points))
             taps = ConvGeometry.of(weight.shape[2:]).taps(positions)
@@ -105,15 +104,70 @@ def ball_filters(metric: Randers, kernel_size: int, radius: float) -> list[BallF
     """
     k = kernel_size
     reach = k // 2
-    grid, rays = lattice(k), polar(k, k)
+    # Of all sets this one is the box's nearest relative: rings of 8 j samples, of equal areas.
+    grid, rings = lattice(k), concentric(k)
     return [
         BallFilter("box", f"{k} x {k} grid", _discs(metric, reach), grid),
-        BallFilter("dilated box", f"{k} x {k} grid, dilation 2", _discs(metric, 2 * reach), grid),
-        BallFilter("isotropic ball", f"disc of radius {radius:g}", _discs(metric, radius), rays),
-        BallFilter("Riemannian ball", "ellipses along edges", metric.symmetrize(), rays),
-        BallFilter("Randers ball", "the same, shifted along them", metric, rays),
-        GeodesicFilter("geodesic ball", "bent with the edges", metric.symmetrize(), rays),
+        BallFilter("dilated box", "the same, dilation 2", _discs(metric, 2 * reach), grid),
+        BallFilter(
+            "isotropic ball",
+            f"mean over a disc of radius {radius:.2g}",
+            _discs(metric, radius),
+            rings,
+        ),
+        BallFilter("Riemannian ball", "ellipses along edges", metric.symmetrize(), rings),
+        BallFilter("Randers ball", "the same, shifted along them", metric, rings),
+        GeodesicFilter("geodesic ball", "bent with the edges", metric.symmetrize(), rings),
     ]
+
+
+def chosen(
+    image: Float[Tensor, "1 channels height width"],
+    noise: float,
+    kernel_size: int,
+    start: MetricOptions,
+    free: Collection[str] = ("radius", "anisotropy"),
+    advance: Callable[[int], None] = lambda taps: None,
+) -> MetricOptions:
+    """Return the options whose Riemannian balls are estimated to denoise best.
+
+    Some larger balls than those of ``start``, up to the area of the box, and some rounder ones are
+    tried on the noisy picture itself: the noise alone does not say how smooth the picture is.
+    """
+    reference = concentric(kernel_size)
+
+    def risk(options: MetricOptions) -> float:
+        def apply(picture: Tensor) -> Tensor:
+            metric = replace(options, tau=0.0).of(picture).symmetrize()
+            return BallFilter("", "", metric, reference)(picture, advance)
+
+        return stein_risk(apply, image, noise)
+
+    best, largest = start, max(start.radius, kernel_size / math.sqrt(math.pi))
+    if "radius" in free:
+        radii = (min(factor * best.radius, largest) for factor in (1.0, 1.5, 2.25))
+        best = min((replace(best, radius=radius) for radius in radii), key=risk)
+    if "anisotropy" in free:
+        stretches = (factor * best.anisotropy for factor in (1.0, 0.25, 0.0))
+        best = min((replace(best, anisotropy=stretch) for stretch in stretches), key=risk)
+    return best
+
+
+def stein_risk(
+    apply: Callable[[Tensor], Tensor], noisy: Float[Tensor, "*shape"], noise: float
+) -> float:
+    """Estimate the mean squared error of a filter without the clean picture.
+
+    Stein's unbiased estimate (1981); how much the filter follows the noise is found from one
+    random change of the picture (Ramani, Blu and Unser, 2008).
+    """
+    generator = torch.Generator().manual_seed(0)
+    signs = 2.0 * torch.randint(2, noisy.shape, generator=generator).to(noisy) - 1
+    step = 0.1 * noise
+    filtered = apply(noisy)
+    follows = (signs * (apply(noisy + step * signs) - filtered)).double().mean() / step
+    error = (filtered - noisy).double().square().mean()
+    return float(error + noise**2 * (2 * follows - 1))
 
 
 def _discs(metric: Randers, radius: float) -> Riemannian:
@@ -142,9 +196,41 @@ class Score:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What a filter made of the noisy picture."""
+
+    name: str
+    how: str
+    picture: Float[np.ndarray, "channels height width"]
+    score: Score
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        how: str,
+        picture: Float[np.ndarray, "channels height width"],
+        clean: Float[np.ndarray, "channels height width"],
+    ) -> "Result":
+        """Score a picture against the clean one."""
+        return cls(name, how, picture, Score.of(picture, clean))
+
+
 def with_noise(
     clean: Float[np.ndarray, "channels height width"], sigma: float, seed: int
 ) -> Float[np.ndarray, "channels height width"]:
     """Return the picture with Gaussian noise of standard deviation ``sigma``, not clipped."""
     noise = np.random.default_rng(seed).standard_normal(clean.shape, dtype=np.float32)
     return clean + np.float32(sigma) * noise
+
+
+def estimated_noise(picture: Float[np.ndarray, "channels height width"]) -> float:
+    """Return the standard deviation of a picture's noise, found from the picture alone.
+
+    The median absolute value of Haar's diagonal details over that of a normal variable (Donoho
+    and Johnstone, 1994): edges are few, and fine texture counts as noise.
+    """
+    rows = picture[:, 1:] - picture[:, :-1]
+    details = (rows[..., 1:] - rows[..., :-1]) / 2
+    return float(np.median(np.abs(details)) / 0.6745)

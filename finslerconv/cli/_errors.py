@@ -1,8 +1,11 @@
 """Errors of the user's: one line on standard error, exit code 2."""
 
-from typing import NoReturn
+from typing import Final, NoReturn
 
 import typer
+
+#: The shortest side of a picture, in pixels, on which there is anything to see.
+SMALLEST: Final = 16
 
 
 def fail(message: str) -> NoReturn:

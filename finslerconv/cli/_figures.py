@@ -1,7 +1,6 @@
 """The figures that the commands write."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -13,20 +12,12 @@ from scipy.ndimage import uniform_filter
 
 from finslerconv import plotting
 from finslerconv.balls import polar, radial
-from finslerconv.cli._denoise import GeodesicFilter
+from finslerconv.cli._denoise import GeodesicFilter, Result
 from finslerconv.metrics import Randers
 from finslerconv.plotting import Zoom
 from finslerconv.plotting._canvas import BLUE, GREEN
 
 Picture = Float[np.ndarray, "channels height width"]
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A picture and what is written over it."""
-
-    picture: Picture
-    caption: str
 
 
 def balls_figure(
@@ -49,22 +40,24 @@ def balls_figure(
 
 
 def denoise_figure(
-    panels: Sequence[Panel],
-    best: int,
-    noisy: Picture,
+    results: Sequence[Result],
+    clean: Picture,
     metric: Randers,
     geodesic: GeodesicFilter,
 ) -> Figure:
-    """Draw the results beside the balls that made them.
+    """Draw the results, the noisy picture first, beside the balls that made them.
 
     On the left the field of balls, and below it a detail of the noisy picture with the samples of
     some Randers balls, and the geodesic balls there; on the right all pictures with that detail
     enlarged.
     """
+    noisy = results[0].picture
+    pictures = [*(result.picture for result in results), clean]
+    captions = [f"{result.name}, {result.score.psnr:.2f} dB" for result in results]
     height, width = noisy.shape[1:]
     zoom = _telling_detail(metric)
     columns = 4
-    rows = -(-len(panels) // columns)
+    rows = -(-len(pictures) // columns)
     cell = 2.3
     panel_height = cell * (height + width * zoom.height / zoom.width) / width + 0.35
     right_width, total_height = columns * cell, rows * panel_height
@@ -83,11 +76,11 @@ def denoise_figure(
         fontsize=9,
     )
     plotting.side_by_side(
-        [panel.picture for panel in panels],
-        [panel.caption for panel in panels],
+        pictures,
+        [*captions, "the original"],
         zoom=zoom,
         columns=columns,
-        highlight=best,
+        highlight=max(range(len(results)), key=lambda i: results[i].score.psnr),
         figure=right,
     )
     return figure

@@ -1,5 +1,6 @@
 """A model from wherever it is, run on a picture, and its layers read as metrics."""
 
+import argparse
 import importlib
 import pickle
 import sys
@@ -30,11 +31,16 @@ RESOLUTION = 48
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-class InspectError(Exception):
+class InspectError(ValueError):
     """What was asked for cannot be done; the message says why in one line."""
 
 
-def load_model(name: str, trust: bool, weights: Path | None) -> nn.Module:
+def load_model(
+    name: str,
+    trust: bool,
+    weights: Path | None,
+    say: Callable[[str], None] = lambda line: None,
+) -> nn.Module:
     """Return the model of that name, in evaluation mode, on the CPU.
 
     Parameters
@@ -43,9 +49,12 @@ def load_model(name: str, trust: bool, weights: Path | None) -> nn.Module:
         ``torchvision:NAME``, ``timm:NAME``, ``package.module:factory``, or the path of a saved
         module.
     trust : bool
-        Whether a saved module may be unpickled, which runs whatever code it names.
+        Whether files may be unpickled, which runs whatever code they name.
     weights : Path or None
-        A ``state_dict`` to load into it.
+        A checkpoint to load into it: a ``state_dict`` of ``torch.save`` or safetensors, bare or
+        in one of the usual places of a training checkpoint.
+    say : callable
+        Hears what of the checkpoint was taken.
 
     Raises
     ------
@@ -53,7 +62,7 @@ def load_model(name: str, trust: bool, weights: Path | None) -> nn.Module:
         If there is no such model, or it cannot be loaded.
     """
     path = Path(name).expanduser()
-    if path.exists() or path.suffix in (".pt", ".pth", ".ckpt", ".bin"):
+    if path.exists() or path.suffix in (".pt", ".pth", ".ckpt", ".bin", ".safetensors"):
         model = _saved_module(path, trust)
     else:
         kind, colon, rest = name.partition(":")
@@ -64,7 +73,7 @@ def load_model(name: str, trust: bool, weights: Path | None) -> nn.Module:
             )
         model = _BUILDERS.get(kind, _from_factory(kind))(rest)
     if weights is not None:
-        _load_weights(model, weights)
+        say(_load_weights(model, weights, trust))
     return model.eval()
 
 
@@ -156,6 +165,8 @@ def _load(path: Path, trust: bool) -> Any:
     """Return what a file holds; without trust, PyTorch's and this library's own classes only."""
     if not path.is_file():
         raise InspectError(f"{path}: no such file")
+    if path.suffix == ".safetensors":
+        return _safetensors(path)
     with path.open("rb") as file:
         # A zip archive, or a pickle of before 2020.
         if not file.read(4).startswith((b"PK\x03\x04", b"\x80")):
@@ -183,6 +194,14 @@ def _load(path: Path, trust: bool) -> Any:
         raise InspectError(f"{path}: cannot be read as a saved module ({_brief(error)})") from error
 
 
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    reader = _imported("safetensors.torch", "safetensors")
+    try:
+        return reader.load_file(path)
+    except Exception as error:  # the package has an error of its own
+        raise InspectError(f"{path}: cannot be read as safetensors ({_brief(error)})") from error
+
+
 def _refused(error: Exception) -> str:
     text = str(error)
     for phrase in ("Unsupported global: GLOBAL ", "Unsupported class "):
@@ -203,22 +222,87 @@ def _harmless() -> list[Any]:
     parts = [ReferenceSet, np.ndarray, np.dtype, np.dtypes.Float64DType]
     reconstruct = np.empty(0).__reduce__()[0]
     torchs = [c for c in layers(nn) if issubclass(c, nn.Module)]
-    return [*torchs, *ours, *parts, reconstruct, set]
+    # Training scripts keep their arguments beside the weights.
+    return [*torchs, *ours, *parts, reconstruct, set, argparse.Namespace]
 
 
-def _load_weights(model: nn.Module, path: Path) -> None:
-    held = _load(path, trust=False)
-    for key in ("state_dict", "model_state_dict", "model"):
-        if isinstance(held, Mapping) and isinstance(held.get(key), Mapping):
-            held = held[key]
-    if not isinstance(held, Mapping) or not all(isinstance(v, Tensor) for v in held.values()):
-        raise InspectError(f"--weights: {path}: expected a state_dict, got {type(held).__name__}")
-    # What DataParallel saves has this in front of every name.
-    held = {key.removeprefix("module."): value for key, value in held.items()}
-    try:
-        model.load_state_dict(held)
-    except RuntimeError as error:
-        raise InspectError(f"--weights: {path}: do not fit the model ({_brief(error)})") from error
+#: Where training scripts keep weights in a checkpoint, in the order in which they are tried.
+_PLACES = (
+    "state_dict",
+    "model",
+    "model_state_dict",
+    "ema",
+    "model_ema",
+    "state_dict_ema",
+    "params",
+    "params_ema",
+)
+
+
+def _load_weights(model: nn.Module, path: Path, trust: bool) -> str:
+    """Load the first weights of a checkpoint that fit; return a line that says which."""
+    found = list(_weights_in(_load(path, trust)))
+    if not found:
+        raise InspectError(
+            f"--weights: {path}: expected a state_dict, or a checkpoint that has one under "
+            f"{', '.join(_PLACES)}"
+        )
+    wanted = model.state_dict()
+    errors = []
+    for place, state in found:
+        for prefix in _prefixes(state, wanted):
+            inner = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            try:
+                model.load_state_dict(inner)
+            except RuntimeError as error:
+                errors.append(error)
+                continue
+            return f"Weights: {_taken(path, place, prefix, len(state) - len(inner), found)}"
+    raise InspectError(f"--weights: {path}: do not fit the model ({_brief(errors[0])})")
+
+
+def _weights_in(held: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield all mappings from names to tensors in a checkpoint, and where they are."""
+    if isinstance(held, nn.Module):
+        held = held.state_dict()
+    if not isinstance(held, Mapping):
+        return
+    if any(isinstance(value, Tensor) for value in held.values()):
+        # What torch.compile saves has its prefix before the names of every compiled module; what
+        # AveragedModel saves has a counter.
+        yield (
+            place,
+            {
+                str(name).replace("_orig_mod.", ""): value
+                for name, value in held.items()
+                if name != "n_averaged"
+            },
+        )
+    for key in _PLACES:
+        if key in held:
+            yield from _weights_in(held[key], f"{place}.{key}" if place else key)
+
+
+def _prefixes(state: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Return what stands before all names of a model in a checkpoint, the shortest first."""
+    first = next(iter(wanted), "")
+    ends = [name.removesuffix(first) for name in state if name.endswith(first)]
+    found = [p for p in ends if (not p or p.endswith(".")) and all(p + n in state for n in wanted)]
+    # Without one that has them all, PyTorch's message says what is missing.
+    return sorted(found, key=len) or [""]
+
+
+def _taken(path: Path, place: str, prefix: str, left: int, found: Sequence[tuple[str, Any]]) -> str:
+    """Return which weights of a checkpoint were taken."""
+    words = [f"{place!r} of {path}" if place else str(path)]
+    if prefix:
+        words.append(f"names without {prefix!r}")
+    if left:
+        words.append(f"{left} others left")
+    others = [repr(other) for other, _ in found if other != place]
+    if others:
+        words.append(f"not {', '.join(others)}")
+    return "; ".join(words)
 
 
 def as_input(

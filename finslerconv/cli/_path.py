@@ -70,9 +70,7 @@ def path_figure(image: Picture, found: Journey) -> Figure:
         [there.curve, back.curve], labels=["there", "back"], ends=ends, image=image, ax=left
     )
     left.set_title("shortest paths", fontsize=11)
-    plotting.distance_map(
-        found.distances.distance[::2, ::2], image=image, label="distance (balls)", ax=right
-    )
+    plotting.distance_map(found.distances, image=image, label="distance (balls)", ax=right)
     plotting.paths([there.curve], ends=ends, ax=right)
     right.set_title('distances from "from", and the path there', fontsize=11)
     for ax in (left, right):

@@ -7,11 +7,10 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image, ImageOps
 
-#: The shortest side, in pixels, on which there is anything to see.
-SMALLEST = 16
+from finslerconv.cli._errors import SMALLEST
 
 
-class PictureError(Exception):
+class PictureError(ValueError):
     """A file is no picture that can be worked on; the message says why in one line."""
 
 
@@ -91,7 +90,8 @@ def _deep_grey(
     low, high = (0.0, 65535.0) if sixteen_bit else (0.0, 1.0)
     if grey.min() < low or grey.max() > high:
         low, high = grey.min(), grey.max()
-    return ((grey - low) / (high - low))[None].astype(np.float32)
+    # Of a constant picture that is stretched nothing is left but black.
+    return ((grey - low) / ((high - low) or 1.0))[None].astype(np.float32)
 
 
 def _reduced(

@@ -1,6 +1,5 @@
 """Unit balls drawn where they belong: one in the plane, some over a photograph, or a field."""
 
-import math
 from typing import Any, Literal
 
 import numpy as np
@@ -15,9 +14,12 @@ from finslerconv.metrics._linalg import matvec
 from finslerconv.metrics._sphere import over_batch, quadrature, round_frame
 from finslerconv.plotting._canvas import (
     ORANGE,
+    Frame,
+    GridField,
     axes_or_new,
     mark_origin,
     numpy_of,
+    photograph,
     plane,
     show,
 )
@@ -27,7 +29,7 @@ _ELLIPTICAL = (Euclidean, Riemannian, Randers)
 
 
 def unit_balls(
-    metric: FinslerMetric,
+    metric: FinslerMetric | GridField,
     at: Any = None,
     *,
     image: Any = None,
@@ -40,11 +42,12 @@ def unit_balls(
 
     Parameters
     ----------
-    metric : FinslerMetric
+    metric : FinslerMetric or GridMetric
         A planar metric: a single one, whose ball is drawn around the origin of the plane, or a
-        field of batch shape (H, W) or (1, H, W), whose balls are drawn around their pixels.
+        field, whose balls are drawn around their pixels: a metric of batch shape (H, W) or
+        (1, H, W), or a GridMetric, whose nodes are where its spacing and origin put them.
     at : array of int, shape (n, 2) or (2,), optional
-        The pixels (row, column) of a field.
+        The pixels (row, column) of a field; of a GridMetric the indices of its nodes.
     image : array, optional
         A picture to show beneath, as for :func:`show`, of the field's height and width.
     colour : str
@@ -72,8 +75,8 @@ def unit_balls(
     >>> metric = Randers(np.diag([1.0, 0.25]), np.array([0.3, 0.2]))
     >>> ax = unit_balls(metric, ax=Figure().subplots())
     """
-    shape = _field_shape(metric)
-    if shape is None:
+    metric, frame = _framed(metric)
+    if frame is None:
         if at is not None or image is not None:
             raise ValueError(
                 "at, image: they belong to fields of metrics, of batch shape (H, W); this is a "
@@ -81,21 +84,21 @@ def unit_balls(
             )
         ax = axes_or_new(ax)
         plane(ax)
-        pixels, boundaries = np.zeros((1, 2)), _boundary(metric).reshape(1, -1, 2)
+        centres, boundaries = np.zeros((1, 2)), _boundary(metric).reshape(1, -1, 2)
     else:
-        pixels = _check_pixels(at, shape)
+        pixels = _check_pixels(at, frame.shape)
         ax = axes_or_new(ax)
-        _show_beneath(image, shape, ax, dim=dim)
-        boundaries = _boundaries_at(metric, pixels)
-    _draw(ax, pixels, boundaries, facecolors=colour, edgecolors=colour, label=label)
-    if shape is None:
+        _show_beneath(image, frame, ax, dim=dim)
+        centres, boundaries = frame.at(pixels), _boundaries_at(metric, pixels)
+    _draw(ax, centres, boundaries, facecolors=colour, edgecolors=colour, label=label)
+    if frame is None:
         ax.autoscale_view()
-    mark_origin(ax, pixels[:, 0], pixels[:, 1], size=14.0 if shape is not None else 28.0)
+    mark_origin(ax, centres[:, 0], centres[:, 1], size=14.0 if frame is not None else 28.0)
     return ax
 
 
 def ball_field(
-    metric: FinslerMetric,
+    metric: FinslerMetric | GridField,
     *,
     image: Any = None,
     spacing: int | None = None,
@@ -107,13 +110,14 @@ def ball_field(
 
     Parameters
     ----------
-    metric : FinslerMetric
-        A planar field of batch shape (H, W) or (1, H, W).
+    metric : FinslerMetric or GridMetric
+        A planar field: a metric of batch shape (H, W) or (1, H, W), or a GridMetric, whose nodes
+        are where its spacing and origin put them.
     image : array, optional
         A picture to show beneath, as for :func:`show`, of the field's height and width.
     spacing : int, optional
-        Pixels between neighbouring balls; without it, about 20 balls on the longer side, or as
-        many as leave most of them apart.
+        Pixels (nodes) between neighbouring balls; without it, about 20 balls on the longer side, or
+        as many as leave most of them apart.
     scale : float
         The balls are drawn this many times as large as they are.
     colour_by : {"anisotropy", "asymmetry"}, optional
@@ -131,32 +135,37 @@ def ball_field(
     ValueError
         If the metric is no planar field, or an option is out of range.
     """
-    shape = _field_shape(metric)
-    if shape is None:
+    metric, frame = _framed(metric)
+    if frame is None:
         raise ValueError(
-            "metric: expected a field of batch shape (H, W) or (1, H, W), got a single metric; "
-            "unit_balls draws that"
+            "metric: expected a GridMetric, or a field of batch shape (H, W) or (1, H, W), got a "
+            "single metric; unit_balls draws that"
         )
     if not scale > 0:
         raise ValueError(f"scale: expected a positive number, got {scale!r}")
+    sides = np.asarray(frame.spacing)
     if spacing is None:
-        spacing = max(1, round(max(shape) / 20), math.ceil(2.2 * scale * _typical_radius(metric)))
-    if not isinstance(spacing, int | np.integer) or spacing < 1:
+        twentieth = np.round((sides * frame.shape).max() / 20 / sides)
+        apart = np.ceil(2.2 * scale * _typical_radius(metric) / sides)
+        every = np.maximum(np.maximum(twentieth, apart), 1).astype(int)
+    elif isinstance(spacing, int | np.integer) and spacing >= 1:
+        every = np.full(2, spacing)
+    else:
         raise ValueError(f"spacing: expected a positive number of pixels, got {spacing!r}")
     if colour_by not in (None, "anisotropy", "asymmetry"):
         raise ValueError(
             f"colour_by: expected 'anisotropy', 'asymmetry' or None, got {colour_by!r}"
         )
-    pixels = _grid(shape, spacing)
+    pixels = _grid(frame.shape, every)
     ax = axes_or_new(ax)
-    _show_beneath(image, shape, ax, dim=0.4)
-    boundaries = scale * _boundaries_at(metric, pixels)
+    _show_beneath(image, frame, ax, dim=0.4)
+    centres, boundaries = frame.at(pixels), scale * _boundaries_at(metric, pixels)
     if colour_by is None:
-        _draw(ax, pixels, boundaries, facecolors=ORANGE, edgecolors=ORANGE)
+        _draw(ax, centres, boundaries, facecolors=ORANGE, edgecolors=ORANGE)
     else:
         values = (_anisotropy if colour_by == "anisotropy" else _asymmetry)(metric, pixels)
         norm = LogNorm(1.0, max(1.1, float(values.max())))
-        balls = _draw(ax, pixels, boundaries, array=values, cmap="plasma", norm=norm, alpha=0.75)
+        balls = _draw(ax, centres, boundaries, array=values, cmap="plasma", norm=norm, alpha=0.75)
         bar = ax.figure.colorbar(balls, ax=ax, shrink=0.75, pad=0.02, format="%g")
         bar.ax.tick_params(which="both", labelsize=8, length=2)
         bar.ax.minorticks_off()
@@ -166,20 +175,20 @@ def ball_field(
         bar.set_label(
             "long / short half-axis" if colour_by == "anisotropy" else "largest F(−v) / F(v)"
         )
-    ax.scatter(pixels[:, 1], pixels[:, 0], s=2.5, color="white", edgecolor="none", zorder=5)
+    ax.scatter(centres[:, 1], centres[:, 0], s=2.5, color="white", edgecolor="none", zorder=5)
     return ax
 
 
-def _grid(shape: tuple[int, int], spacing: int) -> Int[np.ndarray, "n 2"]:
-    axes = [np.arange((size - 1) % spacing // 2, size, spacing) for size in shape]
+def _grid(shape: tuple[int, int], every: Int[np.ndarray, "2"]) -> Int[np.ndarray, "n 2"]:
+    axes = [np.arange((n - 1) % step // 2, n, step) for n, step in zip(shape, every, strict=True)]
     return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2)
 
 
 def _typical_radius(metric: FinslerMetric) -> float:
     """Return the median over a coarse grid of the balls' root mean square radii."""
-    shape = _field_shape(metric)
-    assert shape is not None
-    boundaries = _boundaries_at(metric, _grid(shape, max(1, max(shape) // 16)))
+    height, width = metric.batch_shape[-2:]
+    every = np.full(2, max(1, max(height, width) // 16))
+    boundaries = _boundaries_at(metric, _grid((height, width), every))
     return float(np.median(np.sqrt((boundaries**2).sum(-1).mean(-1))))
 
 
@@ -196,40 +205,54 @@ def _draw(ax: Axes, pixels: np.ndarray, boundaries: np.ndarray, **style: Any) ->
     return balls
 
 
-def _show_beneath(image: Any, shape: tuple[int, int], ax: Axes, dim: float = 0.0) -> None:
-    if image is None:
-        ax.autoscale(False)
-        ax.set_xlim(-0.5, shape[1] - 0.5)
-        ax.set_ylim(shape[0] - 0.5, -0.5)
-        ax.set_aspect("equal")
-        ax.set_xticks([])
-        ax.set_yticks([])
-        return
-    show(image, dim=dim, ax=ax)
+def _show_beneath(image: Any, frame: Frame, ax: Axes, dim: float = 0.0) -> None:
+    left, right, bottom, top = frame.extent(frame.shape)
+    if image is not None:
+        size = photograph("image", image).shape[:2]
+        if size != frame.shape:
+            raise ValueError(
+                f"image: expected the height and width of the field, {frame.shape}, got {size}"
+            )
+        show(image, field=frame, dim=dim, ax=ax)
     ax.autoscale(False)
-    drawn = ax.images[-1].get_array()
-    assert drawn is not None
-    if drawn.shape[:2] != shape:
-        raise ValueError(
-            f"image: expected the height and width of the field, {shape}, got {drawn.shape[:2]}"
+    ax.set_xlim(left, right)
+    ax.set_ylim(bottom, top)
+    ax.set_aspect("equal")
+    ax.set_xticks([])
+    ax.set_yticks([])
+
+
+def _framed(metric: Any) -> tuple[FinslerMetric, Frame | None]:
+    """Return a planar metric, and the frame of a field, None for a single metric."""
+    if isinstance(metric, GridField):
+        frame = Frame.of(metric)
+        if metric.batch_shape not in ((), (1,)):
+            raise ValueError(
+                "metric: expected one field, got a GridMetric of batch shape "
+                f"{metric.batch_shape}; make one of its metrics: "
+                "GridMetric.from_metric(field.metric[i], spacing=..., origin=...)"
+            )
+        return metric.metric, frame
+    if not isinstance(metric, FinslerMetric):
+        raise TypeError(
+            f"metric: expected a FinslerMetric or a GridMetric, got {type(metric).__name__}"
         )
-
-
-def _field_shape(metric: FinslerMetric) -> tuple[int, int] | None:
-    """Return the height and width of a field, None for a single metric."""
     if metric.dim != 2:
         raise ValueError(f"metric: expected a planar metric (dim 2), got dim {metric.dim}")
     shape = metric.batch_shape
     if shape == ():
-        return None
+        return metric, None
     if len(shape) == 3 and shape[0] == 1:
         shape = shape[1:]
     if len(shape) != 2 or 0 in shape:
+        one = "take one of a batch with metric[i]"
+        if not hasattr(metric, "__getitem__"):
+            one = f"a {type(metric).__name__} has no items: make it for one picture of the batch"
         raise ValueError(
             "metric: expected a single metric or one field, of batch shape (H, W) or (1, H, W), "
-            f"got batch shape {metric.batch_shape}; take one of a batch with metric[i]"
+            f"got batch shape {metric.batch_shape}; {one}"
         )
-    return shape[0], shape[1]
+    return metric, Frame((shape[0], shape[1]))
 
 
 def _check_pixels(at: Any, shape: tuple[int, int]) -> Int[np.ndarray, "n 2"]:

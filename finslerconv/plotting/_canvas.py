@@ -1,10 +1,14 @@
 """What all pictures share: the axes, the colours, and photographs as matplotlib wants them."""
 
-from typing import Any, Final
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
+
+from finslerconv.metrics import FinslerMetric
 
 #: The palette of Okabe and Ito, without black.
 ORANGE: Final = "#E69F00"
@@ -16,6 +20,86 @@ VERMILION: Final = "#D55E00"
 PURPLE: Final = "#CC79A7"
 INK: Final = "#22272E"
 GREY: Final = "#8A9099"
+
+
+@runtime_checkable
+class GridField(Protocol):
+    """What of a :class:`finslerconv.geodesics.GridMetric` is drawn; plots import no solver."""
+
+    @property
+    def grid_shape(self) -> tuple[int, ...]: ...
+    @property
+    def batch_shape(self) -> tuple[int, ...]: ...
+    @property
+    def spacing(self) -> tuple[float, ...]: ...
+    @property
+    def origin(self) -> tuple[float, ...]: ...
+    @property
+    def metric(self) -> FinslerMetric: ...
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where the nodes of a planar grid lie: the first of them, and the steps to the next.
+
+    Without a field nodes are pixels, at whole numbers.
+    """
+
+    shape: tuple[int, int]
+    spacing: tuple[float, float] = (1.0, 1.0)
+    origin: tuple[float, float] = (0.0, 0.0)
+
+    @classmethod
+    def of(cls, field: Any) -> "Frame":
+        """Return the frame of a planar field on a grid."""
+        if isinstance(field, Frame):
+            return field
+        if not isinstance(field, GridField):
+            raise TypeError(f"field: expected a GridMetric, got {type(field).__name__}")
+        if len(field.grid_shape) != 2:
+            raise ValueError(
+                f"field: expected one in the plane, got a grid of shape {field.grid_shape}"
+            )
+        (rows, columns), (down, right), (top, left) = field.grid_shape, field.spacing, field.origin
+        return cls((rows, columns), (down, right), (top, left))
+
+    def at(self, nodes: np.ndarray) -> Float[np.ndarray, "*batch 2"]:
+        """Return the positions of nodes (row, column)."""
+        return np.asarray(self.origin) + np.asarray(self.spacing) * nodes
+
+    def axes(self) -> tuple[Float[np.ndarray, " rows"], Float[np.ndarray, " columns"]]:
+        """Return the positions of the rows, and those of the columns."""
+        rows, columns = (
+            start + step * np.arange(n)
+            for start, step, n in zip(self.origin, self.spacing, self.shape, strict=True)
+        )
+        return rows, columns
+
+    def extent(self, shape: Sequence[int]) -> tuple[float, float, float, float]:
+        """Return the edges of a picture of the grid as matplotlib has them: x, x, y, y.
+
+        The centres of its outermost pixels are the outermost nodes: it is as fine as the grid, or
+        finer or coarser by the same factor both ways.
+        """
+        (rows, columns), (height, width) = self.shape, shape[:2]
+        same = (height - 1) * (columns - 1) == (width - 1) * (rows - 1)
+        if not same or (height > 1, width > 1) != (rows > 1, columns > 1):
+            raise ValueError(
+                f"image: expected a picture of {rows} x {columns}, a pixel for each node, got "
+                f"{height} x {width}"
+            )
+        top, left = self.origin
+        # Half a pixel beyond the outermost centres.
+        down, right = (
+            step * (n - 1) / (m - 1) if m > 1 else step
+            for step, n, m in zip(self.spacing, self.shape, (height, width), strict=True)
+        )
+        return (
+            left - right / 2,
+            left + right * (width - 0.5),
+            top + down * (height - 0.5),
+            top - down / 2,
+        )
 
 
 def axes_or_new(ax: Axes | None, size: tuple[float, float] = (5.0, 5.0)) -> Axes:
@@ -87,14 +171,19 @@ def check_points(name: str, array: Any) -> Float[np.ndarray, "n 2"]:
     return points
 
 
-def show(image: Any, *, dim: float = 0.0, ax: Axes | None = None) -> Axes:
-    """Show a picture, pixel centres at whole numbers, without ticks.
+def show(
+    image: Any, *, field: GridField | Frame | None = None, dim: float = 0.0, ax: Axes | None = None
+) -> Axes:
+    """Show a picture without ticks, pixel centres at whole numbers or at the nodes of a field.
 
     Parameters
     ----------
     image : array
         Of shape (H, W), (C, H, W), (1, C, H, W) or (H, W, C) with 1 or 3 channels; floats in [0, 1]
         (clipped), or integers, which are divided by the largest of their type.
+    field : GridMetric, optional
+        The planar field whose positions the axes show: the centres of the outermost pixels are its
+        outermost nodes.
     dim : float
         How far to fade it towards white, in [0, 1], for what is drawn over it.
     ax : Axes, optional
@@ -106,13 +195,18 @@ def show(image: Any, *, dim: float = 0.0, ax: Axes | None = None) -> Axes:
     Raises
     ------
     ValueError
-        If it is no picture.
+        If it is no picture, or none of the field's grid.
     """
     pixels = photograph("image", image)
+    frame = Frame(pixels.shape[:2]) if field is None else Frame.of(field)
+    extent = frame.extent(pixels.shape)
     if not 0 <= dim <= 1:
         raise ValueError(f"dim: expected a number in [0, 1], got {dim!r}")
     ax = axes_or_new(ax)
-    ax.imshow(dim + (1 - dim) * pixels, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    ax.imshow(
+        dim + (1 - dim) * pixels, cmap="gray", vmin=0, vmax=1, interpolation="nearest",
+        extent=extent,
+    )  # fmt: skip
     ax.set_xticks([])
     ax.set_yticks([])
     for spine in ax.spines.values():

@@ -1,19 +1,29 @@
 """Distances and paths of metric fields, drawn over the picture that they belong to."""
 
+import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch
+from matplotlib.textpath import TextPath
 
 from finslerconv.plotting._canvas import (
     BLUE,
+    GREEN,
+    INK,
     ORANGE,
+    PURPLE,
+    SKY,
     VERMILION,
+    Frame,
+    GridField,
     axes_or_new,
     check_points,
     numpy_of,
     photograph,
+    plane,
     show,
 )
 
@@ -22,6 +32,7 @@ def distance_map(
     distances: Any,
     *,
     image: Any = None,
+    field: GridField | None = None,
     levels: int = 16,
     label: str | None = "distance",
     ax: Axes | None = None,
@@ -33,8 +44,11 @@ def distance_map(
     distances : array, shape (H, W), or DistanceMap of one problem
         Not negative; nodes at an infinite distance stay blank.
     image : array, optional
-        A picture to show beneath, as for :func:`show`, of the same height and width; the colours
-        then let it through.
+        A picture to show beneath, as for :func:`show`, a pixel for each node (or finer or coarser
+        by the same factor both ways); the colours then let it through.
+    field : GridMetric, optional
+        The field to which the distances of an array belong, for its spacing and origin; a
+        DistanceMap has its own. Without it nodes are pixels.
     levels : int
         About how many lines are drawn.
     label : str, optional
@@ -64,19 +78,31 @@ def distance_map(
     if values.ndim != 2 or min(values.shape) < 2:
         raise ValueError(
             f"distances: expected those of one problem in the plane, shape (H, W), got "
-            f"{values.shape}"
+            f"{values.shape}; of several problems take one array, distance[i], and give its field"
         )
     if not (isinstance(levels, int) and levels >= 1):
         raise ValueError(f"levels: expected a positive integer, got {levels!r}")
     if not np.isfinite(values).any():
         raise ValueError("distances: expected a finite one, got none")
+    field = getattr(distances, "field", None) if field is None else field
+    frame = Frame((len(values), values.shape[1])) if field is None else Frame.of(field)
+    if frame.shape != values.shape:
+        raise ValueError(
+            f"field: expected the one of the distances, of shape {values.shape}, got {frame.shape}"
+        )
+    extent = None if image is None else frame.extent(photograph("image", image).shape)
     ax = axes_or_new(ax)
-    if image is not None:
-        _check_size(image, values.shape)
-        show(image, ax=ax)
+    if extent is not None:
+        show(image, field=field, ax=ax)
     shown = np.ma.masked_invalid(values)
-    colours = ax.imshow(shown, cmap="viridis", alpha=1.0 if image is None else 0.55)
-    ax.contour(shown, levels=levels, colors="white", linewidths=0.8, alpha=0.9)
+    colours = ax.imshow(
+        shown,
+        cmap="viridis",
+        alpha=1.0 if image is None else 0.55,
+        extent=frame.extent(values.shape),
+    )
+    rows, columns = frame.axes()
+    ax.contour(columns, rows, shown, levels=levels, colors="white", linewidths=0.8, alpha=0.9)
     ax.set_xticks([])
     ax.set_yticks([])
     for spine in ax.spines.values():
@@ -90,7 +116,10 @@ def distance_map(
 
 
 #: The colours of curves, one after the other.
-_CURVE_COLOURS = (ORANGE, BLUE, VERMILION)
+_CURVE_COLOURS = (ORANGE, BLUE, VERMILION, GREEN, PURPLE, SKY, INK)
+
+#: Their dashes, the next after each round of the colours.
+_CURVE_DASHES = ((2.0, 1.3), (4.0, 1.2, 1.0, 1.2), (1.0, 1.0))
 
 
 def paths(
@@ -99,6 +128,7 @@ def paths(
     labels: Any = None,
     ends: tuple[str, str] | None = None,
     image: Any = None,
+    field: GridField | None = None,
     ax: Axes | None = None,
 ) -> Axes:
     """Draw curves with the direction in which they run.
@@ -111,16 +141,24 @@ def paths(
     curves : array, shape (n, 2), or list of those
         Points (row, column) in the order of travel, at least two.
     labels : str or list of str, optional
-        What a legend below the picture calls them.
+        What a legend below the picture calls them, in as many columns as there is room for.
     ends : pair of str, optional
         What is written beside the first curve's start and end.
     image : array, optional
         A picture to show beneath, as for :func:`show`.
+    field : GridMetric, optional
+        The field in whose positions the curves are, for its spacing and origin: the picture lies
+        where its nodes are. Without it positions are pixels.
     ax : Axes, optional
 
     Returns
     -------
     Axes
+
+    Warns
+    -----
+    UserWarning
+        If a curve leaves the picture and no field says where the picture lies.
 
     Raises
     ------
@@ -135,26 +173,36 @@ def paths(
     >>> from finslerconv.plotting import paths
     >>> ax = paths(np.array([[0.0, 0.0], [2.0, 3.0]]), labels="there", ax=Figure().subplots())
     """
-    many = list(curves) if isinstance(curves, list | tuple) else [curves]
+    many = [
+        check_points("curves", curve)
+        for curve in (curves if isinstance(curves, list | tuple) else [curves])
+    ]
+    for points in many:
+        if len(points) < 2:
+            raise ValueError(f"curves: expected at least two points, got {len(points)}")
     names = [labels] if isinstance(labels, str) else labels
     if names is not None and len(names) != len(many):
         raise ValueError(f"labels: expected {len(many)}, one for each curve, got {len(names)}")
     if ends is not None and (isinstance(ends, str) or len(ends) != 2):
         raise ValueError(f"ends: expected the names of the start and the end, got {ends!r}")
-    ax = axes_or_new(ax)
     if image is not None:
-        show(image, ax=ax)
+        size = photograph("image", image).shape[:2]
+        if field is None:
+            _warn_outside(many, size)
+        ax = show(image, field=field, ax=ax)
+    else:
+        ax = axes_or_new(ax)
+        if not ax.has_data():
+            plane(ax)
     marked: list[np.ndarray] = []
-    for i, curve in enumerate(many):
-        points = check_points("curves", curve)
-        if len(points) < 2:
-            raise ValueError(f"curves: expected at least two points, got {len(points)}")
-        colour = _CURVE_COLOURS[i % len(_CURVE_COLOURS)]
+    for i, points in enumerate(many):
+        turn, colour_index = divmod(i, len(_CURVE_COLOURS))
+        colour = _CURVE_COLOURS[colour_index]
         x, y = points[:, 1], points[:, 0]
         # A pale edge keeps the line apart from any picture.
         ax.plot(x, y, color="white", lw=3.6, alpha=0.9, solid_capstyle="round", zorder=6)
         name = None if names is None else names[i]
-        style: Any = "solid" if i == 0 else (0, (2.0, 1.3))
+        style: Any = "solid" if i == 0 else (0, _CURVE_DASHES[turn % len(_CURVE_DASHES)])
         ax.plot(x, y, color=colour, lw=2.0, ls=style, label=name, zorder=7)
         _arrow(ax, points, colour)
         for place, face, edge in ((points[0], "white", colour), (points[-1], colour, "white")):
@@ -164,13 +212,40 @@ def paths(
         if i == 0 and ends is not None:
             _name_ends(ax, points, ends)
     if names is not None:
-        # Below the picture, and below the numbers of its axis where it has some.
-        pad = 2.5 if len(ax.get_xticks()) else 0.5
-        ax.legend(
-            fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, 0.0),
-            borderaxespad=pad, ncols=len(many), handlelength=3.0,
-        )  # fmt: skip
+        _legend(ax, names)
     return ax
+
+
+def _warn_outside(curves: list[np.ndarray], size: tuple[int, ...]) -> None:
+    for points in curves:
+        outside = ((points < -1) | (points > size)).any(axis=1)
+        if outside.any():
+            i = int(np.argmax(outside))
+            warnings.warn(
+                f"curves: point {i} of one is at {points[i].tolist()}, outside the picture of "
+                f"{size[0]} x {size[1]} pixels; if the curves are in the positions of a field "
+                "with a spacing or an origin, give it: field=...",
+                stacklevel=3,
+            )
+            return
+
+
+def _legend(ax: Axes, names: Sequence[str]) -> None:
+    """Name the curves below the picture, in as many columns as are as wide as it."""
+    size = 8.0 if len(names) <= 12 else 6.0
+    widest = max(
+        TextPath((0, 0), str(name) or " ", size=size).get_extents().width for name in names
+    )
+    # The line is three letters long, and about as much lies between entries.
+    assert ax.figure is not None
+    room = ax.bbox.width * 72 / ax.figure.dpi
+    columns = int(room // (widest + 6 * size))
+    # Below the numbers of its axis too, where it has some.
+    pad = 2.5 if len(ax.get_xticks()) else 0.5
+    ax.legend(
+        fontsize=size, frameon=False, loc="upper center", bbox_to_anchor=(0.5, 0.0),
+        borderaxespad=pad, ncols=min(len(names), max(1, columns)), handlelength=3.0,
+    )  # fmt: skip
 
 
 def _name_ends(ax: Axes, points: np.ndarray, names: tuple[str, str]) -> None:
@@ -210,9 +285,3 @@ def _arrow(ax: Axes, points: np.ndarray, colour: str) -> None:
             shrinkA=0, shrinkB=0, facecolor=colour, edgecolor="white", lw=0.8, zorder=8,
         )
     )  # fmt: skip
-
-
-def _check_size(image: Any, shape: tuple[int, ...]) -> None:
-    size = photograph("image", image).shape[:2]
-    if size != tuple(shape):
-        raise ValueError(f"image: expected a picture of {shape[0]} x {shape[1]}, got {size}")

@@ -1,5 +1,6 @@
 """The command ``inspect``: models from every source, and every wrong one."""
 
+import argparse
 import re
 import sys
 import warnings
@@ -150,6 +151,112 @@ def test_weights(here):
         run("network_two:make", "photo.png", "--weights", "other.pt"),
         "--weights: other.pt: do not fit the model",
     )
+
+
+FACTORY = (
+    "from torch import nn\n"
+    "from finslerconv.nn import ShiftedConv2d\n"
+    "def make():\n"
+    "    return nn.Sequential(ShiftedConv2d(3, 2, 3, padding=1))\n"
+)
+
+
+def shifted(shift):
+    from finslerconv.nn import ShiftedConv2d
+
+    net = nn.Sequential(ShiftedConv2d(3, 2, 3, padding=1))
+    net[0].offset_conv.bias.data = torch.tensor([shift, 0.0])
+    return net
+
+
+def prefixed(prefix, state):
+    return {prefix + name: value for name, value in state.items()}
+
+
+STATE = shifted(0.3).state_dict()
+OTHER = shifted(0.6).state_dict()
+
+
+@pytest.mark.parametrize(
+    ("held", "said"),
+    [
+        (STATE, "Weights: weights.pt"),
+        (prefixed("module.", STATE), "weights.pt; names without 'module.'"),
+        (prefixed("_orig_mod.", STATE), "weights.pt"),
+        ({"state_dict": prefixed("model.", STATE)}, "'state_dict' .* without 'model.'"),
+        (prefixed("_orig_mod.module.", STATE), "without 'module.'"),
+        ({"model": prefixed("module._orig_mod.", STATE)}, "'model' of"),
+        ({"model_state_dict": STATE, "optimizer": {"state": {}}}, "'model_state_dict' of"),
+        ({"ema": {"module": 1, **prefixed("module.", STATE)}}, "'ema' of"),
+        ({"model_ema": {"state_dict": STATE}}, "'model_ema.state_dict' of"),
+        ({"state_dict_ema": STATE}, "'state_dict_ema' of"),
+        ({"params": STATE, "params_ema": OTHER}, "'params' of .*; not 'params_ema'"),
+        ({"params": {"a": torch.ones(2)}, "params_ema": STATE}, "'params_ema' of"),
+        # What torch.optim.swa_utils.AveragedModel saves.
+        ({"n_averaged": torch.tensor(3), **prefixed("module.", STATE)}, "without 'module.'"),
+        # A training module with a loss of its own.
+        ({**prefixed("net.", STATE), "loss.a": torch.ones(2)}, "without 'net.'; 1 others left"),
+        ({"model": shifted(0.3)}, "'model' of"),
+        ({"model": STATE, "args": argparse.Namespace(lr=0.1)}, "'model' of"),
+    ],
+)  # fmt: skip
+def test_checkpoints_of_every_kind(here, held, said):
+    torch.save(held, "weights.pt")
+    with open("network_five.py", "w") as file:
+        file.write(FACTORY)
+    result = run("network_five:make", "photo.png", *SMALL, "--weights", "weights.pt")
+    assert result.exit_code == 0, result.output
+    # A disc moved by 0.3 of its radius.
+    assert "(1.00) 0.30" in row_of(result.stdout, "0")
+    assert re.search(said, result.stdout)
+
+
+def test_safetensors(here, monkeypatch):
+    (here / "network_six.py").write_text(FACTORY)
+    arguments = "network_six:make", "photo.png", *SMALL, "--weights", "weights.safetensors"
+    (here / "weights.safetensors").write_bytes(b"nothing")
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "safetensors.torch", None)
+        refused(run(*arguments), r"safetensors: is not installed \(pip install safetensors\)")
+    safetensors = pytest.importorskip("safetensors.torch")
+    refused(run(*arguments), "weights.safetensors: cannot be read as safetensors")
+    safetensors.save_file(prefixed("model.", STATE), "weights.safetensors")
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    assert "(1.00) 0.30" in row_of(result.stdout, "0")
+    refused(run("weights.safetensors", "photo.png"), "holds weights but no model; .* --weights")
+
+
+def test_trust_is_for_weights_too(here):
+    (here / "network_seven.py").write_text(FACTORY)
+    torch.save({"state_dict": STATE, "settings": Settings()}, "weights.pt")
+    arguments = "network_seven:make", "photo.png", *SMALL, "--weights", "weights.pt"
+    refused(run(*arguments), "Settings, .* add --trust")
+    result = run(*arguments, "--trust")
+    assert result.exit_code == 0, result.output
+    assert "(1.00) 0.30" in row_of(result.stdout, "0")
+
+
+def test_checkpoints_without_fitting_weights(here):
+    (here / "network_eight.py").write_text(FACTORY)
+    for held, message in (
+        (
+            {"epoch": 3},
+            "expected a state_dict, or a checkpoint that has one under state_dict, model",
+        ),
+        ([1, 2], "expected a state_dict"),
+        ({"model": {"0.weight": torch.ones(2, 3, 3, 3)}}, "do not fit the model .*Missing key"),
+        ({"0.weight": torch.ones(5, 3, 3, 3), **STATE, "more": torch.ones(1)}, "Unexpected key"),
+    ):
+        torch.save(held, "weights.pt")
+        refused(
+            run("network_eight:make", "photo.png", *SMALL, "--weights", "weights.pt"),
+            f"--weights: weights.pt: {message}" if "key" not in message else message,
+        )
+
+
+class Settings:
+    """What a training script may pickle beside the weights."""
 
 
 class Custom(nn.Module):

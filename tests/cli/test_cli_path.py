@@ -92,7 +92,6 @@ def test_the_ends_are_found_on_edges():
         (["--from", "1,nan", "--to", "1,4"], "--from: expected a pixel of the picture"),
         (["--from", "1,1", "--to", "1,1"], "--to: expected another pixel than --from"),
         (["--output", "path.xyz"], "--output: expected a file ending in one of"),
-        (["--tau", "1"], "--tau: expected a number between -1 and 1"),
     ],
 )
 def test_what_is_wrong_is_named(here, options, message):

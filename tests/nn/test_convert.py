@@ -215,6 +215,28 @@ class TestSelection:
             [] if stage is None else [stage]
         )
 
+    def test_no_column_is_lost_in_a_terminal(self):
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.a_backbone_of_a_long_name = nn.Conv2d(64, 128, 3, stride=2, dilation=2)
+
+            def forward(self, x):
+                return self.a_backbone_of_a_long_name(x)
+
+        example = torch.ones(1, 64, 205, 205)
+        _, report = convert(Net(), "metric", example=example, reference="concentric")
+        text = str(report)
+        assert max(map(len, text.split("\n"))) <= 80
+        assert "…" not in text
+        (row,) = report.converted
+        for cell in (
+            "name", "convolution", "parameters", "multiply-adds", "output", "time / ms",
+            "dilation 2)", "-> MetricConv2d", f"{row.after.parameters:,}", "101 x 101",
+            f"-> {1e3 * row.after.seconds:.3g}",
+        ):  # fmt: skip
+            assert cell in text
+
     def test_shown(self):
         late = select(stage=(3, 4)) & ~select(name=re.compile("conv1$"), type=nn.Conv2d)
         assert str(late) == "(select(stage=(3, 4)) & ~select(name='conv1$', type=Conv2d))"
@@ -840,6 +862,28 @@ class TestReport:
         assert unused.after.seconds is None
         assert "not run" in str(report)
 
+    def test_no_column_is_lost_in_a_terminal(self):
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.a_backbone_of_a_long_name = nn.Conv2d(64, 128, 3, stride=2, dilation=2)
+
+            def forward(self, x):
+                return self.a_backbone_of_a_long_name(x)
+
+        example = torch.ones(1, 64, 205, 205)
+        _, report = convert(Net(), "metric", example=example, reference="concentric")
+        text = str(report)
+        assert max(map(len, text.split("\n"))) <= 80
+        assert "…" not in text
+        (row,) = report.converted
+        for cell in (
+            "name", "convolution", "parameters", "multiply-adds", "output", "time / ms",
+            "dilation 2)", "-> MetricConv2d", f"{row.after.parameters:,}", "101 x 101",
+            f"-> {1e3 * row.after.seconds:.3g}",
+        ):  # fmt: skip
+            assert cell in text
+
     def test_shown(self):
         _, report = convert(SmallResNet(), "metric", select(kernel_size=3, stage=2))
         text = str(report)
@@ -847,7 +891,7 @@ class TestReport:
         assert "MetricConv2d" in text
         assert "Left alone (selected: select(kernel_size=3, stage=2))" in text
         assert report.summary() in text
-        assert max(map(len, text.split("\n"))) <= 132
+        assert max(map(len, text.split("\n"))) <= 80
         with Console(record=True, file=io.StringIO(), width=120) as console:
             console.print(report)
         assert "4 converted, 16 left alone" in console.export_text()

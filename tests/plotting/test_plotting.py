@@ -10,6 +10,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
 from finslerconv import balls, plotting
+from finslerconv.geodesics import GridMetric
 from finslerconv.metrics import CallableMetric, Euclidean, Randers, Riemannian
 
 RANDERS = Randers(np.array([[0.3, 0.1], [0.1, 0.15]]), np.array([0.1, 0.22]))
@@ -91,6 +92,55 @@ def test_balls_of_a_field_are_those_of_its_pixels(ax):
         )
     marks = scattered(ax)[-1].get_offsets()
     np.testing.assert_array_equal(marks, pixels[:, ::-1])
+
+
+@pytest.mark.parametrize("batch", [(), (1,)])
+def test_balls_of_a_grid_are_where_its_nodes_are(batch, ax):
+    M = np.broadcast_to(np.diag([1 / 20**2, 1 / 5**2]), (*batch, 9, 13, 2, 2))
+    grid = GridMetric(M, spacing=(30.0, 10.0), origin=(200.0, -50.0))
+    plotting.ball_field(grid, image=np.zeros((9, 13)), spacing=4, ax=ax)
+    centres = scattered(ax)[-1].get_offsets()[:, ::-1]
+    rows, columns = 200 + 30 * np.array([0, 4, 8]), -50 + 10 * np.array([0, 4, 8, 12])
+    np.testing.assert_allclose(centres.reshape(3, 4, 2)[:, 0, 0], rows)
+    np.testing.assert_allclose(centres.reshape(3, 4, 2)[0, :, 1], columns)
+    for centre, boundary in zip(centres, outlines(ax), strict=True):
+        np.testing.assert_allclose(np.linalg.norm((boundary - centre) / (20, 5), axis=-1), 1)
+    assert ax.images[0].get_extent() == [-55, 75, 455, 185]
+    assert (*ax.get_xlim(), *ax.get_ylim()) == (-55, 75, 455, 185)
+    assert ax.get_aspect() == 1
+    other = Figure().subplots()
+    plotting.unit_balls(grid, at=[[2, 3]], ax=other)
+    np.testing.assert_allclose(scattered(other)[-1].get_offsets(), [[-20, 260]])
+    assert (*other.get_xlim(), *other.get_ylim()) == (-55, 75, 455, 185)
+
+
+def test_balls_of_a_grid_are_apart_along_both_axes(ax):
+    """By default: 20 on the longer side, in its units, not in nodes."""
+    M = np.broadcast_to(np.eye(2), (201, 41, 2, 2))
+    plotting.ball_field(GridMetric(M, spacing=(1.0, 10.0)), ax=ax)
+    rows, columns = (np.unique(c) for c in scattered(ax)[-1].get_offsets()[:, ::-1].T)
+    assert np.diff(rows).max() == np.diff(columns).max() == 20
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize("draw", [plotting.ball_field, lambda m, ax: plotting.unit_balls(m, ax=ax)])
+def test_messages_say_what_can_be_done(draw, ax):
+    own = CallableMetric(lambda v: (v**2).sum(-1) ** 0.5 * np.ones((3, 4, 5)))
+    with pytest.raises(ValueError, match="CallableMetric has no items: make it for one picture"):
+        draw(own, ax=ax)
+    several = Riemannian(np.broadcast_to(np.eye(2), (3, 4, 5, 2, 2)))
+    with pytest.raises(ValueError, match=r"take one of a batch with metric\[i\]"):
+        draw(several, ax=ax)
+    grids = GridMetric(np.broadcast_to(np.eye(2), (3, 4, 5, 2, 2)))
+    with pytest.raises(ValueError, match=r"GridMetric\.from_metric\(field\.metric\[i\]"):
+        draw(grids, ax=ax)
+    # The advice can be followed.
+    draw_one = GridMetric.from_metric(grids.metric[1])
+    plotting.ball_field(draw_one, ax=ax)
+    with pytest.raises(ValueError, match="field: expected one in the plane"):
+        draw(GridMetric(np.broadcast_to(np.eye(3), (4, 4, 4, 3, 3))), ax=ax)
+    with pytest.raises(TypeError, match="expected a FinslerMetric or a GridMetric, got ndarray"):
+        draw(np.eye(2), ax=ax)
 
 
 @pytest.mark.parametrize("colour_by", [None, "anisotropy", "asymmetry"])

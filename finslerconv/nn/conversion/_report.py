@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
 
+# Columns of the printed report: a terminal's, and as many as a page shows.
+_WIDTH = 80
+
 # Bilinear interpolation: four pixels, each times its share.
 _INTERPOLATION = 4
 
@@ -115,23 +118,19 @@ class ConversionReport:
 
     def table(self) -> "Table":
         """Return the table of the convolutions that were replaced, for rich."""
-        from rich.table import Table
-
         timed = any(row.after.seconds is not None for row in self.converted)
-        table = Table(title="Converted convolutions")
+        table = _narrow_table("Converted convolutions")
         table.add_column("name", overflow="fold")
-        table.add_column("old", overflow="fold")
-        table.add_column("new", overflow="fold")
-        table.add_column("parameters", justify="right")
-        table.add_column("multiply-adds\nper output pixel", justify="right")
+        table.add_column("convolution", overflow="fold")
+        for heading in ("parameters", "multiply-adds\nper pixel"):
+            table.add_column(heading, justify="right", no_wrap=True)
         if timed:
-            table.add_column("output", justify="right")
-            table.add_column("time / ms", justify="right")
+            for heading in ("output", "time / ms"):
+                table.add_column(heading, justify="right", no_wrap=True)
         for row in self.converted:
             cells = [
                 "\n".join((named(row.name), *(f"= {name}" for name in row.also))),
-                row.old,
-                "\n".join((_changed(row.old, row.new), *row.notes)),
+                "\n".join((row.old, f"-> {_changed(row.old, row.new)}", *row.notes)),
                 f"{row.after.parameters:,}\n({row.after.parameters - row.before.parameters:+,})",
                 f"{_short(row.after.multiply_adds)}\n({_more(row.before, row.after)})",
             ]
@@ -144,9 +143,7 @@ class ConversionReport:
 
     def left_alone_table(self) -> "Table":
         """Return the table of the convolutions that were left alone, for rich."""
-        from rich.table import Table
-
-        table = Table(title=f"Left alone (selected: {self.selected})")
+        table = _narrow_table(f"Left alone (selected: {self.selected})")
         for heading in ("name", "what it is", "why"):
             table.add_column(heading, overflow="fold")
         for row in self.left_alone:
@@ -181,8 +178,18 @@ class ConversionReport:
         from rich.console import Console
 
         text = io.StringIO()
-        Console(file=text, width=132, color_system=None, force_terminal=False).print(self)
+        Console(file=text, width=_WIDTH, color_system=None, force_terminal=False).print(self)
         return "\n".join(line.rstrip() for line in text.getvalue().rstrip().split("\n"))
+
+
+def _narrow_table(title: str) -> "Table":
+    """Return an empty table whose lines cost no room: those of a report are read at 80 columns."""
+    from rich import box
+    from rich.table import Table
+
+    return Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+    )
 
 
 def named(name: str) -> str:
@@ -239,7 +246,7 @@ def _by(sizes: tuple[int, ...]) -> str:
 
 
 def _arrow(before: str, after: str) -> str:
-    return before if before == after else f"{before} -> {after}"
+    return before if before == after else f"{before}\n-> {after}"
 
 
 def _changed(old: str, new: str) -> str:
