@@ -149,7 +149,11 @@ def distance(
         Whether to measure the distances *to* the sources.
     mask : bool array, optional
         True where one may walk, of shape (\*grid) or with axes before it that broadcast with the
-        problems. Paths go around the obstacles, and where none leads the distance is infinite.
+        problems. Paths go around the obstacles, and where none leads the distance is infinite. Each
+        False is a wall that fills the cell (square or cube) around its node. The rule for corners
+        is the same in all methods and in paths: a way leads from cell to cell through their faces.
+        It may touch the corner of a wall, and does not lead between two walls that touch at a
+        corner (in space, along an edge).
     radius : float
         The distance at which to stop: beyond it the result is infinite, and nothing is computed.
     full : bool

@@ -202,7 +202,9 @@ def _clear(
     clear = torch.empty(len(field), dtype=torch.bool)
     for f in field.unique().tolist():
         here = field == f
-        clear[here] = torch.from_numpy(seen(walls[f].numpy(), start[here].numpy(), end[here].numpy()))
+        clear[here] = torch.from_numpy(
+            seen(walls[f].numpy(), start[here].numpy(), end[here].numpy())
+        )
     return clear
 
 

@@ -61,6 +61,8 @@ def search(
     n0, n1, n2 = shape
     end = (goal[0], goal[1], goal[2])
     touched = [np.int64(0) for _ in range(0)]
+    # Neighbours: in narrow valleys a second ring finds more of the ways that there are.
+    ring = 2 if n2 == 1 else 1
     count = 0
     best, best_node, best_source = np.inf, -1, -1
     # The corners of the cell around the end, and straight from there to the source of the least.
@@ -104,9 +106,9 @@ def search(
         corner = end if previous < 0 else _point(previous, shape)
         passed = 0.0 if previous < 0 else reached[previous]
         i, j, k = int(here[0]), int(here[1]), int(here[2])
-        for p in range(max(i - 1, 0), min(i + 2, n0)):
-            for q in range(max(j - 1, 0), min(j + 2, n1)):
-                for r in range(max(k - 1, 0), min(k + 2, n2)):
+        for p in range(max(i - ring, 0), min(i + ring + 1, n0)):
+            for q in range(max(j - ring, 0), min(j + ring + 1, n1)):
+                for r in range(max(k - ring, 0), min(k + ring + 1, n2)):
                     other = (p * n1 + q) * n2 + r
                     if place[other] == ACCEPTED or (walled and wall[other]):
                         continue

@@ -165,7 +165,7 @@ def _off_walls(wall, shape, path):
 @jit
 @no_type_check
 def _across(a, b, d, out):
-    """Write unit vectors across the direction from ``a`` to ``b``, one or two; 0 if there is none."""
+    """Write unit vectors across the direction from ``a`` to ``b``, one or two; else 0."""
     size = _size(a, b)
     out[:] = 0.0
     if size == 0.0:

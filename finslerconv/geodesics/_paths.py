@@ -159,9 +159,7 @@ def _table(field: GridMetric, reverse: bool, problem: tuple[int, ...]) -> np.nda
     d, nodes = field.dim, math.prod(field.grid_shape)
     # The batch of the field broadcasts with the problems.
     lead = len(problem) - len(field.batch_shape)
-    which = tuple(
-        i if n > 1 else 0 for i, n in zip(problem[lead:], field.batch_shape, strict=True)
-    )
+    which = tuple(i if n > 1 else 0 for i, n in zip(problem[lead:], field.batch_shape, strict=True))
     M = torch.zeros(nodes, 3, 3, dtype=torch.float64)
     omega = torch.zeros(nodes, 3, dtype=torch.float64)
     h = torch.tensor(field.spacing, dtype=torch.float64)

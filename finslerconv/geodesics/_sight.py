@@ -238,11 +238,11 @@ def _seen(wall, n0, n1, n2, start, end, out):
 
 
 def seen(wall: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """Return for each pair of points (n, d) of the grid whether the line between them is free.
+    r"""Return for each pair of points (n, d) of the grid whether the line between them is free.
 
     Parameters
     ----------
-    wall : bool (\\*grid)
+    wall : bool (\*grid)
         True where one may not walk.
     start, end : (n, d)
         In index coordinates, inside the grid.

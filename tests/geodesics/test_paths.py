@@ -1,4 +1,7 @@
-"""Minimal paths against closed-form geodesics and against the distances that they are read off."""
+"""Minimal paths against closed-form geodesics, and against the walls that they go round."""
+
+import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ from metric_fields import constant, half_plane, known_fields, pull_back, pull_ba
 
 from finslerconv.geodesics import GridMetric, distance
 from finslerconv.geodesics._paths import minimal_path, path_length
+from finslerconv.metrics import Randers
 
 
 def plane(*shape):
@@ -205,3 +209,169 @@ def test_what_is_no_map_and_no_curve_is_named():
         with pytest.raises(ValueError, match=r"curve: expected shape \(n, 3, ..., 2\) for a batch"):
             path_length(many, curve)
     assert path_length(many, np.zeros((5, 3, 2))).shape == (3,)
+
+
+def crosses(free, path, wide=0.5 + 2.0**-11):
+    """Return whether a path in index coordinates meets a wall, grown a little so that those that
+    touch at a corner overlap: each side against each wall's square (or cube), by clipping."""
+    walls = np.argwhere(~free)
+    for a, b in itertools.pairwise(path):
+        for wall in walls:
+            first, last = 0.0, 1.0
+            for x, v, c in zip(a, b - a, wall, strict=True):
+                ends = (c - wide - x, c + wide - x)
+                if v == 0:
+                    first, last = (first, last) if ends[0] < 0 < ends[1] else (1.0, 0.0)
+                else:
+                    first = max(first, min(e / v for e in ends))
+                    last = min(last, max(e / v for e in ends))
+            if first < last:
+                return True
+    return False
+
+
+@st.composite
+def constants(draw, least=2, most=24):
+    """A constant field: conditions to 1000, winds to 0.95, any spacing; and the seed for more."""
+    seed = draw(st.integers(0, 2**32 - 1))
+    rng = np.random.default_rng(seed)
+    d = draw(st.sampled_from((2, 2, 3)))
+    shape = tuple(rng.integers(least, most if d == 2 else 9, d))
+    Q = np.linalg.qr(rng.standard_normal((d, d)))[0]
+    stretch = np.concatenate(([1.0, draw(st.floats(1, 1000))], rng.uniform(1, 1000, d - 2)))
+    M = Q @ np.diag(stretch) @ Q.T
+    omega = Q @ (np.sqrt(stretch) * unit(rng, d)) * draw(st.floats(0, 0.95))
+    spacing, origin = np.exp(rng.uniform(-1.5, 1.5, d)), rng.uniform(-5, 5, d)
+    metric = Randers(M, omega)
+    return GridMetric.from_metric(metric, shape, spacing=spacing, origin=origin), rng
+
+
+def unit(rng, d):
+    v = rng.standard_normal(d)
+    return v / np.linalg.norm(v)
+
+
+@given(constants(), st.booleans(), st.sampled_from(("fast_marching", "fast_sweeping", "graph")))
+@settings(max_examples=30)
+def test_the_shortest_path_of_a_constant_field_is_straight(case, reverse, method):
+    """However narrow its valleys are, and however wrong the distances of a coarse method."""
+    field, rng = case
+    corner = np.asarray(field.spacing) * (np.asarray(field.grid_shape) - 1)
+    source, to = field.origin + rng.uniform(0, 1, (2, field.dim)) * corner
+    distances = distance(field, source, method, reverse=reverse, full=True)
+    path = minimal_path(distances, to)
+    v = source - to if reverse else to - source
+    exact = Randers(field.M.reshape(-1, *field.M.shape[-2:])[0], field.omega[(0,) * field.dim])
+    np.testing.assert_allclose(path_length(field, path), exact.norm(v), rtol=1e-9)
+
+
+def test_a_narrow_valley_across_the_grid():
+    turn = np.array([[np.cos(0.5), -np.sin(0.5)], [np.sin(0.5), np.cos(0.5)]])
+    M = turn @ np.diag([100.0, 1.0]) @ turn.T
+    field = GridMetric(np.broadcast_to(M, (21, 21, 2, 2)))
+    distances = distance(field, (20, 0), full=True)
+    lengths = [path_length(field, path) for path in minimal_path(distances, [(12, 17), (3, 4)])]
+    np.testing.assert_allclose(lengths, [distances.distance[12, 17], distances.distance[3, 4]])
+
+
+@pytest.mark.parametrize("wind", [0.0, 0.6])
+def test_lengths_in_narrow_and_winding_valleys_converge(wind):
+    """The plane by a map in which geodesics are straight: valleys along sines, 20 to 1."""
+
+    def image(x):
+        return torch.stack((20 * (x[..., 0] - 0.1 * torch.sin(6 * x[..., 1])), x[..., 1]), -1)
+
+    def at(x):
+        slope = -12 * torch.cos(6 * x[..., 1])
+        zero = torch.zeros_like(slope)
+        J = torch.stack(
+            (torch.stack((20 + zero, slope), -1), torch.stack((zero, 1 + zero), -1)), -2
+        )
+        form = torch.tensor([0.0, wind], dtype=x.dtype).expand_as(x)
+        return J.mT @ J, (J.mT @ form[..., None])[..., 0]
+
+    ends = [[0.5, 0.9], [0.4, 0.6], [0.7, 0.75], [0.25, 0.1]]
+    source, to = torch.tensor([0.45, 0.1]).double(), torch.tensor(ends).double()
+    run = image(to) - image(source)
+    exact = torch.linalg.norm(run, dim=-1) + wind * run[:, 1]
+    errors = []
+    for n in (33, 65, 129):
+        field = GridMetric.from_function(at, (n, n), spacing=1 / (n - 1))
+        paths = minimal_path(distance(field, source, full=True), to)
+        lengths = torch.stack([path_length(field, path) for path in paths])
+        errors.append(float((lengths / exact - 1).abs().max()))
+    assert errors[0] < 0.1
+    assert errors[1] < errors[0] / 3
+    assert errors[2] < errors[1] / 3
+
+
+@given(constants(least=4, most=13), st.floats(0.05, 0.45))
+@settings(max_examples=20)
+def test_no_path_crosses_a_wall(case, share):
+    """In mazes: not through a wall, not between two that touch, and no longer than need be."""
+    field, rng = case
+    free = rng.random(field.grid_shape) > share
+    free.reshape(-1)[0] = True
+    origin, spacing = np.asarray(field.origin), np.asarray(field.spacing)
+    nodes = np.argwhere(free)
+    inside = np.clip(nodes + rng.uniform(-0.45, 0.45, nodes.shape), 0, np.array(free.shape) - 1.0)
+    source = inside[rng.integers(len(nodes))]
+    options = {"mask": free, "reverse": bool(rng.integers(2))}
+    method = ("fast_marching", "fast_sweeping", "graph")[rng.integers(3)]
+    distances = distance(field, origin + spacing * source, method, full=True, **options)
+    graph = distance(field, origin + spacing * source, "graph", ring=4, **options)
+    reached = np.isfinite(distances.distance[tuple(nodes.T)])
+    ends = rng.permutation(nodes[reached])[:4]
+    paths = minimal_path(distances, origin + spacing * ends)
+    for end, path in zip(ends, paths, strict=True):
+        steps = (path[::-1] if options["reverse"] else path) - origin
+        assert not crosses(free, steps / spacing)
+        np.testing.assert_allclose(steps[0] / spacing, source, atol=1e-9)
+        np.testing.assert_allclose(steps[-1] / spacing, end, atol=1e-9)
+        assert path_length(field, path) <= 1.05 * graph[tuple(end)] + 1e-9
+
+
+@pytest.mark.parametrize("method", ["fast_marching", "fast_sweeping", "graph"])
+@pytest.mark.parametrize(
+    ("source", "to", "corners"),
+    [
+        ((29, 11), (31, 9), [(9.5, 10.5), (9.5, 9.5)]),
+        ((35, 20), (29, 20), [(30.5, 9.5), (9.5, 9.5), (9.5, 10.5)]),
+    ],
+)
+def test_around_a_bay_of_walls(method, source, to, corners):
+    """The shortest path bends at the walls' corners, and is straight between them."""
+    free = np.ones((41, 41), bool)
+    free[10:31, 10] = free[10:31, 30] = free[30, 10:31] = False
+    metric = Randers(np.eye(2), np.array([0.5, 0.4]))
+    field = GridMetric.from_metric(metric, (41, 41))
+    path = minimal_path(distance(field, source, method, mask=free, full=True), to)
+    exact = metric.norm(np.diff([source, *corners, to], axis=0)).sum()
+    assert not crosses(free, path)
+    assert np.linalg.norm(np.diff(path, axis=0), axis=1).max() <= 0.25 + 1e-9
+    np.testing.assert_allclose(path_length(field, path), exact, rtol=1e-3)
+
+
+def test_paths_within_a_radius_and_from_late_sources():
+    """Nodes beyond the radius are no walls; and a source may start late."""
+    turn = np.array([[np.cos(0.5), -np.sin(0.5)], [np.sin(0.5), np.cos(0.5)]])
+    M = turn @ np.diag([400.0, 1.0]) @ turn.T
+    field = GridMetric(np.broadcast_to(M, (31, 31, 2, 2)))
+    distances = distance(field, (15, 15), radius=8.0, full=True)
+    for end in np.argwhere(np.isfinite(distances.distance)):
+        path = minimal_path(distances, end)
+        np.testing.assert_allclose(
+            path_length(field, path), distances.distance[tuple(end)], atol=1e-9
+        )
+    late = distance(plane(5, 21), [[2, 2], [2, 18]], values=np.array([0.0, 10.0]), full=True)
+    np.testing.assert_array_equal(late.values[0], [0.0, 10.0])
+    np.testing.assert_allclose(minimal_path(late, (2, 12))[0], (2, 2))
+    np.testing.assert_allclose(minimal_path(late, (2, 16))[0], (2, 18))
+
+
+def test_a_map_whose_walls_have_changed_has_no_path():
+    free = np.ones((5, 5), bool)
+    distances = distance(plane(5, 5), (0, 0), full=True)
+    free[2] = False
+    with pytest.raises(ValueError, match="to: no path leads from a source"):
+        minimal_path(dataclasses.replace(distances, mask=free), (4, 4))
