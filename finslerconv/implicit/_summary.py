@@ -1,7 +1,7 @@
 """What a field of Randers metrics looks like, in a few numbers."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from jaxtyping import Float
@@ -77,6 +77,16 @@ class MetricSummary:
     orientation: tuple[float, ...] | None
     edges: float | None
     uphill: float | None
+
+    def __str__(self) -> str:
+        """Return a line for each number."""
+        return "\n".join(f"{f.name:<13} {_short(getattr(self, f.name))}" for f in fields(self))
+
+
+def _short(value: object) -> str:
+    if isinstance(value, tuple):
+        return " ".join(f"{part:.2g}" for part in value)
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def summarise(fit: RandersFit, gradient: "PictureGradient | None" = None) -> MetricSummary:

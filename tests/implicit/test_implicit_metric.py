@@ -50,6 +50,18 @@ class FieldHead(nn.Module):
         return self.field
 
 
+def test_a_summary_prints_a_number_a_line():
+    layer = MetricConv2d(3, 4, 3, padding=1).double()
+    layer.head = FieldHead(randers_field(2, 12, 14))
+    summary = implicit_metric(layer, X).summary
+    lines = str(summary).split("\n")
+    assert max(map(len, lines)) <= 80
+    values = dict(line.split(maxsplit=1) for line in lines)
+    assert list(values) == list(vars(summary))
+    assert float(values["anisotropy"]) == pytest.approx(summary.anisotropy, rel=0.01)
+    assert len(values["orientation"].split()) == 12
+
+
 # What theory says of convolutions with fixed positions.
 
 

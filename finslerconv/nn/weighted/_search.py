@@ -81,6 +81,15 @@ class DensitySearch:
         """The best half-profile, ready for ``density=``."""
         return list(self.best.profile)
 
+    def __str__(self) -> str:
+        """Return what was found in two lines, without the candidates."""
+        profile = ", ".join(f"{entry:.4g}" for entry in self.best.profile)
+        return (
+            f"half-profile [{profile}]: {self.best.value:.4g}; the standard convolution: "
+            f"{self.standard.value:.4g}\n"
+            f"{len(self.evaluations)} candidates, {len(self.seeds)} seed(s); {self.message}"
+        )
+
 
 class _BudgetSpentError(Exception):
     pass

@@ -30,6 +30,14 @@ def test_it_finds_the_minimum_within_the_papers_bounds(k):
             assert low <= value <= high
 
 
+def test_it_prints_in_a_terminal_without_its_candidates():
+    found = search_density(bowl, 3, max_evaluations=30, progress=False)
+    lines = str(found).split("\n")
+    assert max(map(len, lines)) <= 80
+    assert lines[0].startswith(f"half-profile [{found.profile[0]:.4g}]: {found.best.value:.4g}")
+    assert f"{len(found.evaluations)} candidates, 1 seed(s)" in lines[1]
+
+
 def test_own_bounds_and_kernel():
     box = [(0.0, 1.0)] * 4
     found = search_density(lambda p: sum(p), 9, box, max_evaluations=60, progress=False)
