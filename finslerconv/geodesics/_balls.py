@@ -14,6 +14,7 @@ from torch import Tensor
 
 from finslerconv._arrays import Array
 from finslerconv._threads import run, share
+from finslerconv._transforms import has_tangent, is_transformed, refuse_transforms
 from finslerconv.balls import ReferenceSet, affine, concentric, radial
 from finslerconv.geodesics._ball_windows import window_ball
 from finslerconv.geodesics._exponential import Schedule, exponential, shoot
@@ -83,18 +84,19 @@ def fan(points: Float[Array, "n d"], *, map: MapName = "radial", steps: int = 4)
     if not isinstance(points, Tensor):
         # Looked at here, so never on a default device without values.
         points = torch.from_numpy(np.array(points, dtype=np.float64))
+    live = points.requires_grad or has_tangent(points)
     g = points.detach().double().cpu().numpy()
     length = np.linalg.norm(g, axis=-1)
     longest = float(length.max(initial=0.0)) or 1.0
     rays: list[list[int]] = [[i] for i in range(len(g))]
-    if map == "radial" and not points.requires_grad:
+    if map == "radial" and not live:
         rays = _same_direction(g, length)
     ends = [ray[-1] for ray in rays]
     records = [[(float(length[i] / (length[ray[-1]] or 1.0)), i) for i in ray] for ray in rays]
     for record, ray in zip(records, rays, strict=True):
         record[-1] = (1.0, ray[-1])
     counts = [max(1, math.ceil(steps * length[i] / longest - 1e-9)) for i in ends]
-    kept = points if points.requires_grad else torch.from_numpy(g)
+    kept = points if live else torch.from_numpy(g)
     return Fan(kept, ends, Schedule.of(records, counts), map)
 
 
@@ -293,11 +295,23 @@ def geodesic_ball(
             raise ValueError(f"{name}: expected a positive integer, got {number!r}")
     x, kind = _centres(field, centres)
     points = _points(field, reference, x)
+    if method != "exp":
+        refuse_transforms(
+            f"geodesic_ball by {method!r}",
+            "or method='exp', which has the others too",
+            (*_entries(field, x), x, points),
+        )
     if method == "exp":
         positions = _by_exp(field, x, points, radius, map, steps)
     else:
         positions = window_ball(field, x, points, radius, method, map, resolution)
     return like(positions, kind)
+
+
+def _entries(field: MetricField, x: Tensor) -> tuple[Array | None, Array | None]:
+    """Return what a field is made of, as far as can be seen at positions."""
+    metric = field if isinstance(field, GridMetric) else field.at(x)
+    return metric.M, metric.omega
 
 
 def _by_exp(
@@ -333,6 +347,8 @@ def _warn_of_crossings(positions: Tensor, velocities: Tensor, points: Tensor) ->
 
     Neighbours are those of Delaunay's simplices of the reference points.
     """
+    if is_transformed():  # no value can be looked at
+        return
     g = points.detach().double().cpu().numpy()
     n, d = g.shape
     try:

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from finslerconv._arrays import Array
+from finslerconv._transforms import refuse_transforms
 from finslerconv.geodesics._fast_marching import fast_marching
 from finslerconv.geodesics._fast_sweeping import fast_sweeping
 from finslerconv.geodesics._graph import graph_distance
@@ -20,7 +21,7 @@ from finslerconv.geodesics._grid import GridMetric, validate_fields
 from finslerconv.geodesics._heat import heat_distance
 from finslerconv.geodesics._kinds import as_tensors, is_numpy, is_tensor, like
 from finslerconv.geodesics._paths import minimal_path
-from finslerconv.geodesics._sources import Problems, seeds_of
+from finslerconv.geodesics._sources import Curve, Problems, seeds_of
 
 Method = Literal["fast_marching", "fast_sweeping", "heat", "graph"]
 """How distances are computed: see :func:`distance`."""
@@ -231,6 +232,11 @@ def distance(
     if not (isinstance(radius, Real) and radius > 0):  # NaN neither
         raise ValueError(f"radius: expected a positive number, got {radius!r}")
     M, omega = as_tensors(M=field.M, omega=field.omega)
+    refuse_transforms(
+        "distance",
+        "for positions that are near each other chord_distance has the others too",
+        _tensors(M, omega, sources, values),
+    )
     validate_fields(M.detach(), None if omega is None else omega.detach())
     if (
         method == "graph"
@@ -306,7 +312,20 @@ def _check_flag(name: str, value: object) -> None:
 
 
 def _wants_gradients(*arguments: Any) -> bool:
-    return any(is_tensor(x) and x.requires_grad for x in arguments)
+    return any(x.requires_grad for x in _tensors(*arguments))
+
+
+def _tensors(*arguments: Any) -> list[Tensor]:
+    """Return the tensors among arguments, those of curves and lists of sources included."""
+    found = []
+    for x in arguments:
+        if is_tensor(x):
+            found.append(x)
+        elif isinstance(x, Curve):
+            found += _tensors(x.points)
+        elif isinstance(x, list | tuple):
+            found += _tensors(*x)
+    return found
 
 
 def _mask(field: GridMetric, mask: Array) -> Bool[Tensor, "*problems_and_grid"]:

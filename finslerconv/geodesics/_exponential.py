@@ -16,6 +16,7 @@ from torchdiffeq import odeint
 from finslerconv._arrays import Array
 from finslerconv._memory import array_of
 from finslerconv._threads import run, share
+from finslerconv._transforms import is_mapped, is_transformed, needs_formulas
 from finslerconv.geodesics import _exponential_numba as kernels
 from finslerconv.geodesics._exponential_simd import WIDE
 from finslerconv.geodesics._grid import GridMetric, MetricField, first_rows
@@ -26,6 +27,7 @@ from finslerconv.geodesics._hamiltonian import (
     grid_table,
     momentum,
     rates,
+    scaled,
     velocity,
 )
 from finslerconv.geodesics._kinds import as_tensors, check_finite, like, shown_shape
@@ -123,7 +125,7 @@ def exponential(
     curve that arrives at ``x`` with velocity ``v``; the reversed metric leads there too, as
     ``exponential(field.reverse(), x, -v, time=t)``. A geodesic that sets out from ``x`` the
     opposite way, ``exp_x(-t v)``, is ``exponential(field, x, -v, time=t)``. Both are the same for
-    Riemannian metrics; for others the second may be another curve, and has another speed, ``F(-v)``.
+    Riemannian metrics; for others the second may be another curve, and its speed is ``F(-v)``.
 
     Geodesics are the flow of ``H(x, p) = F*_x(p)^2 / 2`` from ``p = F(v) dF_x(v)``. The error of
     ``"rk4"`` falls with the fourth power of ``steps`` for smooth fields, and with the second across
@@ -154,9 +156,8 @@ def exponential(
     """
     start, speed = _checked(field, x, v)
     time = _finite_time(time)
-    still = (speed == 0).all(-1, keepdim=True)
     (position,) = _flow(field, start, speed, [time], method, steps, tolerance).position
-    return like(torch.where(still, start + time * speed, position), x)
+    return like(position, x)
 
 
 def geodesic_flow(
@@ -229,13 +230,26 @@ def _flow(
         field = field.torch()
     if method == "auto":
         method = "rk4" if on_grid else "dopri8"
-    if method == "rk4":
-        if isinstance(field, GridMetric) and field.interpolation == "linear":
-            return _grid_flow(field, x, v, times, steps)
-        return _plain_flow(field, x, v, times, _fixed_steps(steps))
     if tolerance is None:
         tolerance = 1e-10 if x.dtype == torch.float64 else 1e-5
-    return _plain_flow(field, x, v, times, _adaptive(method, tolerance))
+    if method == "rk4" and isinstance(field, GridMetric) and field.interpolation == "linear":
+        flow = _grid_flow(field, x, v, times, steps)
+    else:
+        if method != "rk4" and is_mapped():
+            raise RuntimeError(
+                f"method: {method!r} chooses its steps by what it finds, and torch.vmap lets no "
+                "value be looked at; take 'rk4', or give all geodesics in one batch without vmap"
+            )
+        solver = _fixed_steps(steps) if method == "rk4" else _adaptive(method, tolerance)
+        flow = _plain_flow(field, x, v, times, solver)
+    # What stands still has no momentum to differentiate; to first order it goes straight on.
+    still = scaled(v)[2]
+    t = x.new_tensor(times).reshape(-1, *(1,) * x.ndim)
+    return GeodesicFlow(
+        torch.where(still, x + t * v, flow.position),
+        torch.where(still, v, flow.velocity),
+        flow.momentum,
+    )
 
 
 # Any field, through PyTorch.
@@ -251,8 +265,10 @@ def _plain_flow(
     tracked = any(u.requires_grad for u in (x, v, here.M, here.omega))
     with torch.set_grad_enabled(tracked and torch.is_grad_enabled()):
         metric = field.at(x)
-        # Rays that stand still have no derivative in p; exponential() gives them theirs.
-        positions, momenta = solver(field, x, momentum(metric, v), metric.norm(v), times)
+        u, size, _ = scaled(v)
+        length = size[..., 0] * metric.norm(u)
+        positions, momenta = solver(field, x, momentum(metric, u), length, times)
+        momenta = size * momenta
         velocities = [velocity(field.at(x), p) for x, p in zip(positions, momenta, strict=True)]
         return GeodesicFlow(positions, torch.stack(velocities), momenta)
 
@@ -328,7 +344,7 @@ def _right_side(field: MetricField, x: Tensor, length: Tensor) -> _Rates:
     For a grid read linearly those of :func:`shoot`, so that there is one flow by all methods.
     """
     if not (isinstance(field, GridMetric) and field.interpolation == "linear"):
-        return lambda x, p: rates(field, x, p)
+        return lambda x, p: rates(field, x, p, length)
     grid = Grid(field.grid_shape, field.spacing, field.outside)
     table = grid_table(grid, field.M, field.omega).to(x)
     first = first_rows(field, x)
@@ -419,7 +435,7 @@ def shoot(
         Whether momenta follow the displacements.
     compiled : bool, optional
         Whether to use the compiled kernels, for planar grids on the CPU, or PyTorch's operations;
-        the former where possible unless given.
+        unless given, the former where possible and all derivatives wanted are in reverse mode.
 
     Returns
     -------
@@ -430,6 +446,7 @@ def shoot(
     d = len(grid.shape)
     if compiled is None:
         compiled = d == 2 and velocities.device.type == "cpu"
+        compiled = compiled and not needs_formulas(table, starts, velocities)
     fields, n, rays, _ = velocities.shape
     if compiled:
         if table.shape[-1] == 9:
@@ -455,7 +472,8 @@ def shoot(
         return out.reshape(fields, n, *out.shape[1:])
     tiles = zip(*(u.split(max(1, _TILE // max(1, rays))) for u in parts), strict=True)
     tracked = torch.is_grad_enabled() and any(u.requires_grad for u in (table, *parts))
-    many = len(parts[0]) * rays > _TILE
+    # torch.func has no checkpoints.
+    many = len(parts[0]) * rays > _TILE and not is_transformed()
     outs = [
         cast(Tensor, checkpoint(tile, table, *arguments, use_reentrant=False))
         if tracked and many
@@ -491,16 +509,16 @@ def _shoot_tile(
     table = table.to(dtype)
     c, rows = starts.to(dtype)[:, None], first[:, None]
     v = velocities[:, order]
-    still = (v == 0).all(-1, keepdim=True)
-    moving = torch.where(still, torch.ones_like(v), v)
+    u, size, still = scaled(v)
+    u = torch.where(still, 1.0, u)
     spacing = torch.tensor(grid.spacing, dtype=dtype, device=device)
     metric = grid_metric(grid, table, rows, c)
-    x, p, length = torch.zeros_like(v), momentum(metric, moving), metric.norm(moving)
+    x, p, length = torch.zeros_like(v), momentum(metric, u), size[..., 0] * metric.norm(u)
     times = torch.zeros(len(plans), 1, dtype=dtype, device=device)
     records, places = [], []
     for step in range(max((len(plan) for plan in plans), default=0)):
         going = [plan[step] for plan in plans if len(plan) > step]
-        x, p, still, v, speed = (u[:, : len(going)] for u in (x, p, still, v, length))
+        x, p, size, still, v, speed = (u[:, : len(going)] for u in (x, p, size, still, v, length))
         h = torch.tensor([[h] for h, _, _ in going], dtype=dtype, device=device)
 
         def f(x: Tensor, p: Tensor, speed: Tensor = speed) -> tuple[Tensor, Tensor]:
@@ -512,7 +530,7 @@ def _shoot_tile(
         places += [going[ray][1] for ray in done]
         record = torch.where(still[:, done], (times * v)[:, done], x[:, done])
         if momenta:
-            rest = torch.where(still[:, done], 0.0, p[:, done])
+            rest = torch.where(still[:, done], 0.0, (size * p)[:, done])
             record = torch.cat((record, rest), dim=-1)
         records.append(record)
     out = torch.cat(records, dim=1)

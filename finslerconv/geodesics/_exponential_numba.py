@@ -29,6 +29,9 @@ CONSTANT, REFLECT = 0, 1
 # Coordinates beyond this are outside every grid; integers hold it exactly.
 _FAR = 2.0**30
 
+# Velocities below this stand still: the smallest of which every digit is held.
+_STILL = np.finfo(np.float64).tiny / np.finfo(np.float64).eps
+
 
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
 jit = numba.njit(**_OPTIONS)
@@ -190,12 +193,20 @@ def forward(
         s0, s1 = starts[n, 0], starts[n, 1]
         for ray in range(rays):
             v0, v1 = np.float64(velocities[n, ray, 0]), np.float64(velocities[n, ray, 1])
-            still = v0 == 0.0 and v1 == 0.0
+            # Velocity and momentum are in units of the size, so that no square underflows.
+            size = max(abs(v0), abs(v1))
+            still = size < _STILL
             L, d0, d1, p0, p1 = 0.0, 0.0, 0.0, 0.0, 0.0
             if not still:
-                L, p0, p1 = _momentum(field, base, height, width, mode, s0, s1, v0, v1)
+                L, p0, p1 = _momentum(
+                    field, base, height, width, mode, s0, s1, v0 / size, v1 / size
+                )
+                L *= size
             for segment in range(segments[ray], segments[ray + 1]):
-                if not still:
+                if still:
+                    d0 += spans[segment] * v0
+                    d1 += spans[segment] * v1
+                else:
                     h = spans[segment] / steps[segment]
                     for _ in range(steps[segment]):
                         d0, d1, p0, p1 = _step(
@@ -206,8 +217,8 @@ def forward(
                 out[n, place, 0] = d0
                 out[n, place, 1] = d1
                 if wide == 4:
-                    out[n, place, 2] = p0
-                    out[n, place, 3] = p1
+                    out[n, place, 2] = size * p0
+                    out[n, place, 3] = size * p1
 
 
 @jit
@@ -372,7 +383,8 @@ def backward(
         for ray in range(rays):
             v0, v1 = np.float64(velocities[n, ray, 0]), np.float64(velocities[n, ray, 1])
             first, last = segments[ray], segments[ray + 1]
-            if v0 == 0.0 and v1 == 0.0:
+            size = max(abs(v0), abs(v1))
+            if size < _STILL:
                 # exp(t v) = x + t v to first order.
                 time, gv0, gv1 = 0.0, 0.0, 0.0
                 for segment in range(first, last):
@@ -383,7 +395,9 @@ def backward(
                 g_velocities[n, ray, 1] = gv1
                 continue
             d0, d1 = 0.0, 0.0
+            v0, v1 = v0 / size, v1 / size
             L, p0, p1 = _momentum(field, base, height, width, mode, s0, s1, v0, v1)
+            L *= size
             count = 0
             for segment in range(first, last):
                 h = spans[segment] / steps[segment]
@@ -404,8 +418,8 @@ def backward(
                 sum0 -= o0
                 sum1 -= o1
                 if wide == 4:
-                    gp0 += gradient[n, place, 2]
-                    gp1 += gradient[n, place, 3]
+                    gp0 += size * gradient[n, place, 2]
+                    gp1 += size * gradient[n, place, 3]
                 h = spans[segment] / steps[segment]
                 for _ in range(steps[segment]):
                     count -= 1
@@ -414,11 +428,12 @@ def backward(
                         trail[count], gd0, gd1, gp0, gp1, g_L,
                     )  # fmt: skip
             gx0, gx1, gv0, gv1 = _momentum_backward(
-                field, slope, base, height, width, mode, s0, s1, r0, r1, v0, v1, g_L, gp0, gp1
-            )
+                field, slope, base, height, width, mode, s0, s1, r0, r1, v0, v1, size * g_L, gp0,
+                gp1,
+            )  # fmt: skip
             sum0 += gd0 + gx0
             sum1 += gd1 + gx1
-            g_velocities[n, ray, 0] = gv0
-            g_velocities[n, ray, 1] = gv1
+            g_velocities[n, ray, 0] = gv0 / size
+            g_velocities[n, ray, 1] = gv1 / size
         g_starts[n, 0] = sum0
         g_starts[n, 1] = sum1

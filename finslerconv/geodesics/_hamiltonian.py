@@ -8,9 +8,26 @@ from torch import Tensor
 from torch.nn.functional import embedding
 
 from finslerconv._arrays import safe_sqrt
+from finslerconv._transforms import has_tangent, is_transformed
 from finslerconv.geodesics._grid import MetricField, Outside
 from finslerconv.metrics import Randers
 from finslerconv.metrics._linalg import dot, inverse, matvec
+
+
+def scaled(v: Float[Tensor, "*batch d"]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return vectors divided by their sizes, the sizes ``(..., 1)``, and which count as zero.
+
+    For what is homogeneous in a vector: squares of its components underflow or overflow long
+    before the components do, those of the quotient never. The size is the largest component, and
+    no gradient goes through it, since by homogeneity the result does not depend on it. Vectors so
+    small that their quotients would lose digits count as zero; they and their sizes come back as
+    0 and 1.
+    """
+    info = torch.finfo(v.dtype)
+    size = v.detach().abs().amax(-1, keepdim=True)
+    still = size < info.tiny / info.eps
+    size = torch.where(still, 1.0, size)
+    return torch.where(still, 0.0, v) / size, size, still
 
 
 def momentum(metric: Randers, v: Float[Tensor, "*_ d"]) -> Float[Tensor, "*_ d"]:
@@ -38,9 +55,9 @@ def velocity(metric: Randers, p: Float[Tensor, "*_ d"]) -> Float[Tensor, "*_ d"]
     With ``z = M^-1 (p - F omega)``, F the dual norm of ``p``, it is ``(F / root) z``, ``root``
     the square root in :meth:`finslerconv.metrics.Randers.dual_norm`.
     """
-    still = (p == 0).all(-1, keepdim=True)
-    z, root, F = _normal(metric.M, metric.omega, torch.where(still, torch.ones_like(p), p))
-    return torch.where(still, torch.zeros_like(z), (F / root)[..., None] * z)
+    p, size, still = scaled(p)
+    z, root, F = _normal(metric.M, metric.omega, torch.where(still, 1.0, p))
+    return torch.where(still, 0.0, size * (F / root)[..., None] * z)
 
 
 def _normal(M: Tensor, omega: Tensor, p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -61,21 +78,32 @@ def rates(
     field: MetricField,
     x: Float[Tensor, "*batch d"],
     p: Float[Tensor, "*batch d"],
-    length: Float[Tensor, "*batch"] | None = None,
+    length: Float[Tensor, "*batch"],
 ) -> tuple[Float[Tensor, "*batch d"], Float[Tensor, "*batch d"]]:
     """Return ``(dx/dt, dp/dt) = (dH/dp, -dH/dx)`` of any field, by automatic differentiation.
 
-    With a ``length`` L the Hamiltonian is ``L F*_x(p)``: the same geodesics, on which ``F* = L``,
-    but of velocities that have the length L whatever ``p``; so no ray can run away, however rough
-    the field and however long the steps. Where gradients are recorded they can be differentiated
-    again, in the field's parameters too.
+    The Hamiltonian is ``L F*_x(p)`` with the ray's ``length`` L: the same geodesics as those of
+    ``F*_x(p)^2 / 2`` with ``F* = L``, but of velocities that have the length L whatever ``p``. So
+    no ray can run away, however rough the field and however long the steps, and ``p`` may be of
+    any size. Where gradients are recorded they can be differentiated again, in the field's
+    parameters too.
     """
+
+    def total(x: Tensor, p: Tensor) -> Tensor:
+        return (length * field.at(x).dual_norm(p)).sum()
+
+    if is_transformed():
+        H_x, H_p = torch.func.grad(total, argnums=(0, 1))(x, p)
+        return H_p, -H_x
     recording = torch.is_grad_enabled()
     with torch.enable_grad():
-        x, p = (u if recording and u.requires_grad else u.detach().requires_grad_() for u in (x, p))
-        metric = field.at(x)
-        H = hamiltonian(metric, p) if length is None else length * metric.dual_norm(p)
-        H = H.sum()
+        # New names: p and the length may themselves have been computed from x.
+        x, p = (
+            u.view_as(u) if (recording and u.requires_grad) or has_tangent(u) else u.detach()
+            for u in (x, p)
+        )
+        x, p = (u if u.requires_grad else u.requires_grad_() for u in (x, p))
+        H = total(x, p)
         H_x, H_p = torch.autograd.grad(
             H, (x, p), create_graph=recording, allow_unused=True, materialize_grads=True
         )

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from finslerconv._arrays import Array, first_index
+from finslerconv._transforms import is_mapped
 
 FLOATS = (torch.float32, torch.float64)
 
@@ -72,7 +73,12 @@ def is_tensor(array: object) -> bool:
 
 
 def check_finite(name: str, vectors: Float[Tensor, "*_ d"]) -> None:
-    """Raise a ValueError that names the first of the vectors that is not finite."""
+    """Raise a ValueError that names the first of the vectors that is not finite.
+
+    Under ``torch.vmap``, which lets no value be looked at, nothing is checked.
+    """
+    if is_mapped():
+        return
     bad = ~vectors.detach().isfinite().all(-1)
     if bool(bad.any()):
         index = first_index(bad)

@@ -9,10 +9,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from finslerconv._arrays import Array, first_index
+from finslerconv._transforms import differentiations, has_tangent, is_mapped, is_transformed
 from finslerconv.geodesics._derivatives import refuse_second
 from finslerconv.geodesics._exponential import Method, exponential, geodesic_flow
 from finslerconv.geodesics._grid import GridMetric, MetricField
+from finslerconv.geodesics._hamiltonian import scaled
 from finslerconv.geodesics._kinds import as_tensors, check_finite, is_numpy, like
+
+_SECOND = (
+    "logarithm: second derivatives are not computed, and create_graph=True, or one derivative "
+    "within another, asks for them; take finite differences of the first ones"
+)
 
 # A Newton step that does not lower the error is halved; below this it is given up.
 _LEAST_FACTOR = 1e-3
@@ -61,8 +68,9 @@ def logarithm(
         Newton steps at most.
     tolerance : float, optional
         The largest distance left between the geodesic's end and ``y``, as a fraction of
-        ``|y - x|``; 1e-10 in float64 and 1e-4 in float32 unless given, but 1e-5 for an adaptive
-        method on a linear grid, which knows the ends of geodesics no better.
+        ``|y - x|`` and beyond the rounding of positions; 1e-10 in float64 and 1e-4 in float32
+        unless given, but 1e-5 for an adaptive method on a linear grid, which knows the ends of
+        geodesics no better.
     method, steps
         As of :func:`exponential`.
 
@@ -82,7 +90,8 @@ def logarithm(
     TypeError, ValueError
         As :func:`exponential`.
     RuntimeError
-        If the result is differentiated with ``create_graph=True``.
+        If the result is differentiated twice (with ``create_graph=True``, or by nested transforms
+        of ``torch.func``), or called under ``torch.vmap``.
 
     Examples
     --------
@@ -96,6 +105,13 @@ def logarithm(
     >>> logarithm(half_plane, x, y).round(decimals=6)
     tensor([1., 0.], dtype=torch.float64)
     """
+    if is_mapped():
+        raise RuntimeError(
+            "logarithm: Newton's method looks at what it finds, and torch.vmap lets no value be "
+            "looked at; give all pairs in one batch without vmap"
+        )
+    if differentiations() > 1:
+        raise RuntimeError(_SECOND)
     first, last, guess = as_tensors(x=x, y=y, start=start)
     _check_iterations(iterations, tolerance)
     try:
@@ -130,18 +146,17 @@ def logarithm(
         lambda v: shoot(fixed, first.detach()[..., None, :], v), last.detach(), first.detach(),
         guess, iterations, tolerance,
     )  # fmt: skip
-    if torch.is_grad_enabled():
-        end = shoot(field, first, v)
-        if end.requires_grad or last.requires_grad:
-            jacobian = _jacobian(lambda v: shoot(fixed, first.detach(), v), v)[1]
-            rest = end - last
-            v = v - _solve(jacobian, rest - rest.detach())
-            # The Jacobian carries no gradient: second derivatives would be wrong.
-            refuse_second(
-                v,
-                "logarithm: second derivatives are not computed, and create_graph=True asks for "
-                "them; take finite differences of the first ones",
-            )
+    # Where no gradients are recorded there may still be tangents.
+    rest = shoot(field, first, v) - last
+    tangent = has_tangent(rest)
+    if rest.requires_grad or tangent or is_transformed():
+        if rest.requires_grad and tangent:
+            raise RuntimeError(_SECOND)
+        jacobian = _jacobian(lambda v: shoot(fixed, first.detach(), v), v)
+        v = v - _solve(jacobian, rest - rest.detach())
+        # The Jacobian carries no gradient: second derivatives would be wrong.
+        if v.requires_grad and not is_transformed():
+            refuse_second(v, _SECOND)
     v = torch.where(hit[..., None], v, torch.nan)
     _warn_of_misses(hit)
     return like(v, x)
@@ -208,10 +223,12 @@ def _newton(
 
     Newton's method with a Jacobian from differences, a step halved as long as it brings nothing.
     """
-    gap = torch.linalg.norm(y - x, dim=-1)
-    allowed = tolerance * gap
+    gap = _length(y - x)
+    # No end is nearer than positions are rounded in the course of some steps.
+    rounding = 8 * torch.finfo(y.dtype).eps * torch.maximum(x.abs(), y.abs()).amax(-1)
+    allowed = tolerance * gap + rounding
     rest, jacobian = _with_differences(end, v, y)
-    error = torch.linalg.norm(rest, dim=-1)
+    error = _length(rest)
     factor = torch.ones_like(error)
     for _ in range(iterations):
         open_ = ~(error <= allowed) & (factor > _LEAST_FACTOR)
@@ -219,12 +236,12 @@ def _newton(
             break
         step = -_solve(jacobian, rest)
         # A step of several chords is a sign of a singular Jacobian.
-        limit = 2 * torch.linalg.norm(v, dim=-1) + gap
-        size = torch.linalg.norm(step, dim=-1).clamp(min=torch.finfo(v.dtype).tiny)
+        limit = 2 * _length(v) + gap
+        size = _length(step).clamp(min=torch.finfo(v.dtype).tiny)
         step = step * (factor * (limit / size).clamp(max=1.0))[..., None]
         tried = torch.where((open_ & step.isfinite().all(-1))[..., None], v + step, v)
         tried_rest, tried_jacobian = _with_differences(end, tried, y)
-        tried_error = torch.linalg.norm(tried_rest, dim=-1)
+        tried_error = _length(tried_rest)
         better = open_ & (tried_error < error)
         v = torch.where(better[..., None], tried, v)
         rest = torch.where(better[..., None], tried_rest, rest)
@@ -240,7 +257,7 @@ def _with_differences(
     """Return how far the ends are from ``y``, and their derivatives by forward differences."""
     d = v.shape[-1]
     eye = torch.eye(d, dtype=v.dtype, device=v.device)
-    size = torch.linalg.norm(v, dim=-1)[..., None, None]
+    size = _length(v)[..., None, None]
     size = torch.finfo(v.dtype).eps ** 0.4 * torch.where(size > 0, size, 1.0)
     with torch.no_grad():
         ends = end(torch.cat((v[..., None, :], v[..., None, :] + size * eye), dim=-2))
@@ -248,17 +265,30 @@ def _with_differences(
     return reached - y, ((ends[..., 1:, :] - reached[..., None, :]) / size).mT
 
 
-def _jacobian(end: Callable[[Tensor], Tensor], v: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the ends, and their derivatives (..., d, d) in the velocities, a row at a time."""
+def _length(v: Tensor) -> Tensor:
+    """Return Euclidean lengths, those of vectors too whose squares underflow."""
+    u, size, _ = scaled(v)
+    return size[..., 0] * torch.linalg.norm(u, dim=-1)
+
+
+def _jacobian(end: Callable[[Tensor], Tensor], v: Tensor) -> Tensor:
+    """Return the derivatives (..., d, d) of the ends in the velocities, a row at a time."""
+    d = v.shape[-1]
+    if is_transformed():
+
+        def component(v: Tensor, i: int) -> Tensor:
+            return end(v)[..., i].sum()
+
+        rows = [torch.func.grad(component)(v.detach(), i).detach() for i in range(d)]
+        return torch.stack(rows, dim=-2)
     with torch.enable_grad():
         v = v.detach().requires_grad_()
         reached = end(v)
-        d = v.shape[-1]
         rows = [
-            torch.autograd.grad(reached[..., i].sum(), v, retain_graph=i < d - 1)[0]
+            torch.autograd.grad(reached[..., i].sum(), v, retain_graph=i < d - 1)[0].detach()
             for i in range(d)
         ]
-    return reached.detach(), torch.stack(rows, dim=-2)
+    return torch.stack(rows, dim=-2)
 
 
 def _solve(jacobian: Tensor, rest: Tensor) -> Tensor:

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
+from finslerconv._transforms import needs_formulas
 from finslerconv.ops import _library, _reference
 from finslerconv.ops._backend import is_compiled
 from finslerconv.ops._geometry import ConvGeometry, PaddingMode
-from finslerconv.ops._layout import is_transformed
 from finslerconv.ops._positions import Positions
 
 
@@ -20,8 +20,8 @@ def convolve(
     padding_mode: PaddingMode,
 ) -> Tensor:
     """Return the convolution, by the backend chosen for the device of the input."""
-    # The transforms of torch.func need formulas to go through.
-    if not is_compiled(input.device) or is_transformed():
+    tensors = (input, positions.field, positions.omega, positions.points, weight, bias, mask)
+    if not is_compiled(input.device) or needs_formulas(*tensors):
         return _reference.convolve(input, positions, weight, bias, mask, geometry, padding_mode)
     points = positions.points
     if positions.kind != "offsets" and points.requires_grad and torch.is_grad_enabled():

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from finslerconv._transforms import is_transformed
+
 
 def is_channels_last(x: Tensor) -> bool:
     """Return whether ``x`` is laid out channels last, and not channels first at the same time."""
@@ -14,8 +16,3 @@ def is_channels_last(x: Tensor) -> bool:
 def memory_format(x: Tensor) -> torch.memory_format:
     """Return the layout that the output has for an input ``x``."""
     return torch.channels_last if is_channels_last(x) else torch.contiguous_format
-
-
-def is_transformed() -> bool:
-    """Return whether transforms of ``torch.func`` are at work."""
-    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()

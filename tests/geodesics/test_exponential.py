@@ -255,8 +255,6 @@ def test_the_grids_closed_form_is_what_differentiation_gives(d, outside):
     first = torch.zeros(60, dtype=torch.long)
     table = grid_table(grid, field.M, field.omega)
     closed = grid_rates(grid, table, first, c, p, length)
-    for a, b in zip(closed, rates(field, x, p), strict=True):
-        torch.testing.assert_close(a, b)
     for a, b in zip(closed, rates(field, x, p, length), strict=True):
         torch.testing.assert_close(a, b)
 
@@ -295,6 +293,71 @@ def test_no_velocity_no_motion_but_a_derivative(field, method):
     by_x, by_v = torch.autograd.functional.jacobian(end, (x, zero[0]))
     torch.testing.assert_close(by_x, torch.eye(2).double())
     torch.testing.assert_close(by_v, 2 * torch.eye(2).double())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    ("d", "interpolation", "method"),
+    [
+        (2, None, "rk4"),
+        (2, None, "dopri5"),
+        (2, "linear", "rk4"),
+        (2, "linear", "dopri5"),
+        (3, "linear", "rk4"),
+        (2, "cubic", "rk4"),
+    ],
+)
+def test_tiny_velocities_go_straight_and_hurt_no_other(d, interpolation, method, dtype):
+    field = rotation_wind() if d == 2 else funk(3)
+    if interpolation is not None:
+        field = field.grid(5, interpolation=interpolation).to(dtype)
+    # Two velocities whose squares underflow, the smallest number above 0, and 0.
+    info = torch.finfo(dtype)
+    sizes = [info.tiny**0.6, 10 * info.tiny, info.smallest_normal * info.eps, 0.0]
+    direction = torch.tensor([0.6, -0.8, 0.5][:d], dtype=dtype)
+    ordinary = torch.tensor([0.02, 0.03, -0.01][:d], dtype=dtype)
+    v = torch.stack([ordinary, *(size * direction for size in sizes)]).requires_grad_()
+    x = torch.zeros(5, d, dtype=dtype, requires_grad=True)
+
+    def flow(x, v):
+        return geodesic_flow(field, x, v, [0.5, 1.0], method=method, steps=2, tolerance=1e-3)
+
+    found, alone = flow(x, v), flow(x[:1], v[:1])
+    rounding = 1e-3 if method == "dopri5" else 10 * info.eps
+    for many, one in zip(found, alone, strict=True):
+        assert many.isfinite().all()
+        torch.testing.assert_close(many[:, :1], one, rtol=rounding, atol=0)
+    end = found.position[1]
+    torch.testing.assert_close(end[1:], v[1:], rtol=100 * info.eps, atol=info.tiny)
+    torch.testing.assert_close(found.velocity[1, 1:], v[1:], rtol=100 * info.eps, atol=info.tiny)
+    by_x, by_v = torch.autograd.grad(end.sum(), (x, v))
+    torch.testing.assert_close(by_x[1:], torch.ones(4, d, dtype=dtype), rtol=0, atol=1e-5)
+    torch.testing.assert_close(by_v[1:], torch.ones(4, d, dtype=dtype), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("interpolation", [None, "linear", "cubic"])
+def test_the_field_has_no_gradient_of_a_tiny_velocity(interpolation):
+    # Of second order in the velocity, and finite.
+    M = torch.eye(2).double() * (1 + normal(4, 4, 1, 1).abs())
+    M.requires_grad_()
+    x, v = torch.tensor([1.3, 1.4]).double(), torch.tensor([3e-170, -4e-170]).double()
+    if interpolation is None:
+        field = FunctionMetric(lambda x: Riemannian(M[0, 0] + x[..., :1, None] ** 2 * M[1, 1]))
+    else:
+        field = GridMetric(M, interpolation=interpolation, validate=False)
+    (slope,) = torch.autograd.grad(exponential(field, x, v, method="rk4").sum(), M)
+    assert slope.abs().max() < 1e-160
+
+
+@pytest.mark.parametrize("interpolation", [None, "cubic"])
+def test_the_flow_does_not_depend_on_who_asks_for_gradients(interpolation):
+    field = rotation_wind()
+    if interpolation is not None:
+        field = field.grid(7, interpolation=interpolation)
+    x, v = torch.tensor([0.3, 0.2]).double(), torch.tensor([0.2, -0.3]).double()
+    plain = exponential(field, x, v, method="rk4", steps=4)
+    recorded = exponential(field, x.clone().requires_grad_(), v, method="rk4", steps=4)
+    assert torch.equal(recorded, plain)
 
 
 def test_transposes_and_flips_carry_geodesics_along():

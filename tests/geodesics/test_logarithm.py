@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from metric_fields import funk, half_plane, known_fields, known_fields_3d, pull_back, random_pair
+from metric_fields import (
+    funk,
+    half_plane,
+    known_fields,
+    known_fields_3d,
+    pull_back,
+    random_pair,
+    rotation_wind,
+)
 
 from finslerconv.geodesics import FunctionMetric, GridMetric
 from finslerconv.geodesics._exponential import exponential
@@ -32,6 +40,29 @@ def test_the_logarithm_undoes_the_exponential_on_a_grid():
     x, _ = random_pair(pull_back(), 30, margin=0.3)
     v = 0.4 * torch.randn(30, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(logarithm(field, x, exponential(field, x, v)), v, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("kind", ["function", "linear", "cubic"])
+def test_points_that_are_nearly_one_are_connected(kind, dtype):
+    # From a chord whose square underflows to some roundings of the positions.
+    info = torch.finfo(dtype)
+    field = FunctionMetric(rotation_wind().metric)
+    if kind != "function":
+        field = rotation_wind().grid(5, interpolation=kind).to(dtype)
+    sizes = [0.2, info.tiny**0.6, info.smallest_normal * info.eps, 0.0]
+    sizes += [info.eps, 3 * info.eps, 100 * info.eps]
+    place = torch.tensor([0.0] * 4 + [0.7] * 3, dtype=dtype)
+    x = torch.stack((place, place), -1)
+    y = x + torch.tensor(sizes, dtype=dtype)[:, None] * torch.tensor([0.6, -0.8], dtype=dtype)
+    x.requires_grad_(), y.requires_grad_()
+    v = logarithm(field, x, y, method="rk4", steps=4)
+    by_x, by_y = torch.autograd.grad(v.sum(), (x, y))
+    chord = (y - x).detach()
+    assert by_x.isfinite().all()
+    torch.testing.assert_close(v[1:4].detach(), chord[1:4], rtol=1e-5, atol=info.tiny)
+    torch.testing.assert_close(v[4:].detach(), chord[4:], rtol=0, atol=10 * info.eps)
+    torch.testing.assert_close(by_y[1:], torch.ones_like(by_y[1:]), rtol=0, atol=1e-3)
 
 
 def test_adaptive_methods_find_the_same_on_a_linear_grid():

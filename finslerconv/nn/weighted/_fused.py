@@ -15,8 +15,9 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.nn import functional
+
+from finslerconv._transforms import needs_formulas
 
 _CONV: dict[int, Callable[..., Tensor]] = {
     1: functional.conv1d,
@@ -54,7 +55,7 @@ def weighted_conv(
     """
     n_axes = phi.dim()
     phi = phi.to(weight.dtype)
-    if not _worth_fusing(x, weight, phi):
+    if not _worth_fusing(x, weight, phi, bias):
         return _CONV[n_axes](x, weight * phi, bias, *geometry)
     spare = _SPARE.setdefault(layer, [])
     batched = x.dim() == n_axes + 2
@@ -142,7 +143,7 @@ def _tile(phi: Tensor, weight: Tensor) -> Tensor:
     return phi.expand(weight.shape[1:]).contiguous() if weight.is_contiguous() else phi
 
 
-def _worth_fusing(x: Tensor, weight: Tensor, phi: Tensor) -> bool:
+def _worth_fusing(x: Tensor, weight: Tensor, phi: Tensor, bias: Tensor | None) -> bool:
     # What is not an ordinary tensor has semantics of its own: fakes, tracers, subclasses.
     ordinary = (Tensor, nn.Parameter)
     return (
@@ -157,13 +158,8 @@ def _worth_fusing(x: Tensor, weight: Tensor, phi: Tensor) -> bool:
         and phi.dim() + 1 <= x.dim() <= phi.dim() + 2
         and not torch.is_autocast_enabled("cpu")
         and not torch._C._is_tracing()
-        and not torch._C._are_functorch_transforms_active()
-        and all(_no_tangent(t) for t in (x, weight, phi))
+        and not needs_formulas(x, weight, phi, bias)
     )
-
-
-def _no_tangent(t: Tensor) -> bool:
-    return forward_ad.unpack_dual(t).tangent is None
 
 
 def same_padding(kernel_size: Sequence[int], dilation: Sequence[int]) -> tuple[int, ...] | None:

@@ -1,0 +1,56 @@
+"""Derivatives that only PyTorch's own operations carry: forward mode, and ``torch.func``.
+
+Compiled code has a backward pass and nothing else. Where a tensor has a tangent
+(``torch.autograd.forward_ad``), or a transform of ``torch.func`` is at work, a function takes
+PyTorch's operations instead, or refuses: values would be right, and derivatives silently zero.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+
+def is_transformed() -> bool:
+    """Return whether transforms of ``torch.func`` are at work."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
+def has_tangent(*arguments: Any) -> bool:
+    """Return whether one of the arguments is a tensor that carries a forward-mode derivative."""
+    return not torch.compiler.is_compiling() and any(
+        isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None for x in arguments
+    )
+
+
+def needs_formulas(*arguments: Any) -> bool:
+    """Return whether derivatives of these arguments go through PyTorch's operations only."""
+    return is_transformed() or has_tangent(*arguments)
+
+
+def refuse_transforms(name: str, advice: str, arguments: Iterable[Any] = ()) -> None:
+    """Raise a RuntimeError if derivatives are asked for that ``name`` does not have."""
+    if needs_formulas(*arguments):
+        raise RuntimeError(
+            f"{name}: there are no forward-mode derivatives and no transforms of torch.func (jvp, "
+            f"grad, jacrev, vmap), only reverse mode by backward() or torch.autograd.grad; {advice}"
+        )
+
+
+def is_mapped() -> bool:
+    """Return whether ``torch.vmap`` is at work, under which no value can be looked at."""
+    return "Vmap" in _kinds()
+
+
+def differentiations() -> int:
+    """Return how many transforms of ``torch.func`` differentiate, one within the other."""
+    return sum(kind in ("Grad", "Jvp") for kind in _kinds())
+
+
+def _kinds() -> list[str]:
+    if not is_transformed():
+        return []
+    stack = torch._C._functorch.get_interpreter_stack() or []
+    return [level.key().name for level in stack]
