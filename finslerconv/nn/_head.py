@@ -147,7 +147,7 @@ def parametrization(head: str | MatrixParametrization) -> MatrixParametrization:
     return PARAMETRIZATIONS[head]()
 
 
-def metric_penalty(model: nn.Module, strength: float = 5000.0) -> Float[Tensor, ""]:
+def metric_penalty(model: nn.Module, strength: float = 1.0) -> Float[Tensor, ""]:
     """Return the paper's regularisation of the metrics of a model, to be added to the loss.
 
     ``strength`` times the mean absolute value of the weights and biases of all metric heads in
@@ -159,7 +159,7 @@ def metric_penalty(model: nn.Module, strength: float = 5000.0) -> Float[Tensor, 
     model : nn.Module
         Any module with :class:`MetricConv2d` layers in it.
     strength : float
-        The factor lambda; 5000 in the paper.
+        The factor lambda; 5000 in the paper, which is for large networks only (see the notes).
 
     Returns
     -------
@@ -169,6 +169,29 @@ def metric_penalty(model: nn.Module, strength: float = 5000.0) -> Float[Tensor, 
     ------
     ValueError
         If the model has no metric head.
+
+    Notes
+    -----
+    The mean is over all ``n`` parameters of the heads, so each of them is pulled towards zero by
+    ``strength / n``. What counts is that pull beside the derivative of the loss in one such
+    parameter: where it is the larger, a parameter stays at zero, and with Adam, whose steps do not
+    depend on how large a gradient is, the metrics do not learn at all. The paper's 5000 is for
+    the heads of a ResNet-18, of 1e5 to 2e5 parameters: a pull of some 0.03. In a network whose
+    heads have 1,450 parameters (two layers, digits of 8 x 8 pixels, cross-entropy, Adam at 1e-3) the
+    mean absolute value after ten epochs was
+
+    ======================  =======  =======  =======  =======  =======
+    strength                0        1        10       100      5000
+    pull on each            0        7e-4     7e-3     0.07     3.4
+    mean absolute value     1.9e-2   1.5e-2   3.5e-3   2e-4     1e-4
+    half-axes' ratio        1.5      1.5      1.2      1.0      1.0
+    ======================  =======  =======  =======  =======  =======
+
+    The default lets metrics learn there, and in larger networks pulls less. To choose, train
+    shortly with 0 and with strengths tenfold apart, and compare ``metric_penalty(model, 1.0)``, the
+    mean itself: a tenth of its value without penalty says that the metrics hardly learn. Above, a
+    pull of 1e-3 is felt and one of 1e-2 is strong. Both scale with the loss: with one that is
+    summed over a batch, not averaged, the same pull is weaker.
 
     References
     ----------

@@ -10,6 +10,7 @@ from adaptive_layers import stirred
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional
 
 from finslerconv import ops
 from finslerconv.balls import lattice, sunflower
@@ -377,6 +378,29 @@ def test_metric_penalty(strength, seed):
     torch.testing.assert_close(
         metric_penalty(model, strength).detach(), strength * values.abs().mean()
     )
+
+
+def test_the_default_of_the_penalty_lets_the_metric_learn():
+    """Adam's steps are of one size: a pull beyond the loss's gradient holds the metric still."""
+    x = torch.randn(4, 1, 20, 20, generator=torch.Generator().manual_seed(0))
+    wanted = functional.avg_pool2d(x, (1, 7), 1, (0, 3))  # the mean over a long ball
+
+    def learned(*strength):
+        torch.manual_seed(0)
+        layer = MetricConv2d(1, 1, 3, padding=1)
+        optimiser = torch.optim.Adam(layer.parameters(), 0.01)
+        for _ in range(60):
+            optimiser.zero_grad()
+            loss = 10 * functional.mse_loss(layer(x), wanted)  # of the order of 1
+            if strength != (0.0,):
+                loss = loss + metric_penalty(layer, *strength)
+            loss.backward()
+            optimiser.step()
+        return float(metric_penalty(layer, 1.0))
+
+    free = learned(0.0)
+    assert learned() > 0.3 * free
+    assert learned(5000.0) < 0.1 * free
 
 
 def test_metric_penalty_is_zero_at_the_start():
