@@ -159,7 +159,7 @@ def stein_risk(
     """Estimate the mean squared error of a filter without the clean picture.
 
     Stein's unbiased estimate (1981); how much the filter follows the noise is found from one
-    random change of the picture (Ramani, Blu and Unser, 2008).
+    random change of the picture (Ramani and others, IEEE Trans. Image Process. 17, 2008).
     """
     generator = torch.Generator().manual_seed(0)
     signs = 2.0 * torch.randint(2, noisy.shape, generator=generator).to(noisy) - 1

@@ -85,7 +85,7 @@ class MetricSummary:
 
 def _short(value: object) -> str:
     if isinstance(value, tuple):
-        return " ".join(f"{part:.2g}" for part in value)
+        return " ".join(f"{part:.2f}" for part in value)
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 

@@ -177,8 +177,8 @@ def metric_penalty(model: nn.Module, strength: float = 1.0) -> Float[Tensor, ""]
     parameter: where it is the larger, a parameter stays at zero, and with Adam, whose steps do not
     depend on how large a gradient is, the metrics do not learn at all. The paper's 5000 is for
     the heads of a ResNet-18, of 1e5 to 2e5 parameters: a pull of some 0.03. In a network whose
-    heads have 1,450 parameters (two layers, digits of 8 x 8 pixels, cross-entropy, Adam at 1e-3) the
-    mean absolute value after ten epochs was
+    heads have 1,450 parameters (two layers, digits of 8 x 8 pixels, cross-entropy, Adam at 1e-3)
+    the mean absolute value after ten epochs was
 
     ======================  =======  =======  =======  =======  =======
     strength                0        1        10       100      5000

@@ -215,28 +215,6 @@ class TestSelection:
             [] if stage is None else [stage]
         )
 
-    def test_no_column_is_lost_in_a_terminal(self):
-        class Net(nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.a_backbone_of_a_long_name = nn.Conv2d(64, 128, 3, stride=2, dilation=2)
-
-            def forward(self, x):
-                return self.a_backbone_of_a_long_name(x)
-
-        example = torch.ones(1, 64, 205, 205)
-        _, report = convert(Net(), "metric", example=example, reference="concentric")
-        text = str(report)
-        assert max(map(len, text.split("\n"))) <= 80
-        assert "…" not in text
-        (row,) = report.converted
-        for cell in (
-            "name", "convolution", "parameters", "multiply-adds", "output", "time / ms",
-            "dilation 2)", "-> MetricConv2d", f"{row.after.parameters:,}", "101 x 101",
-            f"-> {1e3 * row.after.seconds:.3g}",
-        ):  # fmt: skip
-            assert cell in text
-
     def test_shown(self):
         late = select(stage=(3, 4)) & ~select(name=re.compile("conv1$"), type=nn.Conv2d)
         assert str(late) == "(select(stage=(3, 4)) & ~select(name='conv1$', type=Conv2d))"
@@ -879,7 +857,7 @@ class TestReport:
         (row,) = report.converted
         for cell in (
             "name", "convolution", "parameters", "multiply-adds", "output", "time / ms",
-            "dilation 2)", "-> MetricConv2d", f"{row.after.parameters:,}", "101 x 101",
+            "dilation 2)", "MetricConv2d", f"{row.after.parameters:,}", "101 x 101",
             f"-> {1e3 * row.after.seconds:.3g}",
         ):  # fmt: skip
             assert cell in text

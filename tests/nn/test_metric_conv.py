@@ -396,7 +396,7 @@ def test_the_default_of_the_penalty_lets_the_metric_learn():
                 loss = loss + metric_penalty(layer, *strength)
             loss.backward()
             optimiser.step()
-        return float(metric_penalty(layer, 1.0))
+        return metric_penalty(layer, 1.0).item()
 
     free = learned(0.0)
     assert learned() > 0.3 * free
