@@ -4,7 +4,6 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any, Literal, final, overload
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from finslerconv._arrays import Array
+from finslerconv._arrays import Array, is_number
 from finslerconv.geodesics._fast_marching import fast_marching
 from finslerconv.geodesics._fast_sweeping import fast_sweeping
 from finslerconv.geodesics._graph import graph_distance
@@ -217,8 +216,9 @@ def distance(
             "full: expected False, because 'heat' has no front whose label and flow could be; "
             "use 'fast_marching'"
         )
-    if not (isinstance(radius, Real) and radius > 0):  # NaN neither
+    if not (is_number(radius) and radius > 0):  # NaN neither
         raise ValueError(f"radius: expected a positive number, got {radius!r}")
+    radius = float(radius)
     M, omega = as_tensors(M=field.M, omega=field.omega)
     validate_fields(M.detach(), None if omega is None else omega.detach())
     if (

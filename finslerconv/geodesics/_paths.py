@@ -17,8 +17,15 @@ from torch import Tensor
 
 from finslerconv._arrays import Array
 from finslerconv.geodesics._exponential_numba import entry, jit
-from finslerconv.geodesics._grid import MetricField
-from finslerconv.geodesics._kinds import as_tensor, as_tensors, check_finite, is_numpy, like
+from finslerconv.geodesics._grid import MetricField, read_positions
+from finslerconv.geodesics._kinds import (
+    Positions,
+    as_tensor,
+    as_tensors,
+    check_finite,
+    is_numpy,
+    like,
+)
 
 if TYPE_CHECKING:
     from finslerconv.geodesics._distances import DistanceMap
@@ -114,13 +121,13 @@ def minimal_path(distances: "DistanceMap", to: Any, *, step: float = 0.25) -> Ar
     return paths if each else paths[0]
 
 
-def path_length(field: MetricField, curve: Float[Array, "n *_ d"]) -> Float[Array, "..."]:
+def path_length(field: MetricField, curve: Positions) -> Float[Array, "..."]:
     r"""Return the lengths of polylines, ``F`` integrated along them.
 
     Parameters
     ----------
     field : GridMetric, FunctionMetric or MetricField
-    curve : array, shape (n, \*batch, ..., d)
+    curve : array or sequence, shape (n, \*batch, ..., d)
         Points in the order of travel, physical, at least two; what :func:`geodesic` and
         :func:`minimal_path` return. Of a batch of fields the batch comes after the points.
 
@@ -144,6 +151,7 @@ def path_length(field: MetricField, curve: Float[Array, "n *_ d"]) -> Float[Arra
     >>> float(path_length(wind, there)), float(path_length(wind, there[::-1].copy()))
     (6.0, 2.0)
     """
+    (curve,) = read_positions(field, curve=curve)
     (points,) = as_tensors(curve=curve)
     d = field.dim
     if points.ndim < 2 or points.shape[-1] != d or points.shape[0] < 2:

@@ -235,6 +235,9 @@ def test_all_the_ways_to_say_where():
     for sources in [
         [2, 3],
         [[2, 3]],
+        np.unravel_index(23, (9, 10)),
+        [np.float32(2.0), np.array(3)],
+        (torch.tensor(2), torch.tensor(3.0)),
         np.array([2, 3]),
         torch.tensor([[2.0, 3.0]]),
         where,
@@ -409,9 +412,9 @@ def test_one_node_wide_grids(method):
 @pytest.mark.parametrize(
     ("sources", "message"),
     [
-        ((3, 99), r"inside the grid, from \(0, 0\) to \(8, 9\); source 0 is at \(3, 99\)"),
-        ([[1, 1], [-1, 2]], r"source 1 is at \(-1, 2\)"),
-        (np.array([[[1, 1]], [[1, 10]]]), r"source 0 in problem 1 is at \(1, 10\)"),
+        ((3, 99), r"inside the grid, from \(0, 0\) to \(8, 9\), got \(3, 99\) at index 0"),
+        ([[1, 1], [-1, 2]], r"got \(-1, 2\) at index 1"),
+        (np.array([[[1, 1]], [[1, 10]]]), r"sources in problem 1: .* got \(1, 10\) at index 0"),
         ([], "expected at least one source, got an empty list"),
         (np.zeros((0, 2)), "expected at least one source, got none"),
         (np.zeros((0, 3, 2)), "expected at least one problem"),
