@@ -8,6 +8,7 @@ JAX arrays come in and the same kind goes out.
 
 import math
 import operator
+import reprlib
 import sys
 from numbers import Real
 from typing import Any
@@ -148,6 +149,13 @@ def is_integer(value: Any) -> bool:
         return False
 
 
+def shown(value: Any) -> str:
+    """Return a wrong argument as an error shows it: short, an array by its shape."""
+    if array_api_compat.is_array_api_obj(value) and value.ndim > 0:
+        return f"an array of shape {tuple(value.shape)}"
+    return reprlib.repr(value) if isinstance(value, list | tuple) else repr(value)
+
+
 def as_integer(name: str, value: Any, least: int = 1) -> int:
     """Return an argument that is one integer, of any kind that has ``__index__``, as an ``int``.
 
@@ -158,7 +166,7 @@ def as_integer(name: str, value: Any, least: int = 1) -> int:
     """
     if not is_integer(value) or operator.index(value) < least:
         wanted = "a positive integer" if least == 1 else f"an integer of at least {least}"
-        raise ValueError(f"{name}: expected {wanted}, got {value!r}")
+        raise ValueError(f"{name}: expected {wanted}, got {shown(value)}")
     return operator.index(value)
 
 
@@ -173,7 +181,7 @@ def as_number(name: str, value: Any, above: float = -math.inf) -> float:
     number = float(value) if is_number(value) else math.nan
     if not (math.isfinite(number) and number > above):
         wanted = "positive" if above == 0 else "finite"
-        raise ValueError(f"{name}: expected a {wanted} number, got {value!r}")
+        raise ValueError(f"{name}: expected a {wanted} number, got {shown(value)}")
     return number
 
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from finslerconv._arrays import Array, is_number
+from finslerconv._arrays import Array, is_number, shown
 from finslerconv.geodesics._fast_marching import fast_marching
 from finslerconv.geodesics._fast_sweeping import fast_sweeping
 from finslerconv.geodesics._graph import graph_distance
@@ -33,7 +33,7 @@ _SOLVERS: dict[str, Callable[..., Any]] = {
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class DistanceMap:
     r"""Distances from sources to every node of a grid, with the fronts that carried them.
 
@@ -61,6 +61,16 @@ class DistanceMap:
 
     reverse: bool
     """Whether the distances are those *to* the sources."""
+
+    def __repr__(self) -> str:
+        grid = self.field.grid_shape
+        shape = tuple(self.distance.shape)
+        problems = shape[: len(shape) - len(grid)]
+        counts = sorted({len(each) for each in self.sources})
+        return (
+            f"DistanceMap(problems={problems}, grid_shape={grid}, sources={counts[0]}"
+            f"{f' to {counts[-1]}' if len(counts) > 1 else ''}, reverse={self.reverse})"
+        )
 
     def path(self, to: Any, *, step: float = 0.25) -> Array | list[Array]:
         """Return the shortest path from the source to the position ``to`` (from it, ``reverse``).
@@ -217,7 +227,7 @@ def distance(
             "use 'fast_marching'"
         )
     if not (is_number(radius) and radius > 0):  # NaN neither
-        raise ValueError(f"radius: expected a positive number, got {radius!r}")
+        raise ValueError(f"radius: expected a positive number, got {shown(radius)}")
     radius = float(radius)
     M, omega = as_tensors(M=field.M, omega=field.omega)
     validate_fields(M.detach(), None if omega is None else omega.detach())
@@ -265,10 +275,10 @@ def distance(
 
 
 def _solver(method: str, options: dict[str, Any]) -> Any:
-    if method not in _SOLVERS:
-        hint = "; chord_distance compares pairs of points" if method == "chord" else ""
+    if not isinstance(method, str) or method not in _SOLVERS:
+        hint = "; chord_distance compares pairs of points" if str(method) == "chord" else ""
         wanted = ", ".join(repr(name) for name in _SOLVERS)
-        raise ValueError(f"method: expected one of {wanted}, got {method!r}{hint}")
+        raise ValueError(f"method: expected one of {wanted}, got {shown(method)}{hint}")
     known = _options(method)
     for name in options:
         if name not in known:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from torchdiffeq import odeint
 
-from finslerconv._arrays import Array, as_integer, as_number, is_number
+from finslerconv._arrays import Array, as_integer, as_number, is_number, shown
 from finslerconv._threads import run, share
 from finslerconv.geodesics import _exponential_numba as kernels
 from finslerconv.geodesics._exponential_simd import WIDE
@@ -56,6 +56,9 @@ class GeodesicFlow(NamedTuple):
 
     momentum: Array
     """``p = F dF(velocity)``, of constant dual length."""
+
+    def __repr__(self) -> str:
+        return f"GeodesicFlow(times={len(self.position)}, batch_shape={self.position.shape[1:-1]})"
 
 
 def exponential(
@@ -740,7 +743,7 @@ def _moments(times: object) -> list[float]:
         moments = [float(t) for t in times]  # type: ignore[attr-defined]
     except (TypeError, ValueError) as error:
         raise TypeError(
-            f"times: expected a sequence of numbers such as [0.5, 1.0], got {times!r}"
+            f"times: expected a sequence of numbers such as [0.5, 1.0], got {shown(times)}"
         ) from error
     _check_times(moments)
     return moments

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from finslerconv._arrays import Array, as_integer, first_index, is_number
+from finslerconv._arrays import Array, as_integer, first_index, is_number, shown
 from finslerconv.geodesics._kinds import (
     Positions,
     as_tensor,
@@ -147,7 +147,7 @@ class GridMetric:
             object.__setattr__(self, name, value)
         for step in self.spacing:
             if step <= 0:
-                raise ValueError(f"spacing: expected positive numbers, got {spacing!r}")
+                raise ValueError(f"spacing: expected positive numbers, got {shown(spacing)}")
         if validate:
             self.validate()
 
@@ -186,7 +186,8 @@ class GridMetric:
         Raises
         ------
         TypeError
-            If the metric is of another class, which has no matrices.
+            If the metric is of another class, which has no matrices; the message says how to find a
+        Randers metric that has.
         ValueError
             If its batch has fewer axes than the space, or does not broadcast over ``shape``.
 
@@ -550,8 +551,20 @@ def read_positions(field: MetricField, **given: Any) -> list[Any]:
     Raises
     ------
     TypeError
-        If one of them is neither an array nor numbers.
+        If ``field`` is none, or one of the others is neither an array nor numbers.
     """
+    if not callable(getattr(field, "at", None)):
+        hint = ""
+        if isinstance(field, FinslerMetric):
+            hint = (
+                "; GridMetric.from_metric(metric, shape) is the field of a constant Riemannian or "
+                "Randers metric, and in a constant metric the distance from a to b is "
+                "metric.norm(b - a)"
+            )
+        raise TypeError(
+            "field: expected a GridMetric, a FunctionMetric or another MetricField, got "
+            f"{type(field).__name__}{hint}"
+        )
     arrays = [x for x in given.values() if _is_array(x) and not is_integral(x)]
     example = torch.empty(0, dtype=torch.float64)
     if arrays:
@@ -722,7 +735,9 @@ def _entries(name: str, metric: object) -> tuple[Array, Array | None]:
             return M, omega
     raise TypeError(
         f"{name}: expected a Riemannian or Randers metric (or the pair (M, omega) of a function), "
-        f"got {type(metric).__name__}; other metrics have no matrices to interpolate"
+        f"got {type(metric).__name__}. A norm without matrices has no field here; in the plane, "
+        "finslerconv.implicit.fit_randers(metric.indicatrix(directions)).metric is the Randers "
+        "metric of the smallest ellipse around its unit ball"
     )
 
 
@@ -807,5 +822,5 @@ def per_axis(name: str, value: float | Sequence[float], d: int) -> tuple[float, 
     except (TypeError, ValueError):  # no numbers
         numbers = ()
     if len(numbers) != d or not all(map(math.isfinite, numbers)):
-        raise ValueError(f"{name}: expected a finite number, or {d} of them, got {value!r}")
+        raise ValueError(f"{name}: expected a finite number, or {d} of them, got {shown(value)}")
     return numbers

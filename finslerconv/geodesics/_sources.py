@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from finslerconv._arrays import Array, first_index
+from finslerconv._arrays import Array, first_index, shown
 from finslerconv.geodesics._grid import GridMetric, grid_nodes, put_inside
 from finslerconv.geodesics._kinds import (
     is_numpy,
@@ -37,7 +37,7 @@ class Seeds(NamedTuple):
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Curve:
     """A polyline as a source: all of its points are at distance 0.
 
@@ -57,6 +57,9 @@ class Curve:
     """
 
     points: Float[Array, "n d"]
+
+    def __repr__(self) -> str:
+        return f"Curve({len(self.points)} points)"
 
     def sampled(self, step: float) -> Float[Tensor, "samples d"]:
         """Return points of the curve, corners included, at most ``step`` apart, as float64."""
@@ -248,7 +251,7 @@ def _numbers(name: str, x: Any) -> Tensor:
         try:
             x = np.asarray(x, dtype=float)
         except (TypeError, ValueError) as error:
-            raise TypeError(f"{name}: expected numbers, got {x!r}") from error
+            raise TypeError(f"{name}: expected numbers, got {shown(x)}") from error
     tensor = x if is_tensor(x) else torch.as_tensor(np.array(x))
     if tensor.is_complex() or tensor.dtype == torch.bool:
         raise TypeError(f"{name}: expected real numbers, got {tensor.dtype}")

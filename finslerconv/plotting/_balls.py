@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import LogNorm
 
+from finslerconv._arrays import as_integer
 from finslerconv.balls import Ellipse
 from finslerconv.metrics import Euclidean, FinslerMetric, Randers, Riemannian
 from finslerconv.metrics._linalg import matvec
@@ -141,8 +142,7 @@ def ball_field(
         raise ValueError(f"scale: expected a positive number, got {scale!r}")
     if spacing is None:
         spacing = max(1, round(max(shape) / 20), math.ceil(2.2 * scale * _typical_radius(metric)))
-    if not isinstance(spacing, int | np.integer) or spacing < 1:
-        raise ValueError(f"spacing: expected a positive number of pixels, got {spacing!r}")
+    spacing = as_integer("spacing", spacing)
     if colour_by not in (None, "anisotropy", "asymmetry"):
         raise ValueError(
             f"colour_by: expected 'anisotropy', 'asymmetry' or None, got {colour_by!r}"

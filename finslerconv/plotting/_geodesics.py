@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch
 
+from finslerconv._arrays import as_integer
 from finslerconv.plotting._canvas import (
     BLUE,
     ORANGE,
@@ -66,8 +67,7 @@ def distance_map(
             f"distances: expected those of one problem in the plane, shape (H, W), got "
             f"{values.shape}"
         )
-    if not (isinstance(levels, int) and levels >= 1):
-        raise ValueError(f"levels: expected a positive integer, got {levels!r}")
+    levels = as_integer("levels", levels)
     if not np.isfinite(values).any():
         raise ValueError("distances: expected a finite one, got none")
     ax = axes_or_new(ax)

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from finslerconv._arrays import is_integer
+
 
 class Density(nn.Module, ABC):
     r"""A spatial density :math:`\Phi` on the taps of a kernel.
@@ -282,18 +284,18 @@ def check_no_zero(phi: Tensor, why: str) -> None:
 
 
 def _checked_kernel_size(kernel_size: Sequence[int]) -> tuple[int, ...]:
-    if isinstance(kernel_size, int) or not isinstance(kernel_size, Sequence):
+    if not isinstance(kernel_size, Sequence):
         raise ValueError(
             "kernel_size must be a sequence with one entry per spatial axis, such as (3, 3) for "
             f"pictures; got {kernel_size!r}"
         )
     sizes = tuple(kernel_size)
-    if not sizes or not all(isinstance(k, int) and k > 0 for k in sizes):
+    if not sizes or not all(is_integer(k) and k > 0 for k in sizes):
         raise ValueError(
             "kernel_size must hold one positive integer per spatial axis, such as (3, 3); got "
             f"{sizes}"
         )
-    return sizes
+    return tuple(map(int, sizes))
 
 
 def _checked_profiles(
