@@ -186,7 +186,8 @@ def distance(
     ``"fast_marching"``
         A front goes over the nodes once, by a priority queue: compiled, on the CPU. ``order`` is 1
         or 2 (the default), that of the differences. ``factorise`` (True) takes the front's
-        roundness about a lone source out of them.
+        roundness about a lone source out of them. With order 2 the mean error falls at an
+        order of 1.7 to 2 in the spacing on smooth fields, and the largest at 1.3 to 2.
     ``"fast_sweeping"``
         The same scheme of first order, by iteration over all nodes and problems at once: PyTorch,
         on a GPU too. ``factorise`` as above, in the plane only. An update counts that lowers a
