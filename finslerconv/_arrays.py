@@ -1,10 +1,16 @@
 """Arrays of any kind: their namespace, the checks of arguments, a square root safe at zero.
 
+Numbers are read here too: what an argument that is one number, or one integer, may be.
+
 The geometry core is written once against the Python array API standard; NumPy, PyTorch, CuPy and
 JAX arrays come in and the same kind goes out.
 """
 
+import math
+import operator
+import reprlib
 import sys
+from numbers import Real
 from typing import Any
 
 import array_api_compat
@@ -120,6 +126,63 @@ def check_matrices(name: str, matrix: Array) -> Any:
             f"shape {shape}"
         )
     return xp
+
+
+def is_number(value: Any) -> bool:
+    """Return whether ``value`` is one real number: Python's, NumPy's, or an array without axes.
+
+    A boolean is none, nor is a tensor that asks for a gradient, which would be lost.
+    """
+    if isinstance(value, Real):
+        return not isinstance(value, bool)
+    if not array_api_compat.is_array_api_obj(value) or getattr(value, "requires_grad", False):
+        return False
+    xp = array_api_compat.array_namespace(value)
+    return value.ndim == 0 and xp.isdtype(value.dtype, ("integral", "real floating"))
+
+
+def is_integer(value: Any) -> bool:
+    """Return whether ``value`` is one integer: whatever has ``__index__``, but a boolean."""
+    try:
+        return is_number(value) and operator.index(value) is not None
+    except TypeError:  # a number with a fraction
+        return False
+
+
+def shown(value: Any) -> str:
+    """Return a wrong argument as an error shows it: short, an array by its shape."""
+    if array_api_compat.is_array_api_obj(value) and value.ndim > 0:
+        return f"an array of shape {tuple(value.shape)}"
+    return reprlib.repr(value) if isinstance(value, list | tuple) else repr(value)
+
+
+def as_integer(name: str, value: Any, least: int = 1) -> int:
+    """Return an argument that is one integer, of any kind that has ``__index__``, as an ``int``.
+
+    Raises
+    ------
+    ValueError
+        If it is no integer, or below ``least``.
+    """
+    if not is_integer(value) or operator.index(value) < least:
+        wanted = "a positive integer" if least == 1 else f"an integer of at least {least}"
+        raise ValueError(f"{name}: expected {wanted}, got {shown(value)}")
+    return operator.index(value)
+
+
+def as_number(name: str, value: Any, above: float = -math.inf) -> float:
+    """Return an argument that is one finite real number, of any kind, as a ``float``.
+
+    Raises
+    ------
+    ValueError
+        If it is no number, not finite, or not above ``above``.
+    """
+    number = float(value) if is_number(value) else math.nan
+    if not (math.isfinite(number) and number > above):
+        wanted = "positive" if above == 0 else "finite"
+        raise ValueError(f"{name}: expected a {wanted} number, got {shown(value)}")
+    return number
 
 
 def first_index(mask: Array) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from finslerconv.metrics import Euclidean, FinslerMetric, Randers, Riemannian
 from finslerconv.metrics._linalg import det, dot, inverse, matvec, spd_sqrt
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Ellipse:
     """The ellipse ``(v - centre)' shape^{-1} (v - centre) <= 1``, or a field of them.
 
@@ -35,6 +35,12 @@ class Ellipse:
 
     centre: Float[Array, "*batch 2"]
     shape: Float[Array, "*batch 2 2"]
+
+    def __repr__(self) -> str:
+        batch = tuple(self.shape.shape[:-2])
+        if batch:
+            return f"Ellipse(batch_shape={batch}, dtype={self.shape.dtype})"
+        return f"Ellipse(centre={self.centre!r}, shape={self.shape!r})"
 
     @classmethod
     def of(cls, metric: FinslerMetric) -> "Ellipse":

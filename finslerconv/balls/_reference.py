@@ -7,12 +7,15 @@ A kernel has an order (its rows and columns); a reference set gives each place i
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
+from finslerconv._arrays import is_integer, shown
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class ReferenceSet:
     """Points of the Euclidean unit ball in a kernel's order, with quadrature weights.
 
@@ -55,6 +58,9 @@ class ReferenceSet:
             raise ValueError(
                 f"points: expected finite points, got {self.points[row]} at index {row}"
             )
+
+    def __repr__(self) -> str:
+        return f"ReferenceSet({self.name!r}, kernel_shape={self.kernel_shape})"
 
     def __len__(self) -> int:
         return len(self.points)
@@ -145,7 +151,7 @@ def polar(n_radii: int, n_angles: int, *, centre: bool = False) -> ReferenceSet:
         with the centre, of ``(1 + n_radii * n_angles,)``. A weight is the point's share of
         its annulus, whose bounds are halfway between the radii.
     """
-    _check_counts("polar", n_radii=n_radii, n_angles=n_angles)
+    n_radii, n_angles = _counts("polar", n_radii=n_radii, n_angles=n_angles)
     radii = np.arange(1, n_radii + 1) / n_radii
     angles = 2 * math.pi * np.arange(n_angles) / n_angles
     directions = np.stack((np.sin(angles), np.cos(angles)), axis=-1)
@@ -175,7 +181,7 @@ def sunflower(n: int) -> ReferenceSet:
         ``sqrt((i + 1/2) / n)`` and at ``i`` golden angles, ``i pi (3 - sqrt(5))``, from the
         direction of the columns, turning towards the rows. All weights are ``pi / n``.
     """
-    _check_counts("sunflower", n=n)
+    (n,) = _counts("sunflower", n=n)
     i = np.arange(n)
     angles = i * math.pi * (3 - math.sqrt(5))
     radii = np.sqrt((i + 0.5) / n)
@@ -221,8 +227,8 @@ def radius(kernel_size: int | Sequence[int]) -> int:
 
 def _kernel_shape(kernel_size: int | Sequence[int]) -> tuple[int, ...]:
     sizes = tuple(kernel_size) if isinstance(kernel_size, Sequence) else (kernel_size,) * 2
-    if not sizes or not all(_is_count(k) for k in sizes):
-        raise ValueError(f"kernel_size: expected positive integers, got {kernel_size!r}")
+    if not sizes or not all(is_integer(k) and k >= 1 for k in sizes):
+        raise ValueError(f"kernel_size: expected positive integers, got {shown(kernel_size)}")
     return tuple(int(k) for k in sizes)
 
 
@@ -233,11 +239,8 @@ def _pair(name: str, kernel_size: int | Sequence[int]) -> tuple[int, int]:
     return sizes[0], sizes[1]
 
 
-def _is_count(k: object) -> bool:
-    return isinstance(k, int | np.integer) and bool(k >= 1)
-
-
-def _check_counts(name: str, **counts: int) -> None:
+def _counts(name: str, **counts: Any) -> list[int]:
     for argument, count in counts.items():
-        if not _is_count(count):
-            raise ValueError(f"{argument}: {name} needs a positive integer, got {count!r}")
+        if not is_integer(count) or count < 1:
+            raise ValueError(f"{argument}: {name} needs a positive integer, got {shown(count)}")
+    return [int(count) for count in counts.values()]

@@ -12,16 +12,23 @@ from jaxtyping import Float
 from scipy.spatial import Delaunay, QhullError
 from torch import Tensor
 
-from finslerconv._arrays import Array
+from finslerconv._arrays import Array, as_integer, as_number
 from finslerconv._threads import run, share
 from finslerconv._transforms import has_tangent, is_transformed, refuse_transforms
 from finslerconv.balls import ReferenceSet, affine, concentric, radial
 from finslerconv.geodesics._ball_windows import window_ball
 from finslerconv.geodesics._exponential import Schedule, exponential, shoot
 from finslerconv.geodesics._exponential_numba import entry, jit
-from finslerconv.geodesics._grid import GridMetric, MetricField, Outside, per_axis
+from finslerconv.geodesics._grid import GridMetric, MetricField, Outside, per_axis, read_positions
 from finslerconv.geodesics._hamiltonian import Grid, grid_metric, grid_table
-from finslerconv.geodesics._kinds import as_tensor, as_tensors, check_finite, like, shown_shape
+from finslerconv.geodesics._kinds import (
+    Positions,
+    as_tensor,
+    as_tensors,
+    check_finite,
+    like,
+    shown_shape,
+)
 from finslerconv.metrics import Randers
 
 MapName = Literal["radial", "affine"]
@@ -196,7 +203,7 @@ def geodesic_positions(
 
 def geodesic_ball(
     field: MetricField,
-    centres: Float[Array, "*_ d"] | None = None,
+    centres: Positions | None = None,
     reference: ReferenceSet | Float[Array, "n d"] | None = None,
     radius: float = 1.0,
     *,
@@ -210,7 +217,7 @@ def geodesic_ball(
     Parameters
     ----------
     field : GridMetric, FunctionMetric or MetricField
-    centres : array, shape (\*batch, ..., d), optional
+    centres : array or sequence, shape (\*batch, ..., d), optional
         Physical positions ``x``; of a :class:`GridMetric` of several fields the first axes are
         their batch. Unless given, the nodes of the grid.
     reference : ReferenceSet or array, shape (n, d), optional
@@ -286,13 +293,11 @@ def geodesic_ball(
         raise ValueError(f"method: expected 'exp', 'eikonal' or 'heat', got {method!r}")
     if map not in _MAPS:
         raise ValueError(f"map: expected 'radial' or 'affine', got {map!r}")
-    if not (isinstance(radius, int | float) and 0 < radius < math.inf):
-        raise ValueError(f"radius: expected a positive number, got {radius!r}")
+    radius = as_number("radius", radius, above=0)
+    steps = as_integer("steps", steps)
     if resolution is None:
         resolution = _RESOLUTION[min(field.dim, 3)]
-    for name, number in (("steps", steps), ("resolution", resolution)):
-        if not isinstance(number, int) or number < 1:
-            raise ValueError(f"{name}: expected a positive integer, got {number!r}")
+    resolution = as_integer("resolution", resolution)
     x, kind = _centres(field, centres)
     points = _points(field, reference, x)
     if method != "exp":
@@ -425,6 +430,7 @@ def _centres(field: MetricField, centres: Array | None) -> tuple[Tensor, Array]:
             )
         x = as_tensor("centres", field.nodes())
         return x.expand(*batch, *x.shape), field.M
+    (centres,) = read_positions(field, centres=centres)
     (x,) = as_tensors(centres=centres)
     d = field.dim
     if x.ndim == 0 or x.shape[-1] != d or x.shape[: len(batch)] != batch or x.ndim <= len(batch):

@@ -23,9 +23,9 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
-from finslerconv._arrays import Array
-from finslerconv.geodesics._grid import MetricField
-from finslerconv.geodesics._kinds import as_tensors, check_finite, like
+from finslerconv._arrays import Array, as_integer
+from finslerconv.geodesics._grid import MetricField, read_positions
+from finslerconv.geodesics._kinds import Positions, as_tensors, check_finite, like
 
 ChordRule = Literal["start", "midpoint", "gauss"]
 """Where along the chord the field is read."""
@@ -33,11 +33,11 @@ ChordRule = Literal["start", "midpoint", "gauss"]
 
 def chord_distance(
     field: MetricField,
-    a: Float[Array, "*#batch d"],
-    b: Float[Array, "*#batch d"],
+    a: Positions,
+    b: Positions,
     rule: ChordRule = "gauss",
     n: int | None = None,
-) -> Float[Array, "*batch"]:
+) -> Float[Array, "..."]:
     r"""Return estimates of the distances from ``a`` to ``b``, for points that are near each other.
 
     In closed form, for as many pairs as one likes, and differentiable in everything. With
@@ -61,8 +61,9 @@ def chord_distance(
     field : MetricField
         Of which only ``at`` is used; read between its nodes where it is a
         :class:`finslerconv.geodesics.GridMetric`.
-    a, b : array, shape (..., d)
-        Positions, whose batches broadcast (for a batch of fields with its axes first).
+    a, b : array or sequence, shape (..., d)
+        Positions, whose batches broadcast (for a batch of fields with its axes first). Numbers are
+        taken in the kind of the other, or else of the field.
     rule : {"start", "midpoint", "gauss"}
         Where along the chord the field is read.
     n : int, optional
@@ -102,6 +103,7 @@ def chord_distance(
     [0.2, 0.18182, 0.18232]
     """
     nodes, weights = _points(rule, n)
+    a, b = read_positions(field, a=a, b=b)
     x, y = as_tensors(a=a, b=b)
     for name, points in (("a", x), ("b", y)):
         if points.ndim == 0 or points.shape[-1] != field.dim:
@@ -132,8 +134,6 @@ def _points(rule: str, n: int | None) -> tuple[list[float], list[float]]:
         if n is not None:
             raise ValueError(f"n: expected None, because {rule!r} reads one point, got {n!r}")
         return ([0.0] if rule == "start" else [0.5]), [1.0]
-    n = 3 if n is None else n
-    if n < 1:
-        raise ValueError(f"n: expected a positive number of points, got {n!r}")
+    n = 3 if n is None else as_integer("n", n)
     nodes, weights = np.polynomial.legendre.leggauss(n)
     return ((1 + nodes) / 2).tolist(), (weights / 2).tolist()

@@ -4,7 +4,6 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any, Literal, final, overload
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from finslerconv._arrays import Array
+from finslerconv._arrays import Array, is_number, shown
 from finslerconv._transforms import refuse_transforms
 from finslerconv.geodesics._fast_marching import fast_marching
 from finslerconv.geodesics._fast_sweeping import fast_sweeping
@@ -35,7 +34,7 @@ _SOLVERS: dict[str, Callable[..., Any]] = {
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class DistanceMap:
     r"""Distances from sources to every node of a grid, with the fronts that carried them.
 
@@ -69,6 +68,16 @@ class DistanceMap:
 
     mask: Bool[Array, "*problems_and_grid"] | None
     """Where one may walk, as given."""
+
+    def __repr__(self) -> str:
+        grid = self.field.grid_shape
+        shape = tuple(self.distance.shape)
+        problems = shape[: len(shape) - len(grid)]
+        counts = sorted({len(each) for each in self.sources})
+        return (
+            f"DistanceMap(problems={problems}, grid_shape={grid}, sources={counts[0]}"
+            f"{f' to {counts[-1]}' if len(counts) > 1 else ''}, reverse={self.reverse})"
+        )
 
     def path(self, to: Any, *, step: float = 0.25) -> Array | list[Array]:
         """Return the shortest path from the source to the position ``to`` (from it, ``reverse``).
@@ -188,7 +197,8 @@ def distance(
     ``"fast_marching"``
         A front goes over the nodes once, by a priority queue: compiled, on the CPU. ``order`` is 1
         or 2 (the default), that of the differences. ``factorise`` (True) takes the front's
-        roundness about a lone source out of them.
+        roundness about a lone source out of them. With order 2 the mean error falls at an
+        order of 1.7 to 2 in the spacing on smooth fields, and the largest at 1.3 to 2.
     ``"fast_sweeping"``
         The same scheme of first order, by iteration over all nodes and problems at once: PyTorch,
         on a GPU too. ``factorise`` as above, in the plane only. An update counts that lowers a
@@ -229,8 +239,9 @@ def distance(
             "full: expected False, because 'heat' has no front whose label and flow could be; "
             "use 'fast_marching'"
         )
-    if not (isinstance(radius, Real) and radius > 0):  # NaN neither
-        raise ValueError(f"radius: expected a positive number, got {radius!r}")
+    if not (is_number(radius) and radius > 0):  # NaN neither
+        raise ValueError(f"radius: expected a positive number, got {shown(radius)}")
+    radius = float(radius)
     M, omega = as_tensors(M=field.M, omega=field.omega)
     refuse_transforms(
         "distance",
@@ -284,10 +295,10 @@ def distance(
 
 
 def _solver(method: str, options: dict[str, Any]) -> Any:
-    if method not in _SOLVERS:
-        hint = "; chord_distance compares pairs of points" if method == "chord" else ""
+    if not isinstance(method, str) or method not in _SOLVERS:
+        hint = "; chord_distance compares pairs of points" if str(method) == "chord" else ""
         wanted = ", ".join(repr(name) for name in _SOLVERS)
-        raise ValueError(f"method: expected one of {wanted}, got {method!r}{hint}")
+        raise ValueError(f"method: expected one of {wanted}, got {shown(method)}{hint}")
     known = _options(method)
     for name in options:
         if name not in known:

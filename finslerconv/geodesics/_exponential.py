@@ -3,7 +3,6 @@
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from numbers import Real
 from typing import Literal, NamedTuple, cast
 
 import numpy as np
@@ -13,13 +12,13 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from torchdiffeq import odeint
 
-from finslerconv._arrays import Array
+from finslerconv._arrays import Array, as_integer, as_number, is_number, shown
 from finslerconv._memory import array_of
 from finslerconv._threads import run, share
 from finslerconv._transforms import is_mapped, is_transformed, needs_formulas
 from finslerconv.geodesics import _exponential_numba as kernels
 from finslerconv.geodesics._exponential_simd import WIDE
-from finslerconv.geodesics._grid import GridMetric, MetricField, first_rows
+from finslerconv.geodesics._grid import GridMetric, MetricField, first_rows, read_positions
 from finslerconv.geodesics._hamiltonian import (
     Grid,
     grid_metric,
@@ -30,7 +29,7 @@ from finslerconv.geodesics._hamiltonian import (
     scaled,
     velocity,
 )
-from finslerconv.geodesics._kinds import as_tensors, check_finite, like, shown_shape
+from finslerconv.geodesics._kinds import Positions, as_tensors, check_finite, like, shown_shape
 
 Method = Literal["auto", "rk4", "dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun"]
 """How geodesics are integrated: Runge-Kutta of fixed steps, or torchdiffeq's adaptive methods."""
@@ -61,11 +60,14 @@ class GeodesicFlow(NamedTuple):
     momentum: Array
     """``p = F dF(velocity)``, of constant dual length."""
 
+    def __repr__(self) -> str:
+        return f"GeodesicFlow(times={len(self.position)}, batch_shape={self.position.shape[1:-1]})"
+
 
 def exponential(
     field: MetricField,
-    x: Float[Array, "*_ d"],
-    v: Float[Array, "*_ d"],
+    x: Positions,
+    v: Positions,
     *,
     time: float = 1.0,
     method: Method = "auto",
@@ -86,10 +88,11 @@ def exponential(
     Parameters
     ----------
     field : GridMetric, FunctionMetric or MetricField
-    x : array, shape (\*batch, ..., d)
-        Starts, physical positions; float32 or float64, NumPy or PyTorch. Of a
-        :class:`GridMetric` of several fields the first axes are the batch of the fields.
-    v : array, shape (\*batch, ..., d)
+    x : array or sequence, shape (\*batch, ..., d)
+        Starts, physical positions; float32 or float64, NumPy or PyTorch, or nested sequences of
+        numbers, taken in the kind of ``v`` or else of the field. Of a :class:`GridMetric` of
+        several fields the first axes are the batch of the fields.
+    v : array or sequence, shape (\*batch, ..., d)
         Velocities, in positions per unit of time; broadcast against ``x``.
     time : float
         The time of the journey; negative for where the geodesic was before it came to ``x``.
@@ -154,6 +157,7 @@ def exponential(
     >>> exponential(half_plane, x, v)
     tensor([0.6481, 0.7616], dtype=torch.float64)
     """
+    x, v = read_positions(field, x=x, v=v)
     start, speed = _checked(field, x, v)
     time = _finite_time(time)
     (position,) = _flow(field, start, speed, [time], method, steps, tolerance).position
@@ -162,8 +166,8 @@ def exponential(
 
 def geodesic_flow(
     field: MetricField,
-    x: Float[Array, "*_ d"],
-    v: Float[Array, "*_ d"],
+    x: Positions,
+    v: Positions,
     times: Sequence[float] | Float[Array, " times"],
     *,
     method: Method = "auto",
@@ -204,6 +208,7 @@ def geodesic_flow(
            [2., 3.],
            [2., 5.]])
     """
+    x, v = read_positions(field, x=x, v=v)
     start, speed = _checked(field, x, v)
     moments = _moments(times)
     flow = _flow(field, start, speed, moments, method, steps, tolerance)
@@ -221,10 +226,9 @@ def _flow(
 ) -> GeodesicFlow:
     if method not in ("auto", "rk4", *_ADAPTIVE):
         raise ValueError(f"method: expected 'auto', 'rk4' or one of {_ADAPTIVE}, got {method!r}")
-    if not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps: expected a positive integer, got {steps!r}")
-    if tolerance is not None and not tolerance > 0:
-        raise ValueError(f"tolerance: expected a positive number, got {tolerance!r}")
+    steps = as_integer("steps", steps)
+    if tolerance is not None:
+        tolerance = as_number("tolerance", tolerance, above=0)
     on_grid = isinstance(field, GridMetric)
     if isinstance(field, GridMetric):
         field = field.torch()
@@ -760,13 +764,11 @@ def _checked(field: MetricField, x: Array, v: Array) -> tuple[Tensor, Tensor]:
 
 
 def _finite_time(time: object) -> float:
-    if isinstance(time, bool) or not isinstance(time, Real):
+    if not is_number(time):
         raise TypeError(
             f"time: expected a number, got {type(time).__name__}; geodesic_flow takes several times"
         )
-    if not math.isfinite(time):
-        raise ValueError(f"time: expected a finite number, got {time!r}")
-    return float(time)
+    return as_number("time", time)
 
 
 def _moments(times: object) -> list[float]:
@@ -775,7 +777,7 @@ def _moments(times: object) -> list[float]:
         moments = [float(t) for t in times]  # type: ignore[attr-defined]
     except (TypeError, ValueError) as error:
         raise TypeError(
-            f"times: expected a sequence of numbers such as [0.5, 1.0], got {times!r}"
+            f"times: expected a sequence of numbers such as [0.5, 1.0], got {shown(times)}"
         ) from error
     _check_times(moments)
     return moments

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from scipy.fft import dctn, idctn
 from torch import Tensor
 
+from finslerconv._arrays import is_integer, shown
 from finslerconv.geodesics import _fast_marching_kernels as plane
 from finslerconv.geodesics import _fast_marching_space as space
 from finslerconv.geodesics._derivatives import first_only
@@ -92,8 +93,8 @@ def fast_marching(
     """
     dim = M.shape[-1]
     grid = tuple(M.shape[1:-2])
-    if order not in (1, 2):
-        raise ValueError(f"order: expected 1 or 2, got {order!r}")
+    if not is_integer(order) or order not in (1, 2):
+        raise ValueError(f"order: expected 1 or 2, got {shown(order)}")
     if not isinstance(factorise, bool):
         raise TypeError(f"factorise: expected True or False, got {factorise!r}")
     if dim not in (2, 3) or len(grid) != dim:
@@ -119,7 +120,7 @@ def fast_marching(
         value = seed.value.to("cpu", torch.float64)
         starts.append(seed_nodes(position, value, field, form, walls[p if len(walls) > 1 else 0]))
 
-    task = _Task(walls, order, factorise, float(radius), starts)
+    task = _Task(walls, int(order), factorise, float(radius), starts)
     floats = [x for start in starts for x in (start.value, start.position, start.M, start.omega)]
     march: Any = _March.apply
     distance, label, flow = march(task, M_pixel, omega_pixel, *floats)

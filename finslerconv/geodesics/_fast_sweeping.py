@@ -10,13 +10,13 @@ of fast marching finds.
 import itertools
 import math
 from collections.abc import Sequence
-from numbers import Integral, Real
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from finslerconv._arrays import as_integer, is_number
 from finslerconv.geodesics._derivatives import first_only
 from finslerconv.geodesics._fast_marching import Front
 from finslerconv.geodesics._fast_sweeping_factored import Ends, factored_values
@@ -342,11 +342,7 @@ def _check(tolerance: float, max_iterations: int | None, factorise: bool | None,
             "factorise: 'fast_sweeping' takes the cone around a source out in the plane only; "
             "leave the option away, or use 'fast_marching'"
         )
-    if not (isinstance(tolerance, Real) and 0 <= tolerance < 1):
+    if not (is_number(tolerance) and 0 <= tolerance < 1):
         raise ValueError(f"tolerance: expected a fraction, at least 0, got {tolerance!r}")
-    if max_iterations is not None and not (
-        isinstance(max_iterations, Integral) and max_iterations > 0
-    ):
-        raise ValueError(
-            f"max_iterations: expected an integer of at least 1, got {max_iterations!r}"
-        )
+    if max_iterations is not None:
+        as_integer("max_iterations", max_iterations)

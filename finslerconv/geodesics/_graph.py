@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from numbers import Integral
 from typing import Literal
 
 import numpy as np
@@ -12,6 +11,7 @@ from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import dijkstra
 from torch import Tensor
 
+from finslerconv._arrays import as_integer
 from finslerconv.geodesics._chord import chord_distance
 from finslerconv.geodesics._fast_marching import Front
 from finslerconv.geodesics._grid import GridMetric
@@ -66,8 +66,7 @@ def graph_distance(
     ValueError
         If ``ring`` is not positive, or the rule unknown.
     """
-    if not isinstance(ring, Integral) or ring < 1:
-        raise ValueError(f"ring: expected a positive integer, got {ring!r}")
+    ring = as_integer("ring", ring)
     if rule not in ("midpoint", "trapezoid"):
         raise ValueError(f"rule: expected 'midpoint' or 'trapezoid', got {rule!r}")
     grid = tuple(M.shape[1:-2])

@@ -10,13 +10,18 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from finslerconv._arrays import Array, first_index
+from finslerconv._arrays import Array, as_integer, first_index, is_number, shown
 from finslerconv.geodesics._kinds import (
+    Positions,
     as_tensor,
     as_tensors,
     check_finite,
+    is_integral,
     is_numpy,
+    is_tensor,
     like,
+    plain_numbers,
+    shown_position,
     shown_shape,
 )
 from finslerconv.metrics import Euclidean, FinslerMetric, Randers, Riemannian
@@ -142,7 +147,7 @@ class GridMetric:
             object.__setattr__(self, name, value)
         for step in self.spacing:
             if step <= 0:
-                raise ValueError(f"spacing: expected positive numbers, got {spacing!r}")
+                raise ValueError(f"spacing: expected positive numbers, got {shown(spacing)}")
         if validate:
             self.validate()
 
@@ -181,7 +186,8 @@ class GridMetric:
         Raises
         ------
         TypeError
-            If the metric is of another class, which has no matrices.
+            If the metric is of another class, which has no matrices; the message says how to find a
+        Randers metric that has.
         ValueError
             If its batch has fewer axes than the space, or does not broadcast over ``shape``.
 
@@ -286,24 +292,26 @@ class GridMetric:
             grid_nodes(self.grid_shape, self.spacing, self.origin, M.dtype, M.device), self.M
         )
 
-    def contains(self, positions: Float[Array, "*batch d"]) -> Bool[Array, "*batch"]:
-        """Return whether positions lie in the box that the outermost nodes span, ends included."""
-        (x,) = as_tensors(positions=positions)
-        _check_positions(x, self.dim)
-        t = self._in_steps(x)
-        last = torch.tensor([n - 1.0 for n in self.grid_shape], dtype=t.dtype, device=t.device)
-        # A position computed as origin + (n - 1) spacing may be a rounding error outside.
-        slack = 8 * torch.finfo(t.dtype).eps * (1 + last)
-        return like(((t >= -slack) & (t <= last + slack)).all(-1), positions)
+    def contains(self, positions: Positions) -> Bool[Array, "*batch"]:
+        """Return whether positions lie in the box that the outermost nodes span, ends included.
 
-    def at(self, positions: Float[Array, "*batch d"]) -> Randers:
+        A position that rounding may have carried out of the box counts as inside: the rounding is
+        that of numbers as large as the positions of the grid, in the dtype of ``positions`` or of
+        the field, whichever is coarser.
+        """
+        (positions,) = read_positions(self, positions=positions)
+        x = as_tensor("positions", positions)
+        _check_positions(x, self.dim)
+        return like(_inside(self, self._in_steps(x.double()), x.dtype), positions)
+
+    def at(self, positions: Positions) -> Randers:
         r"""Return the metrics at ``positions``, interpolated.
 
         Parameters
         ----------
-        positions : array, shape (..., d), or (\*batch, ..., d) for a batch of fields
-            Physical positions, in the kind of ``M``, anywhere. The axes of the batch broadcast
-            against those of the field.
+        positions : array or sequence, shape (..., d), or (\*batch, ..., d) for a batch of fields
+            Physical positions, in the kind of ``M`` or nested sequences of numbers, anywhere. The
+            axes of the batch broadcast against those of the field.
 
         Returns
         -------
@@ -319,6 +327,7 @@ class GridMetric:
         ValueError
             If it is not of shape (..., d), lacks the axes of the batch, or is not finite.
         """
+        (positions,) = read_positions(self, positions=positions)
         M, omega, x = as_tensors(M=self.M, omega=self.omega, positions=positions)
         _check_positions(x, self.dim)
         channels = self._channels(M, omega)
@@ -483,10 +492,8 @@ class FunctionMetric:
         function: Callable[[Tensor], FinslerMetric | tuple[Tensor, Tensor]],
         dim: int = 2,
     ) -> None:
-        if dim < 1:
-            raise ValueError(f"dim: expected a dimension of at least 1, got {dim}")
         self.function = function
-        self._dim = dim
+        self._dim = as_integer("dim", dim)
 
     def __repr__(self) -> str:
         name = getattr(self.function, "__qualname__", repr(self.function))
@@ -497,13 +504,14 @@ class FunctionMetric:
         """The dimension ``d`` of the space."""
         return self._dim
 
-    def at(self, positions: Float[Array, "*batch d"]) -> Randers:
+    def at(self, positions: Positions) -> Randers:
         """Return the metrics at ``positions``.
 
         Parameters
         ----------
-        positions : array, shape (..., d)
+        positions : array or sequence, shape (..., d)
             NumPy arrays reach the function as tensors, and the metric comes back in NumPy arrays.
+            Nested sequences of numbers become a float64 tensor.
 
         Returns
         -------
@@ -518,6 +526,7 @@ class FunctionMetric:
             If ``positions`` is not of shape (..., d) or not finite, or what the function returns
             does not fit it.
         """
+        (positions,) = read_positions(self, positions=positions)
         x = as_tensor("positions", positions)
         _check_positions(x, self.dim)
         M, omega = _entries("function", self.function(x))
@@ -530,6 +539,109 @@ class FunctionMetric:
     def reverse(self) -> "FunctionMetric":
         """Return the field of the reversed metrics."""
         return FunctionMetric(lambda x: self.at(x).reverse(), self.dim)
+
+
+def read_positions(field: MetricField, **given: Any) -> list[Any]:
+    """Return positions, or vectors, as arrays of floats.
+
+    Arrays of floats stay as they are, and integers become floats. Numbers, alone or in nested
+    sequences, become an array of the kind, dtype and device of the first array among those given,
+    and if there is none, of the field: of a function that is a float64 tensor.
+
+    Raises
+    ------
+    TypeError
+        If ``field`` is none, or one of the others is neither an array nor numbers.
+    """
+    if not callable(getattr(field, "at", None)):
+        hint = ""
+        if isinstance(field, FinslerMetric):
+            hint = (
+                "; GridMetric.from_metric(metric, shape) is the field of a constant Riemannian or "
+                "Randers metric, and in a constant metric the distance from a to b is "
+                "metric.norm(b - a)"
+            )
+        raise TypeError(
+            "field: expected a GridMetric, a FunctionMetric or another MetricField, got "
+            f"{type(field).__name__}{hint}"
+        )
+    arrays = [x for x in given.values() if _is_array(x) and not is_integral(x)]
+    example = torch.empty(0, dtype=torch.float64)
+    if arrays:
+        example = arrays[0]
+    elif isinstance(field, GridMetric):
+        example = field.M
+    return [_as_floats(name, x, example) for name, x in given.items()]
+
+
+def put_inside(
+    field: GridMetric, name: str, x: Float[Tensor, "n d"], dtype: torch.dtype | None = None
+) -> Float[Tensor, "n d"]:
+    """Return positions inside the grid as float64, put back on its border if rounding left it.
+
+    Parameters
+    ----------
+    field : GridMetric
+    name : str
+        Of the argument, for the error.
+    x : Tensor (n, d)
+        Physical positions, finite.
+    dtype : torch.dtype, optional
+        In which they were computed, if not in their own.
+
+    Raises
+    ------
+    ValueError
+        If a position is outside the grid; the message names the first.
+    """
+    t = field._in_steps(x.detach().double())
+    outside = ~_inside(field, t, x.dtype if dtype is None else dtype)
+    if bool(outside.any()):
+        (number,) = first_index(outside)
+        sides = zip(field.origin, field.spacing, field.grid_shape, strict=True)
+        raise ValueError(
+            f"{name}: expected positions inside the grid, from {shown_position(field.origin)} to "
+            f"{shown_position(o + s * (n - 1) for o, s, n in sides)}, got "
+            f"{shown_position(x[number].tolist())} at index {number}"
+        )
+    back = t.clamp(min=0.0).minimum(_last(field, t)) - t
+    # Added, so that a position on the border keeps its gradient.
+    return x.double() + back * t.new_tensor(field.spacing)
+
+
+def _last(field: GridMetric, like: Tensor) -> Float[Tensor, "d"]:
+    return like.new_tensor([n - 1.0 for n in field.grid_shape])
+
+
+def _inside(
+    field: GridMetric, t: Float[Tensor, "*batch d"], dtype: torch.dtype
+) -> Bool[Tensor, "*batch"]:
+    """Return whether coordinates in steps are inside the grid, up to rounding in ``dtype``.
+
+    Nothing else decides it. What is rounded is a sum of ``origin`` and ``spacing`` times an index,
+    in the given dtype or, for the nodes, in that of the field.
+    """
+    eps = max(torch.finfo(u).eps for u in (dtype, as_tensor("M", field.M).dtype))
+    last = _last(field, t)
+    slack = 8 * eps * (1 + last + (t.new_tensor(field.origin) / t.new_tensor(field.spacing)).abs())
+    return ((t >= -slack) & (t <= last + slack)).all(-1)
+
+
+def _is_array(x: object) -> bool:
+    return is_numpy(x) or is_tensor(x)
+
+
+def _as_floats(name: str, x: Any, example: Array) -> Array:
+    if _is_array(x) and not is_integral(x):
+        return x
+    values = x if _is_array(x) else plain_numbers(x)
+    if values is None:
+        raise TypeError(
+            f"{name}: expected a NumPy array, a torch.Tensor, or numbers in nested sequences of "
+            f"equal lengths, got {type(x).__name__}"
+        )
+    floats = torch.as_tensor(values).to(as_tensor(name, example))
+    return like(floats, x if _is_array(x) else example)
 
 
 def grid_nodes(
@@ -623,7 +735,9 @@ def _entries(name: str, metric: object) -> tuple[Array, Array | None]:
             return M, omega
     raise TypeError(
         f"{name}: expected a Riemannian or Randers metric (or the pair (M, omega) of a function), "
-        f"got {type(metric).__name__}; other metrics have no matrices to interpolate"
+        f"got {type(metric).__name__}. A norm without matrices has no field here; in the plane, "
+        "finslerconv.implicit.fit_randers(metric.indicatrix(directions)).metric is the Randers "
+        "metric of the smallest ellipse around its unit ball"
     )
 
 
@@ -704,11 +818,9 @@ def _check_option(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 def per_axis(name: str, value: float | Sequence[float], d: int) -> tuple[float, ...]:
     try:
-        numbers = (
-            (float(value),) * d if isinstance(value, int | float) else tuple(map(float, value))
-        )
+        numbers = (float(value),) * d if is_number(value) else tuple(map(float, value))  # type: ignore[arg-type]
     except (TypeError, ValueError):  # no numbers
         numbers = ()
     if len(numbers) != d or not all(map(math.isfinite, numbers)):
-        raise ValueError(f"{name}: expected a finite number, or {d} of them, got {value!r}")
+        raise ValueError(f"{name}: expected a finite number, or {d} of them, got {shown(value)}")
     return numbers

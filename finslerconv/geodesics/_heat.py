@@ -18,7 +18,6 @@ underflows, the same invariance divides a first estimate of the distance out.
 import itertools
 import math
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -29,7 +28,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import SuperLU, splu
 from torch import Tensor
 
-from finslerconv._arrays import safe_sqrt
+from finslerconv._arrays import as_number, safe_sqrt
 from finslerconv.geodesics import _stencils
 from finslerconv.geodesics._derivatives import first_only
 from finslerconv.geodesics._seeding import chord_norm
@@ -51,6 +50,13 @@ _STAY = 0.01
 # Where u, relative to 1 at the sources, is below this it has lost digits to underflow.
 _TINY = 1e-280
 
+# Where to stop looking for heat that arrives: eps in lengths of the shortest edge.
+_MOST_REACH = 1e6
+
+# Heat has no direction where eps is below this part of an edge's length, for u falls by more than
+# exp(30) an edge, or above this many times the length of the grid, for it is even up to rounding.
+_SHORT, _LONG = 1e-6, 1e5
+
 # Nodes that are solved for at once.
 _CHUNK = 400_000
 
@@ -59,6 +65,9 @@ _NEAR = 3
 
 # The paper's diffusion: averages over 11 x 11 pixels, five times.
 _PAPER_REACH, _PAPER_STEPS = 5, 5
+
+# Five products of weights below exp(-this) would underflow.
+_PAPER_LARGEST = 120.0
 
 
 class _Graph(NamedTuple):
@@ -246,7 +255,7 @@ def _log_heat(
     source: Float[Tensor, "nodes columns"],
     potential: Float[Tensor, "nodes"] | None = None,
 ) -> Float[Tensor, "nodes columns"]:
-    """Return ``-eps log u`` of the step of heat from ``source``; NaN where no heat arrives.
+    """Return ``-eps log u`` of the step of heat from ``source``; NaN where u is no number above 0.
 
     u is the mean of two solutions, one with walls and border that reflect and one with such that
     absorb, in which the images of the sources behind a straight border cancel. ``potential`` is
@@ -269,6 +278,8 @@ def _log_heat(
     entry = torch.cat(
         (-here * (turn / scale).exp(), -here * (-turn / scale).exp(), here, here, volume)
     )
+    if not bool(entry.isfinite().all() & right.isfinite().all()):
+        return torch.full_like(right, math.nan)
     total = torch.zeros_like(right)
     for absorbing in (False, True):
         if absorbing:
@@ -276,9 +287,12 @@ def _log_heat(
             row, column = torch.cat((row, o)), torch.cat((column, o))
             # The value beyond the border is minus the one here.
             entry = torch.cat((entry, 4 * eps[o] ** 2 * graph.leak))
-        total = total + _Solve.apply(entry, row, column, right)  # type: ignore[no-untyped-call]
+        try:
+            total = total + _Solve.apply(entry, row, column, right)  # type: ignore[no-untyped-call]
+        except RuntimeError:  # SuperLU: a pivot is 0 by underflow
+            return torch.full_like(right, math.nan)
     back = 0.0 if potential is None else potential[:, None]
-    there = total > 0
+    there = (total > 0) & total.isfinite()
     level = back - eps[:, None] * torch.where(there, total, 1.0).log()
     return torch.where(there, level, math.nan)
 
@@ -329,6 +343,8 @@ class _Sources(NamedTuple):
     """Their distances by the chord from the source."""
     group: Int[Tensor, "n"]
     """The number of the source, over all columns."""
+    start: Float[Tensor, "n"]
+    """The distance at which the source starts."""
 
 
 def _integrate(
@@ -395,7 +411,15 @@ def _integrate(
     there = reached.isfinite()
     d = torch.where(there, d + torch.where(there, reached, 0.0), math.inf)
     # Near the sources the chords are the better answer.
-    return d.index_put((sources.node[alive], sources.column[alive]), sources.value[alive])
+    d = d.index_put((sources.node[alive], sources.column[alive]), sources.value[alive])
+    place = (sources.node[~alive], sources.column[~alive])
+    d = d.index_put(place, torch.minimum(d[place], sources.value[~alive]))
+    # No distance is below the least start, but what is integrated may be, by the error.
+    least = torch.full((columns * parts,), math.inf, dtype=d.dtype).scatter_reduce(
+        0, group, sources.start, "amin"
+    )
+    least = least.reshape(columns, parts)[:, graph.part].T
+    return torch.where(d < least, least, d)
 
 
 def _distances(
@@ -407,33 +431,59 @@ def _distances(
         reach[graph.part[sources.node], sources.column] = True
     level = _log_heat(graph, eps, sources.heat)
     there = reach[graph.part]
-    faint = there & ~(level < -math.log(_TINY) * eps[:, None])
-    if bool(faint.any()):
+    lowest = -math.log(_TINY) * eps[:, None]
+    clear = level < lowest
+    if bool((there & ~clear).any()):
         # Heat four times as far-reaching says well enough what to divide out.
-        if float(eps.max()) > 1e6 * float(_edge_length(graph).min()):
-            raise _no_heat(eps)
+        if float(eps.max()) > _MOST_REACH * float(_edge_length(graph).detach().min()):
+            raise _NoHeatError(None)
         with torch.no_grad():
             rough = _distances(graph, 4 * eps, sources)
-        rough = torch.where(rough.isfinite(), rough, 0.0)
+            potential = _like_level(torch.where(there, rough, 0.0), level, there & clear)
         level = torch.cat(
             [
-                _log_heat(graph, eps, sources.heat[:, k : k + 1], rough[:, k])
-                for k in range(rough.shape[1])
+                _log_heat(graph, eps, sources.heat[:, k : k + 1], potential[:, k])
+                for k in range(potential.shape[1])
             ],
             1,
         )
-        if bool((there & level.isnan()).any()):
-            raise _no_heat(eps)
+        if bool((there & ~((level - potential).abs() < lowest)).any()):
+            raise _NoHeatError(16 * float(eps.max()) ** 2)
     level = torch.where(there, level, 0.0)
     slope = torch.stack([_slope(graph, eps, column) for column in level.unbind(1)], -1)
     return _integrate(graph, slope, sources, eps)
 
 
-def _no_heat(eps: Tensor) -> ValueError:
+class _NoHeatError(Exception):
+    """Heat underflows on its way to a node, whatever is divided out."""
+
+    def __init__(self, longer: float | None) -> None:
+        self.longer = longer
+        """A time for which it arrives; None if none does."""
+
+
+def _like_level(
+    rough: Float[Tensor, "nodes columns"],
+    level: Float[Tensor, "nodes columns"],
+    known: Bool[Tensor, "nodes columns"],
+) -> Float[Tensor, "nodes columns"]:
+    """Return the distances ``rough``, scaled to the levels where those are known.
+
+    On the grid the level rises more slowly than the distance, and over thousands of nodes the
+    difference would overflow where the distance itself is divided out.
+    """
+    ratio = torch.where(known, level, 0.0).sum(0) / torch.where(known, rough, 0.0).sum(0)
+    return rough * torch.where((ratio > 0) & (ratio < 1), ratio, 1.0)
+
+
+def _refused(error: _NoHeatError, time: float | None) -> ValueError:
+    given = "the default time" if time is None else f"time {time:g}"
+    advice = "use 'fast_marching'"
+    if error.longer is not None:
+        advice = f"give a longer time, {error.longer:.3g} arrives, or {advice}"
     return ValueError(
-        f"time: expected heat that reaches across an edge of the grid in one step; that of time "
-        f"{float(eps.max()) ** 2:.3g} does not arrive everywhere. Give a longer time (the default "
-        "suits all but extreme metrics), or use 'fast_marching'"
+        f"time: expected heat that arrives at every node, but that of {given} underflows on its "
+        f"way; {advice}"
     )
 
 
@@ -517,7 +567,7 @@ def _sources(
     mark.numpy()[(column[which] * len(graph.M) + node)[order].numpy()] = order.numpy()
     chosen = mark[mark >= 0]
     which = which[chosen]
-    return _Sources(heat, node[chosen], column[which], length[chosen], which)
+    return _Sources(heat, node[chosen], column[which], length[chosen], which, value[which])
 
 
 def _flat(index: Int[Tensor, "n d"], grid: Sequence[int]) -> Int[Tensor, "n"]:
@@ -552,6 +602,7 @@ def heat_distance(
         The time t of the step of heat, in squared units of distance. By default of the order of
         the squared length of an edge, which makes the error of first order in it. A longer time
         smooths: it fills narrow valleys of the metric and rounds the ridges where fronts meet.
+        One whose heat underflows on its way, or is even up to rounding, is refused.
     kernel : {"square", "paper"}
         - ``"square"``: heat with the kernel ``exp(-F^2 / 4 t)``, as one implicit step.
         - ``"paper"``: the diffusion behind the results of "Metric Convolutions", averages over
@@ -566,13 +617,15 @@ def heat_distance(
     Returns
     -------
     Tensor (P, *grid)
-        Differentiable in ``M``, ``omega`` and the seeds; infinite where nothing arrives. Solved on
-        the CPU in float64, and given back on the device and in the dtype of ``M``.
+        Differentiable in ``M``, ``omega`` and the seeds; infinite where no path leads. Never below
+        the least start of the sources: what the integration makes lower is put there. Solved on the
+        CPU in float64, and given back on the device and in the dtype of ``M``.
 
     Raises
     ------
     ValueError
-        If ``time`` is not positive, ``kernel`` is unknown, or the heat does not arrive.
+        If ``time`` is not positive, ``kernel`` is unknown, or the heat does not arrive; the message
+        then says which time does.
 
     Notes
     -----
@@ -592,7 +645,9 @@ def heat_distance(
     >>> bool((d[0, 16, 28] - 12).abs() < 0.2)
     True
     """
-    _check(time, kernel)
+    _check(kernel)
+    if time is not None:
+        time = as_number("time", time, above=0)
     d = M.shape[-1]
     grid, problems = tuple(M.shape[1:-2]), len(seeds)
     h, first = (torch.tensor(x, dtype=torch.float64).expand(d) for x in (spacing, origin))
@@ -621,13 +676,18 @@ def heat_distance(
         graph = _graph(matrices[chunk], None if forms is None else forms[chunk], h, free)
         count = len(group) if fields > 1 else 1
         eps = _eps(graph, count, time)
+        if time is not None:
+            _check_reach(graph, time)
         sources = _sources(
             graph, eps, free.expand(count, *grid).reshape(-1), 1 if fields > 1 else problems,
             torch.cat([positions[p] for p in group]), torch.cat([values[p] for p in group]),
             which if fields > 1 else torch.zeros_like(which),
             torch.zeros_like(which) if fields > 1 else which,
         )  # fmt: skip
-        distance = _distances(graph, eps, sources)
+        try:
+            distance = _distances(graph, eps, sources)
+        except _NoHeatError as error:
+            raise _refused(error, time) from error
         found.append(distance.reshape(-1, *grid) if fields > 1 else distance.T.reshape(-1, *grid))
     return torch.cat(found).to(M)
 
@@ -678,11 +738,19 @@ def heat_windows(
     return heat_distance(M, omega, spacing, 0.0, seeds, time=time, kernel=kernel)
 
 
-def _check(time: float | None, kernel: str) -> None:
-    if time is not None and not (isinstance(time, Real) and 0 < time < math.inf):
-        raise ValueError(f"time: expected a positive number, or None for the default, got {time!r}")
+def _check(kernel: str) -> None:
     if kernel not in ("square", "paper"):
         raise ValueError(f"kernel: expected 'square' or 'paper', got {kernel!r}")
+
+
+def _check_reach(graph: _Graph, time: float) -> None:
+    edge = float(_edge_length(graph).detach().max())
+    low, high = (_SHORT * edge) ** 2, (_LONG * edge * sum(graph.grid)) ** 2
+    if not low <= time <= high:
+        raise ValueError(
+            f"time: expected {1.01 * low:.3g} to {0.99 * high:.3g} on this grid, got {time:g}: "
+            "heat of a shorter or longer time has no direction up to rounding. None is a good one"
+        )
 
 
 def _paper(
@@ -701,7 +769,15 @@ def _paper(
     dual = Randers(M, forms, validate=False).dual()
     axis = torch.arange(-_PAPER_REACH, _PAPER_REACH + 1)
     offsets = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 1, 1, 1, 2)
-    weight = torch.softmax(-dual.norm(offsets.double()) / (4 * step), 0)
+    exponent = dual.norm(offsets.double()) / (4 * step)
+    largest = float(exponent.detach().max())
+    if largest > _PAPER_LARGEST:
+        least = time * largest / _PAPER_LARGEST
+        raise ValueError(
+            f"time: expected at least {least:.3g} for this field, below which the weights of "
+            f"kernel 'paper' underflow, got {time:g}"
+        )
+    weight = torch.softmax(-exponent, 0)
     height, width = M.shape[1:3]
     starts = []
     for position, value in zip(positions, values, strict=True):

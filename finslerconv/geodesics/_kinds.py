@@ -1,16 +1,20 @@
 """NumPy and PyTorch in and out: everything in between computes on tensors."""
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Real
 from torch import Tensor
 
-from finslerconv._arrays import Array, first_index
+from finslerconv._arrays import Array, first_index, is_number
 from finslerconv._transforms import is_mapped
 
 FLOATS = (torch.float32, torch.float64)
+
+# Positions, or vectors, as a user may write them: an array, or nested sequences of numbers.
+Positions = Real[Array, "*_ d"] | Sequence[Any]
 
 
 def as_tensor(name: str, array: Array) -> Tensor:
@@ -72,6 +76,33 @@ def is_tensor(array: object) -> bool:
     return isinstance(array, Tensor)
 
 
+def is_integral(array: Array) -> bool:
+    """Return whether a NumPy array or a tensor is one of integers."""
+    if is_tensor(array):
+        return not (array.is_floating_point() or array.is_complex() or array.dtype == torch.bool)
+    return bool(np.issubdtype(array.dtype, np.integer))
+
+
+def plain_numbers(x: Any) -> np.ndarray | None:
+    """Return a number, or nested sequences of them, as float64; None for anything else.
+
+    None for sequences of unequal lengths, too.
+    """
+
+    def plain(x: Any) -> bool:
+        return is_number(x) or (isinstance(x, list | tuple | range) and all(map(plain, x)))
+
+    def numbers(x: Any) -> Any:
+        return float(x) if is_number(x) else [numbers(y) for y in x]
+
+    if not plain(x):
+        return None
+    try:
+        return np.array(numbers(x), dtype=float)
+    except ValueError:  # ragged
+        return None
+
+
 def check_finite(name: str, vectors: Float[Tensor, "*_ d"]) -> None:
     """Raise a ValueError that names the first of the vectors that is not finite.
 
@@ -86,6 +117,11 @@ def check_finite(name: str, vectors: Float[Tensor, "*_ d"]) -> None:
         raise ValueError(
             f"{name}: expected finite numbers, got {vectors.detach()[index].tolist()}{where}"
         )
+
+
+def shown_position(position: Iterable[float]) -> str:
+    """Return a position as one writes it."""
+    return "(" + ", ".join(f"{float(x):.10g}" for x in position) + ")"
 
 
 def shown_shape(shape: tuple[int, ...], *names: str) -> str:

@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from finslerconv._arrays import Array, first_index
+from finslerconv._arrays import Array, as_integer, as_number, first_index
 from finslerconv._transforms import differentiations, has_tangent, is_mapped, is_transformed
 from finslerconv.geodesics._derivatives import refuse_second
 from finslerconv.geodesics._exponential import Method, exponential, geodesic_flow
-from finslerconv.geodesics._grid import GridMetric, MetricField
+from finslerconv.geodesics._grid import GridMetric, MetricField, read_positions
 from finslerconv.geodesics._hamiltonian import scaled
-from finslerconv.geodesics._kinds import as_tensors, check_finite, is_numpy, like
+from finslerconv.geodesics._kinds import Positions, as_tensors, check_finite, is_numpy, like
 
 _SECOND = (
     "logarithm: second derivatives are not computed, and create_graph=True, or one derivative "
@@ -41,10 +41,10 @@ class ConvergenceWarning(UserWarning):
 
 def logarithm(
     field: MetricField,
-    x: Float[Array, "*_ d"],
-    y: Float[Array, "*_ d"],
+    x: Positions,
+    y: Positions,
     *,
-    start: Float[Array, "*_ d"] | None = None,
+    start: Positions | None = None,
     iterations: int = 30,
     tolerance: float | None = None,
     method: Method = "auto",
@@ -58,10 +58,11 @@ def logarithm(
     Parameters
     ----------
     field : GridMetric, FunctionMetric or MetricField
-    x, y : array, shape (\*batch, ..., d)
+    x, y : array or sequence, shape (\*batch, ..., d)
         Physical positions, which broadcast; of a :class:`GridMetric` of several fields the first
-        axes are the batch of the fields.
-    start : array, shape (\*batch, ..., d), optional
+        axes are the batch of the fields. Numbers are taken in the kind of the other, or else of
+        the field.
+    start : array or sequence, shape (\*batch, ..., d), optional
         The velocity to begin with; the chord ``y - x`` unless given. Where several geodesics lead
         from ``x`` to ``y`` it decides which is found.
     iterations : int
@@ -112,8 +113,13 @@ def logarithm(
         )
     if differentiations() > 1:
         raise RuntimeError(_SECOND)
+    x, y = read_positions(field, x=x, y=y)
+    if start is not None:
+        _, start = read_positions(field, x=x, start=start)
     first, last, guess = as_tensors(x=x, y=y, start=start)
-    _check_iterations(iterations, tolerance)
+    iterations = as_integer("iterations", iterations)
+    if tolerance is not None:
+        tolerance = as_number("tolerance", tolerance, above=0)
     try:
         shape = torch.broadcast_shapes(first.shape, last.shape)
     except RuntimeError as error:
@@ -164,11 +170,11 @@ def logarithm(
 
 def geodesic(
     field: MetricField,
-    x: Float[Array, "*_ d"],
-    y: Float[Array, "*_ d"],
+    x: Positions,
+    y: Positions,
     n: int = 50,
     *,
-    start: Float[Array, "*_ d"] | None = None,
+    start: Positions | None = None,
     method: Method = "auto",
     steps: int = 16,
 ) -> Float[Array, "n *_ d"]:
@@ -199,8 +205,8 @@ def geodesic(
     >>> top.round(decimals=6) + 0.0
     tensor([1.4142, 0.0000], dtype=torch.float64)
     """
-    if not isinstance(n, int) or n < 2:
-        raise ValueError(f"n: expected an integer of at least 2, got {n!r}")
+    n = as_integer("n", n, least=2)
+    x, y = read_positions(field, x=x, y=y)
     v = logarithm(field, x, y, start=start, method=method, steps=steps)
     first, speed = as_tensors(x=x, v=v)
     lost = ~speed.isfinite().all(-1, keepdim=True)
@@ -318,10 +324,3 @@ def _warn_of_misses(hit: Tensor) -> None:
         ),
         stacklevel=3,
     )
-
-
-def _check_iterations(iterations: int, tolerance: float | None) -> None:
-    if not isinstance(iterations, int) or iterations < 1:
-        raise ValueError(f"iterations: expected a positive integer, got {iterations!r}")
-    if tolerance is not None and not tolerance > 0:
-        raise ValueError(f"tolerance: expected a positive number, got {tolerance!r}")

@@ -15,8 +15,15 @@ from torch import Tensor
 
 from finslerconv._arrays import Array
 from finslerconv.geodesics._fast_marching_heap import FAR
-from finslerconv.geodesics._grid import GridMetric, MetricField
-from finslerconv.geodesics._kinds import as_tensor, as_tensors, check_finite, is_numpy, like
+from finslerconv.geodesics._grid import GridMetric, MetricField, put_inside, read_positions
+from finslerconv.geodesics._kinds import (
+    Positions,
+    as_tensor,
+    as_tensors,
+    check_finite,
+    is_numpy,
+    like,
+)
 from finslerconv.geodesics._path_search import search
 from finslerconv.geodesics._path_shortening import shorten
 
@@ -87,8 +94,9 @@ def minimal_path(distances: "DistanceMap", to: Any, *, step: float = 0.25) -> Ar
     d, grid = field.dim, field.grid_shape
     problems = tuple(distances.distance.shape[: distances.distance.ndim - d])
     ends, each = _ends(to, problems, d)
-    coordinates = (ends - np.asarray(field.origin)) / np.asarray(field.spacing)
-    _check_inside(coordinates, ends, grid)
+    inside = put_inside(field, "to", torch.from_numpy(ends)).numpy()
+    coordinates = (inside - np.asarray(field.origin)) / np.asarray(field.spacing)
+    np.clip(coordinates, 0.0, np.asarray(grid) - 1.0, out=coordinates)
     paths = []
     finder: _Finder | None = None
     for number, end in enumerate(coordinates):
@@ -170,13 +178,13 @@ def _table(field: GridMetric, reverse: bool, problem: tuple[int, ...]) -> np.nda
     return torch.cat((M[:, *upper], -omega if reverse else omega), -1).numpy()
 
 
-def path_length(field: MetricField, curve: Float[Array, "n *_ d"]) -> Float[Array, "..."]:
+def path_length(field: MetricField, curve: Positions) -> Float[Array, "..."]:
     r"""Return the lengths of polylines, ``F`` integrated along them.
 
     Parameters
     ----------
     field : GridMetric, FunctionMetric or MetricField
-    curve : array, shape (n, \*batch, ..., d)
+    curve : array or sequence, shape (n, \*batch, ..., d)
         Points in the order of travel, physical, at least two; what :func:`geodesic` and
         :func:`minimal_path` return. Of a batch of fields the batch comes after the points.
 
@@ -200,6 +208,7 @@ def path_length(field: MetricField, curve: Float[Array, "n *_ d"]) -> Float[Arra
     >>> float(path_length(wind, there)), float(path_length(wind, there[::-1].copy()))
     (6.0, 2.0)
     """
+    (curve,) = read_positions(field, curve=curve)
     (points,) = as_tensors(curve=curve)
     d = field.dim
     if points.ndim < 2 or points.shape[-1] != d or points.shape[0] < 2:
@@ -243,16 +252,6 @@ def _ends(to: Any, problems: tuple[int, ...], d: int) -> tuple[np.ndarray, bool]
     if not fits or ends.shape[-1] != d:
         raise ValueError(f"to: expected shape {shapes}, got {ends.shape}")
     return ends.reshape(-1, d), ends.ndim > 1
-
-
-def _check_inside(coordinates: np.ndarray, ends: np.ndarray, grid: tuple[int, ...]) -> None:
-    last = np.asarray(grid) - 1.0
-    slack = 1e-9 * (1 + last)
-    bad = ~((coordinates >= -slack) & (coordinates <= last + slack)).all(-1)
-    if bad.any():
-        row = int(np.argmax(bad))
-        raise ValueError(f"to: expected positions inside the grid, got {ends[row].tolist()}")
-    np.clip(coordinates, 0.0, last, out=coordinates)
 
 
 def _no_path(finder: _Finder, end: np.ndarray, to: np.ndarray) -> str:

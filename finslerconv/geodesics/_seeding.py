@@ -120,7 +120,11 @@ def seed_nodes(
     where = position.detach().numpy()
     alone = np.ones(sources, bool)
     if sources > 1:
-        alone = cKDTree(where).query(where, k=2, p=np.inf)[0][:, 1] > _ALONE
+        # Sources at one place are one, also where they were computed differently.
+        places, which = np.unique(where.round(6), axis=0, return_inverse=True)
+        if len(places) > 1:
+            gaps = cKDTree(places).query(places, k=2, p=np.inf)[0][:, 1]
+            alone = gaps[which.reshape(-1)] > _ALONE
     reach = np.ones(sources, np.int64)
     matrices, forms = M_s.detach().numpy(), omega_s.detach().numpy()
     for s in np.flatnonzero(alone):

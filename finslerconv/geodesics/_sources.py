@@ -11,9 +11,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from finslerconv._arrays import Array, first_index
-from finslerconv.geodesics._grid import GridMetric
-from finslerconv.geodesics._kinds import is_numpy, is_tensor, shown_shape
+from finslerconv._arrays import Array, first_index, shown
+from finslerconv.geodesics._grid import GridMetric, grid_nodes, put_inside
+from finslerconv.geodesics._kinds import (
+    is_numpy,
+    is_tensor,
+    plain_numbers,
+    shown_position,
+    shown_shape,
+)
 
 # Samples of a curve per step of the grid: a node beside it at the distance p is then wrong by less
 # than step / 512 (p / step).
@@ -31,7 +37,7 @@ class Seeds(NamedTuple):
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Curve:
     """A polyline as a source: all of its points are at distance 0.
 
@@ -51,6 +57,9 @@ class Curve:
     """
 
     points: Float[Array, "n d"]
+
+    def __repr__(self) -> str:
+        return f"Curve({len(self.points)} points)"
 
     def sampled(self, step: float) -> Float[Tensor, "samples d"]:
         """Return points of the curve, corners included, at most ``step`` apart, as float64."""
@@ -85,6 +94,8 @@ class _Group(NamedTuple):
     position: Float[Tensor, "sources d"]
     single: bool
     """Whether they were named one by one, so that none may be missing."""
+    dtype: torch.dtype
+    """That of the numbers, by which they are rounded."""
 
 
 def seeds_of(
@@ -121,7 +132,8 @@ def seeds_of(
         if len(group.position) == 0:
             raise ValueError(f"sources: expected at least one source, got none{where}")
         _check_finite(f"sources{where}", group.position)
-        _check_inside(field, group.position, where)
+        position = put_inside(field, f"sources{where}", group.position, group.dtype)
+        groups[number] = group._replace(position=position)
     starts = _starts(values, shape, [group.position for group in groups])
     batch = () if mask is None else tuple(mask.shape[: mask.ndim - field.dim])
     try:
@@ -136,14 +148,14 @@ def seeds_of(
     if mask is not None:
         walkable = mask.expand(*whole, *field.grid_shape).reshape(-1, *field.grid_shape)
         for place, number in enumerate(order):
-            position, single = groups[number]
+            position, single, _ = groups[number]
             free = walkable[place][tuple(nearest_node(field, position).T)]
             if not bool(free.all() if single else free.any()):
                 first = int((~free).nonzero()[0])
                 raise ValueError(
                     "sources: expected sources outside the obstacles, but mask is False at the "
                     f"node nearest to source {first}{_where(place, whole)}, which is at "
-                    f"{_shown(position[first])}"
+                    f"{shown_position(position[first])}"
                 )
     return Problems(whole, [Seeds(groups[number].position, starts[number]) for number in order])
 
@@ -162,7 +174,8 @@ def _positions(field: GridMetric, sources: Any) -> tuple[tuple[int, ...], list[_
     if isinstance(sources, Curve):
         points = sources.sampled(min(field.spacing) / _PER_STEP)
         _check_width(points, d)
-        return (), [_Group(points.to(_device(field)), single=False)]
+        dtype = _dtype(sources.points)
+        return (), [_Group(points.to(_device(field)), single=False, dtype=dtype)]
     if isinstance(sources, Sequence) and not isinstance(sources, str):
         if len(sources) == 0:
             raise ValueError("sources: expected at least one source, got an empty list")
@@ -192,7 +205,8 @@ def _positions(field: GridMetric, sources: Any) -> tuple[tuple[int, ...], list[_
     if math.prod(shape) == 0:
         raise ValueError(f"sources: expected at least one problem, got shape {tuple(shape)}")
     problems = positions.reshape(math.prod(shape), *positions.shape[-2:])
-    return shape, [_Group(position, single=True) for position in problems]
+    dtype = _dtype(sources)
+    return shape, [_Group(position, single=True, dtype=dtype) for position in problems]
 
 
 def _masked(field: GridMetric, where: Tensor) -> tuple[tuple[int, ...], list[_Group]]:
@@ -203,25 +217,32 @@ def _masked(field: GridMetric, where: Tensor) -> tuple[tuple[int, ...], list[_Gr
             f"{tuple(where.shape)}"
         )
     shape = tuple(where.shape[:-d])
-    nodes = torch.as_tensor(field.nodes()).to(torch.float64)
-    return shape, [_Group(nodes[one], single=False) for one in where.reshape(-1, *grid)]
+    nodes = grid_nodes(grid, field.spacing, field.origin, device=where.device)
+    return shape, [
+        _Group(nodes[one], single=False, dtype=nodes.dtype) for one in where.reshape(-1, *grid)
+    ]
 
 
 def _rectangular(sources: Sequence[Any]) -> np.ndarray | None:
     """Return nested sequences of numbers, or of booleans, as one array; None for anything else."""
 
-    def plain(x: Any) -> bool:
-        return isinstance(x, int | float) or (isinstance(x, list | tuple) and all(map(plain, x)))
-
     def boolean(x: Any) -> bool:
-        return isinstance(x, bool) or (isinstance(x, list | tuple) and all(map(boolean, x)))
+        return isinstance(x, bool | np.bool_) or (
+            isinstance(x, list | tuple) and all(map(boolean, x))
+        )
 
-    if not plain(sources):
-        return None
+    if not boolean(sources):
+        return plain_numbers(sources)
     try:
-        return np.asarray(sources, dtype=bool if boolean(sources) else float)
+        return np.asarray(sources, dtype=bool)
     except ValueError:  # ragged
         return None
+
+
+def _dtype(x: Any) -> torch.dtype:
+    """Return the dtype of an array of floats, float64 for other numbers."""
+    dtype = torch.as_tensor(x[:0]).dtype if is_numpy(x) or is_tensor(x) else torch.float64
+    return dtype if dtype.is_floating_point else torch.float64
 
 
 def _numbers(name: str, x: Any) -> Tensor:
@@ -230,7 +251,7 @@ def _numbers(name: str, x: Any) -> Tensor:
         try:
             x = np.asarray(x, dtype=float)
         except (TypeError, ValueError) as error:
-            raise TypeError(f"{name}: expected numbers, got {x!r}") from error
+            raise TypeError(f"{name}: expected numbers, got {shown(x)}") from error
     tensor = x if is_tensor(x) else torch.as_tensor(np.array(x))
     if tensor.is_complex() or tensor.dtype == torch.bool:
         raise TypeError(f"{name}: expected real numbers, got {tensor.dtype}")
@@ -273,31 +294,11 @@ def _check_finite(name: str, x: Tensor) -> None:
         )
 
 
-def _check_inside(field: GridMetric, positions: Tensor, where: str) -> None:
-    x = positions.detach()
-    outside = ~torch.as_tensor(field.contains(x))
-    if bool(outside.any()):
-        (number,) = first_index(outside)
-        low = field.origin
-        high = [
-            o + s * (n - 1)
-            for o, s, n in zip(field.origin, field.spacing, field.grid_shape, strict=True)
-        ]
-        raise ValueError(
-            f"sources: expected positions inside the grid, from {_shown(low)} to {_shown(high)}; "
-            f"source {number}{where} is at {_shown(x[number])}"
-        )
-
-
 def _where(number: int, shape: tuple[int, ...]) -> str:
     if not shape:
         return ""
     index = tuple(int(i) for i in np.unravel_index(number, shape))
     return f" in problem {index[0] if len(index) == 1 else index}"
-
-
-def _shown(position: Any) -> str:
-    return "(" + ", ".join(f"{float(x):g}" for x in position) + ")"
 
 
 def _device(field: GridMetric) -> torch.device:

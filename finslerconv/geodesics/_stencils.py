@@ -49,12 +49,17 @@ class Stencils(NamedTuple):
 @_jit
 @no_type_check
 def _obtuse(m00, m01, m11, w0, w1, a0, a1, b0, b1):
-    """Return whether the sector (a, b) must be split: <dF(-a), -b> < 0 or <dF(-b), -a> < 0."""
+    """Return whether the sector (a, b) must be split.
+
+    <dF(-a), -b> < 0 or <dF(-b), -a> < 0 spoils the causality of the scheme. Against the one-form
+    sectors may have an angle above 90 degrees in M without that; they are split all the same, since
+    the first-order error grows with the angle in M alone (a constant one-form is added exactly).
+    """
     product = m00 * a0 * b0 + m01 * (a0 * b1 + a1 * b0) + m11 * a1 * b1
     a = np.sqrt(m00 * a0 * a0 + 2 * m01 * a0 * a1 + m11 * a1 * a1)
     b = np.sqrt(m00 * b0 * b0 + 2 * m01 * b0 * b1 + m11 * b1 * b1)
-    return (product / a - w0 * b0 - w1 * b1 < -_TIE * b) or (
-        product / b - w0 * a0 - w1 * a1 < -_TIE * a
+    return (product / a - max(w0 * b0 + w1 * b1, 0.0) < -_TIE * b) or (
+        product / b - max(w0 * a0 + w1 * a1, 0.0) < -_TIE * a
     )
 
 
@@ -64,8 +69,9 @@ def refine(m00, m01, m11, w0, w1, stack, out):
     """Write the vertices of the acute stencil to ``out`` (if it has room); return their number.
 
     From the four axes, each sector (a, b) is split into (a, a + b) and (a + b, b) until it is
-    acute (Mirebeau, "Efficient fast marching with Finsler metrics", 2014, section 3): the walk of
-    the Stern-Brocot tree in order of angle. ``stack`` holds the vertices still to come.
+    acute for F (Mirebeau, "Efficient fast marching with Finsler metrics", 2014, section 3) and for
+    M: the walk of the Stern-Brocot tree in order of angle. ``stack`` holds the vertices still to
+    come.
     """
     count = 0
     room = len(out)

@@ -3,14 +3,13 @@
 import enum
 import math
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from finslerconv._arrays import Array
+from finslerconv._arrays import Array, as_integer, is_number
 from finslerconv.balls import Ellipse, ReferenceSet
 from finslerconv.implicit._ellipses import Frame, holding_pixel, put, take, where
 from finslerconv.implicit._moments import capped, moment_ellipse, regularised, spread
@@ -229,10 +228,10 @@ def fit_randers(
     flat, masses = flat_tensors(points, weights)
     if kind not in ("randers", "riemannian"):
         raise ValueError(f"kind: expected 'randers' or 'riemannian', got {kind!r}")
-    if not isinstance(margin, Real) or not 1e-4 <= margin < 1:
+    if not is_number(margin) or not 1e-4 <= margin < 1:
         raise ValueError(f"margin: expected a number in [1e-4, 1), got {margin!r}")
-    if not isinstance(max_steps, int) or max_steps < 1:
-        raise ValueError(f"max_steps: expected a positive integer, got {max_steps!r}")
+    margin = float(margin)
+    max_steps = as_integer("max_steps", max_steps)
     n = flat.shape[1]
     centred = kind == "riemannian"
     chosen = choose(objective, n, reference, map, levels, centred, flat.device)

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from finslerconv._arrays import as_integer
 from finslerconv.implicit._fit import ObjectiveName, RandersFit, fit_randers, known_metric
 from finslerconv.implicit._layers import find_adaptive_layers
 from finslerconv.implicit._objectives import determines
@@ -172,8 +173,8 @@ def implicit_metric(
         raise TypeError(
             f"layer_or_model: expected an nn.Module, got {type(layer_or_model).__name__}"
         )
-    if max_size is not None and (not isinstance(max_size, int) or max_size < 1):
-        raise ValueError(f"max_size: expected a positive integer or None, got {max_size!r}")
+    if max_size is not None:
+        max_size = as_integer("max_size", max_size)
     picture = _picture(image, x)
 
     def read(name: str, positions: KernelPositions) -> ImplicitMetric:

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
+from finslerconv._arrays import as_integer
 from finslerconv.balls import ReferenceSet, lattice
 from finslerconv.metrics import Randers, Riemannian
 from finslerconv.nn.weighted._parametrize import weighting_of
@@ -101,8 +102,7 @@ class KernelPositions:
 
     def every(self, step: int) -> "KernelPositions":
         """Return the positions at every ``step``-th output pixel along both axes."""
-        if not isinstance(step, int) or step < 1:
-            raise ValueError(f"step: expected a positive integer, got {step!r}")
+        step = as_integer("step", step)
         if step == 1:
             return self
         rows, columns = self.geometry.stride

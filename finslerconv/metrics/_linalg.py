@@ -18,6 +18,9 @@ from finslerconv._arrays import (
     safe_sqrt,
 )
 
+# Larger matrices are named in errors by their size.
+_SHOWN = 5
+
 
 def dot(u: Float[Array, "... d"], v: Float[Array, "... d"]) -> Float[Array, "..."]:
     """Return the inner products ``u . v`` over the last axis."""
@@ -176,7 +179,10 @@ def _raise_at(name: str, A: Array, bad: Array, wanted: str) -> None:
         return
     index = first_index(bad)
     where = f" at index {index}" if index else ""
-    values = [[float(x) for x in row] for row in _rows(A[(*index, ...)])]
+    d = A.shape[-1]
+    values: Any = f"one of {d} x {d}"
+    if d <= _SHOWN:
+        values = [[float(x) for x in row] for row in _rows(A[(*index, ...)])]
     raise ValueError(f"{name}: expected {wanted} matrices, got {values}{where}")
 
 

@@ -32,6 +32,12 @@ class Zermelo(NamedTuple):
     W: Float[Array, "*batch d"]
     """Winds, shape (..., d), of ``h``-norm below 1."""
 
+    def __repr__(self) -> str:
+        batch = tuple(self.W.shape[:-1])
+        if batch:
+            return f"Zermelo(batch_shape={batch}, dtype={self.W.dtype})"
+        return f"Zermelo(h={self.h!r}, W={self.W!r})"
+
 
 @final
 class Randers(FinslerMetric):

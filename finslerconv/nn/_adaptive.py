@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from finslerconv import ops
-from finslerconv._arrays import has_values
+from finslerconv._arrays import has_values, is_integer
 from finslerconv._tracing import recorded
 from finslerconv.ops._checks import multiplied_dtype
 
@@ -98,12 +98,12 @@ device, dtype
             padding if isinstance(padding, str) else sizes.padding_before, sizes.dilation, groups,
             bias, padding_mode, device, dtype,
         )  # fmt: skip
-        if not isinstance(sample_groups, int) or sample_groups < 1 or in_channels % sample_groups:
+        if not is_integer(sample_groups) or sample_groups < 1 or in_channels % sample_groups:
             raise ValueError(
                 f"{self._groups_argument}: expected a divisor of the {in_channels} input channels, "
                 f"got {sample_groups}"
             )
-        self.sample_groups = sample_groups
+        self.sample_groups = int(sample_groups)
         self.fixed_kernel = fixed_kernel
         if fixed_kernel:
             weight = self.weight.detach()

@@ -50,7 +50,7 @@ class BallConv2d(AdaptiveConv2d):
         check_map(map)
         super().__init__(*arguments, sample_groups=metric_groups, **options)
         self.map = map
-        self.metric_groups = metric_groups
+        self.metric_groups = metric_groups = self.sample_groups
         self.reference = _as_reference(reference, self.kernel_size)
         self.register_buffer("points", None, persistent=False)
         self._place_points()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from finslerconv import ops
+from finslerconv._arrays import as_integer
 from finslerconv.balls import ReferenceSet
 from finslerconv.geodesics._balls import fan, geodesic_positions
 from finslerconv.metrics import FinslerMetric, Randers, Riemannian
@@ -97,8 +98,7 @@ device, dtype
         metric: nn.Module | None = None,
         steps: int = 4,
     ) -> None:
-        if not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"steps: expected a positive integer, got {steps!r}")
+        steps = as_integer("steps", steps)
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
             padding_mode, device, dtype, metric_groups=metric_groups, head=head,

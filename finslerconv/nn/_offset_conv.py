@@ -44,7 +44,7 @@ class OffsetConv2d(AdaptiveConv2d):
             padding_mode, device, dtype, sample_groups=offset_groups, fixed_kernel=fixed_kernel,
             modulation=modulation,
         )  # fmt: skip
-        self.offset_groups = offset_groups
+        self.offset_groups = offset_groups = self.sample_groups
         self.offset_conv = self._conv_over_output(2 * offset_groups * self._offsets_per_kernel)
         zero_(self.offset_conv)
 

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import LogNorm
 
+from finslerconv._arrays import as_integer
 from finslerconv.balls import Ellipse
 from finslerconv.metrics import Euclidean, FinslerMetric, Randers, Riemannian
 from finslerconv.metrics._linalg import matvec
@@ -148,10 +149,8 @@ def ball_field(
         twentieth = np.round((sides * frame.shape).max() / 20 / sides)
         apart = np.ceil(2.2 * scale * _typical_radius(metric) / sides)
         every = np.maximum(np.maximum(twentieth, apart), 1).astype(int)
-    elif isinstance(spacing, int | np.integer) and spacing >= 1:
-        every = np.full(2, spacing)
     else:
-        raise ValueError(f"spacing: expected a positive number of pixels, got {spacing!r}")
+        every = np.full(2, as_integer("spacing", spacing))
     if colour_by not in (None, "anisotropy", "asymmetry"):
         raise ValueError(
             f"colour_by: expected 'anisotropy', 'asymmetry' or None, got {colour_by!r}"

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch
 from matplotlib.textpath import TextPath
 
+from finslerconv._arrays import as_integer
 from finslerconv.plotting._canvas import (
     BLUE,
     GREEN,
@@ -80,8 +81,7 @@ def distance_map(
             f"distances: expected those of one problem in the plane, shape (H, W), got "
             f"{values.shape}; of several problems take one array, distance[i], and give its field"
         )
-    if not (isinstance(levels, int) and levels >= 1):
-        raise ValueError(f"levels: expected a positive integer, got {levels!r}")
+    levels = as_integer("levels", levels)
     if not np.isfinite(values).any():
         raise ValueError("distances: expected a finite one, got none")
     field = getattr(distances, "field", None) if field is None else field

@@ -14,7 +14,15 @@ from metric_fields import (
     rotation_wind,
 )
 
-from finslerconv.geodesics import FunctionMetric, chord_distance
+from finslerconv.geodesics import (
+    FunctionMetric,
+    GridMetric,
+    chord_distance,
+    exponential,
+    logarithm,
+)
+from finslerconv.implicit import fit_randers
+from finslerconv.metrics import CallableMetric
 
 RULES = ("start", "midpoint", "gauss")
 
@@ -124,7 +132,7 @@ def test_wrong_arguments_are_refused():
         chord_distance(field, x, y, "simpson")
     with pytest.raises(ValueError, match="n: expected None, because 'start' reads one point"):
         chord_distance(field, x, y, "start", 3)
-    with pytest.raises(ValueError, match="n: expected a positive number of points, got 0"):
+    with pytest.raises(ValueError, match="n: expected a positive integer, got 0"):
         chord_distance(field, x, y, n=0)
     with pytest.raises(ValueError, match=r"b: expected 2 coordinates .* got shape \(3, 3\)"):
         chord_distance(field, x, torch.ones(3, 3, dtype=x.dtype))
@@ -135,3 +143,27 @@ def test_wrong_arguments_are_refused():
     y[1, 0] = float("nan")
     with pytest.raises(ValueError, match=r"b: expected finite numbers.*index \(1,\)"):
         chord_distance(half_plane().grid((5, 5)), x, y)
+
+
+@pytest.mark.unchecked
+def test_a_norm_that_is_no_field_is_told_the_way():
+    """The messages name ways that work."""
+    norm = CallableMetric(lambda v: (v**4).sum(-1) ** 0.25)
+    a, b = np.array([1.0, 2.0]), np.array([3.0, 3.0])
+    field = FunctionMetric(lambda x: norm)
+    for function in (
+        lambda: GridMetric.from_metric(norm, (4, 4)),
+        lambda: chord_distance(field, a, b),
+    ):
+        with pytest.raises(TypeError, match=r"fit_randers\(metric\.indicatrix\(directions\)\)"):
+            function()
+    turn = np.linspace(0, 2 * np.pi, 72, endpoint=False)
+    directions = np.stack((np.cos(turn), np.sin(turn)), -1)
+    near = GridMetric.from_metric(fit_randers(norm.indicatrix(directions)).metric, (4, 4))
+    # The circle around the ball of |v|_4 touches it on the diagonals, at the radius 2^(1/4).
+    assert chord_distance(near, a, b) == pytest.approx(np.hypot(2, 1) / 2**0.25, rel=1e-2)
+    for function in (chord_distance, exponential, logarithm):
+        with pytest.raises(TypeError, match=r"field: expected a Grid.* metric\.norm\(b - a\)"):
+            function(norm, a, b)
+    with pytest.raises(TypeError, match=r"field: expected a GridMetric.* got int$"):
+        chord_distance(3, a, b)

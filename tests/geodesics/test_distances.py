@@ -20,7 +20,8 @@ from metric_fields import (
     truth,
 )
 
-from finslerconv.geodesics import Curve, DistanceMap, GridMetric, distance
+from finslerconv.balls import Ellipse, lattice
+from finslerconv.geodesics import Curve, DistanceMap, GridMetric, distance, geodesic_flow
 from finslerconv.metrics import Euclidean, Randers
 
 METHODS = ("fast_marching", "fast_sweeping", "heat", "graph")
@@ -235,6 +236,9 @@ def test_all_the_ways_to_say_where():
     for sources in [
         [2, 3],
         [[2, 3]],
+        np.unravel_index(23, (9, 10)),
+        [np.float32(2.0), np.array(3)],
+        (torch.tensor(2), torch.tensor(3.0)),
         np.array([2, 3]),
         torch.tensor([[2.0, 3.0]]),
         where,
@@ -409,9 +413,9 @@ def test_one_node_wide_grids(method):
 @pytest.mark.parametrize(
     ("sources", "message"),
     [
-        ((3, 99), r"inside the grid, from \(0, 0\) to \(8, 9\); source 0 is at \(3, 99\)"),
-        ([[1, 1], [-1, 2]], r"source 1 is at \(-1, 2\)"),
-        (np.array([[[1, 1]], [[1, 10]]]), r"source 0 in problem 1 is at \(1, 10\)"),
+        ((3, 99), r"inside the grid, from \(0, 0\) to \(8, 9\), got \(3, 99\) at index 0"),
+        ([[1, 1], [-1, 2]], r"got \(-1, 2\) at index 1"),
+        (np.array([[[1, 1]], [[1, 10]]]), r"sources in problem 1: .* got \(1, 10\) at index 0"),
         ([], "expected at least one source, got an empty list"),
         (np.zeros((0, 2)), "expected at least one source, got none"),
         (np.zeros((0, 3, 2)), "expected at least one problem"),
@@ -462,10 +466,14 @@ def test_wrong_arguments_are_refused():
         ({"radius": -1.0}, {}, "radius: expected a positive number, got -1.0"),
         ({"radius": math.nan}, {}, "radius: expected a positive number, got nan"),
         ({"radius": "far"}, {}, "radius: expected a positive number, got 'far'"),
-        ({"method": "heat", "time": "long"}, {}, "time: expected a positive number, or None"),
+        ({"method": "heat", "time": "long"}, {}, "time: expected a positive number, got"),
         ({"method": "graph", "ring": 1.5}, {}, "ring: expected a positive integer, got 1.5"),
         ({"method": "fast_sweeping", "tolerance": "a"}, {}, "tolerance: expected a fraction"),
-        ({"method": "fast_sweeping", "max_iterations": 2.5}, {}, "max_iterations: expected an int"),
+        (
+            {"method": "fast_sweeping", "max_iterations": 2.5},
+            {},
+            "max_iterations: expected a positive int",
+        ),
         ({"mask": np.ones((9, 9), bool)}, {}, r"mask: expected the shape of the grid \(9, 10\)"),
         ({"method": "heat", "full": True}, {}, "full: expected False, because 'heat'"),
         ({"values": [0.0, 1.0]}, {}, "values: expected one number for each source"),
@@ -497,6 +505,35 @@ def test_wrong_arguments_are_refused():
             distance(field, sources, method, **options)
     with pytest.raises(TypeError, match="field: expected a GridMetric, got Randers"):
         distance(Randers(np.eye(2), np.zeros(2)), (1, 1))
+
+
+def test_results_are_shown_in_a_line():
+    """By what they are, not by their arrays."""
+    field = euclidean(60, 60)
+    shown = repr(distance(field, [[(1, 1)], [(2, 2), (3, 3)]], full=True))
+    assert shown == "DistanceMap(problems=(2,), grid_shape=(60, 60), sources=1 to 2, reverse=False)"
+    assert repr(Curve(np.zeros((50, 2)))) == "Curve(50 points)"
+    flow = geodesic_flow(field, np.zeros((50, 2)), np.ones((50, 2)), [0, 1])
+    assert repr(flow) == "GeodesicFlow(times=2, batch_shape=(50,))"
+    for result in (lattice(11), Ellipse.of(field.metric), field.metric.zermelo(), field):
+        assert len(repr(result)) < 120
+        assert "array" not in repr(result)
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"values": [["a"] * 90] * 90}, "values"),
+        ({"radius": np.ones((90, 90))}, "radius"),
+        ({"method": np.ones((90, 90))}, "method"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_a_wrong_argument_is_not_printed_whole(options, name):
+    with pytest.raises((TypeError, ValueError), match=f"{name}: expected ") as error:
+        distance(euclidean(9, 10), (1, 1), **options)
+    assert len(str(error.value)) < 300
 
 
 @pytest.mark.unchecked

@@ -50,6 +50,40 @@ def pixels(shape, condition=4.0, strength=0.5, seed=0):
     return torch.from_numpy((M + M.swapaxes(-1, -2)) / 2)[None], torch.from_numpy(omega)[None]
 
 
+@pytest.mark.parametrize("degrees", range(0, 360, 45))
+def test_a_constant_form_costs_no_accuracy(degrees):
+    """It is added exactly: what is left is the error of the Riemannian part, whatever the form.
+
+    Of first order, without factorisation, in a metric of condition 9 at 30 degrees.
+    """
+    n, turn = 513, np.radians(30)
+    R = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    M = R @ np.diag([1.0, 9.0]) @ R.T
+    form = np.linalg.cholesky(M) @ [np.cos(np.radians(degrees)), np.sin(np.radians(degrees))] * 0.6
+    v = np.indices((n, n)).transpose(1, 2, 0) - n // 2
+    exact = np.sqrt(np.einsum("...i,ij,...j->...", v, M, v)) + v @ form
+    front = fast_marching(
+        torch.as_tensor(M).expand(1, n, n, 2, 2), torch.as_tensor(form).expand(1, n, n, 2),
+        1.0, 0.0, [at((n // 2, n // 2))], order=1, factorise=False,
+    )  # fmt: skip
+    assert np.abs(front.distance[0].numpy() - exact).max() / n < 1.8e-3
+
+
+def test_a_source_given_twice_is_one():
+    """Also where its coordinates were computed differently: the distance stays exact."""
+    field = tilted(9, 30, 0.6)
+    M, omega, spacing, origin = grid(field, 21)
+    source = field.point(0.3, 0.6)
+    (exact,) = fast_marching(M, omega, spacing, origin, [at(source)]).distance
+    for again in (source, source * (1 + 1e-15)):
+        front = fast_marching(M, omega, spacing, origin, [at(source, again)])
+        torch.testing.assert_close(front.distance[0], exact, rtol=0, atol=1e-12)
+    late = at(source, source, value=torch.tensor([0.5, 0.0]).double())
+    front = fast_marching(M, omega, spacing, origin, [late])
+    torch.testing.assert_close(front.distance[0], exact, rtol=0, atol=1e-12)
+    assert (front.label == 1).all()
+
+
 # --- The scheme, slowly and obviously ------------------------------------------------------------
 
 

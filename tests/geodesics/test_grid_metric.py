@@ -3,12 +3,24 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from metric_fields import half_plane, known_fields, known_fields_3d, pull_back, random_smooth
 from scipy.ndimage import map_coordinates
 
-from finslerconv.geodesics import FunctionMetric, GridMetric
+from finslerconv.balls import polar
+from finslerconv.geodesics import (
+    FunctionMetric,
+    GridMetric,
+    chord_distance,
+    distance,
+    exponential,
+    geodesic,
+    geodesic_ball,
+    geodesic_flow,
+    logarithm,
+    path_length,
+)
 from finslerconv.images import gradient_metric
 from finslerconv.metrics import CallableMetric, Euclidean, Randers, Riemannian
 
@@ -65,6 +77,132 @@ def test_nodes_are_interpolated_exactly(shape, interpolation):
     got = field.at(nodes)
     np.testing.assert_allclose(got.M, M, atol=1e-14)
     np.testing.assert_allclose(got.omega, omega, atol=1e-14)
+
+
+@given(
+    shape=st.lists(st.integers(1, 300), min_size=2, max_size=2),
+    spacing=st.lists(st.floats(-3, 3), min_size=2, max_size=2),
+    offset=st.lists(st.floats(-4, 4), min_size=2, max_size=2),
+    side=st.sampled_from((-1, 1)),
+    dtypes=st.sampled_from(
+        [(a, b) for a in ("float32", "float64") for b in ("float32", "float64")]
+    ),
+)
+@settings(max_examples=200)
+def test_a_grid_contains_its_own_nodes(shape, spacing, offset, side, dtypes):
+    """Wherever the grid is, of whatever spacing; and nothing that is a step away.
+
+    The origin is up to 10^4 steps away, so that the steps are well above the rounding of float32.
+    """
+    spacing = tuple(10.0**x for x in spacing)
+    origin = tuple(side * 10.0**a * s for a, s in zip(offset, spacing, strict=True))
+    M = np.broadcast_to(np.eye(2, dtype=dtypes[0]), (*shape, 2, 2))
+    field = GridMetric(M, spacing=spacing, origin=origin, validate=False)
+    nodes = field.nodes()
+    assert field.contains(nodes).all()
+    # As one computes them oneself, in either dtype.
+    corners = np.array([(0, 0), (shape[0] - 1, 0), (0, shape[1] - 1), (shape[0] - 1, shape[1] - 1)])
+    own = (np.array(origin) + np.array(spacing) * corners).astype(dtypes[1])
+    assert field.contains(own).all()
+    step = np.array(spacing)
+    for axis in range(2):
+        away = np.where(np.arange(2) == axis, step, 0.0)
+        assert not field.contains((own[0] - away).astype(dtypes[1]))
+        assert not field.contains((own[3] + away).astype(dtypes[1]))
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    dtypes=st.sampled_from(
+        [(a, b) for a in ("float32", "float64") for b in ("float32", "float64")]
+    ),
+)
+@settings(max_examples=20)
+def test_every_node_can_be_a_source(seed, dtypes):
+    rng = np.random.default_rng(seed)
+    spacing = 10.0 ** rng.uniform(-2, 2, 2)
+    origin = rng.uniform(-1e3, 1e3, 2) * spacing
+    shape = tuple(rng.integers(2, 9, 2))
+    M = np.broadcast_to(np.eye(2, dtype=dtypes[0]), (*shape, 2, 2))
+    field = GridMetric(M, spacing=tuple(spacing), origin=tuple(origin))
+    where = tuple(rng.integers(0, n) for n in shape) if seed % 2 else (shape[0] - 1, shape[1] - 1)
+    mask = np.zeros(shape, bool)
+    mask[where] = True
+    exact = np.linalg.norm((np.indices(shape).transpose(1, 2, 0) - where) * spacing, axis=-1)
+    tolerance = 1e-9 * exact.max() if dtypes == ("float64", "float64") else 2e-3 * spacing.max()
+    for sources in (mask, field.nodes()[where].astype(dtypes[1])):
+        np.testing.assert_allclose(distance(field, sources), exact, atol=tolerance)
+
+
+def test_a_source_on_the_border_has_a_gradient_where_rounding_left_the_grid():
+    M = torch.eye(2).double().expand(20, 20, 2, 2)
+    field = GridMetric(M, spacing=(0.01, 1.0), origin=(210.8, 0.0))
+    source = (field.nodes()[-1, 3] + torch.tensor([1e-13, 0.0])).requires_grad_()
+    distance(field, source)[0, 3].backward()
+    torch.testing.assert_close(source.grad, torch.tensor([1.0, 0.0]).double(), atol=1e-6, rtol=0)
+
+
+NUMBERS = {
+    "tuple": lambda i, j: (i, j),
+    "list of floats": lambda i, j: [float(i), float(j)],
+    "unravel_index": lambda i, j: np.unravel_index(9 * i + j, (7, 9)),
+    "scalars of NumPy and arrays without axes": lambda i, j: (np.float32(i), np.array(j)),
+}
+
+
+def what_takes_positions(field, x, y):
+    """Return, by name, the results of everything that takes positions or vectors."""
+    fast: dict = {"method": "rk4", "steps": 2}
+    results = {
+        "at": field.at(x).M,
+        "exponential": exponential(field, x, y, **fast),
+        "geodesic_flow": geodesic_flow(field, x, y, [0, 0.5], **fast).position,
+        "logarithm": logarithm(field, x, y, start=x, **fast),
+        "geodesic": geodesic(field, x, y, 3, **fast),
+        "chord_distance": chord_distance(field, x, y),
+        "geodesic_ball": geodesic_ball(field, x, polar(1, 4), 0.1),
+    }
+    if isinstance(field, GridMetric):
+        results["contains"] = field.contains(x)
+    return results
+
+
+@pytest.mark.parametrize("write", NUMBERS.values(), ids=NUMBERS)
+@pytest.mark.parametrize("kind", ["numpy", "torch", "float32", "function"])
+def test_positions_are_read_alike_everywhere(kind, write):
+    """Numbers mean the array of them in the kind of the field."""
+    M, omega = np.broadcast_to(np.diag([1.0, 2.0]), (7, 9, 2, 2)), np.full((7, 9, 2), 0.3)
+    field = GridMetric(M, omega)
+    if kind == "function":
+        field = FunctionMetric(lambda x: Riemannian(torch.eye(2).to(x)))
+    elif kind != "numpy":
+        field = field.to(torch.float32 if kind == "float32" else DOUBLE)
+    x, y = (
+        torch.tensor(p, dtype=torch.float32 if kind == "float32" else DOUBLE)
+        for p in ((2, 3), (3, 2))
+    )
+    if kind == "numpy":
+        x, y = x.numpy(), y.numpy()
+    expected = what_takes_positions(field, x, y)
+    got = what_takes_positions(field, write(2, 3), write(3, 2))
+    mixed = what_takes_positions(field, write(2, 3), y)
+    for name, value in expected.items():
+        for other in (got[name], mixed[name]):
+            assert type(other) is type(value), name
+            assert other.dtype == value.dtype, name
+            assert np.array_equal(other, value), name
+    curve = path_length(field, [write(2, 3), write(3, 2)])
+    assert curve == path_length(field, np.stack((x, y)) if kind == "numpy" else torch.stack((x, y)))
+
+
+@pytest.mark.unchecked
+def test_what_is_no_position_is_refused():
+    field = GridMetric(np.broadcast_to(np.eye(2), (5, 5, 2, 2)))
+    for x in (None, "ab", (True, False), [[1, 2], [3]], (1 + 1j, 2)):
+        with pytest.raises(
+            TypeError, match=r"positions: expected a NumPy array, a torch\.Tensor, or"
+        ):
+            field.at(x)
 
 
 def catmull_rom(values, t):
@@ -302,7 +440,7 @@ def test_wrong_arguments_are_refused():
         field.at(np.zeros(3))
     with pytest.raises(ValueError, match=r"positions: expected finite numbers.* at index \(1,\)"):
         field.at(np.array([[0.0, 0.0], [np.nan, 0.0]]))
-    with pytest.raises(ValueError, match="dim: expected a dimension of at least 1"):
+    with pytest.raises(ValueError, match="dim: expected a positive integer, got 0"):
         FunctionMetric(lambda x: x, 0)
     with pytest.raises(TypeError, match="function: expected a Riemannian or Randers metric"):
         FunctionMetric(lambda x: x).at(np.zeros(2))

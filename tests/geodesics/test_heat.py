@@ -1,9 +1,13 @@
 """The heat method against exact distances, its invariances, and the paper's diffusion."""
 
 import math
+import re
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from metric_fields import (
     constant,
     funk,
@@ -285,5 +289,83 @@ def test_a_time_too_short_for_a_form_that_turns_is_an_error():
     M = torch.eye(2).double().expand(1, 12, 12, 2, 2)
     sign = torch.where(torch.arange(12) % 2 == 0, 0.95, -0.95).double()
     omega = torch.stack((sign.expand(12, 12), torch.zeros(12, 12)), -1)[None]
-    with pytest.raises(ValueError, match="time: expected heat that reaches across an edge"):
+    with pytest.raises(
+        ValueError, match=r"of time 0\.01 underflows .* give a longer time, "
+    ) as error:
         heat_distance(M, omega, 1.0, 0.0, [at((6.0, 6.0))], time=0.01)
+    longer = float(re.search("longer time, (.*) arrives", str(error.value))[1])
+    d = heat_distance(M, omega, 1.0, 0.0, [at((6.0, 6.0))], time=longer)
+    assert bool((d.isfinite() & (d >= 0)).all())
+
+
+@pytest.mark.parametrize(
+    ("shape", "time"), [((20_000, 2), 1.0), ((120, 120), 0.001), ((60, 60), 1e-11)]
+)
+def test_it_does_not_underflow_where_an_edge_is_long(shape, time):
+    """On the grid the heat falls more slowly than exp(-d / eps), by any factor over a long way."""
+    M = torch.eye(2).double().expand(1, *shape, 2, 2)
+    d = heat_distance(M, None, 1.0, 0.0, [at((0.0, 0.0))], time=time)[0]
+    exact = torch.hypot(*torch.meshgrid(*(torch.arange(n).double() for n in shape), indexing="ij"))
+    assert (d - exact).abs().max() < 3e-3 * exact.max()
+
+
+def test_times_without_a_direction_are_refused():
+    M = torch.eye(2).double().expand(1, 30, 30, 2, 2)
+    for time in (1e-300, 1e300):
+        with pytest.raises(
+            ValueError, match=r"time: expected \S+ to \S+ on this grid, got"
+        ) as error:
+            heat_distance(M, None, 1.0, 0.0, [at((0.0, 0.0))], time=time)
+        ends = re.search(r"expected (\S+) to (\S+) on", str(error.value))
+        exact = torch.hypot(*torch.meshgrid(*[torch.arange(30).double()] * 2, indexing="ij"))
+        d = heat_distance(M, None, 1.0, 0.0, [at((0.0, 0.0))], time=float(ends[1 + (time > 1)]))
+        assert (d - exact).abs().max() < 0.1 * exact.max()
+
+
+@given(seed=st.integers(0, 10_000), time=st.none() | st.floats(-6, 6))
+@settings(max_examples=60)
+def test_distances_are_never_negative_nor_lost(seed, time):
+    """On any small grid, between several sources and walls: a distance, or a time that works."""
+    rng = np.random.default_rng(seed)
+    shape = tuple(rng.integers(4, 24, 2))
+    smooth = random_constant if seed % 2 else random_jumping
+    M, omega = smooth(rng, shape)
+    free = torch.as_tensor(rng.random(shape) > 0.2 * (seed % 3))
+    places = torch.nonzero(free).double()
+    sources = at(*places[rng.choice(len(places), min(3, len(places)), replace=False)])
+    time = None if time is None else 10.0**time
+    try:
+        d = heat_distance(M, omega, 1.0, 0.0, [sources], time=time, mask=free)[0]
+    except ValueError as error:
+        longer = float(re.search("longer time, (.*) arrives", str(error))[1])
+        d = heat_distance(M, omega, 1.0, 0.0, [sources], time=longer, mask=free)[0]
+    assert (d >= 0).all()
+    assert (d[tuple(sources.position.long().T)] == 0).all()
+    reached = fast_marching(M, omega, 1.0, 0.0, [sources], mask=free).distance[0].isfinite()
+    assert d[reached].isfinite().all()
+
+
+def random_jumping(rng, shape, condition=10.0, strength=0.9):
+    """Return M and omega of one field that jumps from node to node."""
+    q = np.linalg.qr(rng.standard_normal((*shape, 2, 2)))[0]
+    M = np.einsum("...ij,...j,...kj->...ik", q, condition ** -rng.random((*shape, 2)), q)
+    u = rng.standard_normal((*shape, 2))
+    u *= strength * rng.random((*shape, 1)) / np.linalg.norm(u, axis=-1, keepdims=True)
+    omega = np.einsum("...ij,...j->...i", np.linalg.cholesky(M), u)
+    return torch.as_tensor(M)[None], torch.as_tensor(omega)[None]
+
+
+def random_constant(rng, shape):
+    """Return M and omega of one constant field, long and with a strong wind."""
+    M, omega = random_jumping(rng, (1, 1), 100.0, 0.95)
+    return M.expand(1, *shape, 2, 2), omega.expand(1, *shape, 2)
+
+
+def test_the_papers_kernel_says_where_its_weights_underflow():
+    M = torch.eye(2).double().expand(1, 30, 30, 2, 2)
+    with pytest.raises(ValueError, match=r"time: expected at least .* for this field") as error:
+        heat_distance(M, None, 1.0, 0.0, [at((0.0, 0.0))], kernel="paper", time=0.01)
+    least = 1.01 * float(re.search(r"at least (\S+) for", str(error.value))[1])
+    d = heat_distance(M, None, 1.0, 0.0, [at((0.0, 0.0))], kernel="paper", time=least)[0]
+    assert d[:26, :26].isfinite().all()  # five times five pixels
+    assert d[26:].isinf().all()

@@ -34,7 +34,7 @@ def test_sectors_are_acute_and_cover_the_circle(case):
         # ... the four nearest nodes are among them, so that every node can be reached ...
         assert {(1, 0), (0, 1), (-1, 0), (0, -1)} <= set(map(tuple, a.tolist()))
 
-        # ... and <dF(-a), -b> and <dF(-b), -a> are not negative.
+        # ... and <dF(-a), -b> and <dF(-b), -a> are not negative, nor is <a, b> in M.
         def slope(v, w, M=M, omega=omega):
             gradient = -(v @ M) / np.sqrt(np.einsum("ki,ij,kj->k", v, M, v))[:, None] + omega
             return -(gradient * w).sum(-1)
@@ -43,6 +43,7 @@ def test_sectors_are_acute_and_cover_the_circle(case):
         bound = 1e-9 * np.maximum(size, np.roll(size, -1))
         assert (slope(a, b) >= -bound).all()
         assert (slope(b, a) >= -bound).all()
+        assert (np.einsum("ki,ij,kj->k", a, M, b) >= -1e-9 * size * np.roll(size, -1)).all()
 
 
 def test_stencils_of_known_metrics():

@@ -226,6 +226,7 @@ def test_mixed_kinds_are_refused_both_ways(function):
         (np.array([[1.0, 0.5], [0, 1]]), r"M: expected symmetric matrices, got \[\[1.0, 0.5\]"),
         (np.diag([1.0, -1]), r"M: expected positive definite matrices, got \[\[1.0, 0.0\]"),
         (-np.eye(3), "M: expected positive definite matrices"),
+        (np.ones((50, 50)), "M: expected positive definite matrices, got one of 50 x 50$"),
         (np.diag([1.0, np.nan]), "M: expected finite matrices"),
         (np.zeros((1, 1)), r"M: expected positive definite matrices, got \[\[0.0\]\]"),
         (

@@ -143,9 +143,7 @@ def test_a_layer_without_values_is_not_taken_for_a_standard_convolution():
 def test_one_profile_on_the_meta_device_serves_several_densities():
     with torch.device("meta"):
         profile = FreeProfile([1.0, 0.5], 2.0, trainable=True)
-        densities = [
-            MetricDensity((k, k), TrainableRanders(torch.eye(2)), profile) for k in (3, 5)
-        ]
+        densities = [MetricDensity((k, k), TrainableRanders(torch.eye(2)), profile) for k in (3, 5)]
     assert [density().shape for density in densities] == [(3, 3), (5, 5)]
 
 

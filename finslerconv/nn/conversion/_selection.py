@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from finslerconv._arrays import is_integer
 from finslerconv.nn._messages import first_few
 
 #: What ``where`` may be: a kernel size, patterns of names, a class, a predicate, or all (None).
@@ -148,7 +149,7 @@ def as_selection(where: Where) -> Selection:
         return Selection(_predicate("where", where), _description(where))
     if isinstance(where, Sequence) and where and all(isinstance(each, str) for each in where):
         return select(name=anything)
-    if isinstance(where, int | Sequence):
+    if is_integer(where) or isinstance(where, Sequence):
         return select(kernel_size=anything)
     raise TypeError(
         "where: expected a selection such as select(kernel_size=3), a pattern of names or several, "
@@ -195,14 +196,15 @@ def _predicate(argument: str, function: Any) -> Callable[[str, nn.Module], bool]
 
 
 def _has_kernel_size(kernel_size: int | Sequence[int]) -> Callable[[str, nn.Module], bool]:
-    sizes = (kernel_size,) if isinstance(kernel_size, int) else tuple(kernel_size)
-    if not sizes or not all(isinstance(k, int) and not isinstance(k, bool) for k in sizes):
+    single = not isinstance(kernel_size, Sequence)
+    sizes = tuple(kernel_size) if isinstance(kernel_size, Sequence) else (kernel_size,)
+    if not sizes or not all(map(is_integer, sizes)):
         raise TypeError(f"kernel_size: expected integers, got {kernel_size!r}")
 
     def matches(_: str, module: nn.Module) -> bool:
         if not isinstance(module, _ConvNd):
             return False
-        wanted = sizes * len(module.kernel_size) if isinstance(kernel_size, int) else sizes
+        wanted = sizes * len(module.kernel_size) if single else sizes
         return tuple(module.kernel_size) == wanted
 
     return matches
@@ -222,8 +224,8 @@ def _has_name(
 
 
 def _is_in_stage(stage: int | Iterable[int]) -> Callable[[str, nn.Module], bool]:
-    stages = {stage} if isinstance(stage, int) else set(stage)
-    if not all(isinstance(number, int) for number in stages):
+    stages = set(stage) if isinstance(stage, Iterable) else {stage}
+    if not all(map(is_integer, stages)):
         raise TypeError(f"stage: expected integers, got {stage!r}")
 
     def matches(name: str, _: nn.Module) -> bool:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
+from finslerconv._arrays import is_integer
 from finslerconv.nn._messages import first_few
 from finslerconv.nn.weighted._density import Density, as_density
 from finslerconv.nn.weighted._modules import DensityLike
@@ -135,12 +136,12 @@ def _matches(name: str, conv: _ConvNd, where: Where, density: DensityChoice) -> 
     kernel_size = tuple(conv.kernel_size)
     if isinstance(where, str):
         matched = fnmatch.fnmatchcase(name, where)
-    elif isinstance(where, int):
+    elif is_integer(where):
         matched = all(k == where for k in kernel_size)
     elif isinstance(where, Sequence):
         matched = kernel_size == tuple(where)
     elif where is not None:
-        matched = bool(where(name, conv))
+        matched = bool(where(name, conv))  # type: ignore[operator]
     else:
         matched = any(k > 1 for k in kernel_size)
         if isinstance(density, Mapping):

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from finslerconv._arrays import has_values
+from finslerconv._arrays import has_values, is_integer
 
 
 class Density(nn.Module, ABC):
@@ -273,9 +273,7 @@ def as_density(
     return density
 
 
-def place(
-    module: nn.Module, device: torch.device | str | None, dtype: torch.dtype | None
-) -> None:
+def place(module: nn.Module, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
     """Move a module to a device and a dtype; PyTorch's defaults for None."""
     module.to(device=device or torch.get_default_device(), dtype=dtype or torch.get_default_dtype())
 
@@ -293,18 +291,18 @@ def check_no_zero(phi: Tensor, why: str) -> None:
 
 
 def _checked_kernel_size(kernel_size: Sequence[int]) -> tuple[int, ...]:
-    if isinstance(kernel_size, int) or not isinstance(kernel_size, Sequence):
+    if not isinstance(kernel_size, Sequence):
         raise ValueError(
             "kernel_size must be a sequence with one entry per spatial axis, such as (3, 3) for "
             f"pictures; got {kernel_size!r}"
         )
     sizes = tuple(kernel_size)
-    if not sizes or not all(isinstance(k, int) and k > 0 for k in sizes):
+    if not sizes or not all(is_integer(k) and k > 0 for k in sizes):
         raise ValueError(
             "kernel_size must hold one positive integer per spatial axis, such as (3, 3); got "
             f"{sizes}"
         )
-    return sizes
+    return tuple(map(int, sizes))
 
 
 def _checked_profiles(

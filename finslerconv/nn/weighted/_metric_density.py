@@ -117,7 +117,6 @@ class MetricDensity(Density):
             return self.profile(norm_off_zero(metric.norm, taps))
         return self.profile(self.distances)
 
-
     def _like(self, metric: FinslerMetric) -> Tensor:
         """Return a tensor of the device and dtype in which the density is computed."""
         if isinstance(metric.like, Tensor):
@@ -178,7 +177,9 @@ class TrainableRanders(nn.Module):
 
 def tap_offsets(kernel_size: Sequence[int], like: Tensor) -> Tensor:
     """Centred tap offsets, shape ``(*kernel_size, d)``, in array-axis order."""
-    axes = [torch.arange(k, dtype=like.dtype, device=like.device) - (k - 1) / 2 for k in kernel_size]
+    axes = [
+        torch.arange(k, dtype=like.dtype, device=like.device) - (k - 1) / 2 for k in kernel_size
+    ]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
 
 
