@@ -30,8 +30,8 @@ from finslerconv.metrics._linalg import matvec, spd_sqrt
 _TOLERANCE = 0.02
 
 # Geodesics of a fan, by the dimension, and equal times along them.
-_RAYS = {2: 64, 3: 162}
-_TIMES = 8
+_RAYS = {2: 48, 3: 162}
+_TIMES = 6
 
 # Points of fans that are in memory at once.
 _TILE = 2**20
@@ -99,8 +99,8 @@ def _tile(
     found = torch.from_numpy(places).to(x).reshape(*x.shape[:-1], -1, d).movedim(-2, 0)
     centres = (found != 0).any(-1).flatten(0, -2).any(0)
     if bool(centres.any()):
-        arguments = (u[..., centres, :] for u in (x, found, positions))
-        bounds = _bounds(field, metric[..., centres], *arguments, reach[..., centres], steps)
+        here, there, ends = (u[..., centres, :] for u in (x, found, positions))
+        bounds = _bounds(field, metric[..., centres], here, there, ends, reach[..., centres], steps)
         part = (bounds / lengths[..., centres]).double().cpu().numpy()
         fractions[..., centres.cpu().numpy()] = np.where(part < 1 - _TOLERANCE, part, 1.0)
     return fractions
@@ -124,11 +124,19 @@ def _bounds(
     v = times[..., None] * ellipse.omega + matvec(spd_sqrt(ellipse.M), places)
     v = (reach[..., None] * v).movedim(0, -2)
     field = _continued(field, x[..., None, :])
-    ends = exponential(field, x[..., None, :], v, method="rk4", steps=max(steps, 4 * _TIMES))
+    ends = exponential(field, x[..., None, :], v, method="rk4", steps=_steps(field, steps))
     rest = positions.movedim(0, -2) - ends
     # Trapezoidal rule on the straight way from there.
     gap = (field.at(ends).norm(rest) + field.at(ends + rest).norm(rest)) / 2
     return torch.where(times > 0, times * reach + gap.movedim(-1, 0), math.inf)
+
+
+def _steps(field: MetricField, steps: int) -> int:
+    """Return how many steps geodesics take: those of the samples, at least one to each time.
+
+    Of other fields than grids they are adaptive; a few to each time are exact enough.
+    """
+    return max(steps, _TIMES if isinstance(field, GridMetric) else 5 * _TIMES)
 
 
 def _continued(field: MetricField, x: Tensor) -> MetricField:
@@ -158,7 +166,7 @@ def _follow(field: MetricField, x: Tensor, v: Tensor, steps: int) -> Tensor:
         here = x[..., None, :]
         field = _continued(field, here)
         times = [(j + 1) / _TIMES for j in range(_TIMES)]
-        flow = geodesic_flow(field, here, v, times, method="rk4", steps=max(steps, 4 * _TIMES))
+        flow = geodesic_flow(field, here, v, times, method="rk4", steps=_steps(field, steps))
         shells = (flow.position - here).movedim(0, -3).reshape(*centres, _TIMES * rays, d)
     return torch.cat((torch.zeros_like(shells[..., :1, :]), shells), dim=-2)
 
@@ -180,6 +188,7 @@ class _Mesh(NamedTuple):
 @cache
 def _mesh(d: int) -> _Mesh:
     count = _RAYS[d]
+    rays: np.ndarray
     i = np.arange(count)
     if d == 2:
         turn = 2 * math.pi * i / count
@@ -199,11 +208,11 @@ def _mesh(d: int) -> _Mesh:
         inner, outer = (faces + count * j for j in (shell, shell + 1))
         rows.append(np.concatenate((inner[:, : cut + 1], outer[:, cut:]), axis=-1))
     simplices = np.concatenate(rows)
-    times = np.concatenate(([0.0], np.repeat(np.arange(1, _TIMES + 1) / _TIMES, count)))
+    times = np.repeat(np.arange(_TIMES + 1) / _TIMES, count)[count - 1 :]
     vertices = times[:, None] * np.concatenate((rays[:1], np.tile(rays, (_TIMES, 1))))
     corners = vertices[simplices]
-    left = np.linalg.det(corners[:, 1:] - corners[:, :1]) < 0
-    simplices[left, :2] = simplices[left, 1::-1]
+    turned = np.linalg.det(corners[:, 1:] - corners[:, :1]) < 0
+    simplices[turned, :2] = simplices[turned, 1::-1]
     rim = len(times) - count + i if d == 2 else i[:0]
     return _Mesh(vertices, times, simplices, rim)
 

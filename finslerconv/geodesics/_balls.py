@@ -282,7 +282,7 @@ def geodesic_ball(
     -----
     InjectivityWarning
         If samples of ``"exp"`` are more than 2 % nearer to their centre than they should be, since
-        they lie beyond a cut point, where another geodesic is as short. A fan of 64 geodesics from
+        they lie beyond a cut point, where another geodesic is as short. A fan of 48 geodesics from
         each centre (162 in space) shows candidates, and a sample is named if the geodesic of one,
         and the straight way that is left from its end, are so much shorter. So what is named is
         true; a shortcut that is narrower than the fan can be missed. Conjugate points are not
