@@ -188,7 +188,6 @@ class _Mesh(NamedTuple):
 @cache
 def _mesh(d: int) -> _Mesh:
     count = _RAYS[d]
-    rays: np.ndarray
     i = np.arange(count)
     if d == 2:
         turn = 2 * math.pi * i / count
@@ -196,9 +195,9 @@ def _mesh(d: int) -> _Mesh:
         faces = np.stack((i, (i + 1) % count), axis=-1)
     else:
         # Fibonacci's lattice on the sphere.
-        z, turn = 1 - (2 * i + 1) / count, math.pi * (3 - math.sqrt(5)) * i
+        z, golden = 1 - (2 * i + 1) / count, math.pi * (3 - math.sqrt(5)) * i
         across = np.sqrt(1 - z * z)
-        rays = np.stack((z, across * np.cos(turn), across * np.sin(turn)), axis=-1)
+        rays = np.stack((z, across * np.cos(golden), across * np.sin(golden)), axis=-1)
         faces = ConvexHull(rays).simplices
     # The prism over a face between two shells is cut along the order of its corners, so that
     # neighbours are cut alike.
