@@ -285,9 +285,9 @@ def geodesic_ball(
         they lie beyond a cut point, where another geodesic is as short. A fan of 48 geodesics from
         each centre (162 in space) shows candidates, and a sample is named if the geodesic of one,
         and the straight way that is left from its end, are so much shorter. So what is named is
-        true; a shortcut that is narrower than the fan, or saves a few per cent, can be missed. Conjugate points are not
-        looked for as such: no geodesic is shortest beyond one. In dimensions above 3 nothing is
-        checked.
+        true; a shortcut that is narrower than the fan, or saves a few per cent, can be missed.
+        Conjugate points are not looked for as such: no geodesic is shortest beyond one. In
+        dimensions above 3 nothing is checked.
     StarShapeWarning
         If samples of ``"eikonal"`` or ``"heat"`` leave out more than 5 % of a ball, because it is
         not star-shaped (as far as the window around its centre shows it), or are more than 5 % off
