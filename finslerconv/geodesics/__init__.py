@@ -1,6 +1,6 @@
 """Metric fields on grids: geodesic distances, geodesics, geodesic balls."""
 
-from finslerconv.geodesics._balls import InjectivityWarning, geodesic_ball
+from finslerconv.geodesics._balls import InjectivityWarning, StarShapeWarning, geodesic_ball
 from finslerconv.geodesics._chord import chord_distance
 from finslerconv.geodesics._distances import DistanceMap, distance
 from finslerconv.geodesics._exponential import GeodesicFlow, exponential, geodesic_flow
@@ -27,4 +27,5 @@ __all__ = [
     "path_length",
     "geodesic_ball",
     "InjectivityWarning",
+    "StarShapeWarning",
 ]

@@ -8,8 +8,7 @@ resolve it. The ray of a sample is followed from the centre until the distance i
 
 import itertools
 import math
-from collections.abc import Callable
-from typing import Literal, no_type_check
+from typing import Literal, NamedTuple, no_type_check
 
 import numpy as np
 import torch
@@ -35,8 +34,23 @@ _MARGINS = (1.5, 3.0, 6.0, 12.0)
 
 _MAPS = {"radial": radial, "affine": affine}
 
-Solver = Callable[[Tensor, Tensor, float, Tensor], Tensor]
-"""From metrics, one-forms, spacing and the centres' indices to distances, for many windows."""
+# The fraction of the radius by which a ray must leave the ball to hide what lies behind.
+_SLACK = 0.02
+
+Method = Literal["eikonal", "heat"]
+
+
+class WindowBall(NamedTuple):
+    """Samples on straight rays, and what fast marching on their windows says of them."""
+
+    samples: Tensor
+    """Positions (n, *centres, d); within this file stretches (n, *centres), inf: outside."""
+
+    covered: Float[Tensor, "*centres"]
+    """The part of what the window shows of the ball that straight rays reach within it."""
+
+    levels: Float[Tensor, "n *centres"]
+    """The samples' distances as fractions of what they should be."""
 
 
 def window_ball(
@@ -44,10 +58,10 @@ def window_ball(
     x: Float[Tensor, "*centres d"],
     points: Float[Tensor, "n d"],
     radius: float,
-    method: Literal["eikonal", "heat"],
+    method: Method,
     map: Literal["radial", "affine"],
     resolution: int,
-) -> Float[Tensor, "n *centres d"]:
+) -> WindowBall:
     """Return the samples of geodesic balls that local distances give.
 
     With ``v`` the image of ``radius g`` in the tangent space, the sample is the first point of the
@@ -58,7 +72,6 @@ def window_ball(
     ValueError
         If a ball does not fit a window of twelve times the tangent ball's size.
     """
-    solver = _eikonal if method == "eikonal" else _heat
     batch = field.batch_shape if isinstance(field, GridMetric) else ()
     if isinstance(field, GridMetric):
         field = field.torch()
@@ -66,14 +79,20 @@ def window_ball(
     whole = x.reshape(*batch, -1, d)
     count = whole.shape[-2]
     reach = max(1.0, float(torch.linalg.norm(points.detach(), dim=-1).max()))
-    found: list[Tensor] = []
+    found: list[WindowBall] = []
     tile = max(1, _TILE // (math.prod(batch) * _side(_MARGINS[0] * reach, resolution) ** d))
     for begin in range(0, count, tile):
         some = whole[..., begin : begin + tile, :]
-        found.append(_tile(field, some, points, radius, reach, solver, map, resolution, begin))
+        found.append(_tile(field, some, points, radius, reach, method, map, resolution, begin))
+    n, centres = len(points), x.shape[:-1]
     if not found:
-        return x.new_empty(len(points), *x.shape)
-    return torch.cat(found, dim=-2).reshape(len(points), *x.shape)
+        return WindowBall(x.new_empty(n, *x.shape), x.new_ones(centres), x.new_ones(n, *centres))
+    samples, covered, levels = zip(*found, strict=True)
+    return WindowBall(
+        torch.cat(samples, dim=-2).reshape(n, *x.shape),
+        torch.cat(covered, dim=-1).reshape(centres),
+        torch.cat(levels, dim=-1).reshape(n, *centres),
+    )
 
 
 def _tile(
@@ -82,17 +101,17 @@ def _tile(
     points: Tensor,
     radius: float,
     reach: float,
-    solver: Solver,
+    method: Method,
     map: Literal["radial", "affine"],
     resolution: int,
     begin: int,
-) -> Tensor:
-    """Return the samples (n, *batch, centres, d) of some centres (*batch, centres, d)."""
+) -> WindowBall:
+    """Return the balls around some centres (*batch, centres, d)."""
     metric = field.at(x)
     lead = points.reshape(-1, *(1,) * (x.ndim - 1), points.shape[-1])
     v = radius * _MAPS[map](metric, lead)
-    stretch = _stretch(field, metric, x, v, radius, reach * _MARGINS[0], solver, resolution)
-    outside = ~stretch.isfinite().all(0)
+    ball = _stretch(field, metric, x, v, radius, reach * _MARGINS[0], method, resolution)
+    outside = ~ball.samples.isfinite().all(0)
     for margin in _MARGINS[1:]:
         if not bool(outside.any()):
             break
@@ -101,10 +120,15 @@ def _tile(
             one = (..., slice(index, index + 1))
             again = _stretch(
                 field, metric[one], x[(*one, slice(None))], v[(*one, slice(None))], radius,
-                reach * margin, solver, resolution,
+                reach * margin, method, resolution,
             )  # fmt: skip
-            stretch = torch.cat((stretch[..., :index], again, stretch[..., index + 1 :]), dim=-1)
-        outside = ~stretch.isfinite().all(0)
+            ball = WindowBall(
+                *(
+                    torch.cat((old[..., :index], new, old[..., index + 1 :]), dim=-1)
+                    for old, new in zip(ball, again, strict=True)
+                )
+            )
+        outside = ~ball.samples.isfinite().all(0)
     if bool(outside.any()):
         index = torch.nonzero(outside)[0].tolist()
         index[-1] += begin
@@ -113,7 +137,7 @@ def _tile(
             f"beyond {_MARGINS[-1]:g} times the size of its tangent ball, since the field changes "
             "too much within it; use a smaller radius or a smoother field"
         )
-    return x + stretch[..., None] * v
+    return ball._replace(samples=x + ball.samples[..., None] * v)
 
 
 def _stretch(
@@ -123,41 +147,31 @@ def _stretch(
     v: Tensor,
     radius: float,
     margin: float,
-    solver: Solver,
+    method: Method,
     resolution: int,
-) -> Tensor:
-    """Return the factors (n, *batch, centres) by which ``v`` must be stretched; inf: not inside."""
-    d = x.shape[-1]
-    batch = x.shape[:-1]
+) -> WindowBall:
+    """Return the factors by which ``v`` must be stretched."""
+    ratio, cone, centre = _solve(field, metric, x, radius, margin, resolution, method)
     side = _side(margin, resolution)
-    ellipse = metric.dual()
-    # The frame carries gradients too: the nodes move with it, and so does what is read there.
-    A = radius * spd_sqrt(ellipse.M)
-    wind = matvec(inverse(A), radius * ellipse.omega).detach()
-    centre = side // 2 - (wind * resolution).round().long()
-    axes = torch.meshgrid(*[torch.arange(side, device=x.device)] * d, indexing="ij")
-    steps = torch.stack(axes, dim=-1).reshape(-1, d) - centre[..., None, :]
-    xi = steps.to(x.dtype) / resolution
-    local = field.at(x[..., None, :] + matvec(A[..., None, :, :], xi))
-    M = A.mT[..., None, :, :] @ local.M @ A[..., None, :, :]
-    omega = matvec(A.mT[..., None, :, :], local.omega)
-    distance = solver(
-        M.reshape(-1, *(side,) * d, d, d), omega.reshape(-1, *(side,) * d, d), 1 / resolution,
-        centre.reshape(-1, d),
-    ).reshape(*batch, -1)  # fmt: skip
-
-    # Near the centre the distance is a cone; what is read between nodes is its ratio to the
-    # cone of the centre's own metric, which is smooth.
-    forms = matvec(A.mT, metric.omega)
-    cone = Randers(A.mT @ metric.M @ A, forms, validate=False)[..., None].norm(xi)
-    middle = (steps == 0).all(-1)
-    ratio = torch.where(middle, 1.0, distance / torch.where(middle, 1.0, cone))
-    u = matvec(inverse(A), v).movedim(0, -2)  # (*batch, n, d)
+    u = matvec(inverse(_frame(metric, radius)), v).movedim(0, -2)  # (*batch, n, d)
     t = _crossings(ratio, u, centre, side, resolution)
-    if not (torch.is_grad_enabled() and (ratio.requires_grad or u.requires_grad)):
-        return t.movedim(-1, 0)
-    # One step of Newton's at the crossing changes nothing but carries the gradient.
     safe = torch.where(t.isfinite(), t, 0.0)
+    with torch.no_grad():
+        # By fast marching; its own error, which falls with the square of the resolution, from
+        # what it gives at half of it.
+        other = resolution if method == "heat" else max(1, resolution // 2)
+        marched, _, middle = _solve(field, metric, x, radius, margin, other, "eikonal")
+        there = _read(marched, safe[..., None] * u, middle, _side(margin, other), other)
+        # At the centre, and outside, nothing is off.
+        off = torch.where(t.isfinite() & (u != 0).any(-1), safe * there - 1, 0.0)
+        if method == "eikonal":
+            off = -off / max((resolution / other) ** 2 - 1, 1.0)
+        levels = (1 + off).movedim(-1, 0)
+        known = marched if method == "heat" else ratio
+        covered = _covered(ratio, known, cone / radius, centre, side)
+    if not (torch.is_grad_enabled() and (ratio.requires_grad or u.requires_grad)):
+        return WindowBall(t.movedim(-1, 0), covered, levels)
+    # One step of Newton's at the crossing changes nothing but carries the gradient.
 
     def level_at(t: Tensor, ratio: Tensor, u: Tensor) -> Tensor:
         return t * _read(ratio, t[..., None] * u, centre, side, resolution)
@@ -176,7 +190,58 @@ def _stretch(
         "create_graph=True asks for second ones; take 'exp' with "
         "GridMetric(..., interpolation='cubic')",
     )
-    return moved.movedim(-1, 0)
+    return WindowBall(moved.movedim(-1, 0), covered, levels)
+
+
+def _solve(
+    field: MetricField,
+    metric: Randers,
+    x: Tensor,
+    radius: float,
+    margin: float,
+    resolution: int,
+    method: Method,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return distances on windows as multiples of the cone of the centre's own metric.
+
+    Near the centre the distance is a cone; what is read between nodes is its ratio to that of the
+    centre's metric, which is smooth.
+
+    Returns
+    -------
+    ratio, cone : Tensor, shape (*batch, nodes)
+    centre : Tensor, shape (*batch, d)
+        The node at which ``x`` is. The tangent ball lies around it with the wind, and in the middle
+        of the window.
+    """
+    d = x.shape[-1]
+    batch = x.shape[:-1]
+    side = _side(margin, resolution)
+    # The frame carries gradients too: the nodes move with it, and so does what is read there.
+    A = _frame(metric, radius)
+    wind = matvec(inverse(A), radius * metric.dual().omega).detach()
+    centre = side // 2 - (wind * resolution).round().long()
+    axes = torch.meshgrid(*[torch.arange(side, device=x.device)] * d, indexing="ij")
+    steps = torch.stack(axes, dim=-1).reshape(-1, d) - centre[..., None, :]
+    xi = steps.to(x.dtype) / resolution
+    local = field.at(x[..., None, :] + matvec(A[..., None, :, :], xi))
+    M = A.mT[..., None, :, :] @ local.M @ A[..., None, :, :]
+    omega = matvec(A.mT[..., None, :, :], local.omega)
+    solver = _eikonal if method == "eikonal" else _heat
+    distance = solver(
+        M.reshape(-1, *(side,) * d, d, d), omega.reshape(-1, *(side,) * d, d), 1 / resolution,
+        centre.reshape(-1, d),
+    ).reshape(*batch, -1)  # fmt: skip
+    forms = matvec(A.mT, metric.omega)
+    cone = Randers(A.mT @ metric.M @ A, forms, validate=False)[..., None].norm(xi)
+    middle = (steps == 0).all(-1)
+    ratio = torch.where(middle, 1.0, distance / torch.where(middle, 1.0, cone))
+    return ratio, cone, centre
+
+
+def _frame(metric: Randers, radius: float) -> Tensor:
+    """Return the matrices that carry a window's coordinates to displacements."""
+    return radius * spd_sqrt(metric.dual().M)
 
 
 def _side(margin: float, resolution: int) -> int:
@@ -225,6 +290,21 @@ def _crossings(ratio: Tensor, u: Tensor, centre: Tensor, side: int, resolution: 
         float(resolution), t,
     )  # fmt: skip
     return torch.from_numpy(t).to(u).reshape(*batch, n)
+
+
+def _covered(ratio: Tensor, known: Tensor, cone: Tensor, centre: Tensor, side: int) -> Tensor:
+    """Return the part of each ball (*batch) that straight rays reach before they leave it.
+
+    The nodes of the ball are those where ``known * cone`` is at most 1; rays leave it by ``ratio``,
+    the distance of the method.
+    """
+    batch, d = centre.shape[:-1], centre.shape[-1]
+    share = np.empty(math.prod(batch))
+    arrays = (a.detach().cpu().double().contiguous().numpy() for a in (ratio, known, cone, centre))
+    *values, middle = arrays
+    windows = (a.reshape(len(share), -1) for a in values)
+    _cover(*windows, middle.reshape(-1, d), side, 1.0 + _SLACK, share)
+    return torch.from_numpy(share).to(cone).reshape(batch)
 
 
 @jit
@@ -296,3 +376,32 @@ def _cross(values, rays, centre, side, rate, out):
                         f_high *= 0.5
                     last = -1
             out[w, ray] = t
+
+
+@entry
+@no_type_check
+def _cover(ratio, known, cone, centre, side, limit, share):
+    """Walk to every node of every ball, from its centre, a node at a time."""
+    windows, d = centre.shape
+    u = np.empty(d)
+    for w in range(windows):
+        inside = reached = 0
+        for node in range(ratio.shape[1]):
+            height = cone[w, node]
+            if not known[w, node] * height <= 1.0:
+                continue
+            inside += 1
+            rest = node
+            steps = 1.0
+            for axis in range(d - 1, -1, -1):
+                u[axis] = rest % side - centre[w, axis]
+                steps = max(steps, abs(u[axis]))
+                rest //= side
+            for step in range(1, int(steps) + 1):
+                t = step / steps
+                # The level of the ray through the node is 1 where its distance is the radius.
+                if (_level(ratio[w], u, centre[w], side, 1.0, t) + 1.0) * height > limit:
+                    break
+            else:
+                reached += 1
+        share[w] = reached / inside

@@ -4,21 +4,19 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, no_type_check
+from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.spatial import Delaunay, QhullError
 from torch import Tensor
 
 from finslerconv._arrays import Array, as_integer, as_number
-from finslerconv._threads import run, share
-from finslerconv._transforms import has_tangent, is_transformed, refuse_transforms
+from finslerconv._transforms import has_tangent, needs_formulas, refuse_transforms
 from finslerconv.balls import ReferenceSet, affine, concentric, radial
+from finslerconv.geodesics._ball_crossings import arrivals
 from finslerconv.geodesics._ball_windows import window_ball
 from finslerconv.geodesics._exponential import Schedule, exponential, shoot
-from finslerconv.geodesics._exponential_numba import entry, jit
 from finslerconv.geodesics._grid import GridMetric, MetricField, Outside, per_axis, read_positions
 from finslerconv.geodesics._hamiltonian import Grid, grid_metric, grid_table
 from finslerconv.geodesics._kinds import (
@@ -42,18 +40,50 @@ _MAPS = {"radial": radial, "affine": affine}
 _RESOLUTION = {1: 24, 2: 24, 3: 8}
 
 
+# The part of a ball that samples on straight rays may leave out, and of its radius that they may
+# miss by, without a warning.
+_MISFIT = 0.05
+
+
 class InjectivityWarning(UserWarning):
-    """Geodesics from a centre cross before they end: the ball's samples fold over.
+    """Geodesics from a centre go on beyond their cut points, where others are shorter.
+
+    Attributes
+    ----------
+    samples : ndarray of int, shape (k, 1 + ...)
+        The indices of those samples in the result, less its last axis, row-major.
+    centres : ndarray of int, shape (k, ...)
+        The indices of their centres among all, row-major.
+    """
+
+    def __init__(self, message: str, samples: np.ndarray, centres: np.ndarray) -> None:
+        super().__init__(message)
+        self.samples = samples
+        self.centres = centres
+
+
+class StarShapeWarning(UserWarning):
+    """Straight rays from a centre leave its ball and come back, or miss its rim.
 
     Attributes
     ----------
     centres : ndarray of int, shape (k, ...)
         The indices of those centres among all, row-major.
+    covered : ndarray, shape (k,)
+        The part of each ball that the rays reach before they leave it, at most: what the window
+        around the centre does not show of the ball is not counted.
+    levels : ndarray, shape (k, 2)
+        The least and the largest distance of each ball's samples, as fractions of what they should
+        be.
     """
 
-    def __init__(self, message: str, centres: np.ndarray) -> None:
+    def __init__(
+        self, message: str, centres: np.ndarray, covered: np.ndarray, levels: np.ndarray
+    ) -> None:
         super().__init__(message)
         self.centres = centres
+        self.covered = covered
+        self.levels = levels
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,6 +241,7 @@ def geodesic_ball(
     map: MapName = "radial",
     steps: int = 4,
     resolution: int | None = None,
+    check: bool = True,
 ) -> Float[Array, "n *_ d"]:
     r"""Return the positions of reference points in the geodesic balls ``{y : d(x, y) <= radius}``.
 
@@ -230,13 +261,16 @@ def geodesic_ball(
         How the ball is found. With ``v`` the image of ``radius g`` in the tangent space at ``x``
         (see ``map``), the position is
 
-        - ``"exp"``: ``exp_x(v)``, on a geodesic that sets out along ``v``;
+        - ``"exp"``: ``exp_x(v)``, on a geodesic that sets out along ``v``: the whole ball, and
+          beyond the cut points of ``x`` some of it twice;
         - ``"eikonal"``: where the straight ray from ``x`` along ``v`` first is at distance
           ``F_x(v)`` from ``x``, by fast marching on a window around each centre;
         - ``"heat"``: the same, of the distance that a heat flow on the window finds.
 
-        All three parametrise one ball where it is within the injectivity radius, differently: the
-        same sets, not the same points.
+        They parametrise one ball, differently (the same set, not the same points), where it is
+        within the injectivity radius and star-shaped: where every straight ray from ``x`` leaves
+        it once. Of another ball the last two see what straight rays reach within it. See the
+        warnings for what is checked.
     map : {"radial", "affine"}
         How reference points are carried into the tangent ball: ``radial`` to ``g |g| / F(g)``, so
         that the position of ``g`` is at distance ``radius |g|``; ``affine`` to ``W + h^{-1/2} g``.
@@ -247,6 +281,10 @@ def geodesic_ball(
         in the plane and 8 in space unless given. A window has some ``(3 resolution)^d`` nodes,
         which in space bounds what is practical: there a ball by ``"heat"`` takes 2 s at 8 and 20 s
         at 11, and does not finish at 24.
+    check : bool
+        Whether to look for what the warnings name. For ``"exp"`` on a field that bends at every
+        node the check takes several times as long as the ball. Nothing is checked in forward mode
+        and under transforms of ``torch.func``.
 
     Returns
     -------
@@ -258,9 +296,19 @@ def geodesic_ball(
     Warns
     -----
     InjectivityWarning
-        If geodesics of ``"exp"`` cross inside the ball (as far as neighbouring samples show: some
-        triangle of them has turned over). The positions beyond the crossing are nearer to the
-        centre than they should be.
+        If samples of ``"exp"`` are more than 2 % nearer to their centre than they should be, since
+        they lie beyond a cut point, where another geodesic is as short. A fan of 48 geodesics from
+        each centre (162 in space) shows candidates, and a sample is named if the geodesic of one,
+        and the straight way that is left from its end, are so much shorter. So what is named is
+        true; a shortcut that is narrower than the fan, or saves a few per cent, can be missed.
+        Conjugate points are not looked for as such: no geodesic is shortest beyond one. In
+        dimensions above 3 nothing is checked.
+    StarShapeWarning
+        If samples of ``"eikonal"`` or ``"heat"`` leave out more than 5 % of a ball, because it is
+        not star-shaped (as far as the window around its centre shows it), or are more than 5 % off
+        their distances. Those of ``"heat"`` are compared with fast marching on the same window,
+        those of ``"eikonal"`` with what it finds at half the resolution, whence its error is
+        estimated.
 
     Raises
     ------
@@ -307,9 +355,13 @@ def geodesic_ball(
             (*_entries(field, x), x, points),
         )
     if method == "exp":
-        positions = _by_exp(field, x, points, radius, map, steps)
+        positions, velocities = _by_exp(field, x, points, radius, map, steps)
+        if check and not needs_formulas(positions):
+            _warn_of_crossings(arrivals(field, x, velocities, positions, steps))
     else:
-        positions = window_ball(field, x, points, radius, method, map, resolution)
+        positions, covered, levels = window_ball(field, x, points, radius, method, map, resolution)
+        if check:
+            _warn_of_rays(method, covered.cpu().numpy(), levels.cpu().numpy())
     return like(positions, kind)
 
 
@@ -321,13 +373,13 @@ def _entries(field: MetricField, x: Tensor) -> tuple[Array | None, Array | None]
 
 def _by_exp(
     field: MetricField, x: Tensor, points: Tensor, radius: float, map: MapName, steps: int
-) -> Tensor:
-    """Return the positions (n, *centres, d) by geodesics."""
+) -> tuple[Tensor, Tensor]:
+    """Return the positions (n, *centres, d) by geodesics, and the velocities they set out with."""
     if isinstance(field, GridMetric):
         field = field.torch()
     batch = field.batch_shape if isinstance(field, GridMetric) else ()
     if x.numel() == 0:
-        return x.expand(len(points), *x.shape)
+        return (x.expand(len(points), *x.shape),) * 2
     lead = points.reshape(-1, *(1,) * (x.ndim - 1), points.shape[-1])
     velocities = radius * _MAPS[map](field.at(x), lead)
     if isinstance(field, GridMetric) and field.interpolation == "linear":
@@ -343,81 +395,66 @@ def _by_exp(
         # The axes of a batch of fields come first.
         ends = velocities.movedim(0, -2)
         positions = exponential(field, x[..., None, :], ends, steps=steps).movedim(-2, 0)
-    _warn_of_crossings(positions, velocities, points)
-    return positions
+    return positions, velocities
 
 
-def _warn_of_crossings(positions: Tensor, velocities: Tensor, points: Tensor) -> None:
-    """Warn of the centres where samples lie the other way round than in the tangent ball.
-
-    Neighbours are those of Delaunay's simplices of the reference points.
-    """
-    if is_transformed():  # no value can be looked at
+def _warn_of_crossings(early: np.ndarray) -> None:
+    """Warn of samples that are reached before their time, given as fractions of it."""
+    samples = np.argwhere(early < 1.0)
+    if not len(samples):
         return
-    g = points.detach().double().cpu().numpy()
-    n, d = g.shape
-    try:
-        simplices = Delaunay(g).simplices if n > d else np.empty((0, d + 1), int)
-    except QhullError:  # all on a line: nothing can turn over
-        return
-    corners = g[simplices]
-    volumes = np.abs(np.linalg.det(corners[:, 1:] - corners[:, :1]))
-    # Slivers between points on a line or circle turn without meaning.
-    simplices = simplices[volumes > 1e-3 * volumes.max(initial=0.0)].astype(np.int64)
-    there, here = (
-        u.detach().cpu().contiguous().numpy().reshape(n, -1, d) for u in (positions, velocities)
-    )
-    folded = np.zeros(there.shape[1], dtype=np.bool_)
-
-    parts = min(torch.get_num_threads(), 1 + len(folded) // 1000)
-
-    def task(part: int) -> None:
-        _turned_over(there, here, simplices, *share(len(folded), part, parts), folded)
-
-    run(task, parts)
-    if not folded.any():
-        return
-    centres = np.argwhere(folded.reshape(positions.shape[1:-1]))
+    around = (early < 1.0).any(0)
+    centres = np.argwhere(around)
     index = tuple(centres[0].tolist())
     where = f", the first at index {index}" if index else ""
     warnings.warn(
         InjectivityWarning(
-            f"geodesics from {len(centres)} of {folded.size} centres cross inside the ball"
-            f"{where}: there it leaves the injectivity radius, and samples beyond the crossing are "
-            "nearer than they should be. Use a smaller radius, a smoother field, or "
-            "method='eikonal'; the warning's .centres has the indices",
+            f"{len(samples)} of {early.size} samples lie beyond a cut point of their geodesics, "
+            f"around {len(centres)} of {around.size} centres{where}: other geodesics reach them "
+            f"earlier, and they are up to {100 * (1 - early.min()):.0f} % nearer than they should "
+            "be. Use a smaller radius, a smoother field, or method='eikonal'; the warning's "
+            ".samples and .centres have the indices",
+            samples,
             centres,
         ),
-        stacklevel=4,
+        stacklevel=3,
     )
 
 
-@jit
-@no_type_check
-def _volume(samples, centre, simplex):
-    """Return the signed volume (times 2 or 6) of a simplex of samples around a centre."""
-    first = samples[simplex[0], centre]
-    a, b = samples[simplex[1], centre], samples[simplex[2], centre]
-    a0, a1 = a[0] - first[0], a[1] - first[1]
-    b0, b1 = b[0] - first[0], b[1] - first[1]
-    if len(simplex) == 3:
-        return a0 * b1 - a1 * b0
-    c = samples[simplex[3], centre]
-    a2, b2 = a[2] - first[2], b[2] - first[2]
-    c0, c1, c2 = c[0] - first[0], c[1] - first[1], c[2] - first[2]
-    return a0 * (b1 * c2 - b2 * c1) + a1 * (b2 * c0 - b0 * c2) + a2 * (b0 * c1 - b1 * c0)
-
-
-@entry
-@no_type_check
-def _turned_over(there, here, simplices, begin, end, out):
-    """Find the centres around which a simplex has another orientation there than here."""
-    for number in range(len(simplices)):
-        simplex = simplices[number]
-        for centre in range(begin, end):
-            product = _volume(there, centre, simplex) * _volume(here, centre, simplex)
-            if product < 0.0:
-                out[centre] = True
+def _warn_of_rays(method: str, covered: np.ndarray, levels: np.ndarray) -> None:
+    """Warn of balls that samples on straight rays do not fill, or whose rim they miss."""
+    ends = np.stack((levels.min(0), levels.max(0)), axis=-1)
+    bad = (covered < 1 - _MISFIT) | (np.abs(ends - 1) > _MISFIT).any(-1)
+    if not bad.any():
+        return
+    centres = np.argwhere(bad)
+    index = tuple(centres[0].tolist())
+    where = f", the first at index {index}" if index else ""
+    covered, ends = covered[bad], ends[bad]
+    faults = []
+    if covered.min() < 1 - _MISFIT:
+        faults.append(
+            f"of the worst ball they reach at most {100 * covered.min():.0f} %, for it is not "
+            "star-shaped"
+        )
+    if np.abs(ends - 1).max() > _MISFIT:
+        faults.append(
+            f"samples are at {ends.min():.2f} to {ends.max():.2f} of the distances that they "
+            "should have"
+        )
+    more = ", a larger resolution" if method == "eikonal" else ""
+    warnings.warn(
+        StarShapeWarning(
+            f"the straight rays of {method!r} do not give the balls around {len(centres)} of "
+            f"{bad.size} centres{where}: {'; '.join(faults)}. Use a smaller radius, a smoother "
+            f"field{more} or method='exp'; the warning's .centres, .covered and .levels have the "
+            "figures",
+            centres,
+            covered,
+            ends,
+        ),
+        stacklevel=3,
+    )
 
 
 def _centres(field: MetricField, centres: Array | None) -> tuple[Tensor, Array]:

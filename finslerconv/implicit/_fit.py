@@ -88,7 +88,8 @@ class RandersFit:
       longer and 1/1000 pixel, its centre drawn towards the pixel until it holds it;
     - ``OUTSIDE``: the best ball that still holds the pixel, most often on the bound
       ``|omega|_{M^-1} = 1 - margin``;
-    - ``TURNED``: the ellipse of the samples' moments, onto which the map is wrong;
+    - ``TURNED``: the ellipse of the samples' moments, in proportion to those of the reference
+      points, onto which the map is wrong;
     - ``DIVERGED``: the ball at which the refinement stopped; where a half-axis is more than 1000
       times as long as the farthest sample is away, cut off at 100 times;
     - ``UNREPRESENTABLE``: a disc of about the samples' size, as far as the dtype goes.
@@ -188,7 +189,9 @@ def fit_randers(
         How far ``|omega|_{M^-1}`` stays below 1, in [1e-4, 1): a ball whose pixel is nearer to the
         rim counts as one that does not hold it.
     refine : bool
-        Whether to refine the closed-form start. For ``map="affine"`` that is the optimum already.
+        Whether to refine the closed-form start. For ``map="affine"`` that is the optimum already;
+        for ``"enclosing"`` and ``"overlap"`` it is the ellipse of the samples' moments, which is
+        right for samples that fill the ball evenly and may be far off for others.
     max_steps : int
         Most steps of the refinement.
 

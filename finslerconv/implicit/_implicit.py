@@ -136,7 +136,7 @@ def implicit_metric(
           (three axes for a Riemannian one), for the radial map, or all on one line. These are
           kernels of one tap, one row, one column or 2 x 2 taps, and polar sets of three or four
           angles. There it is ``"enclosing"``, which does not ask which tap is where; for the
-          standard convolution it gives ``I / (2 (r d)^2)``, the disc through the square's corners.
+          standard convolution of 2 x 2 taps it gives ``2 I / d^2``, the disc through them.
     max_size : int, optional
         Thin every field, taking each second (third, ...) output pixel along both axes, until it has
         at most as many on its longer side.

@@ -31,8 +31,9 @@ class AdaptiveLayer:
     positions : KernelPositions
         Where it took its samples.
     offset_module : str or None
-        The name of the convolution whose output were the offsets (or a part of it), where that is
-        another module of the model.
+        The name of the convolution whose output were the offsets (or a part of it, also put
+        together again, as by ``chunk`` and ``cat``), where that is another module of the model;
+        None where anything was computed in between.
     """
 
     name: str
@@ -111,7 +112,7 @@ def find_adaptive_layers(
         for name, module in model.named_modules():
             for handle in search.watch(name, module):
                 stack.callback(handle.remove)
-        stack.enter_context(_Calls(search.saw_function))
+        stack.enter_context(_Calls(search.saw_function, search.saw_copy))
         model(*arguments)
     return search.found()
 
@@ -153,6 +154,12 @@ class _Search:
         positions = deformable_positions(size, call.geometry, call.offset, call.mask, call.weight)
         self._add(name, module, positions, call.offset)
 
+    def saw_copy(self, parts: Sequence[Tensor], copy: Tensor) -> None:
+        """Take note of a tensor that was put together from others."""
+        sources = {self._source(part) for part in parts}
+        if len(sources) == 1 and (source := sources.pop()) is not None:
+            self._outputs.append((weakref.ref(copy), source))
+
     def found(self) -> list[AdaptiveLayer]:
         """Return the layers, without those that computed the offsets of others."""
         parts = {layer.offset_module for layer in self._layers}
@@ -189,7 +196,7 @@ class _Search:
         self._calls[name] += 1
 
     def _source(self, offset: Tensor) -> str | None:
-        """Return the convolution whose output, still alive, has the memory of the offsets."""
+        """Return the convolution whose output, or a copy of it still alive, has this memory."""
         memory = offset.untyped_storage().data_ptr()
         for reference, name in reversed(self._outputs):
             output = reference()
@@ -243,12 +250,24 @@ _OPERATORS: dict[str, Callable[..., _Call]] = {
 }
 
 
-class _Calls(TorchDispatchMode):
-    """Tell of every call of a deformable convolution, by module or by function."""
+# What only moves values to other memory: offsets are often cut up and put together again.
+_COPIES = frozenset(
+    f"aten.{name}.default"
+    for name in ("cat", "stack", "clone", "_to_copy", "index_select", "flip", "roll")
+)
 
-    def __init__(self, tell: Callable[[_Call], None]) -> None:
+
+class _Calls(TorchDispatchMode):
+    """Tell of every call of a deformable convolution, by module or by function, and of copies."""
+
+    def __init__(
+        self,
+        tell: Callable[[_Call], None],
+        tell_copy: Callable[[Sequence[Tensor], Tensor], None],
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._tell = tell
+        self._tell_copy = tell_copy
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -256,7 +275,11 @@ class _Calls(TorchDispatchMode):
         read = _OPERATORS.get(str(func))
         if read is not None:
             self._tell(read(*args))
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        if str(func) in _COPIES:
+            first = args[0]
+            self._tell_copy([first] if isinstance(first, Tensor) else first, result)
+        return result
 
 
 @contextmanager

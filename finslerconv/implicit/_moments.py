@@ -16,22 +16,33 @@ _FLATTEST = 1e-3
 
 
 def moment_ellipse(
-    points: Float[Tensor, "batch n 2"], weights: Float[Tensor, "batch n"], centred: bool
+    points: Float[Tensor, "batch n 2"],
+    weights: Float[Tensor, "batch n"],
+    centred: bool,
+    levels: Float[Tensor, " n"] | None = None,
 ) -> Ellipse:
     """Return the ellipses over which a uniform density has the samples' first two moments.
 
     The second moments of a uniform ellipse of matrix ``P`` are ``P / 4`` about its centre
-    (``P / (d + 2)`` in ``d`` dimensions).
+    (``P / (d + 2)`` in ``d`` dimensions). Samples that are known to be at ``levels`` spread as
+    these do: their moments are ``P`` times half the mean square of the levels.
 
     Parameters
     ----------
     points, weights : Tensor, shapes (batch, n, 2) and (batch, n)
     centred : bool
         Whether the ellipses are centred at the pixel.
+    levels : Tensor, shape (n,), optional
+        How far out in the unit ball each sample is.
     """
     centre = torch.zeros_like(points[:, 0]) if centred else _mean(points, weights)
     away = points - centre[:, None]
-    return Ellipse(centre, 4 * torch.einsum("bn,bni,bnj->bij", weights, away, away))
+    moments = torch.einsum("bn,bni,bnj->bij", weights, away, away)
+    if levels is None:
+        return Ellipse(centre, 4 * moments)
+    # Samples at the centre only have no size.
+    half = (weights * levels**2).sum(1)[:, None, None].clamp_min(torch.finfo(moments.dtype).tiny)
+    return Ellipse(centre, 2 * moments / half)
 
 
 def hull_ellipse(hull: Float[Tensor, "batch h 2"], centred: bool) -> Ellipse:

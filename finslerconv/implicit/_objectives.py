@@ -100,8 +100,8 @@ class RadialMatching(Objective):
             self._weights(samples).sqrt() * reach,
             centred,
         )
-        ellipse = where(proper, ellipse, moment_ellipse(samples.points, samples.weights, centred))
-        return _start(self, samples, ellipse, centred)
+        moments = moment_ellipse(samples.points, samples.weights, centred, self.length)
+        return _start(self, samples, where(proper, ellipse, moments), centred)
 
     def model(self, samples: Samples, ellipse: Ellipse) -> Model:
         """Return half the weighted square error of the reaches."""
@@ -145,7 +145,8 @@ class AffineMatching(Objective):
         ellipse, determined, proper = affine_ellipse(
             samples.points, samples.weights, self.reference, centred
         )
-        moments = moment_ellipse(samples.points, samples.weights, centred)
+        lengths = self.reference.norm(dim=-1)
+        moments = moment_ellipse(samples.points, samples.weights, centred, lengths)
         return Start(where(proper, ellipse, moments), determined, proper)
 
     def refine(
@@ -180,8 +181,8 @@ class Rings(Objective):
         safe = torch.where(levels > 0, levels, torch.ones_like(levels))
         weights = torch.where(levels > 0, samples.weights, 0.0).sqrt() / safe
         ellipse, proper = conic_ellipse(samples.points, levels, weights, centred)
-        ellipse = where(proper, ellipse, moment_ellipse(samples.points, samples.weights, centred))
-        return _start(self, samples, ellipse, centred)
+        moments = moment_ellipse(samples.points, samples.weights, centred, self.levels)
+        return _start(self, samples, where(proper, ellipse, moments), centred)
 
     def model(self, samples: Samples, ellipse: Ellipse) -> Model:
         """Return half the weighted square error of the norms, ``F`` being one over the reach."""

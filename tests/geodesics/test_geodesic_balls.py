@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from matplotlib.path import Path
 from metric_fields import (
     constant,
     funk,
@@ -14,10 +15,17 @@ from metric_fields import (
     pull_back_3d,
     rotation_wind,
 )
+from scipy.ndimage import map_coordinates
 
 from finslerconv import balls
 from finslerconv.balls import affine, concentric, lattice, polar, radial, sunflower
-from finslerconv.geodesics import FunctionMetric, GridMetric
+from finslerconv.geodesics import (
+    FunctionMetric,
+    GridMetric,
+    StarShapeWarning,
+    _ball_windows,
+    distance,
+)
 from finslerconv.geodesics._balls import (
     InjectivityWarning,
     fan,
@@ -157,6 +165,31 @@ def test_a_ball_larger_than_its_first_window():
         geodesic_ball(field, x, sides, 1.5, method="eikonal", resolution=4)
 
 
+@pytest.mark.parametrize("wind", [(0.9, 0.0), (0.0, -0.9), (-0.6, 0.7)])
+def test_the_first_window_is_around_the_ball_and_not_around_its_centre(wind, monkeypatch):
+    metric = Randers.from_zermelo(np.diag([0.25, 4.0]), np.array([2.0, 0.5]) * wind)
+    field = GridMetric.from_metric(metric, (9, 7), spacing=(0.5, 2.0), origin=(-1.0, 3.0))
+    x, rim = np.array([1.0, 9.0]), polar(1, 12)
+    # No window is tried but one that is little larger than the ball.
+    monkeypatch.setattr(_ball_windows, "_MARGINS", (1.1,))
+    ball = geodesic_ball(field, x, rim, 0.8, method="eikonal", resolution=20)
+    np.testing.assert_allclose(ball, x + 0.8 * radial(metric, rim.points), atol=1e-9)
+
+
+@pytest.mark.parametrize("method", ["exp", "eikonal", "heat"])
+def test_balls_are_of_distances_from_the_centre_on_grids_of_uneven_spacing(method):
+    # The Funk metric: the way back is of another length, and either axis has its own.
+    truth = funk()
+    field = GridMetric.from_function(
+        truth.metric, (61, 31), spacing=(0.02, 0.04), origin=(-0.6, -0.6)
+    )
+    x, rim = torch.tensor([0.3, -0.1]).double(), polar(1, 16)
+    ball = geodesic_ball(field, x, rim, 0.2, method=method, steps=16, resolution=16)
+    there, back = truth.distance(x.expand_as(ball), ball), truth.distance(ball, x.expand_as(ball))
+    assert (there / 0.2 - 1).abs().max() < 0.02
+    assert (back / 0.2 - 1).abs().max() > 0.2
+
+
 # Symmetries.
 
 
@@ -195,24 +228,204 @@ def test_a_batch_of_fields_and_nodes_by_default():
     torch.testing.assert_close(level[:, 1], alone)
 
 
-# Folds.
+# Beyond cut points.
 
 
-def test_crossing_geodesics_are_reported():
+def cylinder(drift=0.0):
+    """Return the field ``|dx| / |x| + drift d(angle)``: a flat cylinder, and its distance.
+
+    In the coordinates (log |x|, angle) the metric is constant. The geodesics that go around it
+    either way meet at the angles ``pi (1 - drift)`` and, the other way, ``pi (1 + drift)``, first
+    at the length ``pi (1 - drift^2)``.
+    """
+
+    def metric(x):
+        square = (x * x).sum(-1)[..., None]
+        turn = torch.stack((-x[..., 1], x[..., 0]), dim=-1)
+        return Randers(
+            torch.eye(2, dtype=x.dtype) / square[..., None], drift * turn / square, validate=False
+        )
+
+    def distance(x, y):
+        angle = torch.atan2(y[..., 1], y[..., 0]) - torch.atan2(x[..., 1], x[..., 0])
+        rise = torch.log(y.norm(dim=-1) / x.norm(dim=-1))
+        turns = angle[..., None] + 2 * torch.pi * torch.arange(-2, 3).double()
+        return (torch.hypot(rise[..., None], turns) + drift * turns).amin(-1)
+
+    return FunctionMetric(metric), distance
+
+
+def sphere():
+    """Return the unit sphere in stereographic coordinates, and its distance."""
+
+    def metric(x):
+        return Riemannian(
+            4 * torch.eye(2, dtype=x.dtype) / (1 + (x * x).sum(-1)[..., None, None]) ** 2
+        )
+
+    def distance(x, y):
+        across = x[..., 0] * y[..., 1] - x[..., 1] * y[..., 0]
+        far = torch.hypot(1 + (x * y).sum(-1), across)
+        return 2 * torch.atan2((y - x).norm(dim=-1), far)
+
+    return FunctionMetric(metric), distance
+
+
+def named(field, x, reference, radius, **options):
+    """Return the samples, their lengths, and which of them a warning names."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ball = geodesic_ball(field, x, reference, radius, **options)
+    carry = {"radial": radial, "affine": affine}[options.get("map", "radial")]
+    lead = torch.as_tensor(reference.points).reshape(-1, *(1,) * (x.ndim - 1), x.shape[-1])
+    lengths = field.at(x).norm(radius * carry(field.at(x), lead))
+    flags = torch.zeros(lengths.shape, dtype=torch.bool)
+    for each in caught:
+        assert isinstance(each.message, InjectivityWarning)
+        flags[tuple(each.message.samples.T)] = True
+        np.testing.assert_array_equal(
+            each.message.centres, np.argwhere(np.atleast_1d(flags.any(0).numpy()))
+            if x.ndim > 1 else np.zeros((1, 0)),
+        )  # fmt: skip
+    return ball, lengths, flags
+
+
+@pytest.mark.parametrize(
+    ("surface", "start", "reference", "radius", "map"),
+    [
+        (cylinder(), (1.0, 0.0), polar(30, 72), 4.0, "radial"),
+        (cylinder(), (1.0, 0.0), polar(1, 60), 4.0, "radial"),
+        (cylinder(0.6), (1.0, 0.3), polar(8, 24), 3.0, "radial"),
+        (cylinder(0.6), (1.0, 0.3), lattice(7), 1.8, "affine"),
+        (sphere(), (1.0, 0.3), polar(1, 10), 3.5, "radial"),
+    ],
+)
+def test_samples_beyond_a_cut_point_are_named(surface, start, reference, radius, map):
+    field, distance = surface
+    x = torch.tensor(start).double()
+    ball, lengths, flags = named(field, x, reference, radius, map=map)
+    short = distance(x.expand_as(ball), ball) / lengths
+    assert flags.any()
+    assert (short[flags] < 1 - 1e-6).all()
+    assert (flags[short < 0.95]).all()
+
+
+@pytest.mark.parametrize(
+    ("surface", "start", "reference", "radius"),
+    [
+        (cylinder(), (1.0, 0.0), polar(30, 72), 3.1),
+        (cylinder(), (1.0, 0.0), polar(1, 60), 2.8),
+        (cylinder(0.6), (1.0, 0.3), polar(8, 24), 0.98 * torch.pi * 0.64),
+        (sphere(), (1.0, 0.3), polar(1, 10), 3.1),
+    ],
+)
+def test_nothing_is_named_within_the_injectivity_radius(surface, start, reference, radius):
+    field, distance = surface
+    x = torch.tensor(start).double()
+    ball, lengths, flags = named(field, x, reference, radius)
+    assert not flags.any()
+    torch.testing.assert_close(distance(x.expand_as(ball), ball), lengths, rtol=1e-6, atol=0)
+
+
+def test_samples_beyond_a_cut_point_are_named_in_space():
+    # The cylinder times a line: the same geodesics, at every height.
+    plane, _ = cylinder()
+
+    def metric(x):
+        M = torch.zeros(*x.shape, 3, dtype=x.dtype)
+        M[..., :2, :2], M[..., 2, 2] = plane.at(x[..., :2]).M, 1.0
+        return Riemannian(M)
+
+    x = torch.tensor([[1.0, 0.0, 0.0], [2.0, 0.0, 1.0]]).double()
+    around = torch.linspace(0.1, 3.1, 7).double()
+    directions = torch.stack((0 * around, torch.cos(around), torch.sin(around)), dim=-1)
+    reference = torch.cat((0.5 * directions, directions))
+    field = FunctionMetric(metric, 3)
+    with pytest.warns(InjectivityWarning, match="of 28 samples.* 2 of 2 centres") as record:
+        geodesic_ball(field, x, reference, 4.0)
+    # Those that go more than half around the axis.
+    v = 4 * radial(field.at(x), reference[:, None])
+    beyond = np.argwhere((v[..., 1] / x[:, 0]).abs().numpy() > torch.pi)
+    assert record[0].message.samples.tolist() == beyond.tolist()
+
+
+def test_a_batch_of_fields_names_its_own_centres():
     # A slow spot: geodesics that pass it on both sides cross behind it.
     ys, xs = np.mgrid[:33, :33]
     n = 1 + 4 * np.exp(-((ys - 16) ** 2 + (xs - 16) ** 2) / 8)
-    field = GridMetric(n[..., None, None] ** 2 * np.eye(2) / 100)
+    plain = np.ones_like(n)
+    field = GridMetric(np.stack((plain, n))[..., None, None] ** 2 * np.eye(2) / 100)
     x = np.array([[16.0, 8.0], [16.0, 16.0], [4.0, 4.0]])
-    with pytest.warns(InjectivityWarning, match=r"1 of 3 centres.*index \(0,\)") as record:
-        folded = geodesic_ball(field, x, polar(8, 32), 3.0, steps=64)
-    assert record[0].message.centres.tolist() == [[0]]
+    with pytest.warns(InjectivityWarning, match=r"1 of 6 centres.*index \(1, 0\)") as record:
+        folded = geodesic_ball(field, np.stack((x, x)), polar(8, 32), 3.0, steps=64)
+    assert record[0].message.centres.tolist() == [[1, 0]]
+    # Only behind the spot, where fast marching finds shorter ways.
+    fast = distance(GridMetric(field.M[1]), x[:1])
+    for sample, *_ in record[0].message.samples:
+        nearest = np.rint(folded[sample, 1, 0]).astype(int)
+        assert nearest[1] > 16
+        if (nearest < 33).all() and (nearest >= 0).all():
+            assert fast[tuple(nearest)] < 3.0 * np.linalg.norm(polar(8, 32).points[sample])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        geodesic_ball(field, x, polar(8, 32), 0.5)
-        level = geodesic_ball(field, x, polar(8, 32), 3.0, method="eikonal")
-    assert np.isfinite(folded).all()
-    assert np.isfinite(level).all()
+        geodesic_ball(field, np.stack((x, x)), polar(8, 32), 0.5)
+
+
+# Balls that straight rays do not fill.
+
+
+def true_cover(field, x, rim, radius, spacing):
+    """Return the part of ``{d <= radius}`` inside the polygon ``rim``, on a fine grid around it."""
+    half = 1.1 * radius
+    n = int(2 * half / spacing) + 1
+    fine = GridMetric.from_function(
+        lambda y: field.function(y), (n, n), spacing=spacing, origin=tuple((x - half).tolist())
+    )
+    inside = distance(fine, x) <= radius
+    nodes = fine.nodes().reshape(-1, 2)
+    held = Path(rim.numpy()).contains_points(np.asarray(nodes)).reshape(n, n)
+    return float((np.asarray(inside) & held).sum() / np.asarray(inside).sum())
+
+
+def slow_wall(x):
+    """Return the metric of a plane with a slow wall of length 1.6 at (0, 0.8)."""
+    wall = torch.exp(-(((x[..., 1] - 0.8) / 0.2) ** 2))
+    slowness = 1 + 10 * wall * torch.sigmoid((0.8 - x[..., 0].abs()) / 0.05)
+    return Riemannian(slowness[..., None, None] ** 2 * torch.eye(2, dtype=x.dtype))
+
+
+def bent_valley(x):
+    """Return the metric of a fast circle of radius 1 in a slow plane."""
+    slowness = 1 + 9 * (1 - torch.exp(-(((x.norm(dim=-1) - 1) / 0.25) ** 2)))
+    return Riemannian(slowness[..., None, None] ** 2 * torch.eye(2, dtype=x.dtype))
+
+
+@pytest.mark.parametrize("method", ["eikonal", "heat"])
+def test_a_ball_that_is_not_star_shaped_is_named(method):
+    # The wall casts a shadow, which the ball reaches around its ends.
+    field, x = FunctionMetric(slow_wall), torch.zeros(2).double()
+    with pytest.warns(StarShapeWarning, match="reach at most .*not star-shaped") as record:
+        ball = geodesic_ball(field, x, polar(1, 180), 2.5, method=method, resolution=16)
+    share = true_cover(field, x, ball, 2.5, 0.05)
+    assert share < 0.95
+    assert share - 0.02 < record[0].message.covered < share + 0.06
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        geodesic_ball(field, x, polar(1, 180), 0.2, method=method, resolution=16)
+
+
+def test_samples_that_miss_their_distances_are_named():
+    # The window is too coarse for the valley; its samples are measured on one four times finer.
+    field, x = FunctionMetric(bent_valley), torch.tensor([0.0, 1.0]).double()
+    with pytest.warns(StarShapeWarning, match="of the distances that they should have") as record:
+        ball = geodesic_ball(field, x, polar(1, 180), 1.0, method="eikonal", resolution=12)
+    fine = GridMetric.from_function(bent_valley, (301, 301), spacing=0.01, origin=(-1.5, -0.5))
+    at = (ball - torch.tensor([-1.5, -0.5])) / 0.01
+    levels = map_coordinates(np.asarray(distance(fine, x)), at.numpy().T, order=1)
+    # An estimate, from two resolutions that are both too low.
+    off, estimate = 1 - levels.min(), 1 - record[0].message.levels[0, 0]
+    assert off > 0.1
+    assert 0.5 * off < estimate < 2 * off
 
 
 # Displacements for a layer.

@@ -364,6 +364,19 @@ def test_turned_samples_are_named():
     assert_valid(fit)
 
 
+@pytest.mark.parametrize(
+    "reference", [lattice(3), concentric(5), polar(3, 5)], ids=lambda s: s.name
+)
+def test_the_moments_of_turned_samples_are_those_of_the_reference_points(reference):
+    """Whatever their spread in the disc, the ellipse is that which they were turned in."""
+    true = Randers(np.array([[0.5, 0.2], [0.2, 1.0]]), np.array([0.3, -0.2]))
+    turned = affine(true, -reference.points)
+    fit = fit_randers(turned, reference=reference, map="affine")
+    assert fit.reason == Misfit.TURNED
+    assert relative(fit.metric.M, true.M, axes=2) < 1e-9
+    assert relative(fit.metric.omega, true.omega, axes=1) < 1e-9
+
+
 def test_pixel_outside_the_hull_but_inside_the_ball():
     """The ball of the samples may hold the pixel where their hull does not."""
     true = Randers(np.eye(2), np.array([0.0, 0.9]))

@@ -89,11 +89,14 @@ def test_standard_and_dilated_convolutions(kernel_size, dilation):
 
 
 @pytest.mark.parametrize("dilation", [1, 2])
-def test_smallest_ball_around_the_taps(dilation):
-    """Without the order of the taps: the disc through the corners, I / (2 (r d)^2)."""
-    conv = nn.Conv2d(3, 4, 5, dilation=dilation)
-    result = implicit_metric(conv, X, objective="enclosing")
-    expected = torch.eye(2, dtype=torch.float64) / (2 * (2 * dilation) ** 2)
+@pytest.mark.parametrize("size", [2, 4, 5])
+def test_smallest_ball_around_the_taps(size, dilation):
+    """Without the order of the taps: the disc through the corners."""
+    conv = nn.Conv2d(3, 4, size, dilation=dilation)
+    # The fallback of 2 x 2 taps, whose four rays determine no metric.
+    options = {} if size == 2 else {"objective": "enclosing"}
+    result = implicit_metric(conv, X, **options)
+    expected = 2 * torch.eye(2, dtype=torch.float64) / ((size - 1) * dilation) ** 2
     torch.testing.assert_close(
         result.metric.M, expected.expand_as(result.metric.M), rtol=1e-6, atol=1e-8
     )

@@ -258,6 +258,37 @@ def test_calls_of_our_function_are_found(padding):
     torch.testing.assert_close(block(X), sampled(X, where, block.weight), rtol=0, atol=1e-10)
 
 
+class PutTogether(Functional):
+    """A block that cuts its convolution's output up and puts the offsets together again."""
+
+    def __init__(self, between):
+        super().__init__((1, 2))
+        self.to_offset = nn.Conv2d(4, 24, (2, 4), padding=(1, 2))
+        self.between = between
+
+    def forward(self, x):
+        first, second, mask = torch.chunk(self.to_offset(x), 3, dim=1)
+        offset = self.between(torch.cat((first, second), dim=1))
+        return ops.deform_conv2d(x, offset, self.weight, padding=(1, 2), mask=mask.sigmoid())
+
+
+@pytest.mark.parametrize(
+    ("between", "name"),
+    [
+        (lambda offset: offset, "1.to_offset"),
+        (lambda offset: offset.float().double().contiguous().clone(), "1.to_offset"),
+        (lambda offset: torch.cat((offset[:, :8], torch.zeros_like(offset[:, 8:])), 1), None),
+        (lambda offset: offset.tanh(), None),
+    ],
+)
+def test_offsets_are_followed_through_copies_and_no_further(between, name):
+    block = randomised(PutTogether(between).double())
+    layers = find_adaptive_layers(nn.Sequential(nn.Identity(), block), X, include_fixed=True)
+    deformable = layers[-1]
+    assert deformable.offset_module == name
+    assert [layer.name for layer in layers] == (["1"] if name else ["1.to_offset", "1"])
+
+
 def test_repr_is_short():
     where = kernel_positions(
         randomised(LAYERS["deformable"][0](4, 3, 3, modulation=True)).double(), X

@@ -1,7 +1,7 @@
 """Whole models converted: their convolutions made adaptive ones, and back."""
 
 import copy
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import torch
@@ -9,7 +9,6 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from finslerconv.nn._adaptive import _CONV_ARGUMENTS, AdaptiveConv2d, own_tensor
-from finslerconv.nn._messages import first_few
 from finslerconv.nn.conversion._families import Start, To, family
 from finslerconv.nn.conversion._found import Found, find_convolutions, is_ours
 from finslerconv.nn.conversion._measure import Example, Measurement, measure
@@ -96,14 +95,15 @@ def convert(
     Raises
     ------
     ValueError
-        If nothing can be converted (the message says why, convolution by convolution), the copy
-        fails, or an option does not fit. The model is then as it was.
+        If the model has no convolutions, ``where`` matches none of them, the copy fails, or an
+        option does not fit. The model is then as it was.
     TypeError
         If an argument is of the wrong kind.
 
     Notes
     -----
-    Every convolution is in the report, and what is left alone is there with the reason:
+    Every convolution is in the report, and what is left alone is there with the reason, also where
+    that is all of them and the model stays as it was:
     transposed, lazy and single-tap (1 x 1) ones, those that are adaptive already (torchvision's
     too) and what is inside them, convolutions beside such a layer that are named after its
     offsets, classes that compute something of their own, and weights that a hook computes.
@@ -192,8 +192,8 @@ def convert_back(
     Raises
     ------
     ValueError
-        If there is nothing to convert, or, with ``strict``, something that cannot be; the message
-        says which layer and why. The model is then as it was.
+        If the model has no convolutions, ``where`` matches none of them, or, with ``strict``, one
+        cannot be converted; the message says which layer and why. The model is then as it was.
 
     Examples
     --------
@@ -250,6 +250,7 @@ def _carried_out(
 ) -> Conversion:
     """Convert the modules for which there is a plan that is not withdrawn, and report."""
     convolutions = find_convolutions(model)
+    _check_selected(convolutions, where)
     planned = {id(found.module): plan(found) for found in convolutions}
     prepared = {key for key, what in planned.items() if not isinstance(what, str)}
     planned.update(withdraw(model, prepared))
@@ -260,8 +261,6 @@ def _carried_out(
         for what in [planned[id(found.module)]]
         if isinstance(what, str)
     ]
-    if not plans:
-        raise ValueError(_nothing(convolutions, planned, where))
     chosen = [(found.names, found.module) for found in convolutions if id(found.module) in plans]
     parameters_before = count_parameters(model)
     old = {id(module): (described(module), cost(module)) for _, module in chosen}
@@ -295,22 +294,13 @@ def _carried_out(
     return Conversion(model, report)
 
 
-def _nothing(convolutions: list[Found], planned: Mapping[int, object], where: Where) -> str:
-    """Return the message that nothing can be converted: why, or that nothing is selected."""
+def _check_selected(convolutions: list[Found], where: Where) -> None:
+    """Raise if there are no convolutions, or ``where`` means none of them."""
+    if not convolutions:
+        raise ValueError("model: expected convolutions in it, found none")
     selection = as_selection(where)
-    meant = [
-        found
-        for found in convolutions
-        if any(selection(name, found.module) for name in found.names)
-    ]
-    if convolutions and not meant:
-        return unmatched(where, [found.names[0] for found in convolutions])
-    listed = first_few([f"{named(each.names[0])} ({planned[id(each.module)]})" for each in meant])
-    if len(convolutions) > len(meant):
-        listed.append(f"{len(convolutions) - len(meant)} not selected")
-    return "model: nothing in it can be converted; its convolutions are: " + (
-        "; ".join(listed) or "none"
-    )
+    if not any(selection(name, found.module) for found in convolutions for name in found.names):
+        raise ValueError(unmatched(where, [found.names[0] for found in convolutions]))
 
 
 def _folded(folding: Folding, layer: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
