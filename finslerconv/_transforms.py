@@ -8,6 +8,7 @@ PyTorch's operations instead, or refuses: values would be right, and derivatives
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -37,6 +38,20 @@ def refuse_transforms(name: str, advice: str, arguments: Iterable[Any] = ()) -> 
             f"{name}: there are no forward-mode derivatives and no transforms of torch.func (jvp, "
             f"grad, jacrev, vmap), only reverse mode by backward() or torch.autograd.grad; {advice}"
         )
+
+
+def values(x: Tensor) -> np.ndarray:
+    """Return what a tensor holds, out of the transforms of ``torch.func``.
+
+    Under ``torch.vmap`` it is everything that is mapped over, of another shape.
+    """
+    x = x.detach().cpu()
+    if not is_transformed():
+        return x.numpy()
+    while torch._C._functorch.is_functorch_wrapped_tensor(x):
+        x = torch._C._functorch.get_unwrapped(x)
+    with torch._C._DisableFuncTorch():
+        return x.numpy()
 
 
 def is_mapped() -> bool:

@@ -12,7 +12,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from finslerconv._arrays import Array, as_integer, as_number
-from finslerconv._transforms import has_tangent, needs_formulas, refuse_transforms
+from finslerconv._transforms import (
+    has_tangent,
+    is_mapped,
+    needs_formulas,
+    refuse_transforms,
+    values,
+)
 from finslerconv.balls import ReferenceSet, affine, concentric, radial
 from finslerconv.geodesics._ball_crossings import arrivals
 from finslerconv.geodesics._ball_windows import window_ball
@@ -122,7 +128,12 @@ def fan(points: Float[Array, "n d"], *, map: MapName = "radial", steps: int = 4)
         # Looked at here, so never on a default device without values.
         points = torch.from_numpy(np.array(points, dtype=np.float64))
     live = points.requires_grad or has_tangent(points)
-    g = points.detach().double().cpu().numpy()
+    g = values(points.double())
+    if g.shape != points.shape:
+        raise RuntimeError(
+            "reference: expected the same points for all that torch.vmap maps over, because how "
+            "they lie on rays is looked at; give several sets one after the other"
+        )
     length = np.linalg.norm(g, axis=-1)
     longest = float(length.max(initial=0.0)) or 1.0
     rays: list[list[int]] = [[i] for i in range(len(g))]
@@ -317,7 +328,8 @@ def geodesic_ball(
     ValueError
         If shapes do not fit, ``radius`` is not positive, or an option is unknown.
     RuntimeError
-        If the result is differentiated twice by a method that has first derivatives only.
+        If the result is differentiated twice by a method that has first derivatives only, or
+        ``"eikonal"`` or ``"heat"`` in another mode than the reverse one of ``backward()``.
 
     References
     ----------
@@ -494,6 +506,6 @@ def _points(
         points = as_tensor("reference", reference)
     if points.ndim != 2 or points.shape[-1] != d or len(points) == 0:
         raise ValueError(f"reference: expected points of shape (n, {d}), got {tuple(points.shape)}")
-    if not bool(points.detach().isfinite().all()):
+    if not is_mapped() and not bool(points.detach().isfinite().all()):
         raise ValueError("reference: expected finite points")
     return points.to(x)

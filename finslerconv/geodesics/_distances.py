@@ -188,7 +188,9 @@ def distance(
         nearest node counts; of a curve or a boolean array, if all of it is); if the metrics, the
         mask or an option are not what they must be. The message names the first.
     RuntimeError
-        If the result is differentiated twice: second derivatives are not computed.
+        If the result is differentiated twice: second derivatives are not computed. If forward-mode
+        derivatives are asked for, or under a transform of ``torch.func`` (``jvp``, ``grad``,
+        ``jacrev``, ``vmap``): there is reverse mode by ``backward()`` only.
 
     Notes
     -----

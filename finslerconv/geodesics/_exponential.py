@@ -15,7 +15,7 @@ from torchdiffeq import odeint
 from finslerconv._arrays import Array, as_integer, as_number, is_number, shown
 from finslerconv._memory import array_of
 from finslerconv._threads import run, share
-from finslerconv._transforms import is_mapped, is_transformed, needs_formulas
+from finslerconv._transforms import is_transformed, needs_formulas, refuse_transforms
 from finslerconv.geodesics import _exponential_numba as kernels
 from finslerconv.geodesics._exponential_simd import WIDE
 from finslerconv.geodesics._grid import GridMetric, MetricField, first_rows, read_positions
@@ -120,7 +120,8 @@ def exponential(
         If shapes do not fit, numbers are not finite, or an option is unknown, or an adaptive
         method cannot keep its tolerance: within 20 000 evaluations of the field, or at all.
     RuntimeError
-        If the result of the compiled ``"rk4"`` is differentiated twice.
+        If the result of the compiled ``"rk4"`` is differentiated twice, or an adaptive method is
+        asked for forward-mode derivatives or called under a transform of ``torch.func``.
 
     Notes
     -----
@@ -141,6 +142,8 @@ def exponential(
 
     Twice differentiable with cubic interpolation and for fields that are functions; the compiled
     ``"rk4"`` of linear grids has first derivatives, and says so when it is asked for others.
+    Forward-mode derivatives and the transforms of ``torch.func`` are for ``"rk4"``, of any field;
+    they go through PyTorch's operations.
 
     Examples
     --------
@@ -239,11 +242,6 @@ def _flow(
     if method == "rk4" and isinstance(field, GridMetric) and field.interpolation == "linear":
         flow = _grid_flow(field, x, v, times, steps)
     else:
-        if method != "rk4" and is_mapped():
-            raise RuntimeError(
-                f"method: {method!r} chooses its steps by what it finds, and torch.vmap lets no "
-                "value be looked at; take 'rk4', or give all geodesics in one batch without vmap"
-            )
         solver = _fixed_steps(steps) if method == "rk4" else _adaptive(method, tolerance)
         flow = _plain_flow(field, x, v, times, solver)
     # What stands still has no momentum to differentiate; to first order it goes straight on.
@@ -299,6 +297,11 @@ def _adaptive(method: str, tolerance: float) -> _Solver:
     def solve(
         field: MetricField, x: Tensor, p: Tensor, length: Tensor, times: list[float]
     ) -> tuple[Tensor, Tensor]:
+        refuse_transforms(
+            f"method: {method!r}",
+            "take 'rk4', which has the others too, with as many steps as you need",
+            (x, p, length),
+        )
         d = x.shape[-1]
 
         def norm(y: Tensor) -> Tensor:

@@ -106,13 +106,13 @@ def logarithm(
     >>> logarithm(half_plane, x, y).round(decimals=6)
     tensor([1., 0.], dtype=torch.float64)
     """
+    if differentiations() > 1:
+        raise RuntimeError(_SECOND)
     if is_mapped():
         raise RuntimeError(
             "logarithm: Newton's method looks at what it finds, and torch.vmap lets no value be "
             "looked at; give all pairs in one batch without vmap"
         )
-    if differentiations() > 1:
-        raise RuntimeError(_SECOND)
     x, y = read_positions(field, x=x, y=y)
     if start is not None:
         _, start = read_positions(field, x=x, start=start)
