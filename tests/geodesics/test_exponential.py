@@ -340,7 +340,7 @@ def test_the_field_has_no_gradient_of_a_tiny_velocity(interpolation):
     # Of second order in the velocity, and finite.
     M = torch.eye(2).double() * (1 + normal(4, 4, 1, 1).abs())
     M.requires_grad_()
-    x, v = torch.tensor([1.3, 1.4]).double(), torch.tensor([3e-170, -4e-170]).double()
+    x, v = torch.tensor([[1.3, 1.4], [3e-170, -4e-170]], dtype=torch.float64)
     if interpolation is None:
         field = FunctionMetric(lambda x: Riemannian(M[0, 0] + x[..., :1, None] ** 2 * M[1, 1]))
     else:
