@@ -34,7 +34,7 @@ from skimage import data
 
 from finslerconv import balls, images
 from finslerconv.geodesics import GridMetric, InjectivityWarning, geodesic_ball
-from finslerconv.geodesics._balls import fan, geodesic_positions
+from finslerconv.geodesics.balls._ball import fan, geodesic_positions
 
 PAPER_SECONDS_PER_PIXEL = 0.16
 SETS = ("concentric", "lattice", "polar", "sunflower")

@@ -15,7 +15,7 @@ import sys
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,15 @@ def compile_and_keep(function: Callable[..., Any], **options: Any) -> Any:
     except (RuntimeError, OSError) as error:  # there is no place to keep it
         _warn_not_kept(error)
     return compiled
+
+
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+
+#: Decorates the parts of a kernel: no lock, no error for a division by zero, fused multiply-adds.
+jit = numba.njit(**_OPTIONS)
+
+#: Decorates a kernel that Python calls, with the options of its parts.
+entry = partial(compile_and_keep, **_OPTIONS)
 
 
 class _Kept(FunctionCache):  # type: ignore[misc]

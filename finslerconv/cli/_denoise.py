@@ -12,7 +12,7 @@ from torch import Tensor
 
 from finslerconv.balls import ReferenceSet, concentric, lattice
 from finslerconv.cli._metric import MetricOptions
-from finslerconv.geodesics._balls import geodesic_positions
+from finslerconv.geodesics.balls import geodesic_positions
 from finslerconv.metrics import Randers, Riemannian
 from finslerconv.ops import ConvGeometry, deform_conv2d, metric_conv2d
 

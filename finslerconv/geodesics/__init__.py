@@ -1,13 +1,18 @@
 """Metric fields on grids: geodesic distances, geodesics, geodesic balls."""
 
-from finslerconv.geodesics._balls import InjectivityWarning, StarShapeWarning, geodesic_ball
-from finslerconv.geodesics._chord import chord_distance
-from finslerconv.geodesics._distances import DistanceMap, distance
-from finslerconv.geodesics._exponential import GeodesicFlow, exponential, geodesic_flow
-from finslerconv.geodesics._grid import FunctionMetric, GridMetric, MetricField
-from finslerconv.geodesics._logarithm import ConvergenceWarning, geodesic, logarithm
-from finslerconv.geodesics._paths import minimal_path, path_length
-from finslerconv.geodesics._sources import Curve
+from finslerconv.geodesics._lengths import chord_distance, path_length
+from finslerconv.geodesics._paths import minimal_path
+from finslerconv.geodesics.balls import InjectivityWarning, StarShapeWarning, geodesic_ball
+from finslerconv.geodesics.distances import Curve, DistanceMap, distance
+from finslerconv.geodesics.fields import FunctionMetric, GridMetric, MetricField
+from finslerconv.geodesics.flow import (
+    ConvergenceWarning,
+    GeodesicFlow,
+    exponential,
+    geodesic,
+    geodesic_flow,
+    logarithm,
+)
 
 __all__ = [
     "GridMetric",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from finslerconv import ops
 from finslerconv._arrays import as_integer
 from finslerconv.balls import ReferenceSet
-from finslerconv.geodesics._balls import fan, geodesic_positions
+from finslerconv.geodesics.balls import fan, geodesic_positions
 from finslerconv.metrics import FinslerMetric, Randers, Riemannian
 from finslerconv.nn._adaptive import Size
 from finslerconv.nn._ball_conv import BallConv2d

@@ -30,16 +30,16 @@ def check_tensors(first: Tensor, *, name: str = "input", **others: Tensor | None
     ValueError
         If one is on another device than the first.
     """
-    for name, tensor in {name: first, **others}.items():
-        if tensor is None and name in _OPTIONAL:
+    for argument, tensor in {name: first, **others}.items():
+        if tensor is None and argument in _OPTIONAL:
             continue
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name}: expected a Tensor, got {type(tensor).__name__}")
+            raise TypeError(f"{argument}: expected a Tensor, got {type(tensor).__name__}")
         if not tensor.is_floating_point():
-            raise TypeError(f"{name}: expected a floating dtype, got {tensor.dtype}")
+            raise TypeError(f"{argument}: expected a floating dtype, got {tensor.dtype}")
         # A tensor on the meta device among others would have the dispatcher return no data at all.
         if tensor.device != first.device:
-            raise ValueError(f"{name}: expected device {first.device}, got {tensor.device}")
+            raise ValueError(f"{argument}: expected device {first.device}, got {tensor.device}")
 
 
 def multiplied_dtype(tensor: Tensor) -> torch.dtype:

@@ -91,12 +91,11 @@ def metric_conv2d(
         omega = _with_groups("omega", omega, input, output_size, 1)
         if omega.shape[1] != groups:
             raise ValueError(f"omega: expected the {groups} groups of M, got {omega.shape[1]}")
-    if mask is not None:
-        if mask.shape != (input.shape[0], groups * taps, *output_size):
-            raise ValueError(
-                f"mask: expected shape {(input.shape[0], groups * taps, *output_size)}, {taps} "
-                f"channels for each of the {groups} metrics, got {tuple(mask.shape)}"
-            )
+    if mask is not None and mask.shape != (input.shape[0], groups * taps, *output_size):
+        raise ValueError(
+            f"mask: expected shape {(input.shape[0], groups * taps, *output_size)}, {taps} "
+            f"channels for each of the {groups} metrics, got {tuple(mask.shape)}"
+        )
     positions = Positions(map, M, omega, points)
     return convolve(input, positions, weight, bias, mask, geometry, padding_mode)
 

@@ -10,13 +10,11 @@ A kernel works on a range of the pixels of all images, alone, and is given its o
 thread runs it makes no difference to the result.
 """
 
-from functools import partial
-from typing import Any, NamedTuple, no_type_check
+from typing import NamedTuple, no_type_check
 
-import numba
 import numpy as np
 
-from finslerconv._compiled import compile_and_keep
+from finslerconv._compiled import entry, jit
 from finslerconv.ops import _numba_simd as simd
 
 # Coordinates beyond this are outside every image; integers and floats hold it exactly.
@@ -59,10 +57,6 @@ class Plan(NamedTuple):
     lanes: int
 
 
-_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
-_jit = numba.njit(**_OPTIONS)
-_entry = partial(compile_and_keep, **_OPTIONS)
-
 _PRODUCT_4 = simd.product_tiles.get(4, simd.product_tiles[2])
 _PRODUCT_2 = simd.product_tiles[2]
 _PRODUCT_1 = simd.product_tiles[1]
@@ -78,7 +72,7 @@ _SPARE_ROWS = simd.TILE_ROWS
 _BLOCK = 384
 
 
-@_jit
+@jit
 @no_type_check
 def _product(vectors, a, a_at, a_row, a_k, b, b_at, b_k, c, c_at, c_row, depth, add):
     if vectors == 4:
@@ -89,7 +83,7 @@ def _product(vectors, a, a_at, a_row, a_k, b, b_at, b_k, c, c_at, c_row, depth, 
         _PRODUCT_1(a, a_at, a_row, a_k, b, b_at, b_k, c, c_at, c_row, depth, add)
 
 
-@_jit
+@jit
 @no_type_check
 def _multiply(
     a,
@@ -148,7 +142,7 @@ def _multiply(
                         c[at] = c[at] + value if adds else value
 
 
-@_jit
+@jit
 @no_type_check
 def _locate(position, other, size, mode, low, high, near, far, near_in, far_in):
     """Find the two pixels of an axis between which each position lies, and their shares.
@@ -202,7 +196,7 @@ def _locate(position, other, size, mode, low, high, near, far, near_in, far_in):
             high[p] = np.int32(min(min(j, period - j), size - 1))
 
 
-@_jit
+@jit
 @no_type_check
 def _ellipse(plan, M, omega, at, out):
     """Write the centre ``W`` and the root ``R`` of the ball's ellipse: the affine map W + R g."""
@@ -231,7 +225,7 @@ def _ellipse(plan, M, omega, at, out):
     out[5] = (d11 + s) / n
 
 
-@_jit
+@jit
 @no_type_check
 def _ellipse_backward(plan, M, omega, at, g, gM, gomega):
     """Add the gradients of M and omega, from those of W and R (``g``); the reverse of _ellipse."""
@@ -281,7 +275,7 @@ def _ellipse_backward(plan, M, omega, at, g, gM, gomega):
     gM[4 * at + 3] += g00 / det + gdet * m00
 
 
-@_jit
+@jit
 @no_type_check
 def _place(plan, field, omega, points, dilation, image, group, pixel, count, first, last,
            centre_y, centre_x, metric, y, x, samples, shares):  # fmt: skip
@@ -352,7 +346,7 @@ def _place(plan, field, omega, points, dilation, image, group, pixel, count, fir
         )  # fmt: skip
 
 
-@_jit
+@jit
 @no_type_check
 def _centres(plan, centre, pixel, count, centre_y, centre_x):
     row = pixel // plan.out_width
@@ -366,13 +360,13 @@ def _centres(plan, centre, pixel, count, centre_y, centre_x):
             row += 1
 
 
-@_jit
+@jit
 @no_type_check
 def _rounded(n, step):
     return (n + step - 1) // step * step
 
 
-@_entry
+@entry
 @no_type_check
 def channels_last(source, out, batch, channels, pixels, begin, end):
     """Write channels-first images as channels-last ones, ``begin <= pixel of all images < end``."""
@@ -389,7 +383,7 @@ def channels_last(source, out, batch, channels, pixels, begin, end):
         at += count
 
 
-@_entry
+@entry
 @no_type_check
 def channels_first(source, out, batch, channels, pixels, begin, end):
     """Undo :func:`channels_last`."""
@@ -405,7 +399,7 @@ def channels_first(source, out, batch, channels, pixels, begin, end):
         at += count
 
 
-@_entry
+@entry
 @no_type_check
 def pack_outputs(plan, weight, out, begin, end):
     """Pack weights (O, C / groups, taps) as [group][panel][tap][channel][column of the panel].
@@ -431,7 +425,7 @@ def pack_outputs(plan, weight, out, begin, end):
                     out[at + o] = 0
 
 
-@_entry
+@entry
 @no_type_check
 def pack_columns(plan, weight, out, begin, end):
     """Pack weights (O, C / groups, taps) as [group][chunk][panel][output][column of the panel].
@@ -462,7 +456,7 @@ def pack_columns(plan, weight, out, begin, end):
                 out[base + (panel * outputs + o) * wide + column - panel * wide] = 0
 
 
-@_entry
+@entry
 @no_type_check
 def forward(plan, begin, end, image_data, field, omega, points, centre, dilation, mask, packed,
             bias, out, out_channels_last):  # fmt: skip
@@ -548,7 +542,7 @@ def forward(plan, begin, end, image_data, field, omega, points, centre, dilation
         at += count
 
 
-@_jit
+@jit
 @no_type_check
 def _place_backward(plan, field, omega, points, dilation, image, group, pixel, count, first, last,
                     totals, metric, g_y, g_x, g_mask, g_field, g_omega, g_factors):  # fmt: skip
@@ -623,7 +617,7 @@ def _place_backward(plan, field, omega, points, dilation, image, group, pixel, c
                 _ellipse_backward(plan, field, omega, there, six, g_field, g_omega)
 
 
-@_entry
+@entry
 @no_type_check
 def backward(plan, begin, end, image_data, g_out, g_out_channels_last, field, omega, points,
              centre, dilation, mask, packed, g_image, g_image_private, g_weight, g_field, g_omega,

@@ -21,9 +21,9 @@ from metric_fields import (
 )
 
 from finslerconv.geodesics import FunctionMetric, GridMetric
-from finslerconv.geodesics import _exponential as module
-from finslerconv.geodesics._exponential import Schedule, exponential, geodesic_flow, shoot
-from finslerconv.geodesics._hamiltonian import (
+from finslerconv.geodesics.flow import _exponential as module
+from finslerconv.geodesics.flow._exponential import Schedule, exponential, geodesic_flow, shoot
+from finslerconv.geodesics.flow._hamiltonian import (
     Grid,
     grid_rates,
     grid_table,

@@ -21,10 +21,10 @@ from metric_fields import (
     truth,
 )
 
-from finslerconv.geodesics._fast_marching import fast_marching
-from finslerconv.geodesics._seeding import seed_nodes
-from finslerconv.geodesics._sources import Seeds
-from finslerconv.geodesics._stencils import acute_stencils, selling_stencils
+from finslerconv.geodesics.distances._seeding import seed_nodes
+from finslerconv.geodesics.distances._sources import Seeds
+from finslerconv.geodesics.distances._stencils import acute_stencils, selling_stencils
+from finslerconv.geodesics.distances.fast_marching._march import fast_marching
 
 
 def grid(field, n):

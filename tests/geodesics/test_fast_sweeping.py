@@ -6,10 +6,10 @@ import pytest
 import torch
 from metric_fields import funk, half_plane, pull_back, pull_back_3d, random_smooth, tilted
 
-from finslerconv.geodesics import _fast_sweeping
-from finslerconv.geodesics._fast_marching import fast_marching
-from finslerconv.geodesics._fast_sweeping import fast_sweeping
-from finslerconv.geodesics._sources import Seeds
+from finslerconv.geodesics.distances._sources import Seeds
+from finslerconv.geodesics.distances.fast_iterative import _method as _fast_sweeping
+from finslerconv.geodesics.distances.fast_iterative._method import fast_sweeping
+from finslerconv.geodesics.distances.fast_marching._march import fast_marching
 
 
 def grid(field, n):

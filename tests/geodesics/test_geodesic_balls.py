@@ -26,7 +26,7 @@ from finslerconv.geodesics import (
     _ball_windows,
     distance,
 )
-from finslerconv.geodesics._balls import (
+from finslerconv.geodesics.balls._ball import (
     InjectivityWarning,
     fan,
     geodesic_ball,

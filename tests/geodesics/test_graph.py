@@ -9,7 +9,7 @@ import torch
 from metric_fields import constant, known_fields, random_smooth, tilted, trusted, truth
 
 from finslerconv.geodesics import GridMetric, chord_distance, distance
-from finslerconv.geodesics._graph import offsets
+from finslerconv.geodesics.distances._graph import offsets
 from finslerconv.metrics import Euclidean
 
 

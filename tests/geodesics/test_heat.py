@@ -22,9 +22,9 @@ from metric_fields import (
     zermelo_constant_wind,
 )
 
-from finslerconv.geodesics._fast_marching import fast_marching
-from finslerconv.geodesics._heat import heat_distance, heat_windows
-from finslerconv.geodesics._sources import Seeds
+from finslerconv.geodesics.distances._heat import heat_distance, heat_windows
+from finslerconv.geodesics.distances._sources import Seeds
+from finslerconv.geodesics.distances.fast_marching._march import fast_marching
 from finslerconv.metrics import Randers
 
 

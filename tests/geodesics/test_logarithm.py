@@ -13,10 +13,9 @@ from metric_fields import (
     rotation_wind,
 )
 
-from finslerconv.geodesics import FunctionMetric, GridMetric
-from finslerconv.geodesics._exponential import exponential
-from finslerconv.geodesics._logarithm import ConvergenceWarning, geodesic, logarithm
-from finslerconv.geodesics._paths import path_length
+from finslerconv.geodesics import FunctionMetric, GridMetric, path_length
+from finslerconv.geodesics.flow._exponential import exponential
+from finslerconv.geodesics.flow._logarithm import ConvergenceWarning, geodesic, logarithm
 from finslerconv.metrics import Riemannian
 
 # A lens makes geodesics cross: slow in the middle, F = n(x) |v|.

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from metric_fields import constant, half_plane, known_fields, pull_back, pull_back_3d
 
-from finslerconv.geodesics import GridMetric, distance
-from finslerconv.geodesics._paths import minimal_path, path_length
+from finslerconv.geodesics import GridMetric, distance, minimal_path, path_length
 from finslerconv.metrics import Randers
 
 

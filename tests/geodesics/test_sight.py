@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finslerconv.geodesics import GridMetric, distance
-from finslerconv.geodesics._sight import seen
+from finslerconv.geodesics.distances._sight import seen
 from finslerconv.metrics import Riemannian
 
 METHODS = ("fast_marching", "fast_sweeping", "graph", "heat")

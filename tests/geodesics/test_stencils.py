@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import cases
 
-from finslerconv.geodesics._seeding import chord_norm, sample_linearly, seed_nodes
-from finslerconv.geodesics._sight import seen, visible
-from finslerconv.geodesics._stencils import acute_stencils, reach, selling_stencils
+from finslerconv.geodesics.distances._seeding import chord_norm, sample_linearly, seed_nodes
+from finslerconv.geodesics.distances._sight import seen, visible
+from finslerconv.geodesics.distances._stencils import acute_stencils, reach, selling_stencils
 
 FREE = np.zeros((1, 1), bool)
 

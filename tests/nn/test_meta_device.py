@@ -136,7 +136,9 @@ def test_a_model_is_converted_before_it_has_values(to, within):
 def test_a_layer_without_values_is_not_taken_for_a_standard_convolution():
     with torch.device("meta"):
         layer = MetricConv2d(2, 2, 3)
-    with pytest.raises(ValueError, match="head.conv.weight is on the meta device, and has no valu"):
+    with pytest.raises(
+        ValueError, match=r"head\.conv\.weight is on the meta device, and has no valu"
+    ):
         convert_back(layer)
 
 
@@ -155,7 +157,7 @@ def test_values_that_are_there_are_still_checked():
         TensorDensity(torch.ones(3, 3), positive=True)
         Randers(torch.eye(2), torch.zeros(2))
         MetricDensity((3, 3), Randers(torch.eye(2), torch.zeros(2)), PowerProfile(1.0))
-    with pytest.raises(ValueError, match="below|< 1"):
+    with pytest.raises(ValueError, match=r"below|< 1"):
         Randers(torch.eye(2), torch.ones(2))
 
 

@@ -18,23 +18,27 @@ from torch import Tensor
 
 from finslerconv._arrays import as_integer, is_number
 from finslerconv.geodesics._derivatives import first_only
-from finslerconv.geodesics._fast_marching import Front
-from finslerconv.geodesics._fast_sweeping_factored import Ends, factored_values
-from finslerconv.geodesics._fast_sweeping_iteration import Fronts, iterate, iterate_factored
-from finslerconv.geodesics._fast_sweeping_numbers import (
+from finslerconv.geodesics.distances._seeding import Start, chord_norm, seed_nodes
+from finslerconv.geodesics.distances._sources import Seeds
+from finslerconv.geodesics.distances.fast_iterative._factored import Ends, factored_values
+from finslerconv.geodesics.distances.fast_iterative._iteration import (
+    Fronts,
+    iterate,
+    iterate_factored,
+)
+from finslerconv.geodesics.distances.fast_iterative._numbers import (
     MetricAt,
     choose,
     first_number,
     first_of_each,
 )
-from finslerconv.geodesics._fast_sweeping_updates import (
+from finslerconv.geodesics.distances.fast_iterative._updates import (
     Updates,
     updates_of,
     upwind_terms,
     weights_of,
 )
-from finslerconv.geodesics._seeding import Start, chord_norm, seed_nodes
-from finslerconv.geodesics._sources import Seeds
+from finslerconv.geodesics.distances.fast_marching import Front
 
 # Nodes of all problems together that are iterated at once: on a CPU no more than its cache holds.
 _CPU_GROUP, _GROUP = 600_000, 8_000_000
@@ -55,9 +59,8 @@ def fast_sweeping(
 ) -> Front:
     """Return the distances of P problems on a grid, all of them iterated at once.
 
-    The same scheme and the same result as
-    :func:`finslerconv.geodesics._fast_marching.fast_marching` of first order, in operations on
-    tensors that any device has. On a CPU fast marching is the quicker one: for 64 sources on 256 x
+    The same scheme and the same result as fast marching of first order, in operations on tensors
+    that any device has. On a CPU fast marching is the quicker one: for 64 sources on 256 x
     256 nodes, on one core, 2.4 s against 17 s without and 68 s with factorisation.
 
     Parameters

@@ -15,13 +15,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from finslerconv._compiled import entry, jit
 from finslerconv.balls import affine, radial
 from finslerconv.geodesics._derivatives import refuse_second
-from finslerconv.geodesics._exponential_numba import entry, jit
-from finslerconv.geodesics._fast_marching import fast_marching
-from finslerconv.geodesics._grid import GridMetric, MetricField
-from finslerconv.geodesics._heat import heat_windows
-from finslerconv.geodesics._sources import Seeds
+from finslerconv.geodesics.distances import Seeds, heat_windows
+from finslerconv.geodesics.distances.fast_marching import fast_marching
+from finslerconv.geodesics.fields import GridMetric, MetricField
 from finslerconv.metrics import Randers
 from finslerconv.metrics._linalg import inverse, matvec, spd_sqrt
 

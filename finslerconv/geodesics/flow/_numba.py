@@ -14,14 +14,12 @@ The adjoint is that of the discrete steps, so gradients are exact to rounding: i
 stages of a ray's steps looked, and goes back over them.
 """
 
-from functools import partial
-from typing import Any, no_type_check
+from typing import no_type_check
 
-import numba
 import numpy as np
 
-from finslerconv._compiled import compile_and_keep
-from finslerconv.geodesics._exponential_simd import WIDE, blend, blend_backward
+from finslerconv._compiled import entry, jit
+from finslerconv.geodesics.flow._simd import WIDE, blend, blend_backward
 
 # How the field goes on outside the grid.
 CONSTANT, REFLECT = 0, 1
@@ -31,11 +29,6 @@ _FAR = 2.0**30
 
 # Velocities below this stand still: the smallest of which every digit is held.
 _STILL = np.finfo(np.float64).tiny / np.finfo(np.float64).eps
-
-
-_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
-jit = numba.njit(**_OPTIONS)
-entry = partial(compile_and_keep, **_OPTIONS)
 
 
 @jit

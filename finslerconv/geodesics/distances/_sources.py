@@ -12,11 +12,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from finslerconv._arrays import Array, first_index, shown
-from finslerconv.geodesics._grid import GridMetric, grid_nodes, put_inside
-from finslerconv.geodesics._kinds import (
+from finslerconv.geodesics.fields import (
+    GridMetric,
+    grid_nodes,
     is_numpy,
     is_tensor,
     plain_numbers,
+    put_inside,
     shown_position,
     shown_shape,
 )

@@ -12,11 +12,11 @@ from scipy.sparse.csgraph import dijkstra
 from torch import Tensor
 
 from finslerconv._arrays import as_integer
-from finslerconv.geodesics._chord import chord_distance
-from finslerconv.geodesics._fast_marching import Front
-from finslerconv.geodesics._grid import GridMetric
-from finslerconv.geodesics._sight import seen
-from finslerconv.geodesics._sources import Seeds, nearest_node
+from finslerconv.geodesics._lengths import chord_distance
+from finslerconv.geodesics.distances._sight import seen
+from finslerconv.geodesics.distances._sources import Seeds, nearest_node
+from finslerconv.geodesics.distances.fast_marching import Front
+from finslerconv.geodesics.fields import GridMetric
 
 GraphRule = Literal["midpoint", "trapezoid"]
 """Where along a step the field is read: in its middle, or at both ends."""

@@ -7,16 +7,21 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from finslerconv.geodesics._fast_sweeping_factored import Ends, factored_values
-from finslerconv.geodesics._fast_sweeping_numbers import (
+from finslerconv.geodesics.distances._seeding import Start
+from finslerconv.geodesics.distances.fast_iterative._factored import Ends, factored_values
+from finslerconv.geodesics.distances.fast_iterative._numbers import (
     MetricAt,
     choose,
     expand,
     first_number,
     first_of_each,
 )
-from finslerconv.geodesics._fast_sweeping_updates import Updates, sector, value_of, weights_of
-from finslerconv.geodesics._seeding import Start
+from finslerconv.geodesics.distances.fast_iterative._updates import (
+    Updates,
+    sector,
+    value_of,
+    weights_of,
+)
 
 # Where values depend on lower ones only, a pass takes the pending nodes of a problem up to this
 # fraction of the way from the least of their values to the mean: with 1 there are fewer passes, but

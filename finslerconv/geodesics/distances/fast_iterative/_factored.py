@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from finslerconv.geodesics._fast_sweeping_numbers import MetricAt
-from finslerconv.geodesics._seeding import Start, chord_norm
+from finslerconv.geodesics.distances._seeding import Start, chord_norm
+from finslerconv.geodesics.distances.fast_iterative._numbers import MetricAt
 
 
 class Ends(NamedTuple):

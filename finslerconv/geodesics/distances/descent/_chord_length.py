@@ -5,17 +5,11 @@ row of the ``table`` has the node's ``M00, M01, M02, M11, M12, M22, omega0, omeg
 units of nodes.
 """
 
-from functools import partial
-from typing import Any, no_type_check
+from typing import no_type_check
 
-import numba
 import numpy as np
 
-from finslerconv._compiled import compile_and_keep
-
-_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
-jit = numba.njit(**_OPTIONS)
-entry = partial(compile_and_keep, **_OPTIONS)
+from finslerconv._compiled import jit
 
 # Where Gauss's rule of two nodes reads a piece of length 1.
 _GAUSS = 0.5 - np.sqrt(1.0 / 12.0)

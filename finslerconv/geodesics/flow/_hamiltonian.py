@@ -9,7 +9,7 @@ from torch.nn.functional import embedding
 
 from finslerconv._arrays import safe_sqrt
 from finslerconv._transforms import has_tangent, is_transformed
-from finslerconv.geodesics._grid import MetricField, Outside
+from finslerconv.geodesics.fields import MetricField, Outside
 from finslerconv.metrics import Randers
 from finslerconv.metrics._linalg import dot, inverse, matvec
 

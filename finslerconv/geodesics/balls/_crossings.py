@@ -17,12 +17,11 @@ from jaxtyping import Float, Int
 from scipy.spatial import ConvexHull
 from torch import Tensor
 
+from finslerconv._compiled import entry, jit
 from finslerconv._threads import run, share
 from finslerconv.balls import affine
-from finslerconv.geodesics._exponential import Schedule, exponential, geodesic_flow, shoot
-from finslerconv.geodesics._exponential_numba import entry, jit
-from finslerconv.geodesics._grid import FunctionMetric, GridMetric, MetricField
-from finslerconv.geodesics._hamiltonian import Grid, grid_table
+from finslerconv.geodesics.fields import FunctionMetric, GridMetric, MetricField
+from finslerconv.geodesics.flow import Grid, Schedule, exponential, geodesic_flow, grid_table, shoot
 from finslerconv.metrics import Randers
 from finslerconv.metrics._linalg import matvec, spd_sqrt
 

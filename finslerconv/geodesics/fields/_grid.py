@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from finslerconv._arrays import Array, as_integer, first_index, is_number, shown
-from finslerconv.geodesics._kinds import (
+from finslerconv.geodesics.fields._kinds import (
     Positions,
     as_tensor,
     as_tensors,

@@ -24,9 +24,9 @@ from typing import no_type_check
 import numba
 import numpy as np
 
-from finslerconv.geodesics._fast_marching_heap import ACCEPTED, FAR, pop, push
-from finslerconv.geodesics._sight import visible_in_space
-from finslerconv.geodesics._stencils import compiled
+from finslerconv.geodesics.distances._heap import ACCEPTED, FAR, pop, push
+from finslerconv.geodesics.distances._sight import visible_in_space
+from finslerconv.geodesics.distances._stencils import compiled
 
 # How a node got its value: two bits for each vector (none, forwards, backwards, from the model), a
 # bit for each that is of second order, one for each that is left at first order because the

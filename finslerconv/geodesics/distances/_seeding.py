@@ -15,8 +15,8 @@ from jaxtyping import Bool, Float, Int
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from finslerconv.geodesics import _stencils
-from finslerconv.geodesics._sight import seen
+from finslerconv.geodesics.distances import _stencils
+from finslerconv.geodesics.distances._sight import seen
 
 # A source that has another one nearer than this (in pixels) is taken for a part of a curve or of a
 # region, whose front is not round about it.

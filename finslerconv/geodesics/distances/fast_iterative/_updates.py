@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from finslerconv.geodesics._fast_marching_space import neighbours
-from finslerconv.geodesics._fast_sweeping_numbers import MetricAt
-from finslerconv.geodesics._heat import selling_weights
-from finslerconv.geodesics._seeding import chord_norm
-from finslerconv.geodesics._stencils import acute_stencils, selling_stencils
+from finslerconv.geodesics.distances._heat import selling_weights
+from finslerconv.geodesics.distances._seeding import chord_norm
+from finslerconv.geodesics.distances._stencils import acute_stencils, selling_stencils
+from finslerconv.geodesics.distances.fast_iterative._numbers import MetricAt
+from finslerconv.geodesics.distances.fast_marching import neighbours
 
 
 class Updates(NamedTuple):

@@ -16,10 +16,19 @@ from finslerconv._arrays import Array, as_integer, as_number, is_number, shown
 from finslerconv._memory import array_of
 from finslerconv._threads import run, share
 from finslerconv._transforms import is_transformed, needs_formulas, refuse_transforms
-from finslerconv.geodesics import _exponential_numba as kernels
-from finslerconv.geodesics._exponential_simd import WIDE
-from finslerconv.geodesics._grid import GridMetric, MetricField, first_rows, read_positions
-from finslerconv.geodesics._hamiltonian import (
+from finslerconv.geodesics.fields import (
+    GridMetric,
+    MetricField,
+    Positions,
+    as_tensors,
+    check_finite,
+    first_rows,
+    like,
+    read_positions,
+    shown_shape,
+)
+from finslerconv.geodesics.flow import _numba as kernels
+from finslerconv.geodesics.flow._hamiltonian import (
     Grid,
     grid_metric,
     grid_rates,
@@ -29,7 +38,7 @@ from finslerconv.geodesics._hamiltonian import (
     scaled,
     velocity,
 )
-from finslerconv.geodesics._kinds import Positions, as_tensors, check_finite, like, shown_shape
+from finslerconv.geodesics.flow._simd import WIDE
 
 Method = Literal["auto", "rk4", "dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun"]
 """How geodesics are integrated: Runge-Kutta of fixed steps, or torchdiffeq's adaptive methods."""
@@ -431,7 +440,7 @@ def shoot(
     ----------
     grid : Grid
     table : Tensor, shape (fields * nodes, entries)
-        As of :func:`finslerconv.geodesics._hamiltonian.grid_rates`.
+        As of :func:`finslerconv.geodesics.flow._hamiltonian.grid_rates`.
     starts : Tensor, shape (fields, n, d)
         In nodes: ``(position - origin) / spacing``.
     velocities : Tensor, shape (fields, n, rays, d)

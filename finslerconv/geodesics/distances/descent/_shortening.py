@@ -11,8 +11,9 @@ from typing import no_type_check
 
 import numpy as np
 
-from finslerconv.geodesics._path_chord import chord_length, entry, jit
-from finslerconv.geodesics._sight import MARGIN, passes, turns
+from finslerconv._compiled import entry, jit
+from finslerconv.geodesics.distances._sight import MARGIN, passes, turns
+from finslerconv.geodesics.distances.descent._chord_length import chord_length
 
 # Widths between the places of a corner, in nodes: the first, and what it is halved to.
 _WIDEST, _LEAST = 2.0, 2.0**-10

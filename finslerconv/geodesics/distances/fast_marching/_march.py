@@ -13,13 +13,13 @@ from scipy.fft import dctn, idctn
 from torch import Tensor
 
 from finslerconv._arrays import is_integer, shown
-from finslerconv.geodesics import _fast_marching_kernels as plane
-from finslerconv.geodesics import _fast_marching_space as space
 from finslerconv.geodesics._derivatives import first_only
-from finslerconv.geodesics._fast_marching_heap import FAR, WALL
-from finslerconv.geodesics._seeding import Start, seed_nodes
-from finslerconv.geodesics._sources import Seeds
-from finslerconv.geodesics._stencils import acute_stencils, selling_stencils
+from finslerconv.geodesics.distances._heap import FAR, WALL
+from finslerconv.geodesics.distances._seeding import Start, seed_nodes
+from finslerconv.geodesics.distances._sources import Seeds
+from finslerconv.geodesics.distances._stencils import acute_stencils, selling_stencils
+from finslerconv.geodesics.distances.fast_marching import _plane as plane
+from finslerconv.geodesics.distances.fast_marching import _space as space
 
 # From the gradient of the distances, which it overwrites, to those of M, omega, the seeds' values,
 # and the sources' M, omega and position, which it adds to.

@@ -29,11 +29,11 @@ from scipy.sparse.linalg import SuperLU, splu
 from torch import Tensor
 
 from finslerconv._arrays import as_number, safe_sqrt
-from finslerconv.geodesics import _stencils
 from finslerconv.geodesics._derivatives import first_only
-from finslerconv.geodesics._seeding import chord_norm
-from finslerconv.geodesics._sight import seen
-from finslerconv.geodesics._sources import Seeds
+from finslerconv.geodesics.distances import _stencils
+from finslerconv.geodesics.distances._seeding import chord_norm
+from finslerconv.geodesics.distances._sight import seen
+from finslerconv.geodesics.distances._sources import Seeds
 from finslerconv.metrics import Randers
 
 Kernel = Literal["square", "paper"]
@@ -637,8 +637,8 @@ def heat_distance(
     Examples
     --------
     >>> import torch
-    >>> from finslerconv.geodesics._heat import heat_distance
-    >>> from finslerconv.geodesics._sources import Seeds
+    >>> from finslerconv.geodesics.distances._heat import heat_distance
+    >>> from finslerconv.geodesics.distances._sources import Seeds
     >>> M = torch.eye(2).double().expand(1, 33, 33, 2, 2)
     >>> centre = Seeds(torch.full((1, 2), 16.0).double(), torch.zeros(1).double())
     >>> d = heat_distance(M, None, 1.0, 0.0, [centre])
@@ -727,7 +727,7 @@ def heat_windows(
     Examples
     --------
     >>> import torch
-    >>> from finslerconv.geodesics._heat import heat_windows
+    >>> from finslerconv.geodesics.distances._heat import heat_windows
     >>> M = torch.eye(2).double().expand(5, 17, 17, 2, 2)
     >>> heat_windows(M, None, 0.125, torch.full((5, 2), 8)).shape
     torch.Size([5, 17, 17])

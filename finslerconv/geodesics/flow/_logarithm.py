@@ -11,10 +11,18 @@ from torch import Tensor
 from finslerconv._arrays import Array, as_integer, as_number, first_index
 from finslerconv._transforms import differentiations, has_tangent, is_mapped, is_transformed
 from finslerconv.geodesics._derivatives import refuse_second
-from finslerconv.geodesics._exponential import Method, exponential, geodesic_flow
-from finslerconv.geodesics._grid import GridMetric, MetricField, read_positions
-from finslerconv.geodesics._hamiltonian import scaled
-from finslerconv.geodesics._kinds import Positions, as_tensors, check_finite, is_numpy, like
+from finslerconv.geodesics.fields import (
+    GridMetric,
+    MetricField,
+    Positions,
+    as_tensors,
+    check_finite,
+    is_numpy,
+    like,
+    read_positions,
+)
+from finslerconv.geodesics.flow._exponential import Method, exponential, geodesic_flow
+from finslerconv.geodesics.flow._hamiltonian import scaled
 
 _SECOND = (
     "logarithm: second derivatives are not computed, and create_graph=True, or one derivative "

@@ -27,9 +27,9 @@ from typing import no_type_check
 import numba
 import numpy as np
 
-from finslerconv.geodesics._fast_marching_heap import ACCEPTED, FAR, WALL, pop, push
-from finslerconv.geodesics._sight import visible
-from finslerconv.geodesics._stencils import compiled
+from finslerconv.geodesics.distances._heap import ACCEPTED, FAR, WALL, pop, push
+from finslerconv.geodesics.distances._sight import visible
+from finslerconv.geodesics.distances._stencils import compiled
 
 # How a node got its value: a row of bits, below the place of the sector's first end in the stencil.
 SECTOR, SECOND_A, SECOND_B, FACTORED = 1, 2, 4, 8

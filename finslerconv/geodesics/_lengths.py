@@ -18,14 +18,23 @@ is that of the chord alone: never below the distance, up to O(h^{2n+1}), and muc
 midpoint's where geodesics are nearly straight. Relative to the distance, one order less each.
 """
 
-from typing import Literal
+import math
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
+from torch import Tensor
 
 from finslerconv._arrays import Array, as_integer
-from finslerconv.geodesics._grid import MetricField, read_positions
-from finslerconv.geodesics._kinds import Positions, as_tensors, check_finite, like
+from finslerconv.geodesics.fields import (
+    MetricField,
+    Positions,
+    as_tensors,
+    check_finite,
+    is_numpy,
+    like,
+    read_positions,
+)
 
 ChordRule = Literal["start", "midpoint", "gauss"]
 """Where along the chord the field is read."""
@@ -137,3 +146,64 @@ def _points(rule: str, n: int | None) -> tuple[list[float], list[float]]:
     n = 3 if n is None else as_integer("n", n)
     nodes, weights = np.polynomial.legendre.leggauss(n)
     return ((1 + nodes) / 2).tolist(), (weights / 2).tolist()
+
+
+def path_length(field: MetricField, curve: Positions) -> Float[Array, "..."]:
+    r"""Return the lengths of polylines, ``F`` integrated along them.
+
+    Parameters
+    ----------
+    field : GridMetric, FunctionMetric or MetricField
+    curve : array or sequence, shape (n, \*batch, ..., d)
+        Points in the order of travel, physical, at least two; what :func:`geodesic` and
+        :func:`minimal_path` return. Of a batch of fields the batch comes after the points.
+
+    Returns
+    -------
+    array, shape (\*batch, ...)
+        Differentiable in the curve and in the field. Each side by Gauss's rule of two nodes.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If ``curve`` is no array of floats of that shape, or not finite.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from finslerconv.geodesics import GridMetric, path_length
+    >>> from finslerconv.metrics import Randers
+    >>> wind = GridMetric.from_metric(Randers(np.eye(2), np.array([0.0, 0.5])), (8, 8))
+    >>> there = np.array([[1.0, 1.0], [1.0, 5.0]])
+    >>> float(path_length(wind, there)), float(path_length(wind, there[::-1].copy()))
+    (6.0, 2.0)
+    """
+    (curve,) = read_positions(field, curve=curve)
+    (points,) = as_tensors(curve=curve)
+    d = field.dim
+    if points.ndim < 2 or points.shape[-1] != d or points.shape[0] < 2:
+        raise ValueError(
+            f"curve: expected at least two points, shape (n, ..., {d}), got {tuple(points.shape)}"
+        )
+    check_finite("curve", points)
+    batch = tuple(getattr(field, "batch_shape", ()))
+    given = tuple(points.shape[1:-1])[: len(batch)]
+    if len(given) < len(batch) or any(
+        n not in (1, wanted) for n, wanted in zip(given, batch, strict=True)
+    ):
+        raise ValueError(
+            f"curve: expected shape (n, {', '.join(map(str, batch))}, ..., {d}) for a batch of "
+            f"fields, got {tuple(points.shape)}"
+        )
+    points = points.movedim(0, -2)
+    begin, side = points[..., :-1, :], points[..., 1:, :] - points[..., :-1, :]
+    total: Tensor | float = 0.0
+    for place in (0.5 - math.sqrt(1 / 12), 0.5 + math.sqrt(1 / 12)):
+        metric = _as_tensor_field(field).at(begin + place * side)
+        total = total + metric.norm(side).sum(-1) / 2
+    assert isinstance(total, Tensor)
+    return total.detach().cpu().numpy() if is_numpy(curve) else total
+
+
+def _as_tensor_field(field: Any) -> MetricField:
+    return field.torch() if hasattr(field, "torch") else field

@@ -14,9 +14,10 @@ from typing import no_type_check
 
 import numpy as np
 
-from finslerconv.geodesics._fast_marching_heap import ACCEPTED, FAR, pop, push
-from finslerconv.geodesics._path_chord import chord_length, entry, jit
-from finslerconv.geodesics._sight import clear, passes
+from finslerconv._compiled import entry, jit
+from finslerconv.geodesics.distances._heap import ACCEPTED, FAR, pop, push
+from finslerconv.geodesics.distances._sight import clear, passes
+from finslerconv.geodesics.distances.descent._chord_length import chord_length
 
 # The longest chord along any axis, in nodes.
 _REACH = 16

@@ -11,7 +11,7 @@ import numba
 import numpy as np
 
 from finslerconv._compiled import compile_and_keep
-from finslerconv.geodesics._sight import visible
+from finslerconv.geodesics.distances._sight import visible
 
 # Rounding must not decide whether a right angle is acute, or a transposed grid would get another
 # stencil than the grid.

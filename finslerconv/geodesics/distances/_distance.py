@@ -13,14 +13,20 @@ from torch import Tensor
 
 from finslerconv._arrays import Array, is_number, shown
 from finslerconv._transforms import refuse_transforms
-from finslerconv.geodesics._fast_marching import fast_marching
-from finslerconv.geodesics._fast_sweeping import fast_sweeping
-from finslerconv.geodesics._graph import graph_distance
-from finslerconv.geodesics._grid import GridMetric, validate_fields
-from finslerconv.geodesics._heat import heat_distance
-from finslerconv.geodesics._kinds import as_tensors, is_numpy, is_tensor, like
-from finslerconv.geodesics._paths import minimal_path
-from finslerconv.geodesics._sources import Curve, Problems, seeds_of
+from finslerconv.geodesics.distances._graph import graph_distance
+from finslerconv.geodesics.distances._heat import heat_distance
+from finslerconv.geodesics.distances._sources import Curve, Problems, seeds_of
+from finslerconv.geodesics.distances.descent import paths_of
+from finslerconv.geodesics.distances.fast_iterative import fast_sweeping
+from finslerconv.geodesics.distances.fast_marching import fast_marching
+from finslerconv.geodesics.fields import (
+    GridMetric,
+    as_tensors,
+    is_numpy,
+    is_tensor,
+    like,
+    validate_fields,
+)
 
 Method = Literal["fast_marching", "fast_sweeping", "heat", "graph"]
 """How distances are computed: see :func:`distance`."""
@@ -84,7 +90,7 @@ class DistanceMap:
 
         See :func:`finslerconv.geodesics.minimal_path`.
         """
-        return minimal_path(self, to, step=step)
+        return paths_of(self, to, step)
 
 
 @overload

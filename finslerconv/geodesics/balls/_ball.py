@@ -20,19 +20,22 @@ from finslerconv._transforms import (
     values,
 )
 from finslerconv.balls import ReferenceSet, affine, concentric, radial
-from finslerconv.geodesics._ball_crossings import arrivals
-from finslerconv.geodesics._ball_windows import window_ball
-from finslerconv.geodesics._exponential import Schedule, exponential, shoot
-from finslerconv.geodesics._grid import GridMetric, MetricField, Outside, per_axis, read_positions
-from finslerconv.geodesics._hamiltonian import Grid, grid_metric, grid_table
-from finslerconv.geodesics._kinds import (
+from finslerconv.geodesics.balls._crossings import arrivals
+from finslerconv.geodesics.balls._windows import window_ball
+from finslerconv.geodesics.fields import (
+    GridMetric,
+    MetricField,
+    Outside,
     Positions,
     as_tensor,
     as_tensors,
     check_finite,
     like,
+    per_axis,
+    read_positions,
     shown_shape,
 )
+from finslerconv.geodesics.flow import Grid, Schedule, exponential, grid_metric, grid_table, shoot
 from finslerconv.metrics import Randers
 
 MapName = Literal["radial", "affine"]

@@ -1,0 +1,17 @@
+"""Geodesic balls: reference points carried to their distances from a centre."""
+
+from finslerconv.geodesics.balls._ball import (
+    InjectivityWarning,
+    StarShapeWarning,
+    fan,
+    geodesic_ball,
+    geodesic_positions,
+)
+
+__all__ = [
+    "InjectivityWarning",
+    "StarShapeWarning",
+    "fan",
+    "geodesic_ball",
+    "geodesic_positions",
+]
