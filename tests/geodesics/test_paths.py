@@ -233,7 +233,6 @@ CASES = {
     "d": st.sampled_from((2, 2, 3)),
     "condition": st.floats(1, 1000),
     "wind": st.floats(0, 0.95),
-    "method": st.sampled_from(("fast_marching", "fast_sweeping", "graph")),
     "reverse": st.booleans(),
 }
 
@@ -249,10 +248,10 @@ def constant_field(rng, d, condition, wind, shape):
     return GridMetric.from_metric(metric, shape, spacing=spacing, origin=origin), metric
 
 
-@given(**CASES)
+@given(**CASES, method=st.sampled_from(("fast_marching", "fast_sweeping", "graph")))
 @settings(max_examples=25)
 def test_the_shortest_path_of_a_constant_field_is_straight(
-    seed, d, condition, wind, method, reverse
+    seed, d, condition, wind, reverse, method
 ):
     """However narrow its valleys are, and however wrong the distances of a coarse method."""
     rng = np.random.default_rng(seed)
@@ -305,9 +304,9 @@ def test_lengths_in_narrow_and_winding_valleys_converge(wind):
     assert errors[2] < errors[1] / 3
 
 
-@given(**CASES, share=st.floats(0.05, 0.45))
+@given(**CASES, method=st.sampled_from(("fast_marching", "graph")), share=st.floats(0.05, 0.45))
 @settings(max_examples=20)
-def test_no_path_crosses_a_wall(seed, d, condition, wind, method, reverse, share):
+def test_no_path_crosses_a_wall(seed, d, condition, wind, reverse, method, share):
     """In mazes: not through a wall, not between two that touch, and no longer than need be."""
     rng = np.random.default_rng(seed)
     shape = rng.integers(4, 13 if d == 2 else 7, d).tolist()
@@ -320,7 +319,7 @@ def test_no_path_crosses_a_wall(seed, d, condition, wind, method, reverse, share
     source = inside[rng.integers(len(nodes))]
     options = {"mask": free, "reverse": reverse}
     distances = distance(field, origin + spacing * source, method, full=True, **options)
-    graph = distance(field, origin + spacing * source, "graph", ring=4, **options)
+    graph = distance(field, origin + spacing * source, "graph", ring=3 if d == 2 else 1, **options)
     reached = np.isfinite(distances.distance[tuple(nodes.T)])
     ends = rng.permutation(nodes[reached])[:4]
     paths = minimal_path(distances, origin + spacing * ends)
