@@ -250,7 +250,7 @@ def test_the_passes_end_with_an_error_not_a_hang():
     [
         ({"tolerance": -1.0}, "tolerance: expected a fraction"),
         ({"tolerance": math.nan}, "tolerance: expected a fraction"),
-        ({"max_iterations": 0}, "max_iterations: expected an integer of at least 1"),
+        ({"max_iterations": 0}, "max_iterations: expected a positive integer"),
     ],
 )
 def test_wrong_options(options, message):

@@ -998,8 +998,10 @@ class TestErrors:
         net = SmallResNet()
         with pytest.raises(TypeError, match="where: expected a selection"):
             convert(net, "metric", net.layer1)
-        with pytest.raises(TypeError, match="kernel_size: expected integers, got True"):
+        with pytest.raises(TypeError, match=r"where: expected a selection .* got True"):
             convert(net, "metric", True)
+        with pytest.raises(TypeError, match="kernel_size: expected integers, got True"):
+            select(kernel_size=True)
         with pytest.raises(TypeError, match="stage: expected integers"):
             select(stage="34")
         with pytest.raises(TypeError, match="name: expected a string"):
