@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 from finslerconv import ops
 from finslerconv._arrays import has_values, is_integer
 from finslerconv._tracing import recorded
+from finslerconv.nn._constructor import constructor
 from finslerconv.ops._checks import multiplied_dtype
 
 Size = int | tuple[int, int]
@@ -68,6 +69,7 @@ device, dtype
     # By what name a subclass takes its sample_groups.
     _groups_argument = "sample_groups"
 
+    @constructor
     def __init__(
         self,
         in_channels: int,
@@ -372,8 +374,9 @@ def unlike_conv2d(module: nn.Module) -> str | None:
 def own_tensor(conv: nn.Conv2d) -> Tensor:
     """Return a tensor of a layer's device and dtype, without computing a parametrised weight."""
     if parametrize.is_parametrized(conv, "weight"):
-        functions: nn.Module = conv.parametrizations["weight"]  # type: ignore[index, assignment]
-        return next(functions.parameters())
+        functions: Any = conv.parametrizations["weight"]  # type: ignore[index]
+        # A parameter, or the buffer of a fixed kernel; what it is computed with may be elsewhere.
+        return functions.original if functions.is_tensor else functions.original0
     return conv.weight
 
 

@@ -13,6 +13,7 @@ from finslerconv.geodesics.balls import fan, geodesic_positions
 from finslerconv.metrics import FinslerMetric, Randers, Riemannian
 from finslerconv.nn._adaptive import Size
 from finslerconv.nn._ball_conv import BallConv2d
+from finslerconv.nn._constructor import constructor
 from finslerconv.nn._parametrization import MatrixParametrization
 from finslerconv.ops._backend import is_compiled
 
@@ -73,6 +74,7 @@ device, dtype
     (torch.Size([2, 8, 16, 16]), torch.Size([2, 16, 16, 9, 2]))
     """
 
+    @constructor
     def __init__(
         self,
         in_channels: int,

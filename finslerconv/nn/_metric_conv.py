@@ -10,6 +10,7 @@ from finslerconv.balls import ReferenceSet
 from finslerconv.metrics import FinslerMetric, Randers, Riemannian
 from finslerconv.nn._adaptive import Size
 from finslerconv.nn._ball_conv import BallConv2d
+from finslerconv.nn._constructor import constructor
 from finslerconv.nn._parametrization import MatrixParametrization
 from finslerconv.ops._positions import MAPS
 
@@ -85,6 +86,7 @@ MatrixParametrization
     (torch.Size([2, 8, 16, 16]), (2, 16, 16))
     """
 
+    @constructor
     def __init__(
         self,
         in_channels: int,

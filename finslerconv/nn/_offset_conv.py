@@ -10,6 +10,7 @@ from torch import Tensor
 
 from finslerconv import ops
 from finslerconv.nn._adaptive import AdaptiveConv2d, Size, nonzero, zero_
+from finslerconv.nn._constructor import constructor
 
 
 class OffsetConv2d(AdaptiveConv2d):
@@ -21,6 +22,7 @@ class OffsetConv2d(AdaptiveConv2d):
 
     _groups_argument = "offset_groups"
 
+    @constructor
     def __init__(
         self,
         in_channels: int,

@@ -25,7 +25,8 @@ class use_backend:  # noqa: N801 - used as a function and as a context manager
     """Choose who computes the operators, from now on or within a ``with`` block.
 
     The choice holds for the whole process, for all threads; backward passes keep to the backend
-    of their forward pass.
+    of their forward pass. Programs for ONNX (``torch.onnx.export``) are made of the reference,
+    whatever is chosen.
 
     Parameters
     ----------
@@ -90,7 +91,8 @@ def current_backend() -> Backend:
 
 def is_compiled(device: torch.device) -> bool:
     """Return whether tensors on the device go to a compiled backend now, not to the reference."""
-    if _choice == "reference":
+    # ONNX has none of our operators, but all of which the reference is made.
+    if _choice == "reference" or torch.onnx.is_in_onnx_export():
         return False
     if _choice != "auto":
         return _DEVICES[_choice] == device.type

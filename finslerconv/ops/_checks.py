@@ -20,7 +20,7 @@ def kernel_size(weight: Tensor) -> tuple[int, int]:
     return weight.shape[2], weight.shape[3]
 
 
-def check_tensors(first: Tensor, *, name: str = "input", **others: Tensor | None) -> None:
+def check_tensors(**tensors: Tensor | None) -> None:
     """Check each tensor argument of an operator by itself: kind, dtype and device.
 
     Raises
@@ -30,16 +30,18 @@ def check_tensors(first: Tensor, *, name: str = "input", **others: Tensor | None
     ValueError
         If one is on another device than the first.
     """
-    for argument, tensor in {name: first, **others}.items():
-        if tensor is None and argument in _OPTIONAL:
+    device = None
+    for name, tensor in tensors.items():
+        if tensor is None and name in _OPTIONAL:
             continue
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"{argument}: expected a Tensor, got {type(tensor).__name__}")
+            raise TypeError(f"{name}: expected a Tensor, got {type(tensor).__name__}")
         if not tensor.is_floating_point():
-            raise TypeError(f"{argument}: expected a floating dtype, got {tensor.dtype}")
+            raise TypeError(f"{name}: expected a floating dtype, got {tensor.dtype}")
         # A tensor on the meta device among others would have the dispatcher return no data at all.
-        if tensor.device != first.device:
-            raise ValueError(f"{argument}: expected device {first.device}, got {tensor.device}")
+        device = device or tensor.device
+        if tensor.device != device:
+            raise ValueError(f"{name}: expected device {device}, got {tensor.device}")
 
 
 def multiplied_dtype(tensor: Tensor) -> torch.dtype:

@@ -67,7 +67,7 @@ def deform_conv2d(
     Dai et al., "Deformable Convolutional Networks" (ICCV 2017); Zhu et al., "Deformable ConvNets
     v2" (CVPR 2019).
     """
-    check_tensors(input, offset=offset, weight=weight, bias=bias, mask=mask)
+    check_tensors(input=input, offset=offset, weight=weight, bias=bias, mask=mask)
     geometry = ConvGeometry.of(kernel_size(weight), stride, padding, dilation)
     output_size = check_convolution(input, weight, bias, geometry, padding_mode)
     taps = geometry.n_taps

@@ -80,7 +80,7 @@ def metric_conv2d(
     ----------
     Dagès, Lindenbaum, Bruckstein, "Metric Convolutions" (ICCV 2025).
     """
-    check_tensors(input, M=M, omega=omega, points=points, weight=weight, bias=bias, mask=mask)
+    check_tensors(input=input, M=M, omega=omega, points=points, weight=weight, bias=bias, mask=mask)
     geometry = ConvGeometry.of(kernel_size(weight), stride, padding, dilation)
     output_size = check_convolution(input, weight, bias, geometry, padding_mode)
     check_map(map)

@@ -107,7 +107,7 @@ def metric_positions(
     ValueError
         If the shapes do not fit, or the tensors are on different devices.
     """
-    check_tensors(M, name="M", omega=omega, points=points)
+    check_tensors(M=M, omega=omega, points=points)
     if M.ndim < 2 or M.shape[-2:] != (2, 2):
         raise ValueError(f"M: expected shape (..., 2, 2), got {tuple(M.shape)}")
     if omega is not None and omega.shape != M.shape[:-1]:

@@ -8,9 +8,10 @@ import pytest
 import torch
 from adaptive_layers import GROUPS_ARGUMENT, stirred
 from torch import nn
+from torch.nn.utils import parametrize
 
 from finslerconv.metrics import Riemannian
-from finslerconv.nn import AdaptiveConv2d, GeodesicConv2d, MetricConv2d
+from finslerconv.nn import AdaptiveConv2d, DeformConv2d, GeodesicConv2d, MetricConv2d
 from finslerconv.nn.conversion._families import ADAPTIVE
 
 every_layer = pytest.mark.parametrize("family", GROUPS_ARGUMENT, ids=lambda f: f.__name__)
@@ -101,6 +102,27 @@ def test_a_fixed_kernel_is_uniform_and_not_learned(family):
     layer.weight.zero_()
     layer.reset_parameters()
     torch.testing.assert_close(layer.weight, torch.full((4, 1, 3, 3), 1 / 9))
+
+
+@every_layer
+def test_a_fixed_kernel_can_be_parametrised(family):
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            # Of another dtype than the layer, which is not to be taken for the layer's.
+            self.scale = nn.Parameter(torch.tensor(3.0, dtype=torch.float64))
+
+        def forward(self, weight):
+            return weight * self.scale
+
+    layer = stirred(family(4, 4, 3, padding=1, bias=False, fixed_kernel=True))
+    x = torch.randn(1, 4, 8, 8)
+    expected = 3 * layer(x)
+    parametrize.register_parametrization(layer, "weight", Scaled())
+    torch.testing.assert_close(layer(x), expected)
+    layer(x).sum().backward()
+    assert layer.parametrizations["weight"][0].scale.grad is not None
+    assert layer.double()(x.double()).dtype == torch.float64
 
 
 @every_layer
@@ -241,6 +263,45 @@ class TestErrors:
     def test_arguments_out_of_their_range(self, family, option, expected):
         with pytest.raises(ValueError, match=expected):
             family(2, 2, **{"kernel_size": 3, **option})
+
+    @every_layer
+    def test_arguments_that_it_does_not_take(self, family):
+        class Own(family):
+            pass
+
+        groups = GROUPS_ARGUMENT[family]
+        for cls in (family, Own):
+            name = cls.__name__
+            taken = f"it takes in_channels, out_channels, kernel_size, .*, {groups}, .*modulation"
+            with pytest.raises(TypeError, match=f"^{name}: .* 'offset_group'; {taken}"):
+                cls(2, 2, 3, offset_group=2)
+            with pytest.raises(TypeError, match=f"^{name}: missing .* 'out_channels'; {taken}"):
+                cls(2)
+            with pytest.raises(TypeError, match=f"^{name}: too many positional"):
+                cls(2, 2, 3, 1, 0, 1, 1, True, "zeros", None, None, 2)
+
+    def test_arguments_that_a_class_of_ones_own_hands_up(self):
+        class Own(DeformConv2d):
+            def __init__(self, *arguments, gain=1.0, **options):
+                super().__init__(*arguments, **options)
+                self.gain = gain
+
+        assert Own(2, 2, 3, offset_groups=2, gain=2.0).gain == 2
+        words = "^Own: .* 'gains'; it takes in_channels, .*, modulation, gain$"
+        with pytest.raises(TypeError, match=words):
+            Own(2, 2, 3, gains=2.0)
+
+    @every_layer
+    def test_input_device(self, family):
+        words = "input: expected the layer's device cpu, got meta"
+        with pytest.raises(ValueError, match=words):
+            family(2, 2, 3)(torch.empty(1, 2, 5, 5, device="meta"))
+
+    @every_layer
+    def test_input_under_autocast(self, family):
+        words = r"input: expected the layer's dtype torch\.float32, got torch\.float64"
+        with torch.autocast("cpu", torch.bfloat16), pytest.raises(TypeError, match=words):
+            family(2, 2, 3)(torch.randn(1, 2, 5, 5).double())
 
     @every_layer
     def test_from_conv2d(self, family):

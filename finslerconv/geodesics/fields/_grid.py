@@ -821,6 +821,7 @@ def per_axis(name: str, value: float | Sequence[float], d: int) -> tuple[float, 
         numbers = (float(value),) * d if is_number(value) else tuple(map(float, value))  # type: ignore[arg-type]
     except (TypeError, ValueError):  # no numbers
         numbers = ()
-    if len(numbers) != d or not all(map(math.isfinite, numbers)):
+    # Not math.isfinite, which has no answer for the symbolic numbers of torch.compile.
+    if len(numbers) != d or not all(abs(x) < math.inf for x in numbers):
         raise ValueError(f"{name}: expected a finite number, or {d} of them, got {shown(value)}")
     return numbers

@@ -1,6 +1,5 @@
 """What a convolution can be converted to, and which convolutions each of these can take."""
 
-import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from finslerconv.nn._adaptive import (
     own_tensor,
     unlike_conv2d,
 )
+from finslerconv.nn._constructor import arguments_of
 from finslerconv.nn._deform_conv import DeformConv2d
 from finslerconv.nn._geodesic_conv import GeodesicConv2d
 from finslerconv.nn._metric_conv import MetricConv2d
@@ -242,19 +242,12 @@ def located(name: str, module: nn.Module) -> Iterator[None]:
 
 def _options_of(cls: type[AdaptiveConv2d]) -> set[str] | None:
     """Return what a class takes besides the arguments of a convolution; None if it takes all."""
-    found: set[str] = set()
-    for kind in cls.__mro__:
-        if "__init__" not in vars(kind):
-            continue
-        parameters = inspect.signature(kind.__init__).parameters.values()  # type: ignore[misc]
-        found |= {p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            break
-    else:
+    found = set(arguments_of(cls))
+    if "..." in found:
         return None
     if cls._groups_argument != "sample_groups":
         found.discard("sample_groups")
-    return found - {"self", "bias", "device", "dtype", *_CONV_ARGUMENTS}
+    return found - {"bias", "device", "dtype", *_CONV_ARGUMENTS}
 
 
 def _check_options(to: str, taken: Collection[str], options: Collection[str]) -> None:

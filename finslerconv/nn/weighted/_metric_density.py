@@ -122,7 +122,7 @@ class MetricDensity(Density):
         if isinstance(metric.like, Tensor):
             return metric.like
         # A metric that has no numbers, such as the Euclidean one, takes vectors of any kind.
-        return next(itertools.chain(self.parameters(), self.buffers()))
+        return next(itertools.chain(self.parameters(), self.buffers()), torch.empty(0))
 
 
 class TrainableRanders(nn.Module):

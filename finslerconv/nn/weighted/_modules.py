@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from finslerconv._tracing import recorded
+from finslerconv.nn._constructor import constructor
 from finslerconv.nn.weighted._density import Density, as_density
 from finslerconv.nn.weighted._fused import Geometry, same_padding, weighted_conv
 
@@ -60,6 +61,7 @@ class WeightedConv1d(_Weighted, nn.Conv1d):
     torch.Size([1, 1, 6])
     """
 
+    @constructor
     def __init__(
         self,
         in_channels: int,
@@ -139,6 +141,7 @@ class WeightedConv2d(_Weighted, nn.Conv2d):
     torch.Size([1, 8, 16, 16])
     """
 
+    @constructor
     def __init__(
         self,
         in_channels: int,
@@ -189,6 +192,7 @@ class WeightedConv3d(_Weighted, nn.Conv3d):
     torch.Size([1, 1, 6, 6, 6])
     """
 
+    @constructor
     def __init__(
         self,
         in_channels: int,

@@ -18,6 +18,7 @@ from finslerconv.nn.weighted import (
     GaussianProfile,
     MetricDensity,
     PowerProfile,
+    Profile,
     SeparableDensity,
     TensorDensity,
     TrainableRanders,
@@ -333,6 +334,19 @@ def test_copies_pickles_and_state_dicts(make):
     assert density.double()().dtype == torch.float64
     assert bool(list(density.parameters())) == density.trainable
     assert "kernel_size=(3, 3)" in repr(density)
+
+
+def test_a_metric_and_a_profile_without_numbers():
+    class Round(nn.Module):
+        def forward(self):
+            return Euclidean(2)
+
+    class Linear(Profile):
+        def forward(self, r):
+            return 1 - r / 4
+
+    density = MetricDensity((1, 3), Round(), Linear(trainable=False))
+    torch.testing.assert_close(density(), torch.tensor([[0.75, 1.0, 0.75]]))
 
 
 def test_a_density_of_ones_own():

@@ -271,6 +271,18 @@ def test_checkpointed_activations(path):
 # --- as modules -------------------------------------------------------------------------------
 
 
+@pytest.mark.unchecked
+@pytest.mark.parametrize("cls", [WeightedConv1d, WeightedConv2d, WeightedConv3d])
+def test_arguments_that_it_does_not_take(cls):
+    name = cls.__name__
+    with pytest.raises(
+        TypeError, match=f"^{name}: .* 'densities'; it takes in_channels, .*density$"
+    ):
+        cls(1, 1, 3, density=[0.7], densities=[0.7])
+    with pytest.raises(TypeError, match=f"^{name}: missing a required argument: 'density'"):
+        cls(1, 1, 3)
+
+
 def test_state_dict_keys_are_stable():
     fixed = WeightedConv2d(1, 1, 3, density=[0.7])
     assert list(fixed.state_dict()) == ["weight", "bias", "density.phi"]

@@ -1,0 +1,207 @@
+"""What PyTorch's tracers make of the layers: torch.fx, torch.export and torch.compile."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from adaptive_layers import GROUPS_ARGUMENT, stirred
+from every_layer import LAYERS, OTHER_DIMENSIONS, WEIGHTED
+from torch import nn
+
+from finslerconv import ops
+from finslerconv.nn import DeformConv2d, GeodesicConv2d, MetricConv2d
+
+# The first is traced, the others are of other numbers, heights and widths.
+SIZES = ((2, 4, 9, 12), (1, 4, 8, 8), (5, 4, 21, 6))
+FREE = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
+
+every_family = pytest.mark.parametrize("family", GROUPS_ARGUMENT, ids=lambda f: f.__name__)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def small(family):
+    """Return a layer of few samples, and so of few nodes in a graph of PyTorch's operators."""
+    options = {"steps": 1} if family is GeodesicConv2d else {}
+    options[GROUPS_ARGUMENT[family]] = 2
+    return stirred(family(4, 4, (1, 2), stride=2, padding=1, modulation=True, **options))
+
+
+def called_operators(program):
+    return {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+
+
+@pytest.mark.unchecked
+class TestSymbolicTrace:
+    """``torch.fx.symbolic_trace`` records layers and operators as they are."""
+
+    @staticmethod
+    def check(traced, model, *inputs):
+        """Compare outputs and gradients of the parameters, which are those of the model."""
+        for x in inputs:
+            output = traced(x)
+            assert torch.equal(output, model(x))
+            parameters = tuple(traced.parameters())
+            assert {id(p) for p in parameters} == {id(p) for p in model.parameters()}
+            gradients = torch.autograd.grad(output.square().sum(), parameters)
+            again = torch.autograd.grad(model(x).square().sum(), parameters)
+            assert all(map(torch.equal, gradients, again))
+
+    @pytest.mark.parametrize("name", LAYERS)
+    def test_of_a_model(self, name):
+        model = nn.Sequential(LAYERS[name](), nn.ReLU())
+        traced = torch.fx.symbolic_trace(model)
+        traced.graph.lint()
+        x = torch.randn(SIZES[0])
+        self.check(traced, model, x, torch.randn(SIZES[1]))
+        assert torch.equal(copy.deepcopy(traced)(x), model(x))
+        assert torch.equal(pickle.loads(pickle.dumps(traced))(x), model(x))
+
+    # PyTorch's own transposed convolutions have no such trace.
+    @pytest.mark.parametrize("name", [name for name in LAYERS if "Transpose" not in name])
+    def test_of_a_layer_by_itself(self, name):
+        layer = LAYERS[name]()
+        traced = torch.fx.symbolic_trace(layer)
+        self.check(traced, layer, *map(torch.randn, SIZES[:2]), torch.randn(4, 7, 8))
+
+    @pytest.mark.parametrize("name", OTHER_DIMENSIONS)
+    def test_in_other_dimensions(self, name):
+        make, axes = OTHER_DIMENSIONS[name]
+        model = nn.Sequential(nn.Identity(), make())
+        x = torch.randn(2, 4, *(7, 6, 5)[:axes])
+        self.check(torch.fx.symbolic_trace(model), model, x)
+
+    def test_hooks_run_once(self):
+        layer = DeformConv2d(4, 4, 3)
+        layer.register_forward_hook(lambda module, arguments, output: 2 * output)
+        model = nn.Sequential(layer)
+        x = torch.randn(1, 4, 6, 6)
+        assert torch.equal(torch.fx.symbolic_trace(model)(x), model(x))
+
+    def test_a_subclass_adds_to_the_output_once(self):
+        class Residual(DeformConv2d):
+            def forward(self, input):
+                return input + super().forward(input)
+
+        model = nn.Sequential(Residual(4, 4, 3, padding=1))
+        x = torch.randn(1, 4, 6, 6)
+        assert torch.equal(torch.fx.symbolic_trace(model)(x), model(x))
+
+    def test_of_the_operators(self):
+        class Model(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.weight = nn.Parameter(torch.randn(4, 4, 3, 3))
+
+            def forward(self, x, offset, M, points):
+                y = ops.deform_conv2d(x, offset, self.weight, padding=1)
+                positions = ops.metric_positions(M, None, points)
+                y = ops.metric_conv2d(y, M, None, points, weight=self.weight, padding=1)
+                return y, positions
+
+        model = Model()
+        x, offset = torch.randn(2, 4, 5, 6), torch.randn(2, 18, 5, 6)
+        M, points = torch.eye(2).expand(2, 5, 6, 2, 2), torch.rand(9, 2)
+        found = torch.fx.symbolic_trace(model)(x, offset, M, points)
+        for each, expected in zip(found, model(x, offset, M, points), strict=True):
+            assert torch.equal(each, expected)
+
+    @every_family
+    def test_features_by_torchvision(self, family):
+        try:
+            from torchvision.models.feature_extraction import create_feature_extractor
+        except (ImportError, RuntimeError, AttributeError) as error:
+            pytest.skip(f"torchvision cannot be used: {error}")
+        model = nn.Sequential()
+        model.add_module("first", stirred(family(4, 4, 3, padding=1)))
+        model.add_module("second", nn.Conv2d(4, 2, 1))
+        features = create_feature_extractor(model, {"first": "a", "second": "b"})
+        x = torch.randn(2, 4, 7, 8)
+        assert torch.equal(features(x)["a"], model.first(x))
+        assert torch.equal(features(x)["b"], model(x))
+
+
+@every_family
+@pytest.mark.uninstrumented
+def test_export_by_the_reference_is_of_pytorchs_operators_alone(family):
+    layer = small(family).eval()
+    with ops.use_backend("reference"):
+        program = torch.export.export(layer, (torch.randn(SIZES[0]),), dynamic_shapes=(FREE,))
+        module = program.module()
+        for size in SIZES:
+            x = torch.randn(size)
+            torch.testing.assert_close(module(x), layer(x), rtol=0, atol=1e-6)
+    assert not {target for target in called_operators(program) if "finslerconv" in target}
+
+
+@pytest.mark.uninstrumented
+def test_export_of_weighted_layers():
+    for name, make in WEIGHTED.items():
+        layer = make().eval()
+        program = torch.export.export(layer, (torch.randn(SIZES[0]),), dynamic_shapes=(FREE,))
+        for size in SIZES:
+            x = torch.randn(size)
+            assert torch.equal(program.module()(x), layer(x)), name
+
+
+def compiled_once(layer, sizes):
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend=backend)
+    for size in sizes:
+        x = torch.randn(size)
+        torch.testing.assert_close(compiled(x), layer(x), rtol=1e-5, atol=1e-5)
+    return len(graphs) == 1
+
+
+@every_family
+@pytest.mark.uninstrumented
+def test_compile_for_inputs_of_any_number_and_size(family):
+    assert compiled_once(small(family), (SIZES[0], SIZES[2]))
+
+
+@pytest.mark.uninstrumented
+def test_compile_of_weighted_layers():
+    for name, make in WEIGHTED.items():
+        torch.compiler.reset()
+        assert compiled_once(make(), (SIZES[0], SIZES[2])), name
+
+
+@pytest.mark.uninstrumented
+def test_compile_and_export_after_a_load_by_assignment():
+    layer = MetricConv2d(4, 4, 3)
+    with torch.device("meta"):
+        empty = MetricConv2d(4, 4, 3)
+    empty.load_state_dict(layer.state_dict(), assign=True)
+    x, y = torch.randn(SIZES[0]), torch.randn(SIZES[1])
+    compiled = torch.compile(empty, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x), layer(x))
+    program = torch.export.export(empty, (x,), dynamic_shapes=(FREE,))
+    assert torch.equal(program.module()(y), layer(y))
+
+
+@pytest.mark.uninstrumented
+def test_a_program_for_onnx_is_made_of_the_reference(monkeypatch):
+    layer = small(MetricConv2d).eval()
+    x = torch.randn(SIZES[0])
+    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
+    program = torch.export.export(layer, (x,), strict=False)
+    assert not {target for target in called_operators(program) if "finslerconv" in target}
+    monkeypatch.undo()
+    torch.testing.assert_close(program.module()(x), layer(x), rtol=0, atol=1e-6)
+
+
+@pytest.mark.uninstrumented
+def test_onnx_export():
+    pytest.importorskip("onnxscript")
+    layer = small(MetricConv2d).eval()
+    program = torch.onnx.export(layer, (torch.randn(SIZES[0]),), dynamo=True)
+    assert {node.domain for node in program.model.graph} <= {"", "ai.onnx"}
