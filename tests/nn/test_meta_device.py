@@ -136,9 +136,7 @@ def test_a_model_is_converted_before_it_has_values(to, within):
 def test_a_layer_without_values_is_not_taken_for_a_standard_convolution():
     with torch.device("meta"):
         layer = MetricConv2d(2, 2, 3)
-    with pytest.raises(
-        ValueError, match=r"head\.conv\.weight is on the meta device, and has no valu"
-    ):
+    with pytest.raises(ValueError, match=r"head\.conv\.weight is on the meta device"):
         convert_back(layer)
 
 
