@@ -249,22 +249,6 @@ def test_what_is_trained_keeps_the_side_of_an_asymmetric_metric(kernel_size, wha
             assert phi[i, j].item() == pytest.approx(math.exp(-(F**2) / (2 * 1.5**2)), rel=1e-13)
 
 
-@pytest.mark.parametrize("positive", [False, True])
-def test_trained_values_and_profiles_stay_in_their_places(positive):
-    values = torch.arange(1.0, 16.0, **DOUBLE).reshape(3, 5)
-    trained = TensorDensity(values, trainable=True, positive=positive)
-    torch.testing.assert_close(trained().detach(), values)
-    rows, columns = [1.0, 2.0, 4.0], [1.0, 3.0, 5.0, 7.0, 9.0]
-    options = {"trainable": True, "positive": positive, **DOUBLE}
-    separable = SeparableDensity((3, 5), [rows, columns], **options)
-    expected = torch.tensor([[a * b for b in columns] for a in rows], **DOUBLE)
-    torch.testing.assert_close(separable().detach(), expected)
-    half = SeparableDensity((5, 5), [0.2, 0.8], **options)
-    alpha = [0.2, 0.8, 1.0, 0.8, 0.2]
-    expected = torch.tensor([[a * b for b in alpha] for a in alpha], **DOUBLE)
-    torch.testing.assert_close(half().detach(), expected)
-
-
 class TrainableStretch(nn.Module):
     """The metric of diag(a) as a norm of one's own, which may not be asked at 0."""
 
