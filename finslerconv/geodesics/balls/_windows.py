@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from finslerconv._compiled import entry, jit
+from finslerconv._memory import array_of
 from finslerconv.balls import affine, radial
 from finslerconv.geodesics._derivatives import refuse_second
 from finslerconv.geodesics.distances import Seeds, heat_windows
@@ -282,7 +283,7 @@ def _crossings(ratio: Tensor, u: Tensor, centre: Tensor, side: int, resolution: 
     """Return the first ``t > 0`` with ``t ratio(t u) = 1``, 1 for ``u = 0``; inf: outside."""
     batch, (n, d) = u.shape[:-2], u.shape[-2:]
     t = np.empty((math.prod(batch), n))
-    arrays = (a.detach().cpu().double().contiguous().numpy() for a in (ratio, u, centre))
+    arrays = (array_of(a.cpu().double().contiguous()) for a in (ratio, u, centre))
     values, rays, middle = arrays
     _cross(
         values.reshape(len(t), -1), rays.reshape(-1, n, d), middle.reshape(-1, d), side,
@@ -299,7 +300,7 @@ def _covered(ratio: Tensor, known: Tensor, cone: Tensor, centre: Tensor, side: i
     """
     batch, d = centre.shape[:-1], centre.shape[-1]
     share = np.empty(math.prod(batch))
-    arrays = (a.detach().cpu().double().contiguous().numpy() for a in (ratio, known, cone, centre))
+    arrays = (array_of(a.cpu().double().contiguous()) for a in (ratio, known, cone, centre))
     *values, middle = arrays
     windows = (a.reshape(len(share), -1) for a in values)
     _cover(*windows, middle.reshape(-1, d), side, 1.0 + _SLACK, share)

@@ -12,6 +12,7 @@ from scipy.sparse.csgraph import dijkstra
 from torch import Tensor
 
 from finslerconv._arrays import as_integer
+from finslerconv._memory import array_of
 from finslerconv.geodesics._lengths import chord_distance
 from finslerconv.geodesics.distances._sight import seen
 from finslerconv.geodesics.distances._sources import Seeds, nearest_node
@@ -81,7 +82,7 @@ def graph_distance(
         field = GridMetric(
             fields[i], None if forms is None else forms[i], spacing, origin, validate=False
         )
-        free = walkable[j].numpy()
+        free = array_of(walkable[j])
         if base is None or i > 0 or j > 0:
             base = _edges(field, free, ring, rule)
         results.append(_solve(field, base, free, seed, ring, rule, radius))
@@ -98,8 +99,8 @@ def offsets(d: int, ring: int) -> list[Offset]:
 def _edges(field: GridMetric, free: np.ndarray, ring: int, rule: GraphRule) -> csr_array:
     """Return the weights of all steps, row: from, column: to."""
     grid, d = field.grid_shape, field.dim
-    M = np.asarray(field.M)
-    omega = None if field.omega is None else np.asarray(field.omega)
+    M = array_of(field.M)
+    omega = None if field.omega is None else array_of(field.omega)
     index = np.arange(math.prod(grid), dtype=np.int32).reshape(grid)
     all_free = bool(free.all())
     rows, columns, weights = [], [], []
@@ -153,7 +154,7 @@ def _solve(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return distance, label and flow of one problem: the sources are further vertices."""
     grid, d, n = field.grid_shape, field.dim, base.shape[0]
-    position, value = seed.position.detach().cpu(), seed.value.detach().cpu().numpy()
+    position, value = seed.position.detach().cpu(), array_of(seed.value.cpu())
     least = value.min()
     start, to, weight = _first_edges(field, free, position, ring, rule)
     weight = weight + value[start] - least
@@ -177,7 +178,7 @@ def _solve(
     distance, before, first = distance[:n] + least, before[:n], first[:n]
     reached = np.isfinite(distance)
     label = np.where(reached, first - n, -1)
-    places = np.concatenate([np.asarray(field.nodes()).reshape(n, d), position.numpy()])
+    places = np.concatenate([np.asarray(field.nodes()).reshape(n, d), array_of(position)])
     v = torch.as_tensor(places[:n] - places[np.where(reached, before, 0)])
     norm = field.metric.norm(v.reshape(*grid, d)).reshape(n, 1)
     moving = torch.as_tensor(reached)[:, None] & (norm > 0)
@@ -199,12 +200,12 @@ def _first_edges(
     """
     d, grid = field.dim, field.grid_shape
     wall = ~free
-    blocked = wall[tuple(nearest_node(field, position).T.numpy())]
+    blocked = wall[tuple(array_of(nearest_node(field, position).T))]
     t = (position - position.new_tensor(field.origin)) / position.new_tensor(field.spacing)
     near = t.round()
     on_node = ((t - near).abs() < 1e-9 * (1 + near.abs())).all(-1)
-    steps = torch.where(on_node[:, None], near, t).numpy()
-    reach = np.where(on_node.numpy(), 0, ring - 1)[:, None]
+    steps = array_of(torch.where(on_node[:, None], near, t))
+    reach = np.where(array_of(on_node), 0, ring - 1)[:, None]
     low, high = np.floor(steps).astype(int) - reach, np.ceil(steps).astype(int) + reach
     start, node = [], []
     for number in np.flatnonzero(~blocked):
@@ -223,4 +224,4 @@ def _first_edges(
         weight = chord_distance(field, a, b, "midpoint")
     else:
         weight = (field.at(a).norm(b - a) + field.at(b).norm(b - a)) / 2
-    return starts, np.ravel_multi_index(tuple(nodes.T), grid), weight.numpy()
+    return starts, np.ravel_multi_index(tuple(nodes.T), grid), array_of(weight)

@@ -29,6 +29,7 @@ from scipy.sparse.linalg import SuperLU, splu
 from torch import Tensor
 
 from finslerconv._arrays import as_number, safe_sqrt
+from finslerconv._memory import array_of
 from finslerconv.geodesics._derivatives import first_only
 from finslerconv.geodesics.distances import _stencils
 from finslerconv.geodesics.distances._seeding import chord_norm
@@ -154,7 +155,7 @@ def _graph(
 def _selling_offsets(dual: Float[Tensor, "nodes d d"]) -> Int[Tensor, "nodes k d"]:
     """Return the integer vectors of Selling's decomposition."""
     if dual.shape[-1] == 3:
-        return torch.from_numpy(_stencils.selling_stencils(dual.numpy()).offset).long()
+        return torch.from_numpy(_stencils.selling_stencils(array_of(dual)).offset).long()
     base = torch.tensor([[1, 0], [0, 1], [-1, -1]]).repeat(len(dual), 1, 1)
     rows = torch.arange(len(dual))
     while len(rows):
@@ -212,7 +213,7 @@ def _clear(
     for f in field.unique().tolist():
         here = field == f
         clear[here] = torch.from_numpy(
-            seen(walls[f].numpy(), start[here].numpy(), end[here].numpy())
+            seen(array_of(walls[f]), array_of(start[here]), array_of(end[here]))
         )
     return clear
 
@@ -232,14 +233,14 @@ class _Solve(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         entry, row, column, right, solution = ctx.saved_tensors
         solution = solution.detach()
-        dual = torch.from_numpy(ctx.lu.solve(np.ascontiguousarray(grad.detach().numpy()), "T"))
+        dual = torch.from_numpy(ctx.lu.solve(np.ascontiguousarray(array_of(grad)), "T"))
         gradients = -(dual[row] * solution[column]).sum(1), dual
         g_entry, g_right = first_only(gradients, (grad, entry, right))
         return g_entry, None, None, g_right
 
 
 def _factorise(entry: Tensor, row: Tensor, column: Tensor, n: int) -> SuperLU:
-    matrix = sparse.coo_matrix((entry.detach().numpy(), (row.numpy(), column.numpy())), (n, n))
+    matrix = sparse.coo_matrix((array_of(entry), (array_of(row), array_of(column))), (n, n))
     # The pattern is symmetric, and of an M-matrix the diagonal is a safe pivot.
     return splu(
         matrix.tocsc(),
@@ -564,7 +565,7 @@ def _sources(
     order = torch.argsort(length.detach(), descending=True, stable=True)
     mark = torch.full((columns * len(graph.M),), -1)
     # One after the other, where they are the same place: the last write is the shortest.
-    mark.numpy()[(column[which] * len(graph.M) + node)[order].numpy()] = order.numpy()
+    array_of(mark)[array_of((column[which] * len(graph.M) + node)[order])] = array_of(order)
     chosen = mark[mark >= 0]
     which = which[chosen]
     return _Sources(heat, node[chosen], column[which], length[chosen], which, value[which])

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from scipy.spatial import cKDTree
 from torch import Tensor
 
+from finslerconv._memory import array_of
 from finslerconv.geodesics.distances import _stencils
 from finslerconv.geodesics.distances._sight import seen
 
@@ -117,7 +118,7 @@ def seed_nodes(
     grid = wall.shape
     M_s = sample_linearly(M, position)
     omega_s = torch.zeros_like(position) if omega is None else sample_linearly(omega, position)
-    where = position.detach().numpy()
+    where = array_of(position)
     alone = np.ones(sources, bool)
     if sources > 1:
         # Sources at one place are one, also where they were computed differently.
@@ -126,7 +127,7 @@ def seed_nodes(
             gaps = cKDTree(places).query(places, k=2, p=np.inf)[0][:, 1]
             alone = gaps[which.reshape(-1)] > _ALONE
     reach = np.ones(sources, np.int64)
-    matrices, forms = M_s.detach().numpy(), omega_s.detach().numpy()
+    matrices, forms = array_of(M_s), array_of(omega_s)
     for s in np.flatnonzero(alone):
         reach[s] = min(_stencils.reach(matrices[s], forms[s]), max(grid))
 

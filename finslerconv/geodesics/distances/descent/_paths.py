@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from finslerconv._arrays import Array
+from finslerconv._memory import array_of
 from finslerconv.geodesics.distances._heap import FAR
 from finslerconv.geodesics.distances.descent._search import search
 from finslerconv.geodesics.distances.descent._shortening import shorten
@@ -27,7 +28,7 @@ def paths_of(distances: Any, to: Any, step: float) -> Array | list[Array]:
     d, grid = field.dim, field.grid_shape
     problems = tuple(distances.distance.shape[: distances.distance.ndim - d])
     ends, each = _ends(to, problems, d)
-    inside = put_inside(field, "to", torch.from_numpy(ends)).numpy()
+    inside = array_of(put_inside(field, "to", torch.from_numpy(ends)))
     coordinates = (inside - np.asarray(field.origin)) / np.asarray(field.spacing)
     np.clip(coordinates, 0.0, np.asarray(grid) - 1.0, out=coordinates)
     paths = []
@@ -41,7 +42,7 @@ def paths_of(distances: Any, to: Any, step: float) -> Array | list[Array]:
             raise ValueError(_no_path(finder, end, ends[number]))
         points[-1] = ends[number]
         points = points[::-1].copy() if distances.reverse else points
-        result = torch.from_numpy(points).to(as_tensor("distance", distances.distance).detach())
+        result = torch.tensor(points).to(as_tensor("distance", distances.distance).detach())
         paths.append(like(result, distances.distance))
     return paths if each else paths[0]
 
@@ -55,19 +56,19 @@ class _Finder:
         self.origin, self.spacing = np.asarray(field.origin), np.asarray(field.spacing)
         self.d, self.shape = d, (*grid, 1)[:3]
         number = int(np.ravel_multi_index(problem, distances.distance.shape[:-d])) if problem else 0
-        places = _cpu(distances.sources[number]).double().numpy()
+        places = array_of(_cpu(distances.sources[number]).double())
         self.sources = self._space((places - self.origin) / self.spacing)
-        self.values = _cpu(distances.values[number]).double().numpy()
-        self.left = _cpu(distances.distance)[problem].double().contiguous().numpy().reshape(-1)
+        self.values = array_of(_cpu(distances.values[number]).double())
+        self.left = array_of(_cpu(distances.distance)[problem].double().contiguous()).reshape(-1)
         known = self.left[np.isfinite(self.left)]
         self.last = float(known.max()) if len(known) else math.inf
-        self.label = _cpu(distances.label)[problem].contiguous().numpy().reshape(-1)
+        self.label = array_of(_cpu(distances.label)[problem].contiguous()).reshape(-1)
         self.table = _table(field, distances.reverse, problem)
         self.wall, self.walled = np.zeros(1, np.bool_), False
         if distances.mask is not None:
             mask = torch.as_tensor(distances.mask).cpu()
             mask = mask.expand(*distances.distance.shape)[problem]
-            self.wall = ~mask.contiguous().numpy().reshape(-1)
+            self.wall = ~array_of(mask.contiguous()).reshape(-1)
             self.walled = bool(self.wall.any())
         nodes = len(self.left)
         self.scratch = (
@@ -108,13 +109,13 @@ def _table(field: GridMetric, reverse: bool, problem: tuple[int, ...]) -> np.nda
     if field.omega is not None:
         omega[:, :d] = _cpu(field.omega)[which].double().reshape(nodes, d) * h
     upper = torch.triu_indices(3, 3)
-    return torch.cat((M[:, *upper], -omega if reverse else omega), -1).numpy()
+    return array_of(torch.cat((M[:, *upper], -omega if reverse else omega), -1))
 
 
 def _ends(to: Any, problems: tuple[int, ...], d: int) -> tuple[np.ndarray, bool]:
     """Return the ends (k, d), and whether the result is a list."""
     if isinstance(to, Tensor):
-        to = to.detach().cpu().numpy()
+        to = array_of(to.cpu())
     try:
         ends = np.asarray(to, dtype=np.float64)
     except (TypeError, ValueError) as error:

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from finslerconv._arrays import as_integer, is_number
+from finslerconv._memory import array_of
 from finslerconv.geodesics._derivatives import first_only
 from finslerconv.geodesics.distances._seeding import Start, chord_norm, seed_nodes
 from finslerconv.geodesics.distances._sources import Seeds
@@ -325,7 +326,7 @@ def _start(
     field, form, walk = (x[p if len(x) > 1 else 0].cpu() for x in (M, omega, free))
     position = (seed.position.cpu().double() - o) / h
     value = seed.value.cpu().double()
-    return seed_nodes(position, value, field.double(), form.double(), ~walk.numpy())
+    return seed_nodes(position, value, field.double(), form.double(), ~array_of(walk))
 
 
 def _join(starts: list[Start], stride: int) -> Start:

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from finslerconv._memory import array_of
 from finslerconv.geodesics.distances._heat import selling_weights
 from finslerconv.geodesics.distances._seeding import chord_norm
 from finslerconv.geodesics.distances._stencils import acute_stencils, selling_stencils
@@ -59,9 +60,9 @@ def updates_of(
     """
     d, grid, fields = M.shape[-1], free.shape[1:], max(len(M), len(omega), len(free))
     size = math.prod(grid)
-    matrices = M.detach().cpu().double().reshape(-1, size, d, d).numpy()
-    forms = omega.detach().cpu().double().reshape(-1, size, d).numpy()
-    walkable = free.cpu().numpy()
+    matrices = array_of(M.cpu().double().reshape(-1, size, d, d))
+    forms = array_of(omega.cpu().double().reshape(-1, size, d))
+    walkable = array_of(free.cpu())
     build = _sectors if d == 2 else _selling
     parts = []
     for number in range(fields):

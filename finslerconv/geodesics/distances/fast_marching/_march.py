@@ -13,6 +13,7 @@ from scipy.fft import dctn, idctn
 from torch import Tensor
 
 from finslerconv._arrays import is_integer, shown
+from finslerconv._memory import array_of
 from finslerconv.geodesics._derivatives import first_only
 from finslerconv.geodesics.distances._heap import FAR, WALL
 from finslerconv.geodesics.distances._seeding import Start, seed_nodes
@@ -135,7 +136,7 @@ def _per_axis(x: float | Sequence[float] | Tensor, dim: int) -> Float[Tensor, "d
 def _walls(mask: Tensor | None, grid: tuple[int, ...]) -> np.ndarray:
     if mask is None:
         return np.zeros((1, *grid), bool)
-    return np.ascontiguousarray(~mask.cpu().numpy().reshape(-1, *grid))
+    return np.ascontiguousarray(~array_of(mask.cpu()).reshape(-1, *grid))
 
 
 class _Task(NamedTuple):
@@ -176,10 +177,10 @@ class _March(torch.autograd.Function):
         def solve(p: int) -> _Back | None:
             field = shared or ready(p)
             start = task.starts[p]
-            alone = start.alone.numpy() & task.factorise
-            u = distance[p].view(-1).numpy()
+            alone = array_of(start.alone) & task.factorise
+            u = array_of(distance[p].view(-1))
             labels = np.empty(nodes, np.int32)
-            velocity = flow[p].view(nodes, dim).numpy()
+            velocity = array_of(flow[p].view(nodes, dim))
             back = field.march(start, alone, task.order, task.radius, u, labels, velocity, keep)
             beyond = ~((u <= task.radius) & (u < np.inf))
             u[beyond], labels[beyond], velocity[beyond] = np.inf, -1, 0.0
@@ -203,7 +204,7 @@ class _March(torch.autograd.Function):
         floats: list[Tensor] = []
         for p, (start, back) in enumerate(zip(ctx.starts, ctx.backs, strict=True)):
             # Where no front came nothing depends on anything, whatever comes back.
-            g_u = gradient.detach()[p].where(distance[p].isfinite(), 0.0).reshape(-1).numpy().copy()
+            g_u = array_of(gradient[p].where(distance[p].isfinite(), 0.0).reshape(-1)).copy()
             sources = len(start.position)
             g_seed = np.zeros(len(start.node))
             s_M, s_omega = np.zeros((sources, dim * dim)), np.zeros((sources, dim))
@@ -235,10 +236,10 @@ def _rows(field: Tensor, size: int) -> np.ndarray:
     first = field[(0,) * (field.ndim - (1 if size == field.shape[-1] else 2))]
     last = field[(-1,) * (field.ndim - first.ndim)]
     if bool((first == last).all()) and bool((field == first).all()):
-        return first.reshape(1, size).contiguous().numpy()
+        return array_of(first.reshape(1, size).contiguous())
     if flat is None:
         flat = field.contiguous().view(-1, size)
-    return flat.numpy()
+    return array_of(flat)
 
 
 def _side_by_side(task: Callable[[int], Any], parts: int) -> list[Any]:
@@ -282,12 +283,12 @@ class _Plane:
         nodes = self.wall.size
         code, sequence = np.empty(nodes, np.int32), np.empty(nodes, np.int32)
         place = np.where(self.wall.reshape(-1), np.int32(WALL), np.int32(FAR))
-        source = start.position.detach().numpy()
+        source = array_of(start.position)
         source_metric = _source_metric(start)
         done = plane.march(
             self.M, self.omega, *self.stencils, self.reader_start, self.reader,
-            self.wall, self.walled, start.node.numpy(), start.value.detach().numpy(),
-            start.label.numpy(), source, source_metric, alone, order, radius,
+            self.wall, self.walled, array_of(start.node), array_of(start.value),
+            array_of(start.label), source, source_metric, alone, order, radius,
             u, label, code, flow, sequence, place, np.empty(nodes), np.empty(nodes, np.int32),
         )  # fmt: skip
         if not keep:
@@ -306,7 +307,7 @@ class _Plane:
 
 def _source_metric(start: Start) -> np.ndarray:
     """Return the sources' metrics as rows: the upper triangle of M, then omega."""
-    M, omega = start.M.detach().numpy(), start.omega.detach().numpy()
+    M, omega = array_of(start.M), array_of(start.omega)
     upper = np.triu_indices(M.shape[-1])
     return np.concatenate([M[:, upper[0], upper[1]], omega], 1)
 
@@ -373,16 +374,14 @@ class _Space:
         nodes = self.wall.size
         first, code = np.empty(nodes), np.empty(nodes, np.int32)
         place = np.where(self.wall.reshape(-1), np.int32(WALL), np.int32(FAR))
-        metric = np.concatenate(
-            [start.M.detach().numpy().reshape(-1, 9), start.omega.detach().numpy()], 1
-        )
-        source = start.position.detach().numpy()
+        metric = np.concatenate([array_of(start.M).reshape(-1, 9), array_of(start.omega)], 1)
+        source = array_of(start.position)
         # Values of first order are too large: those beyond the radius may come back within it.
         limit = radius * 1.5
         done = space.march(
             self.M, self.omega, self.offset, self.weight, self.step, self.open,
             self.reader_start, self.reader, self.wall, self.causal, self.potential,
-            start.node.numpy(), start.value.detach().numpy(), limit, first, code, place,
+            array_of(start.node), array_of(start.value), limit, first, code, place,
             np.empty(nodes), np.empty(nodes, np.int32),
         )  # fmt: skip
         if not done:
@@ -397,7 +396,7 @@ class _Space:
         space.settle(*fields, self.open, self.wall, sequence, first, code)
         label[:] = -1
         seeded = sequence[code[sequence] < 0]
-        label[seeded] = start.label.numpy()[-1 - code[seeded]]
+        label[seeded] = array_of(start.label)[-1 - code[seeded]]
         space.name(sequence, self.step, key, self.wall, code, label)
 
         first_code = code
