@@ -121,7 +121,7 @@ def geodesic_cases() -> list[Case]:
              lambda g: geodesic_ball(grid(GRID), PLACE[None], g), random(5, 2),
              mapped="reference: expected the same points"),
     ]  # fmt: skip
-    for method in ("fast_marching", "fast_sweeping", "heat"):
+    for method in ("fast_marching", "fast_iterative", "heat"):
         cases.append(
             Case(f"distance, {method}", lambda M, m=method: distance(grid(M), (1, 2), m), GRID,
                  REFUSED)

@@ -24,7 +24,7 @@ class MetricHead(nn.Module):
     parametrization : MatrixParametrization
         From channels to ``M``.
     eps_omega : float
-        How far ``|omega|_{M^-1}`` stays below 1, in [0.001, 1]; at 1 the metric is Riemannian and
+        How far ``|omega|_{M^-1}`` stays below 1, in [0.01, 1]; at 1 the metric is Riemannian and
         has no channels for omega.
     omega_constraint : {"sigmoid", "sigmoid_detached", "clip"}
     groups : int
@@ -118,13 +118,12 @@ def channels_per_group(parametrization: MatrixParametrization, eps_omega: float)
     Raises
     ------
     ValueError
-        If ``eps_omega`` is not in [0.001, 1].
+        If ``eps_omega`` is not in [0.01, 1].
     """
     # Closer to 1 than that, single precision no longer keeps |omega| below it.
-    if not 1e-3 <= eps_omega <= 1:
+    if not 0.01 <= eps_omega <= 1:
         raise ValueError(
-            "eps_omega: expected a number in [0.001, 1], 1 for a Riemannian metric, got "
-            f"{eps_omega}"
+            f"eps_omega: expected a number in [0.01, 1], 1 for a Riemannian metric, got {eps_omega}"
         )
     return parametrization.n_channels + (0 if eps_omega == 1 else 2)
 

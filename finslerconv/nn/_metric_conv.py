@@ -43,7 +43,7 @@ MatrixParametrization
     map : {"radial", "affine"}
         How the reference points are carried into the ball.
     eps_omega : float
-        How far ``|omega|_{M^-1}`` stays below 1, in [0.001, 1]; 1 for Riemannian metrics, which
+        How far ``|omega|_{M^-1}`` stays below 1, in [0.01, 1]; 1 for Riemannian metrics, which
         need no channels for omega.
     omega_constraint : {"sigmoid", "sigmoid_detached", "clip"}
         How omega is held to that.

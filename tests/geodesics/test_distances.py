@@ -24,22 +24,22 @@ from finslerconv.balls import Ellipse, lattice
 from finslerconv.geodesics import Curve, DistanceMap, GridMetric, distance, geodesic_flow
 from finslerconv.metrics import Euclidean, Randers
 
-METHODS = ("fast_marching", "fast_sweeping", "heat", "graph")
-FRONTS = ("fast_marching", "fast_sweeping", "graph")
-DIFFERENTIABLE = ("fast_marching", "fast_sweeping", "heat")
+METHODS = ("fast_marching", "fast_iterative", "heat", "graph")
+FRONTS = ("fast_marching", "fast_iterative", "graph")
+DIFFERENTIABLE = ("fast_marching", "fast_iterative", "heat")
 DOUBLE = torch.float64
 
 # Mean errors relative to the largest distance, in the plane (65 x 65 nodes) and in space (13 along
 # an axis): of second order, of first order (in space without factorisation), of the heat's time, of
 # the angles that the graph lacks.
 MEAN_ERROR = {
-    2: {"fast_marching": 2.5e-3, "fast_sweeping": 1.2e-2, "heat": 3e-2, "graph": 6e-2},
-    3: {"fast_marching": 2e-2, "fast_sweeping": 2.5e-1, "heat": 6e-2, "graph": 2e-2},
+    2: {"fast_marching": 2.5e-3, "fast_iterative": 1.2e-2, "heat": 3e-2, "graph": 6e-2},
+    3: {"fast_marching": 2e-2, "fast_iterative": 2.5e-1, "heat": 6e-2, "graph": 2e-2},
 }
 
 
 # Relative errors of a path of 34 steps that bends round a corner, at which a front is not smooth.
-CORNER = {"fast_marching": 0.03, "fast_sweeping": 0.05, "heat": 0.08, "graph": 1e-9}
+CORNER = {"fast_marching": 0.03, "fast_iterative": 0.05, "heat": 0.08, "graph": 1e-9}
 
 
 def euclidean(*shape, **options):
@@ -129,7 +129,7 @@ def test_the_two_schemes_have_one_fixed_point(d, factorise):
     field = random_smooth(d, **hard, seed=2).grid(33 if d == 2 else 7)
     source = field.nodes()[(5,) * d] + 0.003
     first = distance(field, source, order=1, factorise=factorise)
-    same = distance(field, source, "fast_sweeping", factorise=factorise)
+    same = distance(field, source, "fast_iterative", factorise=factorise)
     assert float((first - same).abs().max()) < 1e-6 * float(first.max())
 
 
@@ -461,16 +461,16 @@ def test_sources_inside_obstacles():
 def test_wrong_arguments_are_refused():
     field = euclidean(9, 10)
     for arguments, options, message in [
-        ({"method": "dijkstra"}, {}, "method: expected one of 'fast_marching', 'fast_sweeping', "),
+        ({"method": "dijkstra"}, {}, "method: expected one of 'fast_marching', 'fast_iterative', "),
         ({"method": "chord"}, {}, "chord_distance compares pairs of points"),
         ({"radius": -1.0}, {}, "radius: expected a positive number, got -1.0"),
         ({"radius": math.nan}, {}, "radius: expected a positive number, got nan"),
         ({"radius": "far"}, {}, "radius: expected a positive number, got 'far'"),
         ({"method": "heat", "time": "long"}, {}, "time: expected a positive number, got"),
         ({"method": "graph", "ring": 1.5}, {}, "ring: expected a positive integer, got 1.5"),
-        ({"method": "fast_sweeping", "tolerance": "a"}, {}, "tolerance: expected a fraction"),
+        ({"method": "fast_iterative", "tolerance": "a"}, {}, "tolerance: expected a fraction"),
         (
-            {"method": "fast_sweeping", "max_iterations": 2.5},
+            {"method": "fast_iterative", "max_iterations": 2.5},
             {},
             "max_iterations: expected a positive int",
         ),
@@ -493,7 +493,7 @@ def test_wrong_arguments_are_refused():
         ("fast_marching", {"reverse": "no"}, "reverse: expected True or False, got 'no'"),
         ("fast_marching", {"full": 1}, "full: expected True or False, got 1"),
         ("fast_marching", {"factorise": "no"}, "factorise: expected True or False, got 'no'"),
-        ("fast_sweeping", {"factorise": "no"}, "factorise: expected True, False or None"),
+        ("fast_iterative", {"factorise": "no"}, "factorise: expected True, False or None"),
         (
             "fast_marching",
             {"sources": torch.ones(2, requires_grad=True)},
@@ -557,7 +557,7 @@ def test_many_conditions_and_methods_agree():
         grid = random_smooth(condition=20.0, strength=0.7, seed=4).grid(n)
         source = torch.tensor([0.5, 0.5])
         best = distance(grid, source)
-        others = [distance(grid, source, m) for m in ("fast_sweeping", "heat")]
+        others = [distance(grid, source, m) for m in ("fast_iterative", "heat")]
         gaps.append([float((o - best).abs().mean() / best.max()) for o in others])
     assert max(gaps[1]) < 0.06
     assert all(fine < coarse for coarse, fine in zip(*gaps, strict=True))

@@ -19,7 +19,7 @@ from finslerconv.geodesics import (
 
 FUNCTIONS = {
     "fast_marching": lambda field, x, y: distance(field, x, full=True),
-    "fast_sweeping": lambda field, x, y: distance(field, x, "fast_sweeping"),
+    "fast_iterative": lambda field, x, y: distance(field, x, "fast_iterative"),
     "heat": lambda field, x, y: distance(field, x, "heat"),
     "graph": lambda field, x, y: distance(field, x, "graph"),
     "minimal_path": lambda field, x, y: minimal_path(distance(field, x, full=True), y[0]),

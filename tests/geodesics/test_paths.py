@@ -248,7 +248,7 @@ def constant_field(rng, d, condition, wind, shape):
     return GridMetric.from_metric(metric, shape, spacing=spacing, origin=origin), metric
 
 
-@given(**CASES, method=st.sampled_from(("fast_marching", "fast_sweeping", "graph")))
+@given(**CASES, method=st.sampled_from(("fast_marching", "fast_iterative", "graph")))
 @settings(max_examples=25)
 def test_the_shortest_path_of_a_constant_field_is_straight(
     seed, d, condition, wind, reverse, method
@@ -331,7 +331,7 @@ def test_no_path_crosses_a_wall(seed, d, condition, wind, reverse, method, share
         assert path_length(field, path) <= 1.05 * graph[tuple(end)] + 1e-9
 
 
-@pytest.mark.parametrize("method", ["fast_marching", "fast_sweeping", "graph"])
+@pytest.mark.parametrize("method", ["fast_marching", "fast_iterative", "graph"])
 @pytest.mark.parametrize(
     ("source", "to", "corners"),
     [

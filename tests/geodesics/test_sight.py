@@ -13,7 +13,7 @@ from finslerconv.geodesics import GridMetric, distance
 from finslerconv.geodesics.distances._sight import seen
 from finslerconv.metrics import Riemannian
 
-METHODS = ("fast_marching", "fast_sweeping", "graph", "heat")
+METHODS = ("fast_marching", "fast_iterative", "graph", "heat")
 
 
 def walks(free, cell, axes, step):

@@ -5,7 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from finslerconv.nn import MetricConv2d
 from finslerconv.nn._omega import OMEGA_CONSTRAINTS, clip, sigmoid, sigmoid_detached
+from finslerconv.nn._parametrization import PARAMETRIZATIONS
 
 seeds = st.integers(0, 2**31)
 eps_omegas = st.floats(0.001, 1.0)
@@ -80,3 +82,21 @@ def test_zero_stays_zero_with_finite_gradients(name):
     assert torch.equal(omega, torch.zeros_like(omega))
     for gradient in torch.autograd.grad(omega.sum(), (raw, M), allow_unused=True):
         assert gradient is None or gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", PARAMETRIZATIONS.values(), ids=PARAMETRIZATIONS)
+@pytest.mark.parametrize("name", OMEGA_CONSTRAINTS)
+@pytest.mark.parametrize("spread", [10.0, 1e4])
+def test_wild_outputs_of_a_head_in_float32_are_metrics(kind, name, spread):
+    """At the least eps_omega that a head takes, whatever its channels say."""
+    generator = torch.Generator().manual_seed(0)
+    parametrization = kind()
+    raw = spread * torch.randn(100_000, parametrization.n_channels + 2, generator=generator)
+    M = parametrization.matrix(raw[:, :-2])
+    omega = OMEGA_CONSTRAINTS[name](raw[:, -2:], M, 0.01)
+    assert (norm(omega.double(), M.double()) < 1).all()
+
+
+def test_the_least_eps_omega_is_said():
+    with pytest.raises(ValueError, match=r"eps_omega: expected a number in \[0\.01, 1\]"):
+        MetricConv2d(3, 4, 3, eps_omega=0.005)

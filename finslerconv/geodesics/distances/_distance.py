@@ -17,7 +17,7 @@ from finslerconv.geodesics.distances._graph import graph_distance
 from finslerconv.geodesics.distances._heat import heat_distance
 from finslerconv.geodesics.distances._sources import Curve, Problems, seeds_of
 from finslerconv.geodesics.distances.descent import paths_of
-from finslerconv.geodesics.distances.fast_iterative import fast_sweeping
+from finslerconv.geodesics.distances.fast_iterative import fast_iterative
 from finslerconv.geodesics.distances.fast_marching import fast_marching
 from finslerconv.geodesics.fields import (
     GridMetric,
@@ -28,12 +28,12 @@ from finslerconv.geodesics.fields import (
     validate_fields,
 )
 
-Method = Literal["fast_marching", "fast_sweeping", "heat", "graph"]
+Method = Literal["fast_marching", "fast_iterative", "heat", "graph"]
 """How distances are computed: see :func:`distance`."""
 
 _SOLVERS: dict[str, Callable[..., Any]] = {
     "fast_marching": fast_marching,
-    "fast_sweeping": fast_sweeping,
+    "fast_iterative": fast_iterative,
     "heat": heat_distance,
     "graph": graph_distance,
 }
@@ -156,7 +156,7 @@ def distance(
         - a list with one of those for each problem, of as many sources as each likes.
 
         The axes of the problems broadcast with those of the batch of fields.
-    method : {"fast_marching", "fast_sweeping", "heat", "graph"}
+    method : {"fast_marching", "fast_iterative", "heat", "graph"}
         How: see the notes.
     values : array, optional
         The distances at which the sources start instead of 0, of a shape that broadcasts with
@@ -207,9 +207,9 @@ def distance(
         or 2 (the default), that of the differences. ``factorise`` (True) takes the front's
         roundness about a lone source out of them. With order 2 the mean error falls at an
         order of 1.7 to 2 in the spacing on smooth fields, and the largest at 1.3 to 2.
-    ``"fast_sweeping"``
-        The same scheme of first order, by iteration over all nodes and problems at once: PyTorch,
-        on a GPU too. ``factorise`` as above, in the plane only. An update counts that lowers a
+    ``"fast_iterative"``
+        The same scheme of first order, by Jeong and Whitaker's iteration over all nodes and
+        problems at once: PyTorch, on a GPU too. ``factorise`` as above, in the plane only. An update counts that lowers a
         value by more than the fraction ``tolerance`` (0) of it; after ``max_iterations`` passes (by
         default more than the longest maze takes) a RuntimeError says that the values have not
         settled.

@@ -1,4 +1,4 @@
-"""Values of fast sweeping computed again with the cone around their source taken out, in 2-D."""
+"""Values of the fast iterative method computed again with the cone around their source taken out, in 2-D."""
 
 from typing import NamedTuple
 

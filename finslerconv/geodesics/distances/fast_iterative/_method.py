@@ -45,7 +45,7 @@ from finslerconv.geodesics.distances.fast_marching import Front
 _CPU_GROUP, _GROUP = 600_000, 8_000_000
 
 
-def fast_sweeping(
+def fast_iterative(
     M: Float[Tensor, "fields *grid_and_matrix"],
     omega: Float[Tensor, "forms *grid_and_form"] | None,
     spacing: float | Sequence[float],
@@ -343,7 +343,7 @@ def _check(tolerance: float, max_iterations: int | None, factorise: bool | None,
         raise TypeError(f"factorise: expected True, False or None, got {factorise!r}")
     if factorise and d != 2:
         raise ValueError(
-            "factorise: 'fast_sweeping' takes the cone around a source out in the plane only; "
+            "factorise: 'fast_iterative' takes the cone around a source out in the plane only; "
             "leave the option away, or use 'fast_marching'"
         )
     if not (is_number(tolerance) and 0 <= tolerance < 1):

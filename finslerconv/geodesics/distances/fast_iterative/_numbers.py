@@ -1,4 +1,4 @@
-"""Many problems in one row of numbers: what the parts of fast sweeping share."""
+"""Many problems in one row of numbers: what the parts of the fast iterative method share."""
 
 from typing import NamedTuple
 

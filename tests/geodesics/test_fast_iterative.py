@@ -7,8 +7,8 @@ import torch
 from metric_fields import funk, half_plane, pull_back, pull_back_3d, random_smooth, tilted
 
 from finslerconv.geodesics.distances._sources import Seeds
-from finslerconv.geodesics.distances.fast_iterative import _method as _fast_sweeping
-from finslerconv.geodesics.distances.fast_iterative._method import fast_sweeping
+from finslerconv.geodesics.distances.fast_iterative import _method as _fast_iterative
+from finslerconv.geodesics.distances.fast_iterative._method import fast_iterative
 from finslerconv.geodesics.distances.fast_marching._march import fast_marching
 
 
@@ -47,7 +47,7 @@ def random_field(n, problems=1, seed=0):
 def test_it_is_fast_marching_of_first_order(field, factorise):
     M, omega, spacing, origin = grid(field, 26)
     seeds = [at(field.point(0.51, 0.37))]
-    ours = fast_sweeping(M, omega, spacing, origin, seeds, factorise=factorise)
+    ours = fast_iterative(M, omega, spacing, origin, seeds, factorise=factorise)
     theirs = fast_marching(M, omega, spacing, origin, seeds, order=1, factorise=factorise)
     scale = theirs.distance.max()
     assert torch.allclose(ours.distance, theirs.distance, rtol=0, atol=1e-12 * scale)
@@ -61,7 +61,7 @@ def test_it_is_fast_marching_of_first_order(field, factorise):
 def test_it_is_fast_marching_in_space(field):
     M, omega, spacing, origin = grid(field, 9)
     seeds = [at(field.point(0.51, 0.37, 0.6))]
-    ours = fast_sweeping(M, omega, spacing, origin, seeds)
+    ours = fast_iterative(M, omega, spacing, origin, seeds)
     theirs = fast_marching(M, omega, spacing, origin, seeds, order=1, factorise=False)
     assert torch.allclose(ours.distance, theirs.distance, rtol=0, atol=1e-12)
     assert torch.allclose(ours.flow, theirs.flow, rtol=0, atol=1e-9)
@@ -75,7 +75,7 @@ def test_it_settles_where_a_one_form_in_space_turns_at_every_node():
     norm = (omega * torch.linalg.solve(M, omega[..., None])[..., 0]).sum(-1, keepdim=True).sqrt()
     fields = M.requires_grad_(), (0.95 * omega / norm).requires_grad_()
     seeds = [at((4.0, 4.0, 4.0))]
-    ours = fast_sweeping(*fields, 1.0, 0.0, seeds)
+    ours = fast_iterative(*fields, 1.0, 0.0, seeds)
     theirs = fast_marching(*fields, 1.0, 0.0, seeds, order=1, factorise=False)
     assert torch.allclose(ours.distance, theirs.distance, rtol=0, atol=1e-10)
     (in_M, in_omega), (their_M, their_omega) = (
@@ -89,7 +89,7 @@ def test_factored_it_is_exact_in_a_constant_metric():
     field = tilted(9, 30, 0.6)
     M, omega, spacing, origin = grid(field, 33)
     source = field.point(0.4, 0.63)
-    front = fast_sweeping(M, omega, spacing, origin, [at(source)])
+    front = fast_iterative(M, omega, spacing, origin, [at(source)])
     nodes = torch.as_tensor(field.grid(33).nodes())
     exact = field.distance(source.expand(nodes.shape), nodes)
     assert torch.allclose(front.distance[0], exact, rtol=0, atol=1e-13)
@@ -105,7 +105,7 @@ def test_many_problems_at_once_are_those_one_by_one(factorise):
         at((3.0, 4.0), (10.0, 10.0)),
         at((10.0, 10.0), (3.0, 4.0), value=torch.tensor([1.5, 0.0]).double()),
     ]
-    whole = fast_sweeping(M, omega, 1.0, 0.0, seeds, mask=mask, factorise=factorise)
+    whole = fast_iterative(M, omega, 1.0, 0.0, seeds, mask=mask, factorise=factorise)
     for p in range(3):
         one = slice(p, p + 1)
         alone = fast_marching(
@@ -114,7 +114,7 @@ def test_many_problems_at_once_are_those_one_by_one(factorise):
         assert torch.equal(whole.distance[p].isinf(), alone.distance[0].isinf())
         assert torch.allclose(whole.distance[p], alone.distance[0], rtol=1e-12)
         assert torch.equal(whole.label[p], alone.label[0])
-    shared = fast_sweeping(M[:1], omega[:1], 1.0, 0.0, seeds, mask=mask[0], factorise=factorise)
+    shared = fast_iterative(M[:1], omega[:1], 1.0, 0.0, seeds, mask=mask[0], factorise=factorise)
     assert torch.allclose(shared.distance[0], whole.distance[0], rtol=1e-12)
 
 
@@ -122,7 +122,7 @@ def test_behind_walls_is_infinite():
     M, omega = random_field(12)
     mask = torch.ones(12, 12, dtype=torch.bool)
     mask[:, 6] = False
-    front = fast_sweeping(M, omega, 1.0, 0.0, [at((5.0, 2.0))], mask=mask)
+    front = fast_iterative(M, omega, 1.0, 0.0, [at((5.0, 2.0))], mask=mask)
     assert front.distance[0, :, :6].isfinite().all()
     assert front.distance[0, :, 6:].isinf().all()
     assert (front.label[0, :, 6:] == -1).all()
@@ -133,9 +133,9 @@ def test_behind_walls_is_infinite():
 def test_radius_stops_the_front_and_changes_nothing_inside(factorise):
     M, omega = random_field(25)
     seeds = [at((12.0, 11.5))]
-    whole = fast_sweeping(M, omega, 1.0, 0.0, seeds, factorise=factorise).distance
+    whole = fast_iterative(M, omega, 1.0, 0.0, seeds, factorise=factorise).distance
     radius = float(whole.median())
-    part = fast_sweeping(M, omega, 1.0, 0.0, seeds, factorise=factorise, radius=radius)
+    part = fast_iterative(M, omega, 1.0, 0.0, seeds, factorise=factorise, radius=radius)
     inside = whole <= radius
     assert torch.equal(part.distance.isfinite(), inside)
     assert torch.equal(part.distance[inside], whole[inside])
@@ -171,7 +171,7 @@ def test_gradients_are_those_of_finite_differences(factorise):
     def total(M, omega, position, value):
         seeds = [Seeds(position, value)]
         symmetric = (M + M.mT) / 2
-        front = fast_sweeping(symmetric, omega, spacing, origin, seeds, factorise=factorise)
+        front = fast_iterative(symmetric, omega, spacing, origin, seeds, factorise=factorise)
         return (weights * front.distance).sum()
 
     assert_gradients(total, (M, omega, position, torch.tensor([0.4]).double()))
@@ -185,7 +185,7 @@ def test_gradients_in_space_are_those_of_finite_differences():
 
     def total(M, omega, position, value):
         seeds = [Seeds(position, value)]
-        front = fast_sweeping((M + M.mT) / 2, omega, spacing, origin, seeds)
+        front = fast_iterative((M + M.mT) / 2, omega, spacing, origin, seeds)
         return (weights * front.distance).sum()
 
     assert_gradients(total, (M, omega, position, torch.tensor([0.4]).double()))
@@ -196,7 +196,7 @@ def test_gradients_are_fast_marchings():
     M, omega, spacing, origin = grid(field, 30)
     weights = torch.rand(1, 30, 30, generator=torch.Generator().manual_seed(0)).double()
     gradients = []
-    for solver, options in ((fast_sweeping, {}), (fast_marching, {"order": 1})):
+    for solver, options in ((fast_iterative, {}), (fast_marching, {"order": 1})):
         inputs = [x.clone().requires_grad_() for x in (M, omega)]
         front = solver(*inputs, spacing, origin, [at(field.point(0.5, 0.4))], **options)
         gradients.append(torch.autograd.grad((weights * front.distance).sum(), inputs))
@@ -211,7 +211,7 @@ def test_a_cycle_of_dependences_is_summed_up():
     # v0 = 1 + v1 / 2, v1 = 1 + v0 / 2, and node 2 hands on to node 0.
     parent = torch.tensor([[1], [0], [0]])
     weight = torch.tensor([[0.5], [0.5], [1.0]]).double()
-    v = _fast_sweeping._transposed_solve(torch.ones(3).double(), parent, weight)
+    v = _fast_iterative._transposed_solve(torch.ones(3).double(), parent, weight)
     matrix = torch.eye(3).double()
     for x in range(3):
         matrix[parent[x, 0], x] -= weight[x, 0]
@@ -223,16 +223,16 @@ def test_single_precision_keeps_six_digits():
     M, omega, spacing, origin = grid(field, 48)
     # Far from zero: only differences of values may matter.
     seeds = [at(field.point(0.5, 0.5), value=torch.tensor([100.0]).double())]
-    exact = fast_sweeping(M, omega, spacing, origin, seeds, factorise=False).distance
-    rough = fast_sweeping(M.float(), omega.float(), spacing, origin, seeds, factorise=False)
+    exact = fast_iterative(M, omega, spacing, origin, seeds, factorise=False).distance
+    rough = fast_iterative(M.float(), omega.float(), spacing, origin, seeds, factorise=False)
     assert rough.distance.dtype == torch.float32
     assert (rough.distance - exact).abs().max() < 2e-6 * exact.max()
 
 
 def test_it_is_symmetric_under_transposition():
     M, omega = random_field(17, seed=5)
-    straight = fast_sweeping(M, omega, 1.0, 0.0, [at((5.0, 11.0))]).distance
-    turned = fast_sweeping(
+    straight = fast_iterative(M, omega, 1.0, 0.0, [at((5.0, 11.0))]).distance
+    turned = fast_iterative(
         M.transpose(1, 2).flip(-1, -2), omega.transpose(1, 2).flip(-1), 1.0, 0.0, [at((11.0, 5.0))]
     )
     assert torch.allclose(turned.distance.mT, straight, rtol=1e-12)
@@ -241,7 +241,7 @@ def test_it_is_symmetric_under_transposition():
 def test_the_passes_end_with_an_error_not_a_hang():
     M, omega = random_field(20)
     with pytest.raises(RuntimeError, match=r"max_iterations: .* not settled after 5 passes"):
-        fast_sweeping(M, omega, 1.0, 0.0, [at((5.0, 5.0))], max_iterations=5)
+        fast_iterative(M, omega, 1.0, 0.0, [at((5.0, 5.0))], max_iterations=5)
 
 
 @pytest.mark.unchecked
@@ -256,11 +256,11 @@ def test_the_passes_end_with_an_error_not_a_hang():
 def test_wrong_options(options, message):
     M, omega = random_field(5)
     with pytest.raises(ValueError, match=message):
-        fast_sweeping(M, omega, 1.0, 0.0, [at((2.0, 2.0))], **options)
+        fast_iterative(M, omega, 1.0, 0.0, [at((2.0, 2.0))], **options)
 
 
 @pytest.mark.unchecked
 def test_no_factorisation_in_space():
     M = torch.eye(3).double().expand(1, 5, 5, 5, 3, 3)
     with pytest.raises(ValueError, match=r"factorise: .* in the plane only; leave the option"):
-        fast_sweeping(M, None, 1.0, 0.0, [at((2.0, 2.0, 2.0))], factorise=True)
+        fast_iterative(M, None, 1.0, 0.0, [at((2.0, 2.0, 2.0))], factorise=True)
