@@ -209,10 +209,10 @@ def distance(
         order of 1.7 to 2 in the spacing on smooth fields, and the largest at 1.3 to 2.
     ``"fast_iterative"``
         The same scheme of first order, by Jeong and Whitaker's iteration over all nodes and
-        problems at once: PyTorch, on a GPU too. ``factorise`` as above, in the plane only. An update counts that lowers a
-        value by more than the fraction ``tolerance`` (0) of it; after ``max_iterations`` passes (by
-        default more than the longest maze takes) a RuntimeError says that the values have not
-        settled.
+        problems at once: PyTorch, on a GPU too. ``factorise`` as above, in the plane only. An
+        update counts that lowers a value by more than the fraction ``tolerance`` (0) of it; after
+        ``max_iterations`` passes (by default more than the longest maze takes) a RuntimeError says
+        that the values have not settled.
     ``"heat"``
         Two sparse linear solves, smooth in everything, on the CPU. ``time`` is that of the step of
         heat, in squared units of distance (by default of the order of a squared edge); ``kernel``

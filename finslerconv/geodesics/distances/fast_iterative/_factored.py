@@ -1,4 +1,4 @@
-"""Values of the fast iterative method computed again with the cone around their source taken out, in 2-D."""
+"""Values computed again with the cone around their source taken out, in the plane."""
 
 from typing import NamedTuple
 

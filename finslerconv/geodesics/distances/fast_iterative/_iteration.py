@@ -1,4 +1,4 @@
-"""The two iterations of the fast iterative method: values that only fall, and those of the factored scheme."""
+"""The two iterations: values that only fall, and those of the factored scheme."""
 
 import math
 from typing import NamedTuple

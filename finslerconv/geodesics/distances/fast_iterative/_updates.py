@@ -1,4 +1,4 @@
-"""The updates of the fast iterative method: which nodes they read, and the values that they give."""
+"""The updates of the values: which nodes they read, and what they give."""
 
 import math
 from typing import NamedTuple
