@@ -146,7 +146,7 @@ def parametrization(head: str | MatrixParametrization) -> MatrixParametrization:
     return PARAMETRIZATIONS[head]()
 
 
-def metric_penalty(model: nn.Module, strength: float = 1.0) -> Float[Tensor, ""]:
+def metric_penalty(model: nn.Module, strength: float = 0.01) -> Float[Tensor, ""]:
     """Return the paper's regularisation of the metrics of a model, to be added to the loss.
 
     ``strength`` times the mean absolute value of the weights and biases of all metric heads in
@@ -186,14 +186,16 @@ def metric_penalty(model: nn.Module, strength: float = 1.0) -> Float[Tensor, ""]
     half-axes' ratio        1.5      1.5      1.2      1.0      1.0
     ======================  =======  =======  =======  =======  =======
 
-    The default lets metrics learn there, and in larger networks it pulls less. To choose, train
-    shortly with 0 and with strengths tenfold apart, and compare ``metric_penalty(model, 1.0)``, the
-    mean itself: a tenth of its value without penalty says that the metrics hardly learn. Above, a
-    pull of 1e-3 is felt and one of 1e-2 is strong. Both scale with the loss: with one that is
-    summed over a batch, not averaged, the same pull is weaker. The mean squared error of a picture
-    is small, and so is its gradient: for two layers that denoise one of values in [0, 1] (heads of
-    415 parameters, Adam at 1e-3, 150 steps) the mean absolute value is 5e-2 with strength 0, 3e-2
-    with 0.01, 6e-3 with 0.1, and 1e-4 with the default, which does not let the metrics learn.
+    There a pull of 1e-3 is felt and one of 1e-2 is strong. Both scale with the loss: with one that
+    is summed over a batch, not averaged, the same pull is weaker. The mean squared error of a
+    picture is small, and so is its gradient: for two layers that denoise one of values in [0, 1]
+    (heads of 415 parameters, Adam at 1e-3, 150 steps) the mean absolute value is 5e-2 with strength
+    0, 3e-2 with 0.01, 6e-3 with 0.1, and 1e-4 with 1.
+
+    The default lets metrics learn under either loss, and in larger networks it pulls less; with a
+    cross-entropy a hundred times as much may be right. To choose, train shortly with 0 and with
+    strengths tenfold apart, and compare ``metric_penalty(model, 1.0)``, the mean itself: a tenth of
+    its value without penalty says that the metrics hardly learn.
 
     References
     ----------

@@ -380,7 +380,8 @@ def test_metric_penalty(strength, seed):
     )
 
 
-def test_the_default_of_the_penalty_lets_the_metric_learn():
+@pytest.mark.parametrize("size", [0.1, 10.0])
+def test_the_default_of_the_penalty_lets_the_metric_learn(size):
     """Adam's steps are of one size: a pull beyond the loss's gradient holds the metric still."""
     x = torch.randn(4, 1, 20, 20, generator=torch.Generator().manual_seed(0))
     wanted = functional.avg_pool2d(x, (1, 7), 1, (0, 3))  # the mean over a long ball
@@ -391,7 +392,7 @@ def test_the_default_of_the_penalty_lets_the_metric_learn():
         optimiser = torch.optim.Adam(layer.parameters(), 0.01)
         for _ in range(60):
             optimiser.zero_grad()
-            loss = 10 * functional.mse_loss(layer(x), wanted)  # of the order of 1
+            loss = size * functional.mse_loss(layer(x), wanted)
             if strength != (0.0,):
                 loss = loss + metric_penalty(layer, *strength)
             loss.backward()
