@@ -155,9 +155,10 @@ class BallConv2d(AdaptiveConv2d):
         return points
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "BallConv2d":
-        # A move to half precision must not round the points, nor one to float64 keep rounded ones.
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        # A move to half precision must not round the points, nor one to float64 keep rounded ones;
+        # and those on the meta device, of a layer loaded by assignment, have no values to move.
         self.points = None
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._place_points()
         return self
 

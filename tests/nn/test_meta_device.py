@@ -65,6 +65,13 @@ def test_loaded_by_assignment(name):
 
 
 @every_layer
+def test_loaded_by_assignment_and_moved(name):
+    layer, empty = ordinary_and_empty(name)
+    empty.load_state_dict(copy.deepcopy(layer.state_dict()), assign=True)
+    assert_same(layer, empty.to("cpu"))
+
+
+@every_layer
 def test_given_memory_and_loaded(name):
     layer, empty = ordinary_and_empty(name)
     empty = empty.to_empty(device="cpu")
