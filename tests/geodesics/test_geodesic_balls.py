@@ -23,9 +23,9 @@ from finslerconv.geodesics import (
     FunctionMetric,
     GridMetric,
     StarShapeWarning,
-    _ball_windows,
     distance,
 )
+from finslerconv.geodesics.balls import _windows
 from finslerconv.geodesics.balls._ball import (
     InjectivityWarning,
     fan,
@@ -171,7 +171,7 @@ def test_the_first_window_is_around_the_ball_and_not_around_its_centre(wind, mon
     field = GridMetric.from_metric(metric, (9, 7), spacing=(0.5, 2.0), origin=(-1.0, 3.0))
     x, rim = np.array([1.0, 9.0]), polar(1, 12)
     # No window is tried but one that is little larger than the ball.
-    monkeypatch.setattr(_ball_windows, "_MARGINS", (1.1,))
+    monkeypatch.setattr(_windows, "_MARGINS", (1.1,))
     ball = geodesic_ball(field, x, rim, 0.8, method="eikonal", resolution=20)
     np.testing.assert_allclose(ball, x + 0.8 * radial(metric, rim.points), atol=1e-9)
 
@@ -636,3 +636,13 @@ def test_what_has_no_default_is_named():
     with pytest.raises(ValueError, match=r"centres: expected shape \(3, ..., 2\)"):
         geodesic_ball(many, torch.zeros(4, 2).double())
     assert geodesic_ball(space, torch.ones(3).double(), balls.lattice((3, 3, 3))).shape == (27, 3)
+
+
+@pytest.mark.parametrize("method", ["exp", "eikonal", "heat"])
+def test_a_field_of_numpy_takes_centres_of_every_kind(method):
+    field = GridMetric(np.broadcast_to(np.diag([1.0, 4.0]), (9, 9, 2, 2)))
+    expected = [[4.0, 4.5], [5.0, 4.0], [4.0, 3.5], [3.0, 4.0]]
+    for centre in ((4, 4), [4.0, 4], np.unravel_index(40, (9, 9)), np.array([4.0, 4.0])):
+        ball = geodesic_ball(field, centre, polar(1, 4), method=method)
+        assert isinstance(ball, np.ndarray)
+        np.testing.assert_allclose(ball, expected, atol=1e-9 if method != "heat" else 0.05)
