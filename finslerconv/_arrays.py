@@ -135,6 +135,9 @@ def is_number(value: Any) -> bool:
     """
     if isinstance(value, Real):
         return not isinstance(value, bool)
+    # Sequences never are, and torch.compile cannot look through the caches of array_api_compat.
+    if isinstance(value, list | tuple):
+        return False
     if not array_api_compat.is_array_api_obj(value) or getattr(value, "requires_grad", False):
         return False
     xp = array_api_compat.array_namespace(value)
