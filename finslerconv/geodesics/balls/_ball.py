@@ -363,6 +363,8 @@ def geodesic_ball(
     resolution = as_integer("resolution", resolution)
     x, kind = _centres(field, centres)
     points = _points(field, reference, x)
+    if isinstance(field, GridMetric):
+        field = field.torch()
     if method != "exp":
         refuse_transforms(
             f"geodesic_ball by {method!r}",
@@ -390,8 +392,6 @@ def _by_exp(
     field: MetricField, x: Tensor, points: Tensor, radius: float, map: MapName, steps: int
 ) -> tuple[Tensor, Tensor]:
     """Return the positions (n, *centres, d) by geodesics, and the velocities they set out with."""
-    if isinstance(field, GridMetric):
-        field = field.torch()
     batch = field.batch_shape if isinstance(field, GridMetric) else ()
     if x.numel() == 0:
         return (x.expand(len(points), *x.shape),) * 2

@@ -73,8 +73,6 @@ def window_ball(
         If a ball does not fit a window of twelve times the tangent ball's size.
     """
     batch = field.batch_shape if isinstance(field, GridMetric) else ()
-    if isinstance(field, GridMetric):
-        field = field.torch()
     d = x.shape[-1]
     whole = x.reshape(*batch, -1, d)
     count = whole.shape[-2]
