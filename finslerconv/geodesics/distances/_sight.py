@@ -74,7 +74,7 @@ def _free(wall, n0, n1, n2, i, j, k, w0, w1, w2, axes):
 def _spread(free, found, both, once):
     """Return ``found`` and the cells that faces lead to from there.
 
-    Faces across the axes ``both`` are crossed to and fro, those across ``once`` ahead only.
+    Faces across the axes ``both`` are crossed both ways, those across ``once`` ahead only.
     """
     before = 0
     while found != before:
