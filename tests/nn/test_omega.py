@@ -10,7 +10,7 @@ from finslerconv.nn._omega import OMEGA_CONSTRAINTS, clip, sigmoid, sigmoid_deta
 from finslerconv.nn._parametrization import PARAMETRIZATIONS
 
 seeds = st.integers(0, 2**31)
-eps_omegas = st.floats(0.001, 1.0)
+eps_omegas = st.floats(0.01, 1.0)
 
 
 def random_pair(seed, n=6):
