@@ -6,10 +6,12 @@ The geometry core is written once against the Python array API standard; NumPy, 
 JAX arrays come in and the same kind goes out.
 """
 
+import contextlib
 import math
 import operator
 import reprlib
 import sys
+from collections.abc import Iterator
 from numbers import Real
 from typing import Any
 
@@ -228,3 +230,14 @@ def has_values(x: Array) -> bool:
 def detached(x: Array) -> Array:
     """Return ``x`` without its gradient history, for arrays that have one."""
     return x.detach() if hasattr(x, "detach") else x
+
+
+@contextlib.contextmanager
+def no_gradient() -> Iterator[None]:
+    """Keep PyTorch, if it is loaded, from recording what happens inside."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        yield
+    else:
+        with torch.no_grad():
+            yield

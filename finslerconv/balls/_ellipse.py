@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from finslerconv._arrays import Array, check_vectors, constant_like, namespace, safe_sqrt
+from finslerconv._linalg import det, dot, inverse, matvec, spd_sqrt
 from finslerconv.metrics import Euclidean, FinslerMetric, Randers, Riemannian
-from finslerconv.metrics._linalg import det, dot, inverse, matvec, spd_sqrt
 
 
 @dataclass(frozen=True, eq=False, repr=False)

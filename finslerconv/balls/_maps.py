@@ -8,8 +8,8 @@ from collections.abc import Callable
 from jaxtyping import Float
 
 from finslerconv._arrays import Array, check_vectors
+from finslerconv._linalg import matvec, spd_sqrt
 from finslerconv.metrics import Euclidean, FinslerMetric, Randers, Riemannian
-from finslerconv.metrics._linalg import matvec, spd_sqrt
 
 #: From a metric and points ``(..., d)`` to their images ``(..., d)``.
 BallMap = Callable[[FinslerMetric, Array], Array]

@@ -6,12 +6,18 @@ intersections and unions are all integrals of powers of radii over the sphere.
 
 from jaxtyping import Float
 
-from finslerconv._arrays import Array, constant_like, detached, identity_like, namespace
+from finslerconv._arrays import (
+    Array,
+    constant_like,
+    detached,
+    identity_like,
+    namespace,
+    no_gradient,
+)
+from finslerconv._linalg import det, dot, matvec, outer, solve
+from finslerconv._norms import asymmetric_direction
+from finslerconv._sphere import Norm, over_batch, quadrature, round_frame
 from finslerconv.metrics import Euclidean, FinslerMetric
-from finslerconv.metrics._base import no_gradient
-from finslerconv.metrics._linalg import det, dot, matvec, outer, solve
-from finslerconv.metrics._optimise import asymmetric_direction
-from finslerconv.metrics._sphere import Norm, over_batch, quadrature, round_frame
 
 
 def volume(metric: FinslerMetric) -> Float[Array, "*batch"]:

@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from finslerconv._arrays import safe_sqrt
+from finslerconv._linalg import from_eigenvalues
 from finslerconv.images._checks import Direction
-from finslerconv.metrics._linalg import from_eigenvalues
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from finslerconv._linalg import dot, inverse, matvec, spd_sqrt
 from finslerconv.balls import Ellipse
 from finslerconv.implicit._moments import symmetric
-from finslerconv.metrics._linalg import dot, inverse, matvec, spd_sqrt
 
 with warnings.catch_warnings():
     # geoopt compiles helpers by torch.jit.script, which newer PyTorch calls deprecated.

@@ -4,11 +4,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from finslerconv._linalg import dot
 from finslerconv.balls import Ellipse
 from finslerconv.implicit._ellipses import Frame, moved, put, take
 from finslerconv.implicit._moments import moment_ellipse
 from finslerconv.implicit._overlap import field_along, squared_field
-from finslerconv.metrics._linalg import dot
 
 
 def smallest_enclosing(

@@ -10,13 +10,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from finslerconv._arrays import Array, as_integer, is_number
+from finslerconv._linalg import det, inverse
 from finslerconv.balls import Ellipse, ReferenceSet
 from finslerconv.implicit._ellipses import Frame, holding_pixel, put, take, where
 from finslerconv.implicit._moments import capped, moment_ellipse, regularised, spread
 from finslerconv.implicit._objectives import Objective, choose, intersection_over_union
 from finslerconv.implicit._samples import Samples, as_kind, flat_tensors
 from finslerconv.metrics import Randers, Riemannian
-from finslerconv.metrics._linalg import det, inverse
 
 __all__ = ["fit_randers", "RandersFit", "Misfit"]
 

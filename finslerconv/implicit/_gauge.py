@@ -8,9 +8,9 @@ from jaxtyping import Float, Int
 from scipy.spatial import ConvexHull, QhullError
 
 from finslerconv._arrays import Array, check_floating, check_vectors, detached, namespace
+from finslerconv._linalg import dot, solve
 from finslerconv.implicit._hull import planar_hulls
 from finslerconv.metrics import FinslerMetric
-from finslerconv.metrics._linalg import dot, solve
 
 __all__ = ["GaugeMetric"]
 

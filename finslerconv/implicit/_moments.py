@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from finslerconv._linalg import inverse, matvec, outer
 from finslerconv.balls import Ellipse
-from finslerconv.metrics._linalg import inverse, matvec, outer
 
 #: Half-axes are kept above this share of the longer one.
 _FLATTEST = 1e-3

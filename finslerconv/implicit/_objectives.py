@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from finslerconv._linalg import det, dot, outer
 from finslerconv.balls import Ellipse, ReferenceSet, lattice
 from finslerconv.implicit._ellipses import Frame, Model, descend, holding_pixel, where
 from finslerconv.implicit._enclosing import smallest_enclosing
@@ -26,7 +27,6 @@ from finslerconv.implicit._overlap import (
     squared_field,
 )
 from finslerconv.implicit._samples import Samples, as_tensor
-from finslerconv.metrics._linalg import det, dot, outer
 
 #: Curvatures below this share of their sum count as none.
 _UNDETERMINED = 1e-12

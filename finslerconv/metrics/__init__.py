@@ -4,8 +4,7 @@ A metric is written once against the array API: NumPy, PyTorch, CuPy or JAX arra
 out, on the same device and in the same dtype. Importing this package loads NumPy and nothing else.
 """
 
-from finslerconv.metrics._base import FinslerMetric
-from finslerconv.metrics._callable import CallableMetric
+from finslerconv.metrics._base import CallableMetric, FinslerMetric
 from finslerconv.metrics._euclidean import Euclidean
 from finslerconv.metrics._randers import Randers, Zermelo
 from finslerconv.metrics._riemannian import Riemannian

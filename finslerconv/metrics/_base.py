@@ -1,14 +1,16 @@
-"""The Finsler metric: a norm on every tangent space, and all that follows from the norm alone."""
+"""The Finsler metric: a norm on every tangent space, and all that follows from the norm alone.
+
+``CallableMetric`` is the metric of any function that is a norm; derived metrics are of it.
+"""
 
 import abc
-import contextlib
-import sys
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import final
 
 import numpy as np
 from jaxtyping import Bool, Float
 
+from finslerconv import _norms, _sphere
 from finslerconv._arrays import (
     Array,
     check_vectors,
@@ -16,13 +18,11 @@ from finslerconv._arrays import (
     first_index,
     identity_like,
     namespace,
+    no_gradient,
     safe_sqrt,
 )
-from finslerconv.metrics import _optimise, _sphere
-from finslerconv.metrics._linalg import dot
-
-if TYPE_CHECKING:
-    from finslerconv.metrics._callable import CallableMetric
+from finslerconv._linalg import dot
+from finslerconv._norms import norm_off_zero
 
 
 class FinslerMetric(abc.ABC):
@@ -161,7 +161,7 @@ class FinslerMetric(abc.ABC):
         """
         check_vectors("p", p, self.dim)
         with no_gradient():
-            v = detached(_optimise.dual_direction(self.norm, p))
+            v = detached(_norms.dual_direction(self.norm, p))
         return dot(p, v) / self.norm(v)
 
     def dual(self) -> "FinslerMetric":
@@ -187,7 +187,7 @@ class FinslerMetric(abc.ABC):
         array, shape (...)
         """
         with no_gradient():
-            v = detached(_optimise.asymmetric_direction(self.norm, self.dim, self.like))
+            v = detached(_norms.asymmetric_direction(self.norm, self.dim, self.like))
         return self.norm(-v) / self.norm(v)
 
     def fundamental_tensor(self, v: Float[Array, "*_ d"]) -> Float[Array, "... d d"]:
@@ -212,7 +212,7 @@ class FinslerMetric(abc.ABC):
         """
         xp = check_vectors("v", v, self.dim)
         check_nonzero("v", v)
-        return _optimise.hessian(self.energy, v, float(xp.finfo(v.dtype).eps) ** (1 / 4))
+        return _norms.hessian(self.energy, v, float(xp.finfo(v.dtype).eps) ** (1 / 4))
 
     def validate(self) -> None:
         """Check on sampled directions that the norm is one.
@@ -258,21 +258,63 @@ class FinslerMetric(abc.ABC):
         return (self.norm(v) + self.norm(-v)) / 2
 
     def _from_norm(self, norm: _sphere.Norm) -> "CallableMetric":
-        from finslerconv.metrics._callable import CallableMetric
-
         return CallableMetric(norm, dim=self.dim, like=self.like)
 
 
-def norm_off_zero(norm: _sphere.Norm, v: Array) -> Array:
-    """Return ``norm(v)``, and 0 at ``v = 0`` without a call of ``norm`` there.
+@final
+class CallableMetric(FinslerMetric):
+    """The metric ``F(v) = function(v)`` of any function that is a norm.
 
-    The derivatives at 0 are 0 too: what a norm of the user's own has there, infinity or NaN, would
-    otherwise outlive a factor of zero.
+    Parameters
+    ----------
+    function : callable
+        From vectors, shape (..., d), to their lengths, shape (...). It may close over a field; the
+        batches then broadcast from the right. It is never called at ``v = 0``: another vector is
+        put in the place, and the length is 0. To have it checked, call
+        :meth:`~finslerconv.metrics.FinslerMetric.validate`.
+    dim : int
+        The dimension ``d``.
+    like : array, optional
+        Any array of the kind, dtype and device in which ``function`` computes; NumPy float64 if not
+        given.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from finslerconv.metrics import CallableMetric
+    >>> metric = CallableMetric(lambda v: np.abs(v).max(-1))
+    >>> metric.indicatrix(np.array([1.0, 2.0]))
+    array([0.5, 1. ])
     """
-    xp = namespace(v)
-    zero = xp.all(v == 0, axis=-1)
-    lengths = norm(xp.where(zero[..., None], xp.ones_like(v), v))
-    return xp.where(zero, xp.zeros_like(lengths), lengths)
+
+    def __init__(
+        self, function: Callable[[Array], Array], dim: int = 2, like: Array | None = None
+    ) -> None:
+        if not callable(function):
+            raise TypeError(f"function: expected a callable, got {type(function).__name__}")
+        if dim < 1:
+            raise ValueError(f"dim: expected a dimension of at least 1, got {dim}")
+        self.function = function
+        self._dim = dim
+        self._like = np.zeros(()) if like is None else like
+
+    def __repr__(self) -> str:
+        return f"CallableMetric({self.function!r}, dim={self.dim})"
+
+    @property
+    def dim(self) -> int:
+        """The dimension ``d`` of the tangent spaces."""
+        return self._dim
+
+    @property
+    def like(self) -> Array:
+        """An array of the kind, device and dtype in which the function computes."""
+        return self._like
+
+    def norm(self, v: Float[Array, "*_ d"]) -> Float[Array, "..."]:
+        """Return the lengths ``function(v)``, shape ``(...)``; 0 at 0, with derivative 0."""
+        check_vectors("v", v, self.dim)
+        return norm_off_zero(self.function, v)
 
 
 def check_nonzero(name: str, v: Array) -> None:
@@ -284,14 +326,3 @@ def check_nonzero(name: str, v: Array) -> None:
         raise ValueError(
             f"{name}: expected non-zero vectors, got zero" + (f" at index {where}" if where else "")
         )
-
-
-@contextlib.contextmanager
-def no_gradient() -> Iterator[None]:
-    """Keep PyTorch, if it is loaded, from recording what happens inside."""
-    torch = sys.modules.get("torch")
-    if torch is None:
-        yield
-    else:
-        with torch.no_grad():
-            yield

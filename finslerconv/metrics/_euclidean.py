@@ -6,8 +6,8 @@ from typing import final
 from jaxtyping import Float
 
 from finslerconv._arrays import Array, check_vectors, constant_like, identity_like, safe_sqrt
+from finslerconv._linalg import dot
 from finslerconv.metrics._base import FinslerMetric
-from finslerconv.metrics._linalg import dot
 
 
 @final

@@ -14,8 +14,8 @@ from finslerconv._arrays import (
     namespace,
     safe_sqrt,
 )
+from finslerconv._linalg import batch_index, check_spd, dot, inverse, matvec, outer, solve
 from finslerconv.metrics._base import FinslerMetric, check_nonzero
-from finslerconv.metrics._linalg import batch_index, check_spd, dot, inverse, matvec, outer, solve
 from finslerconv.metrics._riemannian import Riemannian
 
 

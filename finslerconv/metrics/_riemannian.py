@@ -5,8 +5,8 @@ from typing import Any, final
 from jaxtyping import Float
 
 from finslerconv._arrays import Array, check_matrices, check_vectors, namespace, safe_sqrt
+from finslerconv._linalg import batch_index, check_spd, dot, inverse, matvec, solve
 from finslerconv.metrics._base import FinslerMetric
-from finslerconv.metrics._linalg import batch_index, check_spd, dot, inverse, matvec, solve
 
 
 @final

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from finslerconv.metrics._linalg import dot, solve
+from finslerconv._linalg import dot, solve
 
 #: From raw one-forms (..., 2), matrices M (..., 2, 2) and eps_omega to one-forms (..., 2).
 OmegaConstraint = Callable[[Tensor, Tensor, float], Tensor]

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from finslerconv.metrics._linalg import from_eigenvalues
+from finslerconv._linalg import from_eigenvalues
 
 # The determinant of [[a, b], [b, c]] loses the ratio of a c to itself in digits. Held below the
 # square of this, it keeps two of single precision's seven.

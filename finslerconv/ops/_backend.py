@@ -125,4 +125,4 @@ _available._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _import(backend: str) -> None:
-    importlib.import_module(f"finslerconv.ops._{backend}")
+    importlib.import_module(f"finslerconv.ops.backends.{backend}._backend")

@@ -4,10 +4,11 @@ import torch
 from torch import Tensor
 
 from finslerconv._transforms import needs_formulas
-from finslerconv.ops import _library, _reference
+from finslerconv.ops import _library
 from finslerconv.ops._backend import is_compiled
 from finslerconv.ops._geometry import ConvGeometry, PaddingMode
 from finslerconv.ops._positions import Positions
+from finslerconv.ops.backends import _reference
 
 
 def convolve(

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from finslerconv.ops import _layout as layout
-from finslerconv.ops import _reference
 from finslerconv.ops._geometry import ConvGeometry, PaddingMode
 from finslerconv.ops._positions import Kind, Positions
+from finslerconv.ops.backends import _reference
 
 _NAMESPACE = "finslerconv"
 _library = torch.library.Library(_NAMESPACE, "DEF")
@@ -93,10 +93,10 @@ def _metrics(M: Tensor, omega: Tensor | None, points: Tensor, map: str) -> Posit
 def _backend(device: str) -> Any:
     """Return the module of the device's backend, imported on first use."""
     if device == "cpu":
-        from finslerconv.ops import _numba
+        from finslerconv.ops.backends.numba import _backend as _numba
 
         return _numba
-    from finslerconv.ops import _triton
+    from finslerconv.ops.backends.triton import _backend as _triton
 
     return _triton
 

@@ -9,10 +9,10 @@ from matplotlib.collections import PolyCollection
 from matplotlib.colors import LogNorm
 
 from finslerconv._arrays import as_integer
+from finslerconv._linalg import matvec
+from finslerconv._sphere import over_batch, quadrature, round_frame
 from finslerconv.balls import Ellipse
 from finslerconv.metrics import Euclidean, FinslerMetric, Randers, Riemannian
-from finslerconv.metrics._linalg import matvec
-from finslerconv.metrics._sphere import over_batch, quadrature, round_frame
 from finslerconv.plotting._canvas import (
     ORANGE,
     Frame,

@@ -190,7 +190,7 @@ def test_needs_no_writable_place_for_its_cache(tmp_path):
     home.touch()
     package.chmod(stat.S_IRUSR | stat.S_IXUSR)
     script = (
-        "from finslerconv.ops import _numba_kernels as k\n"
+        "from finslerconv.ops.backends.numba import _kernels as k\n"
         "import numpy as np\n"
         "a = np.arange(6.0); b = np.empty(6)\n"
         "k.channels_last(a, b, 1, 2, 3, 0, 3)\n"

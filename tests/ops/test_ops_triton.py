@@ -34,8 +34,8 @@ def test_in_the_interpreter():
 
 def kernel_results(case):
     """Return output and gradients as :meth:`Case.results` does, from the kernels themselves."""
-    from finslerconv.ops import _triton
     from finslerconv.ops._positions import Positions
+    from finslerconv.ops.backends.triton import _backend as _triton
 
     input, where, omega, weight, bias, mask = case.tensors()
     points = case.geometry.taps(where) if case.kind == "offsets" else case.points
@@ -68,8 +68,8 @@ def test_several_blocks_of_everything(kind):
 
 @interpreted
 def test_samples_nowhere_are_zero():
-    from finslerconv.ops import _triton
     from finslerconv.ops._positions import Positions
+    from finslerconv.ops.backends.triton import _backend as _triton
 
     case = Case()
     input, offset, _, weight, bias, mask = case.tensors()

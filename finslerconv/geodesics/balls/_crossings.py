@@ -18,12 +18,12 @@ from scipy.spatial import ConvexHull
 from torch import Tensor
 
 from finslerconv._compiled import entry, jit
+from finslerconv._linalg import matvec, spd_sqrt
 from finslerconv._threads import run, share
 from finslerconv.balls import affine
 from finslerconv.geodesics.fields import FunctionMetric, GridMetric, MetricField
 from finslerconv.geodesics.flow import Grid, Schedule, exponential, geodesic_flow, grid_table, shoot
 from finslerconv.metrics import Randers
-from finslerconv.metrics._linalg import matvec, spd_sqrt
 
 # The fraction of a geodesic's length that another must save.
 _TOLERANCE = 0.02

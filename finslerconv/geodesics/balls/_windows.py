@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from finslerconv._compiled import entry, jit
+from finslerconv._linalg import inverse, matvec, spd_sqrt
 from finslerconv._memory import array_of
 from finslerconv.balls import affine, radial
 from finslerconv.geodesics._derivatives import refuse_second
@@ -23,7 +24,6 @@ from finslerconv.geodesics.distances import Seeds, heat_windows
 from finslerconv.geodesics.distances.fast_marching import fast_marching
 from finslerconv.geodesics.fields import GridMetric, MetricField
 from finslerconv.metrics import Randers
-from finslerconv.metrics._linalg import inverse, matvec, spd_sqrt
 
 # Nodes that are solved for at once.
 _TILE = 2**19

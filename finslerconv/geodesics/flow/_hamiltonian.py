@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.nn.functional import embedding
 
 from finslerconv._arrays import safe_sqrt
+from finslerconv._linalg import dot, inverse, matvec
 from finslerconv._transforms import has_tangent, is_transformed
 from finslerconv.geodesics.fields import MetricField, Outside
 from finslerconv.metrics import Randers
-from finslerconv.metrics._linalg import dot, inverse, matvec
 
 
 def scaled(v: Float[Tensor, "*batch d"]) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from finslerconv._arrays import constant_like, has_values
+from finslerconv._norms import norm_off_zero
 from finslerconv.metrics import FinslerMetric, Randers
-from finslerconv.metrics._base import norm_off_zero
 from finslerconv.nn.weighted._density import Density, place
 from finslerconv.nn.weighted._profiles import Profile
 

@@ -15,7 +15,7 @@ from typing import NamedTuple, no_type_check
 import numpy as np
 
 from finslerconv._compiled import entry, jit
-from finslerconv.ops import _numba_simd as simd
+from finslerconv.ops.backends.numba import _simd as simd
 
 # Coordinates beyond this are outside every image; integers and floats hold it exactly.
 _FAR = 2.0**30

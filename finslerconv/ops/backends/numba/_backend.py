@@ -13,12 +13,12 @@ from torch import Tensor
 
 from finslerconv._memory import array_of
 from finslerconv._threads import run, share
-from finslerconv.ops import _numba_kernels as kernels
-from finslerconv.ops import _numba_simd as simd
 from finslerconv.ops._geometry import ConvGeometry
 from finslerconv.ops._gradients import Gradients
 from finslerconv.ops._layout import is_channels_last
 from finslerconv.ops._positions import Positions
+from finslerconv.ops.backends.numba import _kernels as kernels
+from finslerconv.ops.backends.numba import _simd as simd
 
 _KINDS = {"offsets": kernels.OFFSETS, "radial": kernels.RADIAL, "affine": kernels.AFFINE}
 _MODES = {

@@ -13,12 +13,12 @@ import torch
 import triton
 from torch import Tensor
 
-from finslerconv.ops import _reference
-from finslerconv.ops import _triton_kernels as kernels
 from finslerconv.ops._geometry import ConvGeometry, PaddingMode
 from finslerconv.ops._gradients import Gradients
 from finslerconv.ops._layout import memory_format
 from finslerconv.ops._positions import Positions
+from finslerconv.ops.backends import _reference
+from finslerconv.ops.backends.triton import _kernels as kernels
 
 _KINDS = {"offsets": 0, "radial": 1, "affine": 2}
 _MODES = {"zeros": 0, "replicate": 1, "reflect": 2, "circular": 3}

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from finslerconv._arrays import Array, constant_like, identity_like, namespace
-from finslerconv.metrics._linalg import matvec, single_or_better
+from finslerconv._linalg import matvec, single_or_better
 
 #: A function of vectors, shape ``(..., d)`` to ``(...)``.
 Norm = Callable[[Array], Array]

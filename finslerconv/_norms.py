@@ -1,4 +1,4 @@
-"""Dual norms and asymmetry ratios of metrics that know only their norm, by optimisation.
+"""What is computed of a norm that is only a function: dual norms, asymmetry ratios, derivatives.
 
 Everything is derivative-free in the norm, vectorised over the batch, and ends in a direction; the
 callers evaluate the wanted ratio at that direction once more, and by the envelope theorem
@@ -10,10 +10,22 @@ import math
 import numpy as np
 
 from finslerconv._arrays import Array, constant_like, identity_like, namespace
-from finslerconv.metrics._linalg import dot, matvec, single_or_better
-from finslerconv.metrics._sphere import Norm, over_batch, round_frame, scattered
+from finslerconv._linalg import dot, matvec, single_or_better
+from finslerconv._sphere import Norm, over_batch, round_frame, scattered
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
+
+
+def norm_off_zero(norm: Norm, v: Array) -> Array:
+    """Return ``norm(v)``, and 0 at ``v = 0`` without a call of ``norm`` there.
+
+    The derivatives at 0 are 0 too: what a norm of the user's own has there, infinity or NaN, would
+    otherwise outlive a factor of zero.
+    """
+    xp = namespace(v)
+    zero = xp.all(v == 0, axis=-1)
+    lengths = norm(xp.where(zero[..., None], xp.ones_like(v), v))
+    return xp.where(zero, xp.zeros_like(lengths), lengths)
 
 
 def dual_direction(norm: Norm, p: Array) -> Array:

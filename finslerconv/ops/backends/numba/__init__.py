@@ -1,0 +1,1 @@
+"""The backend for the CPU: kernels compiled by Numba."""

@@ -1,0 +1,1 @@
+"""The backend for GPUs: kernels compiled by Triton."""
