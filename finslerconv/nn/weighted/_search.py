@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from finslerconv._optional import needs
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -257,7 +259,8 @@ def plot_density_search(result: DensitySearch) -> "Figure":
     matplotlib.figure.Figure
         To be shown or saved; it belongs to no window.
     """
-    from matplotlib.figure import Figure
+    with needs("plot", "plot_density_search"):
+        from matplotlib.figure import Figure
 
     n = len(result.bounds)
     figure = Figure(figsize=(4 * (n + 1), 3.2), layout="constrained")
