@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from finslerconv import __version__
+from finslerconv._optional import needs
 from finslerconv.cli._errors import SMALLEST, fail
 from finslerconv.cli._metric import MetricOptions
 
@@ -77,7 +78,8 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(function)
     def run(*args: Any, **options: Any) -> None:
         try:
-            function(*args, **options)
+            with needs("cli", f"finslerconv {function.__name__}"):
+                function(*args, **options)
         except ValueError as error:
             fail(str(error))
         except (MemoryError, RuntimeError) as error:

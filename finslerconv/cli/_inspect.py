@@ -19,9 +19,13 @@ from rich import box
 from rich.table import Table
 from torch import Tensor, nn
 
-from finslerconv.implicit import AdaptiveLayer, ImplicitMetric, find_adaptive_layers
-from finslerconv.implicit._fit import ObjectiveName
-from finslerconv.implicit._implicit import of_positions
+from finslerconv.implicit import (
+    AdaptiveLayer,
+    ImplicitMetric,
+    ObjectiveName,
+    find_adaptive_layers,
+    metric_of_positions,
+)
 
 #: Metrics on the longer side of a layer's field.
 RESOLUTION = 48
@@ -400,7 +404,7 @@ def read(
     results = {}
     for layer in found.layers:
         try:
-            results[layer.key] = of_positions(
+            results[layer.key] = metric_of_positions(
                 layer.key, layer.positions, image, objective=objective, max_size=RESOLUTION
             )
         except ValueError as error:

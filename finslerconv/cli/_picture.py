@@ -8,6 +8,7 @@ from jaxtyping import Float
 from PIL import Image, ImageOps
 
 from finslerconv.cli._errors import SMALLEST
+from finslerconv.images import photograph
 
 
 class PictureError(ValueError):
@@ -20,7 +21,7 @@ def read_picture(path: Path | None, max_size: int) -> Float[np.ndarray, "channel
     Parameters
     ----------
     path : Path or None
-        Any file that Pillow reads; None for the camera photograph that scikit-image ships.
+        Any file that Pillow reads; None for :func:`finslerconv.images.photograph`.
         Transparent parts become white, the orientation that a camera has noted is applied, of
         several frames the first is taken.
     max_size : int
@@ -38,9 +39,7 @@ def read_picture(path: Path | None, max_size: int) -> Float[np.ndarray, "channel
         If the file is missing, unreadable, no picture, or too small.
     """
     if path is None:
-        from skimage import data
-
-        pixels = data.camera()[None] / np.float32(255)
+        pixels = photograph()[None] / np.float32(255)
         name = "the camera photograph"
     else:
         pixels = _decode(path)

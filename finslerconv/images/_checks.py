@@ -11,9 +11,6 @@ from finslerconv._transforms import is_mapped
 Direction = Literal["along", "across"]
 """A direction relative to the gradient: along it, or across it (along the edge)."""
 
-Padding = Literal["reflect", "replicate"]
-"""How a picture goes on beyond its border: mirrored at its outermost pixels, or held constant."""
-
 
 def check_image(image: Tensor) -> None:
     """Raise an error unless ``image`` is a finite, non-empty (B, C, H, W) tensor of floats."""

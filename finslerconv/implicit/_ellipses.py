@@ -7,7 +7,6 @@ the frame ``y = P^{-1/2} (v - W)``, in five components ``(E00, E01, E11, e0, e1)
 ball keeps ``z = 0`` and has the first three.
 """
 
-import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -19,15 +18,8 @@ from finslerconv._linalg import dot, inverse, matvec, spd_sqrt
 from finslerconv.balls import Ellipse
 from finslerconv.implicit._moments import symmetric
 
-with warnings.catch_warnings():
-    # geoopt compiles helpers by torch.jit.script, which newer PyTorch calls deprecated.
-    warnings.simplefilter("ignore", DeprecationWarning)
-    import geoopt
-
-_SPD = geoopt.SymmetricPositiveDefinite()
-
-#: At what share of its bound |z| counts as being on it; geoopt keeps |z| a little below.
-_AT_BOUND = 1 - 3e-5
+#: The share of its bound at which |z| stops, and that at which it counts as being on the bound.
+_STOP, _AT_BOUND = 1 - 1e-5, 1 - 3e-5
 
 
 class Frame(NamedTuple):
@@ -68,7 +60,10 @@ class Frame(NamedTuple):
 
 
 def moved(ellipse: Ellipse, step: Float[Tensor, "batch p"], limit: float) -> Ellipse:
-    """Return the ellipses after a step along the manifold (a retraction).
+    """Return the ellipses after a step along the manifold.
+
+    By a retraction to the second order: in the frame, ``I + 2 E + 2 E^2`` is the matrix of the new
+    ellipse, positive definite for every ``E``.
 
     Parameters
     ----------
@@ -79,15 +74,16 @@ def moved(ellipse: Ellipse, step: Float[Tensor, "batch p"], limit: float) -> Ell
         The radius of the ball in which ``z`` stays.
     """
     frame = Frame.of(ellipse)
-    tangent = 2 * frame.root @ symmetric(step[:, :3]) @ frame.root
-    shape = _SPD.retr(ellipse.shape, tangent)
+    E = symmetric(step[:, :3])
+    shape = ellipse.shape + 2 * frame.root @ (E + E @ E) @ frame.root
+    shape = (shape + shape.mT) / 2
     if step.shape[1] == 3:
         return Ellipse(ellipse.centre, shape)
-    ball = geoopt.PoincareBall(c=limit**-2).to(shape)
     root = spd_sqrt(shape)
-    centre = ellipse.centre + matvec(frame.root, step[:, 3:])
-    wind = matvec(inverse(root), centre)
-    return Ellipse(matvec(root, ball.retr(frame.wind, wind - frame.wind)), shape)
+    wind = matvec(inverse(root), ellipse.centre + matvec(frame.root, step[:, 3:]))
+    bound = _STOP * limit
+    wind = wind * (bound / wind.norm(dim=-1, keepdim=True).clamp_min(bound))
+    return Ellipse(matvec(root, wind), shape)
 
 
 def holding_pixel(ellipse: Ellipse, limit: float) -> tuple[Ellipse, Bool[Tensor, " batch"]]:

@@ -153,8 +153,8 @@ def fit_randers(
     A kernel that samples at ``v_1, ..., v_n`` around its pixel acts as if the unit ball of a metric
     were there. The ball of a Randers metric is an ellipse that holds the pixel; it is first
     estimated in closed form and then refined by a Riemannian Newton method on the product of the
-    manifold of positive definite matrices and the unit ball of the drift (geoopt's
-    ``SymmetricPositiveDefinite`` and ``PoincareBall``), for all kernels at once, in float64.
+    manifold of positive definite matrices and the unit ball of the drift, for all kernels at once,
+    in float64.
 
     Parameters
     ----------

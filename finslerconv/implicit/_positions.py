@@ -12,7 +12,7 @@ from torch.nn.parameter import UninitializedParameter
 from finslerconv._arrays import as_integer
 from finslerconv.balls import ReferenceSet, lattice
 from finslerconv.metrics import Randers, Riemannian
-from finslerconv.nn.weighted._parametrize import weighting_of
+from finslerconv.nn.weighted import density_of
 from finslerconv.ops import ConvGeometry, MapName
 
 
@@ -256,9 +256,7 @@ def reader_of(layer: nn.Module) -> Reader | None:
             return _readers[kind]
     if isinstance(layer, Positioned):
         return _read_positioned
-    if isinstance(layer, nn.Conv2d) and (
-        weighting_of(layer) is not None or _runs(layer, nn.Conv2d)
-    ):
+    if isinstance(layer, nn.Conv2d) and (density_of(layer) is not None or _runs(layer, nn.Conv2d)):
         return _read_conv2d
     # From here on also what derives from nn.Conv2d and has a forward method of its own.
     if not _has_kernel(layer):
@@ -364,7 +362,7 @@ def _read_conv2d(layer: nn.Conv2d, x: Tensor, *_: Any) -> KernelPositions:
     rows, columns = geometry.output_size(x.shape[-2], x.shape[-1])
     batch = len(x) if x.ndim == 4 else 1
     taps = geometry.taps(_exact(x.new_empty(0)))
-    density = weighting_of(layer)
+    density = density_of(layer)
     modulation = None
     kind = "standard" if geometry.dilation == (1, 1) else "dilated"
     if density is not None:

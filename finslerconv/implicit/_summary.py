@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from finslerconv import _filters
 from finslerconv.balls import Ellipse
-from finslerconv.images import _filters
 from finslerconv.implicit._fit import Misfit, RandersFit
 from finslerconv.metrics import Randers, Riemannian
 

@@ -7,9 +7,9 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from finslerconv._models import named
 from finslerconv.nn._adaptive import AdaptiveConv2d
-from finslerconv.nn.conversion._report import named
-from finslerconv.nn.weighted._parametrize import weighting_of
+from finslerconv.nn.weighted import density_of
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def is_adaptive(module: nn.Module) -> bool:
 
 def is_ours(module: nn.Module) -> bool:
     """Whether a module is a convolution of this library."""
-    return isinstance(module, AdaptiveConv2d) or weighting_of(module) is not None
+    return isinstance(module, AdaptiveConv2d) or density_of(module) is not None
 
 
 def is_foreign(module: nn.Module) -> bool:

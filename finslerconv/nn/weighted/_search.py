@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from finslerconv._optional import needs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -163,7 +164,7 @@ def search_density(
         evaluations are replayed instead of computed anew, and the search goes on after them, with
         the same result as without the interruption.
     progress : bool
-        Whether to show a progress bar.
+        Whether to show how far it is.
 
     Returns
     -------
@@ -203,45 +204,37 @@ def search_density(
     def evaluate(profile: tuple[float, ...]) -> Evaluation:
         if profile not in known:
             values = tuple(_seeded(objective, profile, seed) for seed in seeds)
-            known[profile] = Evaluation(profile, float(np.mean(values)), values)
+            known[profile] = _evaluation(profile, values)
             if path is not None:
-                _append(path, {"profile": profile, "values": values})
+                with path.open("a") as file:
+                    file.write(json.dumps({"profile": profile, "values": values}) + "\n")
         return known[profile]
 
     # SciPy's optimisers take a while to import, and few programs search.
     from scipy.optimize import direct
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, disable=not progress) as bar:
-        task = bar.add_task("density search", total=max_evaluations + 1)
-        standard = evaluate((1.0,) * len(box))
-        bar.advance(task)
+    standard = evaluate((1.0,) * len(box))
 
-        def candidate(x: np.ndarray) -> float:
-            if len(done) >= max_evaluations:
-                raise _BudgetSpentError
-            done.append(evaluate(tuple(float(value) for value in x)))
-            best = min(done, key=lambda e: e.value)
-            bar.update(task, advance=1, description=f"density search, best {best.value:.6g}")
-            return done[-1].value
+    def candidate(x: np.ndarray) -> float:
+        if len(done) >= max_evaluations:
+            raise _BudgetSpentError
+        done.append(evaluate(tuple(float(value) for value in x)))
+        if progress:
+            best = min(each.value for each in done)
+            how_far = f"{len(done)} of {max_evaluations}"
+            print(f"\rdensity search, best {best:.6g} ({how_far})", end="", flush=True)
+        return done[-1].value
 
-        # SciPy's own limits are set out of reach: its count overshoots, ours does not.
-        try:
-            found = direct(
-                candidate,
-                box,
-                locally_biased=True,
-                maxfun=10 * max_evaluations + 1000,
-                maxiter=10 * max_evaluations + 1000,
-            )
-            message = str(found.message)
-        except _BudgetSpentError:
-            message = f"all {max_evaluations} evaluations are spent"
+    # SciPy's own limits are set out of reach: its count overshoots, ours does not.
+    limit = 10 * max_evaluations + 1000
+    try:
+        found = direct(candidate, box, locally_biased=True, maxfun=limit, maxiter=limit)
+        message = str(found.message)
+    except _BudgetSpentError:
+        message = f"all {max_evaluations} evaluations are spent"
+    finally:
+        if progress:
+            print()
     return DensitySearch(
         kernel_size=kernel_size,
         bounds=box,
@@ -266,7 +259,8 @@ def plot_density_search(result: DensitySearch) -> "Figure":
     matplotlib.figure.Figure
         To be shown or saved; it belongs to no window.
     """
-    from matplotlib.figure import Figure
+    with needs("plot", "plot_density_search"):
+        from matplotlib.figure import Figure
 
     n = len(result.bounds)
     figure = Figure(figsize=(4 * (n + 1), 3.2), layout="constrained")
@@ -340,29 +334,20 @@ def _seeds(seed: int) -> Iterator[None]:
 
 def _read_log(path: Path, header: dict[str, Any]) -> dict[tuple[float, ...], Evaluation]:
     """Read the evaluations of an earlier run, or begin the log."""
-    if not path.exists() or not path.read_text():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(header) + "\n")
-        return {}
-    text = path.read_text()
-    if not text.endswith("\n"):
-        # The run was cut off while it wrote a line: that evaluation is lost, no other.
-        text = text[: text.rfind("\n") + 1]
-        path.write_text(text or json.dumps(header) + "\n")
-    first, *lines = (text or json.dumps(header)).splitlines()
+    begin = json.dumps(header)
+    text = path.read_text() if path.exists() else ""
+    # A line without its end was cut off as it was written: that evaluation is lost, no other.
+    first, *lines = text[: text.rfind("\n") + 1].splitlines() or [begin]
     if json.loads(first) != header:
         raise ValueError(
             f"log {str(path)!r} is of another search: it began with {first}, this one with "
-            f"{json.dumps(header)}; give another file"
+            f"{begin}; give another file"
         )
-    known = {}
-    for line in lines:
-        record = json.loads(line)
-        profile, values = tuple(record["profile"]), tuple(record["values"])
-        known[profile] = Evaluation(profile, float(np.mean(values)), values)
-    return known
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join([first, *lines]) + "\n")
+    records = map(json.loads, lines)
+    return {tuple(r["profile"]): _evaluation(r["profile"], r["values"]) for r in records}
 
 
-def _append(path: Path, record: dict[str, Any]) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps(record) + "\n")
+def _evaluation(profile: Sequence[float], values: Sequence[float]) -> Evaluation:
+    return Evaluation(tuple(profile), float(np.mean(values)), tuple(values))
