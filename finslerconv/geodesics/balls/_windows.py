@@ -21,7 +21,7 @@ from finslerconv._memory import array_of
 from finslerconv.balls import affine, radial
 from finslerconv.geodesics._derivatives import refuse_second
 from finslerconv.geodesics.distances import FastMarching, Heat, window_distances
-from finslerconv.geodesics.fields import GridMetric, MetricField
+from finslerconv.geodesics.fields import GridMetric, MetricField, randers_at
 from finslerconv.metrics import Randers
 
 # Nodes that are solved for at once.
@@ -104,7 +104,7 @@ def _tile(
     begin: int,
 ) -> WindowBall:
     """Return the balls around some centres (*batch, centres, d)."""
-    metric = field.at(x)
+    metric = _metric(field, x)
     lead = points.reshape(-1, *(1,) * (x.ndim - 1), points.shape[-1])
     v = radius * _MAPS[map](metric, lead)
     ball = _stretch(field, metric, x, v, radius, reach * _MARGINS[0], method, resolution)
@@ -221,7 +221,7 @@ def _solve(
     axes = torch.meshgrid(*[torch.arange(side, device=x.device)] * d, indexing="ij")
     steps = torch.stack(axes, dim=-1).reshape(-1, d) - centre[..., None, :]
     xi = steps.to(x.dtype) / resolution
-    local = field.at(x[..., None, :] + matvec(A[..., None, :, :], xi))
+    local = _metric(field, x[..., None, :] + matvec(A[..., None, :, :], xi))
     M = A.mT[..., None, :, :] @ local.M @ A[..., None, :, :]
     omega = matvec(A.mT[..., None, :, :], local.omega)
     distance = window_distances(
@@ -234,6 +234,13 @@ def _solve(
     middle = (steps == 0).all(-1)
     ratio = torch.where(middle, 1.0, distance / torch.where(middle, 1.0, cone))
     return ratio, cone, centre
+
+
+def _metric(field: MetricField, x: Tensor) -> Randers:
+    return randers_at(
+        field, x, "the windows of 'eikonal' and 'heat' are for these; take method='exp', which is "
+        "for any metric",
+    )  # fmt: skip
 
 
 def _frame(metric: Randers, radius: float) -> Tensor:

@@ -22,7 +22,7 @@ from finslerconv.geodesics.fields._kinds import (
     shown_shape,
 )
 from finslerconv.geodesics.fields._matrices import validate_fields
-from finslerconv.geodesics.fields._protocol import MetricField, read_positions
+from finslerconv.geodesics.fields._protocol import MetricField, randers_at, read_positions
 
 __all__ = [
     "FunctionMetric",
@@ -41,6 +41,7 @@ __all__ = [
     "per_axis",
     "plain_numbers",
     "put_inside",
+    "randers_at",
     "read_positions",
     "shown_position",
     "shown_shape",

@@ -6,11 +6,11 @@ from typing import final
 import torch
 from torch import Tensor
 
-from finslerconv._arrays import as_integer
-from finslerconv.geodesics.fields._kinds import Positions, as_tensor, like
+from finslerconv._arrays import Array, as_integer
+from finslerconv.geodesics.fields._kinds import Positions, as_tensor, is_numpy, like
 from finslerconv.geodesics.fields._matrices import entries_of, over_grid
 from finslerconv.geodesics.fields._protocol import check_positions, read_positions
-from finslerconv.metrics import FinslerMetric, Randers
+from finslerconv.metrics import CallableMetric, FinslerMetric, Randers
 
 
 @final
@@ -20,8 +20,9 @@ class FunctionMetric:
     Parameters
     ----------
     function : callable
-        From positions, a tensor of shape (..., d), to a Riemannian or Randers metric or to the
-        pair ``(M, omega)``; in PyTorch's operations, so that the field can be differentiated.
+        From positions, a tensor of shape (..., d), to a metric of any kind or to the pair
+        ``(M, omega)`` of a Randers one; in PyTorch's operations, so that the field can be
+        differentiated.
     dim : int
         The dimension ``d`` of the space.
 
@@ -54,7 +55,7 @@ class FunctionMetric:
         """The dimension ``d`` of the space."""
         return self._dim
 
-    def at(self, positions: Positions) -> Randers:
+    def at(self, positions: Positions) -> FinslerMetric:
         """Return the metrics at ``positions``.
 
         Parameters
@@ -65,8 +66,10 @@ class FunctionMetric:
 
         Returns
         -------
-        Randers
-            Of batch shape ``positions.shape[:-1]``, not checked.
+        FinslerMetric
+            Of batch shape ``positions.shape[:-1]``, not checked: a
+            :class:`~finslerconv.metrics.Randers` metric if the function's is one (of ``omega`` 0 if
+            it is Riemannian), the function's own otherwise.
 
         Raises
         ------
@@ -79,12 +82,28 @@ class FunctionMetric:
         (positions,) = read_positions(self, positions=positions)
         x = as_tensor("positions", positions)
         check_positions(x, self.dim)
-        M, omega = entries_of("function", self.function(x))
+        metric = self.function(x)
+        if isinstance(metric, FinslerMetric) and metric.randers_form(x) is None:
+            return self._of_any_kind(metric, positions)
+        M, omega = entries_of("function", metric, x)
         M = over_grid("function", M, tuple(x.shape[:-1]), 2)
         if omega is None:
             omega = torch.zeros_like(x)
         omega = over_grid("function", omega, tuple(x.shape[:-1]), 1)
         return Randers(like(M, positions), like(omega, positions), validate=False)
+
+    def _of_any_kind(self, metric: FinslerMetric, positions: Array) -> FinslerMetric:
+        if metric.dim != self.dim:
+            raise ValueError(
+                f"function: expected metrics of dimension {self.dim}, got {metric.dim}"
+            )
+        if not is_numpy(positions):
+            return metric
+
+        def norm(v: Array) -> Array:
+            return like(metric.norm(as_tensor("v", v)), v)
+
+        return CallableMetric(norm, self.dim, like=positions)
 
     def reverse(self) -> "FunctionMetric":
         """Return the field of the reversed metrics."""

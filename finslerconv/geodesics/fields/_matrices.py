@@ -6,18 +6,12 @@ from torch import Tensor
 
 from finslerconv._arrays import Array, first_index
 from finslerconv.geodesics.fields._kinds import as_tensor, like
-from finslerconv.metrics import Euclidean, Randers, Riemannian
+from finslerconv.metrics import FinslerMetric, Randers, Riemannian
 
 
-def entries_of(name: str, metric: object) -> tuple[Array, Array | None]:
+def entries_of(name: str, metric: object, like: Array | None = None) -> tuple[Array, Array | None]:
     """Return ``M`` and ``omega`` of a metric, or of a pair of them."""
-    match metric:
-        case Randers():
-            return metric.M, metric.omega
-        case Riemannian():
-            return metric.M, None
-        case Euclidean():
-            return torch.eye(metric.dim, dtype=torch.float64).numpy(), None
+    match metric.randers_form(like) if isinstance(metric, FinslerMetric) else metric:
         case (M, omega):
             return M, omega
     raise TypeError(

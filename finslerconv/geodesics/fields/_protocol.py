@@ -28,9 +28,30 @@ class MetricField(Protocol):
         """The dimension ``d`` of the space."""
         ...
 
-    def at(self, positions: Float[Array, "*batch d"]) -> Randers:
-        """Return the metrics at ``positions`` (physical), of batch shape ``(*batch,)``."""
+    def at(self, positions: Float[Array, "*batch d"]) -> FinslerMetric:
+        """Return the metrics at ``positions`` (physical), of batch shape ``(*batch,)``.
+
+        Of any kind. What needs a Randers metric (distances) says so.
+        """
         ...
+
+
+def randers_at(field: MetricField, x: Float[Tensor, "*batch d"], advice: str) -> Randers:
+    """Return the metrics of a field at positions, for a method that serves Randers metrics only.
+
+    Raises
+    ------
+    TypeError
+        If they are of another kind; the message ends in the ``advice``.
+    """
+    metric = field.at(x)
+    form = metric.randers_form(x)
+    if form is None:
+        raise TypeError(
+            f"field: expected Riemannian or Randers metrics, got {type(metric).__name__}; {advice}"
+        )
+    omega = torch.zeros_like(form.M[..., 0]) if form.omega is None else form.omega
+    return Randers(form.M, omega, validate=False)
 
 
 def read_positions(field: MetricField, **given: Any) -> list[Any]:
