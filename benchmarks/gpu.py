@@ -56,7 +56,8 @@ def median_ms(call: Callable[[], object], device: str, milliseconds: float) -> f
     if device != "cpu":
         from triton.testing import do_bench
 
-        return float(do_bench(call, warmup=milliseconds / 4, rep=milliseconds, return_mode="median"))
+        warmup = milliseconds / 4
+        return float(do_bench(call, warmup=warmup, rep=milliseconds, return_mode="median"))
     from torch.utils.benchmark import Timer
 
     timer = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
@@ -157,13 +158,17 @@ def time_operators(options: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
+def installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
 def run_tests(options: argparse.Namespace) -> str:
     """Run the tests that want a GPU, in a process of their own."""
-    if importlib.util.find_spec("pytest") is None or importlib.util.find_spec("hypothesis") is None:
+    if not (installed("pytest") and installed("hypothesis")):
         return "not run: pytest and hypothesis are not installed"
     files = ["tests/ops/test_ops_triton.py", "tests/geodesics", "tests/nn"]
     command = [sys.executable, "-m", "pytest", "-q", "-x", *files, "-k", "gpu or cuda"]
-    if importlib.util.find_spec("jaxtyping") is None or importlib.util.find_spec("beartype") is None:
+    if not installed("beartype"):  # which checks the annotations while the tests run
         command += ["--override-ini", "addopts="]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=150, check=False
@@ -306,14 +311,12 @@ def time_geodesics(options: argparse.Namespace) -> list[dict[str, Any]]:
     root = 0.3 * root[0].movedim(0, -1).reshape(side, side, 2, 2)
     M = root @ root.mT + 0.5 * torch.eye(2)
     omega = 0.2 * torch.ones(side, side, 2)
-    here, there = (
-        GridMetric(M.to(device), omega.to(device)) for device in ("cpu", options.device)
-    )
+    here, there = (GridMetric(M.to(device), omega.to(device)) for device in ("cpu", options.device))
     middle = (side // 2, side // 2)
     points = 64 if options.quick else 1_000_000
     starts = torch.rand(points, 2) * (side - 1)
     velocities = torch.randn(points, 2)
-    ball = lattice(5).points
+    ball = torch.as_tensor(lattice(5).points, dtype=torch.float32)
     centres = (torch.rand(points // 50 + 1, 2) * (side - 21) + 10).to(torch.float32)
     layer = GeodesicConv2d(8, 8, 3, padding=1)
     nn.init.normal_(layer.head.conv.weight, std=0.01)
@@ -326,9 +329,7 @@ def time_geodesics(options: argparse.Namespace) -> list[dict[str, Any]]:
         return exponential(field, starts.to(device), velocities.to(device))
 
     def balls(field: GridMetric, device: str) -> Tensor:
-        return geodesic_ball(
-            field, centres.to(device), torch.as_tensor(ball).to(centres).to(device), 4.0, check=False
-        )
+        return geodesic_ball(field, centres.to(device), ball.to(device), 4.0, check=False)
 
     def convolution(field: GridMetric, device: str) -> Tensor:
         with torch.no_grad():
@@ -367,7 +368,8 @@ def markdown(results: dict[str, Any]) -> str:
     for stage in ("tests", "integration"):
         lines += [f"## {stage.capitalize()}", "", "```"]
         found = results.get(stage)
-        lines += [f"{k}: {v}" for k, v in found.items()] if isinstance(found, dict) else [str(found)]
+        words = found.items() if isinstance(found, dict) else [(stage, found)]
+        lines += [f"{name}: {word}" for name, word in words]
         lines += ["```", ""]
     lines += ["## Operators and layers", ""]
     lines += ["| B, C, H, O | precision | | forward | forward + backward | peak memory |"]
@@ -412,7 +414,7 @@ def main() -> None:
     parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()
     if options.device.startswith("cuda") and not torch.cuda.is_available():
-        parser.error("--device: PyTorch finds no CUDA device; --device cpu --quick tries the script")
+        parser.error("--device: no CUDA device was found; --device cpu --quick tries the script")
     end = time.monotonic() + 60 * options.minutes
     options.out_of_time = lambda: time.monotonic() > end
     name = torch.cuda.get_device_name() if options.device != "cpu" else "cpu"
