@@ -14,7 +14,7 @@ from finslerconv._linalg import det, inverse
 from finslerconv.balls import Ellipse, ReferenceSet
 from finslerconv.implicit._ellipses import Frame, holding_pixel, put, take, where
 from finslerconv.implicit._moments import capped, moment_ellipse, regularised, spread
-from finslerconv.implicit._objectives import Objective, choose, intersection_over_union
+from finslerconv.implicit._objectives import Objective, intersection_over_union, objective_of
 from finslerconv.implicit._samples import Samples, as_kind, flat_tensors
 from finslerconv.metrics import Randers, Riemannian
 
@@ -237,7 +237,7 @@ def fit_randers(
     max_steps = as_integer("max_steps", max_steps)
     n = flat.shape[1]
     centred = kind == "riemannian"
-    chosen = choose(objective, n, reference, map, levels, centred, flat.device)
+    chosen = objective_of(objective, n, reference, map, levels, centred, flat.device)
     steps = max_steps if refine else 0
     size = max(1, _CHUNK // n)
     parts = [

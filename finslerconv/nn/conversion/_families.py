@@ -147,7 +147,7 @@ class _Adaptive(Family):
         else:
             take_over_weights(conv, layer)
         # On the meta device there are no values to tell by.
-        why = layer.departure() if has_values(own_tensor(layer)) else None
+        why = layer.why_not_standard() if has_values(own_tensor(layer)) else None
 
         def finish() -> tuple[nn.Module, tuple[str, ...]]:
             if self._constant:
@@ -243,7 +243,7 @@ class Plain(Family):
         if not isinstance(conv, AdaptiveConv2d):
             self._weighted.append(conv)
             return lambda: self._folded(conv)
-        reason = conv.departure() or _unfoldable_modulation(conv, id(conv) in self._shared)
+        reason = conv.why_not_standard() or _unfoldable_modulation(conv, id(conv) in self._shared)
         if reason is None:
             return lambda: _standard(conv)
         self._refused.append(f"{named(name)}: {reason}")
