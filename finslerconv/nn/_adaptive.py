@@ -36,9 +36,9 @@ class AdaptiveConv2d(nn.Conv2d, abc.ABC):
 
     A subclass says how the positions come about, in :meth:`_positions` and :meth:`_convolve`, what
     of it starts anew, in :meth:`_reset_sampling`, and when it is a standard convolution, in
-    :meth:`why_not_standard`; everything else is here. It is an ``nn.Conv2d`` to ``isinstance`` too, with
-    the same arguments, weight and bias, and holds others, which whoever walks a model for
-    convolutions should leave alone.
+    :meth:`why_not_standard`; everything else is here. It is an ``nn.Conv2d`` to ``isinstance`` too,
+    with the same arguments, weight and bias. Code that replaces the convolutions of a model should
+    leave those inside this layer alone.
 
     Parameters
     ----------
