@@ -21,17 +21,10 @@ from metric_fields import (
 )
 
 from finslerconv.geodesics import FunctionMetric, GridMetric
-from finslerconv.geodesics.flow import _exponential as module
-from finslerconv.geodesics.flow._exponential import Schedule, exponential, geodesic_flow, shoot
-from finslerconv.geodesics.flow._hamiltonian import (
-    Grid,
-    grid_rates,
-    grid_table,
-    hamiltonian,
-    momentum,
-    rates,
-    velocity,
-)
+from finslerconv.geodesics.flow import _rays as module
+from finslerconv.geodesics.flow import Schedule, exponential, geodesic_flow, shoot
+from finslerconv.geodesics.flow._grid import Grid, grid_rates, grid_table
+from finslerconv.geodesics.flow._hamiltonian import hamiltonian, momentum, rates, velocity
 from finslerconv.metrics import Randers, Riemannian
 
 WITH_EXP = [field for field in known_fields() + known_fields_3d() if field.exp]

@@ -1,17 +1,14 @@
 """Metric fields on grids and by functions, and how positions and arrays are read."""
 
+from finslerconv.geodesics.fields._function import FunctionMetric
 from finslerconv.geodesics.fields._grid import (
-    FunctionMetric,
     GridMetric,
-    MetricField,
-    Outside,
     first_rows,
     grid_nodes,
     per_axis,
     put_inside,
-    read_positions,
-    validate_fields,
 )
+from finslerconv.geodesics.fields._interpolation import Outside
 from finslerconv.geodesics.fields._kinds import (
     Positions,
     as_tensor,
@@ -24,6 +21,8 @@ from finslerconv.geodesics.fields._kinds import (
     shown_position,
     shown_shape,
 )
+from finslerconv.geodesics.fields._matrices import validate_fields
+from finslerconv.geodesics.fields._protocol import MetricField, randers_at, read_positions
 
 __all__ = [
     "FunctionMetric",
@@ -42,6 +41,7 @@ __all__ = [
     "per_axis",
     "plain_numbers",
     "put_inside",
+    "randers_at",
     "read_positions",
     "shown_position",
     "shown_shape",
