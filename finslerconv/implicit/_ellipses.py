@@ -62,8 +62,8 @@ class Frame(NamedTuple):
 def moved(ellipse: Ellipse, step: Float[Tensor, "batch p"], limit: float) -> Ellipse:
     """Return the ellipses after a step along the manifold.
 
-    By a retraction to the second order: in the frame, ``I + 2 E + 2 E^2`` is the matrix of the new
-    ellipse, positive definite for every ``E``.
+    By a retraction of the second order, ``P + T + T P^{-1} T / 2`` for the tangent ``T`` at ``P``,
+    which is positive definite whatever ``T``.
 
     Parameters
     ----------
@@ -74,8 +74,8 @@ def moved(ellipse: Ellipse, step: Float[Tensor, "batch p"], limit: float) -> Ell
         The radius of the ball in which ``z`` stays.
     """
     frame = Frame.of(ellipse)
-    E = symmetric(step[:, :3])
-    shape = ellipse.shape + 2 * frame.root @ (E + E @ E) @ frame.root
+    tangent = 2 * frame.root @ symmetric(step[:, :3]) @ frame.root
+    shape = ellipse.shape + tangent + tangent @ inverse(ellipse.shape) @ tangent / 2
     shape = (shape + shape.mT) / 2
     if step.shape[1] == 3:
         return Ellipse(ellipse.centre, shape)
