@@ -15,15 +15,9 @@ Picture = Float[np.ndarray, "channels height width"]
 def baselines(noisy: Picture, clean: Picture, noise: float) -> list[Result]:
     """Filter a picture with the best of the small boxes and three filters set by the noise.
 
-    The size of the box is chosen with the clean picture in sight, which no other filter sees: it is
-    the most that a box can do. The factors of the others were chosen on the four pictures that
+    The size of the box is chosen with the clean picture in sight, which no other filter sees: no
+    box does better. The factors of the others were chosen on the pictures that
     :class:`MetricOptions` names.
-
-    Parameters
-    ----------
-    noisy, clean : ndarray, shape (channels, height, width)
-    noise : float
-        The standard deviation of the noise.
     """
     boxes = [
         Result.of(

@@ -96,11 +96,9 @@ class GeodesicFilter(BallFilter):
 
 
 def ball_filters(metric: Randers, kernel_size: int, radius: float) -> list[BallFilter]:
-    """Return the filters of ``kernel_size`` x ``kernel_size`` samples, ``kernel_size`` odd.
+    """Return the filters of ``kernel_size`` x ``kernel_size`` samples, the geodesic one last.
 
-    The last is the geodesic one.
-
-    ``radius`` is that of the isotropic ball, in pixels.
+    ``radius`` is that of the isotropic ball, in pixels; ``kernel_size`` is odd.
     """
     k = kernel_size
     reach = k // 2
@@ -131,8 +129,8 @@ def chosen(
 ) -> MetricOptions:
     """Return the options whose Riemannian balls are estimated to denoise best.
 
-    Some larger balls than those of ``start``, up to the area of the box, and some rounder ones are
-    tried on the noisy picture itself: the noise alone does not say how smooth the picture is.
+    The noise alone does not say how smooth the picture is: larger balls than those of ``start``, up
+    to the area of the box, and rounder ones are tried on the noisy picture.
     """
     reference = concentric(kernel_size)
 

@@ -35,16 +35,11 @@ class MetricOptions:
     ) -> "MetricOptions":
         """Return options for filters of ``kernel_size`` squared samples; what is given stays.
 
-        The more noise, the larger and rounder the balls and the smoother the derivatives; samples
-        that are few stay near each other. How smooth the picture is, ``chosen`` finds. The
-        rules were chosen on ``astronaut``, ``coins``, ``chelsea`` and ``coffee`` of scikit-image's
-        pictures, in grey, reduced to 128, 256 and 512 pixels, with noise of standard deviation
-        0.03, 0.1 and 0.25, not on the picture that the commands take by default.
-
-        Parameters
-        ----------
-        noise : float
-            The standard deviation of the noise in the picture.
+        The more noise, the larger and rounder the balls and the smoother the derivatives; few
+        samples stay near each other. :func:`chosen` then finds how smooth the picture is. The rules
+        were chosen on ``astronaut``, ``coins``, ``chelsea`` and ``coffee`` of scikit-image, in
+        grey, reduced to 128, 256 and 512 pixels, with noise of standard deviation 0.03, 0.1 and
+        0.25; not on the default picture.
         """
         noise = min(max(noise, 2e-3), 10.0)
         return cls(

@@ -153,8 +153,7 @@ class RadialMatching(Smooth):
     def outside(self, samples: Samples, ellipse: Ellipse) -> Tensor:
         """Return where the pixel is outside the hull, and the metric does not reach the samples.
 
-        Samples of a metric are around the pixel as their reference points are; those of a part of
-        the kernel need not be, and are reached.
+        Samples of a part of the kernel need not be around the pixel, and are reached.
         """
         return self._unreached(samples, ellipse)
 
@@ -280,13 +279,7 @@ def objective_of(
     centred: bool,
     device: torch.device,
 ) -> Objective:
-    """Return the objective that the arguments of ``fit_randers`` describe.
-
-    Raises
-    ------
-    ValueError
-        If they contradict each other, or the reference points are too few.
-    """
+    """Return the objective that the arguments of ``fit_randers`` describe, or raise."""
     name = name or ("enclosing" if reference is None else "reference")
     if name not in ("reference", "enclosing", "gauge", "overlap"):
         raise ValueError(

@@ -56,8 +56,8 @@ ADAPTIVE: dict[str, type[AdaptiveConv2d]] = {
 class Family(abc.ABC):
     """What convolutions are converted to, and which of them.
 
-    The methods are asked in their order, and before anything is changed: all that can fail does so
-    in one of them.
+    The methods are called in their order, and before anything is changed: what can fail fails
+    there.
     """
 
     def stranger(self, module: nn.Module) -> str | None:
@@ -78,13 +78,7 @@ class Family(abc.ABC):
 
 
 def family(to: To, start: Start, options: dict[str, Any]) -> Family:
-    """Return what a user's ``to`` stands for.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If it stands for nothing, or an option makes no sense with it.
-    """
+    """Return what ``to`` stands for; raise if it is nothing, or an option does not fit it."""
     if start not in ("weights", "constant"):
         raise ValueError(f"start: expected 'weights' or 'constant', got {start!r}")
     if isinstance(to, str):

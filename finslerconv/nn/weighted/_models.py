@@ -342,8 +342,7 @@ def shared_outside(model: nn.Module, chosen: Collection[int]) -> dict[int, str]:
 def _unshareable(model: nn.Module, densities: Mapping[int, Density]) -> dict[int, str]:
     """Return which modules share a weight that cannot take up all their densities, and why.
 
-    A density is multiplied into a shared weight, or divided out of it, once for all the modules
-    that hold it: all must be here, with densities of the same value.
+    A shared weight is multiplied or divided once: all its holders need densities of equal value.
     """
     reasons = shared_outside(model, densities.keys())
     for key, others in shared_kernels(model).items():
