@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image, ImageOps
 
-from finslerconv.cli._errors import SMALLEST
+from finslerconv.cli._options import SMALLEST
 from finslerconv.images import photograph
 
 

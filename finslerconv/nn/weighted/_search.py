@@ -337,8 +337,10 @@ def _read_log(path: Path, header: dict[str, Any]) -> dict[tuple[float, ...], Eva
             f"log {str(path)!r} is of another search: it began with {first}, this one with "
             f"{begin}; give another file"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join([first, *lines]) + "\n")
+    kept = "\n".join([first, *lines]) + "\n"
+    if kept != text:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(kept)
     records = map(json.loads, lines)
     return {tuple(r["profile"]): _evaluation(r["profile"], r["values"]) for r in records}
 

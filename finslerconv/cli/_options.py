@@ -1,7 +1,10 @@
-"""The metric of a picture as the command line has it."""
+"""What the commands share and is needed before anything is computed: the metric's options."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+#: The shortest side of a picture, in pixels, on which there is anything to see.
+SMALLEST: Final = 16
 
 if TYPE_CHECKING:
     from torch import Tensor
