@@ -60,22 +60,14 @@ class Frame(NamedTuple):
 
 
 def moved(ellipse: Ellipse, step: Float[Tensor, "batch p"], limit: float) -> Ellipse:
-    """Return the ellipses after a step along the manifold.
+    """Return the ellipses after tangent vectors ``step`` (5 or 3 components), ``|z| < limit``.
 
-    By a retraction to the second order: in the frame, ``I + 2 E + 2 E^2`` is the matrix of the new
-    ellipse, positive definite for every ``E``.
-
-    Parameters
-    ----------
-    ellipse : Ellipse
-    step : Tensor, shape (batch, 5) or (batch, 3)
-        Tangent vectors.
-    limit : float
-        The radius of the ball in which ``z`` stays.
+    By a retraction of the second order, ``P + T + T P^{-1} T / 2`` for the tangent ``T`` at ``P``,
+    which is positive definite whatever ``T``.
     """
     frame = Frame.of(ellipse)
-    E = symmetric(step[:, :3])
-    shape = ellipse.shape + 2 * frame.root @ (E + E @ E) @ frame.root
+    tangent = 2 * frame.root @ symmetric(step[:, :3]) @ frame.root
+    shape = ellipse.shape + tangent + tangent @ inverse(ellipse.shape) @ tangent / 2
     shape = (shape + shape.mT) / 2
     if step.shape[1] == 3:
         return Ellipse(ellipse.centre, shape)
@@ -134,28 +126,10 @@ def descend(
 ) -> tuple[Ellipse, Bool[Tensor, " batch"]]:
     """Minimise a function of each ellipse by a damped Riemannian Newton method.
 
-    A step that does not lower the value is not taken, and damped ten times more; so the
-    Hessian may be indefinite, or an approximation.
-
-    Parameters
-    ----------
-    function : callable
-        From ellipses and their places in the batch to a :class:`Model` of the function.
-    ellipse : Ellipse
-        The starts.
-    centred : bool
-        Whether the centres stay at the pixel.
-    limit : float
-        See :func:`moved`.
-    steps : int
-        Most steps.
-
-    Returns
-    -------
-    Ellipse
-    at_rest : Tensor, shape (batch,)
-        Where the last step was shorter than 1e-9, in units of the ball, or promised to lower the
-        value by less than 1e-14 of it.
+    ``function`` takes ellipses and their places in the batch. A step that does not lower the value
+    is not taken, and damped ten times more: the Hessian may be indefinite, or an approximation.
+    Returned is also where the last step was shorter than 1e-9, in units of the ball, or promised to
+    lower the value by less than 1e-14 of it. ``centred`` keeps the centres at the pixel.
     """
     p = 3 if centred else 5
     # On the bound there is nowhere to go: begin further inside.

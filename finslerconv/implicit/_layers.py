@@ -4,7 +4,7 @@ import inspect
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from finslerconv._models import evaluating
 from finslerconv.implicit._positions import KernelPositions, deformable_positions, reader_of
 from finslerconv.ops import ConvGeometry
 
@@ -107,7 +108,7 @@ def find_adaptive_layers(
     search = _Search(include_fixed)
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
-        stack.enter_context(_evaluating(model))
+        stack.enter_context(evaluating(model))
         # Names are those of the first occurrence: a module that is shared has one.
         for name, module in model.named_modules():
             for handle in search.watch(name, module):
@@ -280,15 +281,3 @@ class _Calls(TorchDispatchMode):
             first = args[0]
             self._tell_copy([first] if isinstance(first, Tensor) else first, result)
         return result
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Put the model in evaluation mode, so that running it changes nothing; then back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -113,7 +113,7 @@ class BallConv2d(AdaptiveConv2d):
         if reset_head is not None:
             reset_head()
 
-    def _sampling_departure(self) -> str | None:
+    def _why_not_standard_positions(self) -> str | None:
         standard = lattice(self.kernel_size).points
         if self.reference.points.shape != standard.shape or (
             abs(self.reference.points - standard).max() > 1e-12

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from finslerconv._models import replace_modules
+from finslerconv.nn._selection import Where, as_selection, unmatched
 from finslerconv.nn.conversion._families import Family, Plain, Start, To, family
 from finslerconv.nn.conversion._found import find_convolutions
 from finslerconv.nn.conversion._measure import Example, measure
@@ -19,7 +20,6 @@ from finslerconv.nn.conversion._report import (
     count_parameters,
     described,
 )
-from finslerconv.nn.conversion._selection import Where, as_selection, unmatched
 
 
 class Conversion(NamedTuple):

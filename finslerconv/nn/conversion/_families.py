@@ -56,8 +56,8 @@ ADAPTIVE: dict[str, type[AdaptiveConv2d]] = {
 class Family(abc.ABC):
     """What convolutions are converted to, and which of them.
 
-    The methods are asked in their order, and before anything is changed: all that can fail does so
-    in one of them.
+    The methods are called in their order, and before anything is changed: what can fail fails
+    there.
     """
 
     def stranger(self, module: nn.Module) -> str | None:
@@ -78,13 +78,7 @@ class Family(abc.ABC):
 
 
 def family(to: To, start: Start, options: dict[str, Any]) -> Family:
-    """Return what a user's ``to`` stands for.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If it stands for nothing, or an option makes no sense with it.
-    """
+    """Return what ``to`` stands for; raise if it is nothing, or an option does not fit it."""
     if start not in ("weights", "constant"):
         raise ValueError(f"start: expected 'weights' or 'constant', got {start!r}")
     if isinstance(to, str):
@@ -147,7 +141,7 @@ class _Adaptive(Family):
         else:
             take_over_weights(conv, layer)
         # On the meta device there are no values to tell by.
-        why = layer.departure() if has_values(own_tensor(layer)) else None
+        why = layer.why_not_standard() if has_values(own_tensor(layer)) else None
 
         def finish() -> tuple[nn.Module, tuple[str, ...]]:
             if self._constant:
@@ -243,7 +237,7 @@ class Plain(Family):
         if not isinstance(conv, AdaptiveConv2d):
             self._weighted.append(conv)
             return lambda: self._folded(conv)
-        reason = conv.departure() or _unfoldable_modulation(conv, id(conv) in self._shared)
+        reason = conv.why_not_standard() or _unfoldable_modulation(conv, id(conv) in self._shared)
         if reason is None:
             return lambda: _standard(conv)
         self._refused.append(f"{named(name)}: {reason}")

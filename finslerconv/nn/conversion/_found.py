@@ -14,17 +14,10 @@ from finslerconv.nn.weighted import density_of
 
 @dataclass(frozen=True)
 class Found:
-    """A convolution of a model.
+    """A convolution of a model, by all its dotted names.
 
-    Attributes
-    ----------
-    names : list of str
-        All its dotted names.
-    module : nn.Module
-    part : str or None
-        Of which adaptive layer it is a part, and is therefore left alone.
-    note : str or None
-        What is to be told if it is converted.
+    ``part`` says of which adaptive layer it is a part (it is then left alone), ``note`` what the
+    report says if it is converted.
     """
 
     names: list[str]
@@ -78,10 +71,10 @@ def is_ours(module: nn.Module) -> bool:
 
 
 def is_foreign(module: nn.Module) -> bool:
-    """Whether a module is an adaptive convolution of another library, none of which is imported.
+    """Whether a module is an adaptive convolution of another library; none of them is imported.
 
-    That is torchvision's ``DeformConv2d``, one with the groups or the inner convolution of mmcv's
-    and detectron2's, or one that tells its positions as those of this library do.
+    torchvision's ``DeformConv2d``, one with the groups or the inner convolution of mmcv's and
+    detectron2's, or one with the methods of this library's.
     """
     if isinstance(module, AdaptiveConv2d):
         return False

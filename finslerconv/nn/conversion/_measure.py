@@ -17,15 +17,10 @@ _REPEATS = 3
 
 @dataclass(frozen=True)
 class Measurement:
-    """What an example showed.
+    """What an example showed: the quickest of several passes forward, without gradients.
 
-    Attributes
-    ----------
-    seconds : float
-        Of the whole model: the quickest of several passes forward, without gradients.
-    layers : dict
-        For each layer that was run, by its identity: the spatial size of its (last) output, and
-        the seconds of all its calls within a pass, in the quickest.
+    ``seconds`` is that of the whole model; ``layers`` has, by the identity of each layer that ran,
+    the spatial size of its last output and the seconds of all its calls within a pass.
     """
 
     seconds: float

@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import nn
 
+from finslerconv.nn._selection import select
 from finslerconv.nn.conversion._convert import Conversion, check_arguments, convert, copied
 from finslerconv.nn.conversion._families import Start, To
 from finslerconv.nn.conversion._measure import Example
 from finslerconv.nn.conversion._report import described
-from finslerconv.nn.conversion._selection import select
 
 _STAGES = ("layer1", "layer2", "layer3", "layer4")
 

@@ -1,7 +1,6 @@
 """Whole models made weighted, and plain again; weights that layers share stay shared."""
 
 import copy
-import fnmatch
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
-from finslerconv._arrays import has_values, is_integer
+from finslerconv._arrays import has_values
 from finslerconv._models import first_few, named, replace_modules
+from finslerconv.nn._selection import Where, as_selection
 from finslerconv.nn.weighted._density import Density, DensityLike, as_density, paper_profile
 from finslerconv.nn.weighted._modules import WEIGHTED, Weighted
 from finslerconv.nn.weighted._parametrize import (
@@ -23,8 +23,6 @@ from finslerconv.nn.weighted._parametrize import (
     weight_convolution,
 )
 
-#: Which convolutions: a kernel size, a pattern of names, a predicate, or all (None).
-Where = int | Sequence[int] | str | Callable[[str, nn.Module], bool] | None
 #: Which density: one for all, one for each kernel size, or one made for each layer.
 DensityChoice = (
     DensityLike
@@ -53,11 +51,9 @@ def to_weighted(
         ``{3: [0.7], 5: [0.2, 0.8]}`` (a tuple such as ``(3, 5)`` for kernels that are not
         square); a callable makes one from each layer's ``kernel_size``, so
         ``lambda k: SeparableDensity(k, [0.7], trainable=True)`` trains one per layer.
-    where : int, sequence of int, str, callable, optional
-        An integer or a tuple: the convolutions of that kernel size. A string: those whose
-        dotted name matches this pattern (as file names do: ``"features.*"``). A callable
-        ``(name, module) -> bool``. By default all convolutions that have more than one tap, and
-        with a mapping, those whose kernel size is in it.
+    where : Selection, str, sequence of str, int, sequence of int, class or callable, optional
+        Which convolutions, as in :func:`finslerconv.nn.convert`; by default all that have more than
+        one tap, and with a mapping, those whose kernel size is in it.
     preserve : bool
         Whether to divide the weights by Phi, so that the model computes what it did and only its
         training changes. On the meta device there is nothing to divide: what is loaded later are
@@ -106,7 +102,12 @@ def to_weighted(
         model = copy.deepcopy(model)
     convolutions = [(name, m) for name, m in model.named_modules() if isinstance(m, _ConvNd)]
     weighter = Weighter(density, preserve)
-    chosen = {name: conv for name, conv in convolutions if _matches(name, conv, where, weighter)}
+    selection = as_selection(where)
+    chosen = {
+        name: conv
+        for name, conv in convolutions
+        if (weighter.takes(conv) if where is None else selection(name, conv))
+    }
     if not chosen:
         found = first_few([f"{named(name)} {m.kernel_size}" for name, m in convolutions])
         raise ValueError(
@@ -192,6 +193,11 @@ class Weighter:
             except ValueError as error:
                 return str(error)
         return None
+
+    def takes(self, conv: _ConvNd) -> bool:
+        """Whether a convolution has more than one tap, and there is a density for it."""
+        kernel_size = tuple(conv.kernel_size)
+        return any(k > 1 for k in kernel_size) and self.lacks(kernel_size) is None
 
     def prepare(self, name: str, conv: _ConvNd) -> None:
         """Make the density of a convolution; raise, naming the layer, if it does not fit."""
@@ -342,8 +348,7 @@ def shared_outside(model: nn.Module, chosen: Collection[int]) -> dict[int, str]:
 def _unshareable(model: nn.Module, densities: Mapping[int, Density]) -> dict[int, str]:
     """Return which modules share a weight that cannot take up all their densities, and why.
 
-    A density is multiplied into a shared weight, or divided out of it, once for all the modules
-    that hold it: all must be here, with densities of the same value.
+    A shared weight is multiplied or divided once: all its holders need densities of equal value.
     """
     reasons = shared_outside(model, densities.keys())
     for key, others in shared_kernels(model).items():
@@ -401,16 +406,3 @@ def _recast(module: nn.Module, cls: type[nn.Module]) -> Any:
 def _paper_profiles(kernel_size: tuple[int, ...]) -> list[Any]:
     profiles = [paper_profile(k, len(kernel_size)) for k in kernel_size]
     return profiles if len(set(kernel_size)) > 1 else profiles[0]
-
-
-def _matches(name: str, conv: _ConvNd, where: Where, weighter: Weighter) -> bool:
-    kernel_size = tuple(conv.kernel_size)
-    if isinstance(where, str):
-        return fnmatch.fnmatchcase(name, where)
-    if is_integer(where):
-        return all(k == where for k in kernel_size)
-    if isinstance(where, Sequence):
-        return kernel_size == tuple(where)
-    if where is not None:
-        return bool(where(name, conv))  # type: ignore[operator]
-    return any(k > 1 for k in kernel_size) and weighter.lacks(kernel_size) is None

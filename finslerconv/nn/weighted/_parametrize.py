@@ -16,13 +16,6 @@ Conv = TypeVar("Conv", bound=_ConvNd)
 class Weighting(nn.Module):
     """The parametrization ``weight = original * Phi`` that :func:`weight_convolution` registers.
 
-    Parameters
-    ----------
-    density : Density
-        Phi; several parametrizations may hold the same one.
-
-    Notes
-    -----
     Assigning to ``conv.weight`` sets the kernel that is applied: ``original`` becomes what is
     assigned, divided by Phi, which must then have no zero.
     """
@@ -163,8 +156,7 @@ def remove_parametrizations(module: nn.Module, *, leave_parametrized: bool) -> N
 def own_class(module: nn.Module) -> None:
     """Give a parametrized module a class of its own, in which a weight can be put and removed.
 
-    PyTorch makes one for each, but copies of a module share it: what is changed in it for one is
-    changed for all.
+    PyTorch makes one for each module, but copies share it: a change would reach them too.
     """
     if parametrize.is_parametrized(module):
         cls = type(module)

@@ -107,11 +107,7 @@ def paper_bounds(kernel_size: int) -> tuple[tuple[float, float], ...]:
     Raises
     ------
     ValueError
-        For another size, to which the paper gives no ranges.
-
-    Notes
-    -----
-    Source: Cammarasana and Patanè, arXiv 2505.24558.
+        For another size, to which the paper (Cammarasana and Patanè, arXiv 2505.24558) gives none.
 
     Examples
     --------
@@ -139,18 +135,17 @@ def search_density(
 ) -> DensitySearch:
     """Search the half-profile for which an objective is least, by DIRECT-L.
 
-    The paper trains the weights inside (that is the objective's business) and searches the density
-    outside. DIRECT is deterministic and uses no gradient: it halves the box of profiles ever
-    finer where the objective is small. Each candidate, and first of all the standard convolution,
-    is evaluated under the same seeds, so that candidates differ in nothing but their density.
+    The objective trains the weights, and the search outside it chooses the density. DIRECT is
+    deterministic and uses no gradient: it divides the box of profiles where the objective is small.
+    Each candidate, the standard convolution first, is evaluated under the same seeds.
 
     Parameters
     ----------
     objective : callable
-        Takes a half-profile (a list of floats, outermost tap first; it can be passed on as
-        ``density=`` or to :func:`to_weighted`) and returns the number to be made small,
-        such as the validation loss after training. Python's, NumPy's and PyTorch's generators are
-        seeded before each call and put back after it. ``math.inf`` marks a candidate that failed.
+        From a half-profile (a list of floats, outermost tap first, as for ``density=``) to the
+        number to be made small, such as the validation loss after training. The generators of
+        Python, NumPy and PyTorch are seeded before each call and put back after it. ``math.inf``
+        marks a candidate that failed.
     kernel_size : int
         Odd number of taps along each axis.
     bounds : sequence of (float, float), optional
@@ -160,9 +155,8 @@ def search_density(
     max_evaluations : int
         How many candidates to evaluate, besides the standard convolution.
     log : path, optional
-        A file of JSON lines to which each evaluation is appended as it ends. If it exists, its
-        evaluations are replayed instead of computed anew, and the search goes on after them, with
-        the same result as without the interruption.
+        A file of JSON lines to which each evaluation is appended. Those that it holds are not
+        computed again: a search that was interrupted goes on, with the same result.
     progress : bool
         Whether to show how far it is.
 
@@ -343,8 +337,10 @@ def _read_log(path: Path, header: dict[str, Any]) -> dict[tuple[float, ...], Eva
             f"log {str(path)!r} is of another search: it began with {first}, this one with "
             f"{begin}; give another file"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join([first, *lines]) + "\n")
+    kept = "\n".join([first, *lines]) + "\n"
+    if kept != text:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(kept)
     records = map(json.loads, lines)
     return {tuple(r["profile"]): _evaluation(r["profile"], r["values"]) for r in records}
 
