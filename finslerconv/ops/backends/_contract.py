@@ -126,8 +126,8 @@ class Convolution:
         """Return the taps' displacements from the kernel's centre in pixels, in plain PyTorch."""
         field, kind = self.positions.field, self.positions.kind
         if kind == "offsets":
-            shape = (field.shape[0], self.sample_groups, -1, 2, *field.shape[2:])
-            offsets = field.to(self.positions.dtype).reshape(shape)
+            groups, taps = self.sample_groups, self.geometry.n_taps
+            offsets = field.to(self.positions.dtype).unflatten(1, (groups, taps, 2))
             return offsets + self.points[..., None, None]
         positions = in_balls(field, self.positions.omega, self.points, self.geometry.dilation, kind)
         return positions.movedim((-2, -1), (2, 3))
