@@ -227,27 +227,28 @@ def _torchvisions(
 def _ours(
     input: Tensor,
     offset: Tensor,
+    omega: Tensor | None,
+    points: Tensor | None,
     weight: Tensor,
     bias: Tensor | None,
     mask: Tensor | None,
-    *numbers: Any,
-) -> _Call:
-    stride, before, dilation = (tuple(pair) for pair in numbers[:3])
-    kernel = weight.shape[2], weight.shape[3]
-    # The padding after the image shows in the output's size alone.
-    after = [
-        (out - 1) * step + gap * (k - 1) + 1 - size - pad
-        for out, step, gap, k, size, pad in zip(
-            offset.shape[2:], stride, dilation, kernel, input.shape[2:], before, strict=True
-        )
-    ]
-    geometry = ConvGeometry(kernel, stride, dilation, before, (after[0], after[1]))
+    kind: str,
+    stride: Sequence[int],
+    before: Sequence[int],
+    after: Sequence[int],
+    dilation: Sequence[int],
+    *rest: Any,
+) -> _Call | None:
+    if kind != "offsets":
+        return None
+    sizes: Any = map(tuple, (weight.shape[2:], stride, dilation, before, after))
+    geometry = ConvGeometry(*sizes)
     return _Call(input, weight, offset, mask, geometry)
 
 
-_OPERATORS: dict[str, Callable[..., _Call]] = {
+_OPERATORS: dict[str, Callable[..., _Call | None]] = {
     "torchvision.deform_conv2d.default": _torchvisions,
-    "finslerconv.deform_conv2d.default": _ours,
+    "finslerconv.sampled_conv2d.default": _ours,
 }
 
 
@@ -274,8 +275,8 @@ class _Calls(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         read = _OPERATORS.get(str(func))
-        if read is not None:
-            self._tell(read(*args))
+        if read is not None and (call := read(*args)) is not None:
+            self._tell(call)
         result = func(*args, **(kwargs or {}))
         if str(func) in _COPIES:
             first = args[0]
