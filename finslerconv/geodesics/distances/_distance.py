@@ -26,10 +26,10 @@ from finslerconv.geodesics.distances.fast_marching import FastMarching
 from finslerconv.geodesics.fields import (
     GridMetric,
     as_tensors,
+    ensure_valid,
     is_numpy,
     is_tensor,
     like,
-    validate_fields,
 )
 
 register_method("fast_marching", FastMarching)
@@ -254,7 +254,7 @@ def distance(
         "for positions that are near each other chord_distance has the others too",
         _tensors(M, omega, *given),
     )
-    validate_fields(M.detach(), None if omega is None else omega.detach())
+    ensure_valid(field)
     if torch.is_grad_enabled():
         if not solver.gradients and _wants_gradients(M, omega, *given):
             raise ValueError(

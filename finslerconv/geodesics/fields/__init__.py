@@ -3,6 +3,7 @@
 from finslerconv.geodesics.fields._function import FunctionMetric
 from finslerconv.geodesics.fields._grid import (
     GridMetric,
+    ensure_valid,
     first_rows,
     grid_nodes,
     per_axis,
@@ -21,7 +22,6 @@ from finslerconv.geodesics.fields._kinds import (
     shown_position,
     shown_shape,
 )
-from finslerconv.geodesics.fields._matrices import validate_fields
 from finslerconv.geodesics.fields._protocol import MetricField, randers_at, read_positions
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "as_tensor",
     "as_tensors",
     "check_finite",
+    "ensure_valid",
     "first_rows",
     "grid_nodes",
     "is_numpy",
@@ -45,5 +46,4 @@ __all__ = [
     "read_positions",
     "shown_position",
     "shown_shape",
-    "validate_fields",
 ]

@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from typing import Any, final
 
 import torch
@@ -53,9 +54,10 @@ class GridMetric:
 
     Parameters
     ----------
-    M : array, shape (\*batch, \*grid, d, d)
+    M : array, shape (\*batch, \*grid, d, d), or Riemannian or Randers
         Symmetric positive definite matrices, NumPy or PyTorch, float32 or float64; the grid has
-        ``d`` axes, 2 or 3. In 1 / pixels^2 where ``spacing`` is 1.
+        ``d`` axes, 2 or 3. In 1 / pixels^2 where ``spacing`` is 1. Or a batch of metrics that have
+        matrices, whose last axes are the grid, in the place of ``M`` and ``omega``.
     omega : array, shape (\*batch, \*grid, d), optional
         One-forms ("drift") with ``|omega|_{M^-1} < 1``, of a shape that broadcasts with that of
         ``M``; None for a Riemannian field.
@@ -69,7 +71,8 @@ class GridMetric:
         How :meth:`at` reads beyond the outermost nodes: the field of the nearest point of the
         grid, or the field mirrored at the outermost nodes.
     validate : bool
-        Whether to check the values (one pass over the data; on a GPU it waits for them).
+        Whether to check the values (one pass over the data; on a GPU it waits for them). Otherwise
+        :func:`distance` does, the first time. See :meth:`validate`.
 
     Raises
     ------
@@ -111,10 +114,11 @@ class GridMetric:
     origin: tuple[float, ...]
     interpolation: Interpolation
     outside: Outside
+    _cache: dict[str, Any] = dataclass_field(init=False)
 
     def __init__(
         self,
-        M: Float[Array, "*_ d d"],
+        M: Float[Array, "*_ d d"] | FinslerMetric,
         omega: Float[Array, "*_ d"] | None = None,
         spacing: float | Sequence[float] = 1.0,
         origin: float | Sequence[float] = 0.0,
@@ -123,6 +127,10 @@ class GridMetric:
         *,
         validate: bool = True,
     ) -> None:
+        if isinstance(M, FinslerMetric):
+            if omega is not None:
+                raise TypeError("omega: expected None beside a metric, which has its own")
+            M, omega = entries_of("M", M)
         matrices, forms = as_tensors(M=M, omega=omega)
         d = check_matrices(matrices)
         if forms is not None:
@@ -344,26 +352,27 @@ class GridMetric:
     def validate(self) -> None:
         """Check every metric, and for cubic interpolation those half-way between the nodes.
 
+        A field remembers that it was checked, until its arrays are changed in place: of tensors
+        PyTorch counts the changes, of NumPy arrays the sum of the entries tells.
+
         Raises
         ------
         ValueError
             It names the first that is not finite, not symmetric positive definite, or has
             ``|omega|_{M^-1} >= 1``.
         """
-        M, omega = as_tensors(M=self.M, omega=self.omega)
-        M, omega = M.detach(), None if omega is None else omega.detach()
-        validate_fields(M, omega)
+        self._cache.pop("checked", None)
+        ensure_valid(self)
         if self.interpolation == "linear":
             return
         field = self.detach()
-        middle = torch.tensor([s / 2 for s in self.spacing], dtype=M.dtype, device=M.device)
         nodes = as_tensor("nodes", field.nodes())
+        middle = nodes.new_tensor(self.spacing) / 2
         nodes = nodes.expand(*self.batch_shape, *nodes.shape)
         for corner in itertools.product((0.0, 1.0), repeat=self.dim):
             if not any(corner):
                 continue
-            shift = middle * torch.tensor(corner, dtype=M.dtype, device=M.device)
-            between = field.at(like(nodes + shift, self.M))
+            between = field.at(like(nodes + middle * middle.new_tensor(corner), self.M))
             try:
                 between.validate()
             except ValueError as error:
@@ -421,10 +430,10 @@ class GridMetric:
         """Return the distinct entries of ``M`` and ``omega``, each over all nodes."""
         if M.requires_grad or (omega is not None and omega.requires_grad):
             return packed(M, omega)
-        cache: dict[str, list[Tensor]] = self._cache  # type: ignore[attr-defined]
-        if "channels" not in cache:
-            cache["channels"] = packed(M, omega)
-        return cache["channels"]
+        if "channels" not in self._cache:
+            self._cache["channels"] = packed(M, omega)
+        channels: list[Tensor] = self._cache["channels"]
+        return channels
 
     def _table(self, M: Tensor, omega: Tensor | None) -> Tensor:
         """Return the distinct entries, one row a node: for those who read whole nodes."""
@@ -449,6 +458,25 @@ class GridMetric:
                 ]
             )
         return taps
+
+
+def ensure_valid(field: GridMetric) -> None:
+    """Check the metrics at the nodes, unless they were and have not been written to since."""
+    stamps = tuple(_stamp(x) for x in (field.M, field.omega))
+    if field._cache.get("checked") != stamps:
+        detached = field.detach()
+        validate_fields(*as_tensors(M=detached.M, omega=detached.omega))
+        field._cache["checked"] = stamps
+
+
+def _stamp(x: Array | None) -> float | None:
+    """Return a number that changes where an array is written to; NaN if there is none."""
+    if is_numpy(x):
+        return float(x.sum())
+    try:
+        return None if x is None else x._version
+    except RuntimeError:  # a tensor of inference mode
+        return float("nan")  # not math.nan, which is identical to itself
 
 
 def put_inside(
