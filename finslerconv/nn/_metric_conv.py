@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from finslerconv import ops
 from finslerconv.balls import ReferenceSet, ball_map
-from finslerconv.metrics import FinslerMetric, Randers, Riemannian
+from finslerconv.metrics import FinslerMetric
 from finslerconv.nn._adaptive import Size
 from finslerconv.nn._ball_conv import BallConv2d
 from finslerconv.nn._constructor import constructor
@@ -126,10 +126,10 @@ MatrixParametrization
 
     def _convolve(self, x: Tensor, mask: Tensor | None) -> Tensor:
         metric = self._metric(x)
-        if not isinstance(metric, Randers | Riemannian):
+        form = metric.randers_form()
+        if form is None:
             return self._convolve_at(x, self._positions_in(metric, x), mask)
-        omega = metric.omega if isinstance(metric, Randers) else None
         return ops.metric_conv2d(
-            x, metric.M, omega, self._place_points(), *self._arguments(mask),
+            x, *form, self._place_points(), *self._arguments(mask),
             map=self.map, padding_mode=self.padding_mode,
         )  # fmt: skip

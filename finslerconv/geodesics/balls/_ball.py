@@ -37,6 +37,7 @@ from finslerconv.geodesics.fields import (
 )
 from finslerconv.geodesics.flow import (
     Grid,
+    NodeField,
     Schedule,
     exponential,
     grid_metric,
@@ -253,6 +254,43 @@ def geodesic_positions(
     fans = starts.reshape(1, -1, d).expand(batch, -1, d)
     out = shoot(grid, table, fans, velocities, rays.schedule, compiled=compiled)
     return out.reshape(batch, *starts.shape[:-1], *out.shape[-2:])
+
+
+def metric_positions(
+    metric: FinslerMetric,
+    points: Float[Tensor, "n d"],
+    *,
+    spacing: float | Sequence[float] = 1.0,
+    map: MapName = "radial",
+    steps: int = 4,
+) -> Float[Tensor, "*_ n d"]:
+    r"""Return :func:`geodesic_positions` around the nodes of any metric that can be indexed.
+
+    In PyTorch's operations; see :class:`finslerconv.geodesics.flow.NodeField` for the field between
+    the nodes. Every point has a geodesic of its own, of as many steps.
+
+    Parameters
+    ----------
+    metric : FinslerMetric
+        Of batch shape (\*batch, \*grid).
+    points : Tensor, shape (n, d)
+    spacing, map, steps
+        As of :func:`geodesic_positions`.
+
+    Returns
+    -------
+    Tensor, shape (\*batch, \*grid, n, d)
+
+    Raises
+    ------
+    TypeError
+        If the metric cannot be indexed, or is none for the affine map.
+    """
+    field = NodeField(metric, per_axis("spacing", spacing, metric.dim))
+    centres = field.nodes(points)[..., None, :]
+    lead = points.reshape(-1, *(1,) * len(metric.batch_shape), points.shape[-1])
+    velocities = _MAPS[map](metric, lead).movedim(0, -2)
+    return exponential(field, centres, velocities, method="rk4", steps=steps) - centres
 
 
 def geodesic_ball(

@@ -18,6 +18,7 @@ from scipy.spatial import ConvexHull
 from torch import Tensor
 
 from finslerconv._compiled import entry, jit
+from finslerconv._norms import norm_off_zero
 from finslerconv._threads import run, share
 from finslerconv.balls import affine
 from finslerconv.geodesics.fields import FunctionMetric, GridMetric, MetricField
@@ -68,7 +69,7 @@ def arrivals(
     rim = torch.from_numpy(_mesh(d).vertices[-_RAYS[d] :]).to(x)
     with torch.no_grad():
         aims = _tangent(metric, rim.reshape(-1, *(1,) * (x.ndim - 1), d)).expand(-1, *x.shape)
-        lengths = metric.norm(velocities)[..., None]
+        lengths = norm_off_zero(metric.norm, velocities)[..., None]
         # One axis for the centres of each field.
         arrays = [
             u.detach().reshape(*u.shape[: u.ndim - x.ndim], *batch, count, u.shape[-1])
@@ -143,7 +144,7 @@ def _bounds(
     ends = exponential(field, x[..., None, :], v, method="rk4", steps=_steps(field, steps))
     rest = positions.movedim(0, -2) - ends
     # Trapezoidal rule on the straight way from there.
-    gap = (field.at(ends).norm(rest) + field.at(ends + rest).norm(rest)) / 2
+    gap = sum(norm_off_zero(field.at(y).norm, rest) for y in (ends, ends + rest)) / 2
     return torch.where(times > 0, times * reach + gap.movedim(-1, 0), math.inf)
 
 
