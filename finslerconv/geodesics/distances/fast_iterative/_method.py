@@ -103,7 +103,7 @@ class FastIterative(DistanceMethod):
         step = max(1, limit // math.prod(problem.grid))
         groups = [problem[p : p + step] for p in range(0, len(problem.seeds), step)]
         fronts = [self._solve(group, updates or updates_of(group)) for group in groups]
-        return Front(*(torch.cat(x) for x in zip(*fronts, strict=True)))  # type: ignore[arg-type]
+        return Front(*(torch.cat(x) for x in zip(*fronts, strict=True)))
 
     def _solve(self, problem: EikonalProblem, updates: Updates) -> Front:
         """Return the front of problems that are iterated together."""
