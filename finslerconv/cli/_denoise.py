@@ -35,7 +35,7 @@ class BallFilter:
 
         Some taps at a time, so that large pictures fit in memory; ``advance`` hears how many.
         """
-        omega = self.metric.omega if isinstance(self.metric, Randers) else None
+        M, omega = self.metric.randers_form()
         points = torch.as_tensor(self.reference.points, dtype=image.dtype, device=image.device)
         channels = image.shape[1]
         total = torch.zeros_like(image)
@@ -44,7 +44,7 @@ class BallFilter:
             weight = image.new_full((channels, 1, 1, len(part)), 1 / len(points))
             total += metric_conv2d(
                 image,
-                self.metric.M,
+                M,
                 omega,
                 part,
                 weight,
@@ -91,8 +91,8 @@ class GeodesicFilter(BallFilter):
         self, points: Float[Tensor, "n 2"], centres: Float[Tensor, "m 2"] | None = None
     ) -> Float[Tensor, "1 *centres n 2"]:
         """Return where reference points lie around some pixels, or around all, as displacements."""
-        omega = self.metric.omega if isinstance(self.metric, Randers) else None
-        return geodesic_positions(self.metric.M, omega, points, centres=centres, steps=self.steps)
+        M, omega = self.metric.randers_form()
+        return geodesic_positions(M, omega, points, centres=centres, steps=self.steps)
 
 
 def ball_filters(metric: Randers, kernel_size: int, radius: float) -> list[BallFilter]:
