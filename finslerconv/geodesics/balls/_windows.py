@@ -20,8 +20,7 @@ from finslerconv._linalg import inverse, matvec, spd_sqrt
 from finslerconv._memory import array_of
 from finslerconv.balls import affine, radial
 from finslerconv.geodesics._derivatives import refuse_second
-from finslerconv.geodesics.distances import Seeds, heat_windows
-from finslerconv.geodesics.distances.fast_marching import fast_marching
+from finslerconv.geodesics.distances import FastMarching, Heat, window_distances
 from finslerconv.geodesics.fields import GridMetric, MetricField, randers_at
 from finslerconv.metrics import Randers
 
@@ -225,8 +224,8 @@ def _solve(
     local = _metric(field, x[..., None, :] + matvec(A[..., None, :, :], xi))
     M = A.mT[..., None, :, :] @ local.M @ A[..., None, :, :]
     omega = matvec(A.mT[..., None, :, :], local.omega)
-    solver = _eikonal if method == "eikonal" else _heat
-    distance = solver(
+    distance = window_distances(
+        FastMarching() if method == "eikonal" else Heat(),
         M.reshape(-1, *(side,) * d, d, d), omega.reshape(-1, *(side,) * d, d), 1 / resolution,
         centre.reshape(-1, d),
     ).reshape(*batch, -1)  # fmt: skip
@@ -252,19 +251,6 @@ def _frame(metric: Randers, radius: float) -> Tensor:
 def _side(margin: float, resolution: int) -> int:
     """Return the number of nodes along a side of a window, an odd one."""
     return 2 * math.ceil(margin * resolution) + 1
-
-
-def _eikonal(M: Tensor, omega: Tensor, spacing: float, centre: Tensor) -> Tensor:
-    """Return the distances (P, *window) from each window's centre by fast marching."""
-    zero = torch.zeros(1, dtype=torch.float64)
-    seeds = [Seeds(i[None] * spacing, zero) for i in centre.double().cpu()]
-    front = fast_marching(M.cpu(), omega.cpu(), spacing, 0.0, seeds, order=2, factorise=True)
-    return front.distance.to(M.device)
-
-
-def _heat(M: Tensor, omega: Tensor, spacing: float, centre: Tensor) -> Tensor:
-    """Return the distances (P, *window) from each window's centre by the heat method."""
-    return heat_windows(M, omega, spacing, centre)
 
 
 def _read(ratio: Tensor, xi: Tensor, centre: Tensor, side: int, resolution: int) -> Tensor:

@@ -17,7 +17,9 @@ from torch import Tensor
 
 from finslerconv._memory import array_of
 from finslerconv.geodesics.distances import _stencils
+from finslerconv.geodesics.distances._method import EikonalProblem
 from finslerconv.geodesics.distances._sight import seen
+from finslerconv.geodesics.fields import interpolate
 
 # A source that has another one nearer than this (in pixels) is taken for a part of a curve or of a
 # region, whose front is not round about it.
@@ -61,63 +63,22 @@ def chord_norm(
     return torch.where(zero, 0.0, torch.where(zero, 1.0, square).sqrt()) + (omega * v).sum(-1)
 
 
-def sample_linearly(
-    field: Float[Tensor, "..."], position: Float[Tensor, "sources d"]
-) -> Float[Tensor, "sources ..."]:
-    """Return ``field`` (its first d axes the grid's) at index coordinates, by linear interpolation.
-
-    Positions are clamped to the grid.
-    """
-    dim = position.shape[-1]
-    low, part = [], []
-    for axis in range(dim):
-        size = field.shape[axis]
-        x = position[:, axis].clamp(0, size - 1)
-        floor = x.detach().floor().clamp(max=max(size - 2, 0))
-        low.append(floor.long())
-        part.append(x - floor)
-    result = field.new_zeros(())
-    for corner in range(2**dim):
-        weight = torch.ones_like(position[:, 0])
-        index = []
-        for axis in range(dim):
-            up = corner >> axis & 1
-            weight = weight * (part[axis] if up else 1 - part[axis])
-            index.append((low[axis] + up).clamp(max=field.shape[axis] - 1))
-        value = field[tuple(index)]
-        result = result + weight.reshape(-1, *[1] * (value.ndim - 1)) * value
-    return result
-
-
-def seed_nodes(
-    position: Float[Tensor, "sources d"],
-    value: Float[Tensor, "sources"],
-    M: Float[Tensor, "..."],
-    omega: Float[Tensor, "..."] | None,
-    wall: Bool[np.ndarray, "..."],
-) -> Start:
+def seed_nodes(problem: EikonalProblem) -> Start:
     """Return the nodes from which the fronts of one problem start.
 
-    Parameters
-    ----------
-    position : (sources, d)
-        In index coordinates: ``(physical - origin) / spacing``.
-    value : (sources,)
-        The distance that each source starts with.
-    M, omega : (*grid, d, d) and (*grid, d), or None
-        The metric in pixels, float64.
-    wall : bool array (*grid)
-        True where one may not walk. A source whose nearest node is a wall starts nothing.
+    A source whose nearest node is a wall starts nothing.
 
     Raises
     ------
     ValueError
         If no source starts anything.
     """
+    position, value = problem.seeds[0]
+    M, omega = (x[0].to("cpu", torch.float64) for x in (problem.M, problem.omega))
+    walls = array_of(problem.walls[0])
     sources, dim = position.shape
-    grid = wall.shape
-    M_s = sample_linearly(M, position)
-    omega_s = torch.zeros_like(position) if omega is None else sample_linearly(omega, position)
+    grid = problem.grid
+    M_s, omega_s = interpolate([x.flatten(0, dim - 1) for x in (M, omega)], position, grid)
     where = array_of(position)
     alone = np.ones(sources, bool)
     if sources > 1:
@@ -131,7 +92,7 @@ def seed_nodes(
     for s in np.flatnonzero(alone):
         reach[s] = min(_stencils.reach(matrices[s], forms[s]), max(grid))
 
-    walled = bool(wall.any())
+    walled = bool(walls.any())
     nodes, labels = [], []
     for size in np.unique(reach):
         group = np.flatnonzero(reach == size)
@@ -146,7 +107,7 @@ def seed_nodes(
         which, at = np.nonzero(inside)
         index, label = index[which, at], group[which]
         if walled:
-            clear = seen(wall, where[label], index)
+            clear = seen(walls, where[label], index)
             index, label = index[clear], label[clear]
         nodes.append(np.ravel_multi_index(tuple(index.T), grid))
         labels.append(label)
@@ -159,9 +120,8 @@ def seed_nodes(
     node_t, label_t = torch.from_numpy(node[order]), torch.from_numpy(label[order])
     index_t = torch.stack(torch.unravel_index(node_t, grid), -1)
     v = index_t - position[label_t]
-    M_y = M[tuple(index_t.T)]
-    omega_y = torch.zeros_like(v) if omega is None else omega[tuple(index_t.T)]
-    chord = (chord_norm(M_s[label_t], omega_s[label_t], v) + chord_norm(M_y, omega_y, v)) / 2
+    here = tuple(index_t.T)
+    chord = chord_norm(M_s[label_t], omega_s[label_t], v) + chord_norm(M[here], omega[here], v)
     return Start(
-        node_t, label_t, value[label_t] + chord, position, M_s, omega_s, torch.from_numpy(alone)
+        node_t, label_t, value[label_t] + chord / 2, position, M_s, omega_s, torch.from_numpy(alone)
     )
