@@ -21,9 +21,8 @@ from metric_fields import (
 )
 
 from finslerconv.geodesics import FunctionMetric, GridMetric
+from finslerconv.geodesics.flow import Schedule, _steps, exponential, geodesic_flow, shoot
 from finslerconv.geodesics.flow import _rays as module
-from finslerconv.geodesics.flow import _steps
-from finslerconv.geodesics.flow import Schedule, exponential, geodesic_flow, shoot
 from finslerconv.geodesics.flow._grid import Grid, grid_rates, grid_table
 from finslerconv.geodesics.flow._hamiltonian import hamiltonian, momentum, rates, velocity
 from finslerconv.metrics import Randers, Riemannian
