@@ -256,8 +256,8 @@ def known_metric(
     """Return the metric that made the positions in the form of a fit, of residual 0."""
     flat, masses = flat_tensors(points, weights)
     batch = metric.batch_shape
-    M = metric.M.double().reshape(-1, 2, 2)
-    omega = metric.omega.double().reshape(-1, 2) if isinstance(metric, Randers) else 0 * M[..., 0]
+    M, omega = metric.randers_form().with_omega()
+    M, omega = M.double().reshape(-1, 2, 2), omega.double().reshape(-1, 2)
     ellipse = Ellipse.of(Randers(M, omega, validate=False))
     size = max(1, _CHUNK // flat.shape[1])
     quality = []

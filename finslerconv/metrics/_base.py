@@ -34,6 +34,12 @@ class RandersForm(NamedTuple):
     omega: Float[Array, "*#batch d"] | None
     """One-forms, shape (..., d), or None: the metric is Riemannian. Both batches broadcast."""
 
+    def with_omega(self) -> tuple[Array, Array]:
+        """Return ``M`` and ``omega``, which is 0 for a Riemannian metric."""
+        if self.omega is None:
+            return self.M, namespace(self.M).zeros_like(self.M[..., 0])
+        return self.M, self.omega
+
     def dual(self) -> "RandersForm":
         """Return the data of the dual metric: the matrix and the centre of the unit ball's ellipse.
 

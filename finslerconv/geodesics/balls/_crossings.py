@@ -77,8 +77,8 @@ def arrivals(
         ]
         for begin in range(0, count, tile):
             part = (..., slice(begin, begin + tile))
-            some = (u[(*part, slice(None))] for u in arrays)
-            whole[part] = _tile(field, *some, steps)
+            here, aim, length, end = (u[(*part, slice(None))] for u in arrays)
+            whole[part] = _tile(field, here, aim, length[..., 0], end, steps)
     return whole.reshape(found.shape)
 
 
@@ -95,7 +95,6 @@ def _tile(
     """Return the fractions (n, *batch, centres) of some centres (*batch, centres, d)."""
     d = x.shape[-1]
     mesh = _mesh(d)
-    lengths = lengths[..., 0]
     reach = lengths.amax(0)
     fan = _follow(field, x, (reach[..., None] * aims).movedim(0, -2), steps)
     samples = torch.cat((positions - x, (lengths / reach)[..., None]), dim=-1)

@@ -254,8 +254,7 @@ _JOB = (
 )
 def _shoot(*inputs: Any) -> Tensor:
     """Return the records (starts, points, 2 or 4) of the rays of all starts."""
-    *job, momenta = inputs
-    job = _Job(*job)
+    job, momenta = _Job(*inputs[:-1]), inputs[-1]
     arguments, out = job.arguments(), job.records(momenta)
     result = array_of(out)
     parts = job.parts(4)
@@ -269,8 +268,7 @@ def _shoot(*inputs: Any) -> Tensor:
 
 @_shoot.register_fake
 def _(*inputs: Any) -> Tensor:
-    *job, momenta = inputs
-    return _Job(*job).records(momenta)
+    return _Job(*inputs[:-1]).records(inputs[-1])
 
 
 @torch.library.custom_op(
