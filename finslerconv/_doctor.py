@@ -216,17 +216,10 @@ def _described(device: torch.device) -> str:
 
 def _server(device: torch.device) -> str:
     """Return which backend serves the device, and why."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        name = ops.backend_for(device)
-    chosen = ops.current_backend()
-    if caught:
-        return f"{name}, because {caught[0].message}"
-    if chosen != "auto":
-        return f"{name}, since use_backend({chosen!r}) was called"
-    if name == "reference":
-        return "reference: no compiled backend is made for this device"
-    return name
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the reason is in the report
+        name = ops.current_backend(device)
+    return name if name != "reference" else f"{name}, because {ops.why_reference(device)}"
 
 
 def _checks(device: torch.device) -> Iterator[Check]:

@@ -21,6 +21,7 @@ from finslerconv.ops.backends import (
     reference,
     register_backend,
     use_backend,
+    why_reference,
 )
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "use_backend",
     "current_backend",
     "is_compiled",
+    "why_reference",
     "multiplied_dtype",
     "register_backend",
     "ConvBackend",
