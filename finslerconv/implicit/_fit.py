@@ -256,8 +256,8 @@ def known_metric(
     """Return the metric that made the positions in the form of a fit, of residual 0."""
     flat, masses = flat_tensors(points, weights)
     batch = metric.batch_shape
-    M, omega = metric.randers_form().with_omega()
-    M, omega = M.double().reshape(-1, 2, 2), omega.double().reshape(-1, 2)
+    M = metric.M.double().reshape(-1, 2, 2)
+    omega = metric.omega.double().reshape(-1, 2) if isinstance(metric, Randers) else 0 * M[..., 0]
     ellipse = Ellipse.of(Randers(M, omega, validate=False))
     size = max(1, _CHUNK // flat.shape[1])
     quality = []
@@ -353,7 +353,7 @@ def _bounded(
 
 
 def _quality(samples: Samples, ellipse: Ellipse) -> tuple[Tensor, Tensor, Tensor]:
-    """Return intersection over union, share of samples held, and if the hull holds the pixel."""
+    """Return intersection over union, share of samples inside, and if the pixel is in the hull."""
     frame = Frame.of(ellipse)
     held = frame.norm(frame.vectors(samples.points)) <= 1 + _ROUNDING
     present = samples.weights > 0
