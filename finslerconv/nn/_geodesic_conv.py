@@ -15,7 +15,6 @@ from finslerconv.nn._adaptive import Size
 from finslerconv.nn._ball_conv import BallConv2d
 from finslerconv.nn._constructor import constructor
 from finslerconv.nn._parametrization import MatrixParametrization
-from finslerconv.ops._backend import is_compiled
 
 
 class GeodesicConv2d(BallConv2d):
@@ -129,7 +128,7 @@ device, dtype
             self._fan,
             spacing=spacing,
             # The reference backend is PyTorch's operations, here too.
-            compiled=None if is_compiled(M.device) else False,
+            compiled=None if ops.is_compiled(M.device) else False,
         )
         positions = positions.reshape(*M.shape[:-2], *positions.shape[-2:])
         return positions * positions.new_tensor(self.dilation)

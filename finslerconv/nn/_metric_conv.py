@@ -6,13 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from finslerconv import ops
-from finslerconv.balls import ReferenceSet
+from finslerconv.balls import ReferenceSet, ball_map
 from finslerconv.metrics import FinslerMetric
 from finslerconv.nn._adaptive import Size
 from finslerconv.nn._ball_conv import BallConv2d
 from finslerconv.nn._constructor import constructor
 from finslerconv.nn._parametrization import MatrixParametrization
-from finslerconv.ops._positions import MAPS
 
 
 class MetricConv2d(BallConv2d):
@@ -120,7 +119,7 @@ MatrixParametrization
 
     def _positions_in(self, metric: FinslerMetric, x: Tensor) -> Tensor:
         points = self._place_points().reshape(-1, *(1,) * len(metric.batch_shape), 2)
-        positions = MAPS[self.map](metric, points).movedim(0, -2)
+        positions = ball_map(self.map)(metric, points).movedim(0, -2)
         return positions * torch.tensor(
             self.dilation, dtype=positions.dtype, device=positions.device
         )

@@ -13,11 +13,14 @@ import torch
 import triton
 from torch import Tensor
 
-from finslerconv.ops._geometry import ConvGeometry, PaddingMode
-from finslerconv.ops._gradients import Gradients
-from finslerconv.ops._layout import memory_format
-from finslerconv.ops._positions import Positions
-from finslerconv.ops.backends import _reference
+from finslerconv.ops.backends import (
+    ConvBackend,
+    Convolution,
+    Gradients,
+    Needs,
+    memory_format,
+    reference,
+)
 from finslerconv.ops.backends.triton import _kernels as kernels
 
 _KINDS = {"offsets": 0, "radial": 1, "affine": 2}
@@ -98,177 +101,129 @@ class _Job:
             tuned[grid](*arguments, **flags)
 
 
-def forward(
-    input: Tensor,
-    positions: Positions,
-    weight: Tensor,
-    bias: Tensor | None,
-    mask: Tensor | None,
-    geometry: ConvGeometry,
-    padding_mode: PaddingMode,
-) -> Tensor:
-    """Return the convolution; arguments are taken as checked."""
-    job = _job(input, positions, weight, mask, geometry, padding_mode)
-    rows, columns = positions.out_size
-    outputs, channels = weight.shape[:2]
-    out = input.new_empty((len(input), rows, columns, outputs))
-    if out.numel() > 0:
-        taps = geometry.n_taps
-        packed = weight.reshape(job.groups, outputs // job.groups, channels, taps)
-        packed = packed.permute(0, 3, 2, 1).to(job.low).contiguous()
+class TritonBackend(ConvBackend):
+    """Kernels compiled by Triton, tuned to the shapes when first used."""
 
-        def grid(meta: Any) -> tuple[int, int]:
-            blocks = triton.cdiv(outputs // job.groups, meta["BLOCK_O"])
-            return triton.cdiv(job.out_pixels, meta["BLOCK_P"]), job.groups * blocks
+    def forward(self, conv: Convolution) -> Tensor:
+        """Return the convolution."""
+        input, weight, bias = conv.input, conv.weight, conv.bias
+        job = _job(conv)
+        rows, columns = conv.out_size
+        outputs, channels = weight.shape[:2]
+        out = input.new_empty((len(input), rows, columns, outputs))
+        if out.numel() > 0:
+            taps = conv.geometry.n_taps
+            packed = weight.reshape(job.groups, outputs // job.groups, channels, taps)
+            packed = packed.permute(0, 3, 2, 1).to(job.low).contiguous()
 
-        job.launch(
-            "forward", grid, job.image, job.field, job.omega, job.points, job.mask, packed,
-            out if bias is None else bias.contiguous(), out, *job.sizes,
-            HAS_BIAS=bias is not None,
-        )  # fmt: skip
-    return out.permute(0, 3, 1, 2).contiguous(memory_format=memory_format(input))
+            def grid(meta: Any) -> tuple[int, int]:
+                blocks = triton.cdiv(outputs // job.groups, meta["BLOCK_O"])
+                return triton.cdiv(job.out_pixels, meta["BLOCK_P"]), job.groups * blocks
 
+            job.launch(
+                "forward", grid, job.image, job.field, job.omega, job.points, job.mask, packed,
+                out if bias is None else bias.contiguous(), out, *job.sizes,
+                HAS_BIAS=bias is not None,
+            )  # fmt: skip
+        return out.permute(0, 3, 1, 2).contiguous(memory_format=memory_format(input))
 
-def backward(
-    gradient: Tensor,
-    input: Tensor,
-    positions: Positions,
-    weight: Tensor,
-    mask: Tensor | None,
-    geometry: ConvGeometry,
-    padding_mode: PaddingMode,
-    *,
-    needs_input: bool = True,
-    needs_positions: bool = True,
-    needs_weight: bool = True,
-) -> Gradients:
-    """Return the gradients, from that of the output; ``needs_positions`` includes the mask."""
-    job = _job(input, positions, weight, mask, geometry, padding_mode)
-    real = job.points.dtype
-    taps = geometry.n_taps
-    outputs, channels = weight.shape[:2]
-    g_input = g_field = g_omega = g_weight = g_mask = None
-    if needs_positions:
-        g_field = torch.zeros_like(job.field)
-        g_omega = None if positions.omega is None else torch.zeros_like(job.omega)
-        g_mask = None if mask is None else torch.zeros_like(job.mask)
-    if needs_input:
-        g_input = torch.zeros_like(job.image, dtype=real)
-    if needs_weight:
-        g_weight = torch.zeros_like(weight)
-    if input.numel() == 0 or gradient.numel() == 0:
-        image = None if g_input is None else g_input.permute(0, 3, 1, 2).to(input.dtype)
-        return Gradients(image, g_field, g_omega, g_weight, g_mask)
-    slope = gradient.permute(0, 2, 3, 1).to(job.low).contiguous()
-    atomics = needs_input and not torch.are_deterministic_algorithms_enabled()
-    if needs_positions or atomics:
-        packed = weight.reshape(job.groups, outputs // job.groups, channels, taps)
-        packed = packed.permute(0, 3, 1, 2).to(job.low).contiguous()
-        nothing = job.image
+    def backward(self, grad: Tensor, conv: Convolution, needs: Needs) -> Gradients:
+        """Return the gradients that are needed."""
+        input, weight, omega, mask = conv.input, conv.weight, conv.positions.omega, conv.mask
+        job = _job(conv)
+        real = job.points.dtype
+        taps = conv.geometry.n_taps
+        outputs, channels = weight.shape[:2]
+        g_input = g_field = g_omega = g_weight = g_mask = None
+        if needs.positions:
+            g_field = torch.zeros_like(job.field)
+            g_omega = None if omega is None else torch.zeros_like(job.omega)
+            g_mask = None if mask is None else torch.zeros_like(job.mask)
+        if needs.input:
+            g_input = torch.zeros_like(job.image, dtype=real)
+        if needs.weight:
+            g_weight = torch.zeros_like(weight)
+        if input.numel() == 0 or grad.numel() == 0:
+            image = None if g_input is None else g_input.permute(0, 3, 1, 2).to(input.dtype)
+            return Gradients(image, g_field, g_omega, g_weight, g_mask)
+        slope = grad.permute(0, 2, 3, 1).to(job.low).contiguous()
+        atomics = needs.input and not torch.are_deterministic_algorithms_enabled()
+        if needs.positions or atomics:
+            packed = weight.reshape(job.groups, outputs // job.groups, channels, taps)
+            packed = packed.permute(0, 3, 1, 2).to(job.low).contiguous()
+            nothing = job.image
 
-        def grid(meta: Any) -> tuple[int, int]:
-            return triton.cdiv(job.out_pixels, meta["BLOCK_P"]), positions.groups
+            def grid(meta: Any) -> tuple[int, int]:
+                return triton.cdiv(job.out_pixels, meta["BLOCK_P"]), conv.sample_groups
 
-        job.launch(
-            "samples", grid, job.image, slope, job.field, job.omega, job.points, job.mask, packed,
-            nothing if g_input is None else g_input,
-            nothing if g_field is None else g_field,
-            nothing if g_omega is None else g_omega,
-            nothing if g_mask is None else g_mask,
-            *job.sizes, NEEDS_X=atomics, NEEDS_FIELD=needs_positions,
-        )  # fmt: skip
-    if needs_input and not atomics:
-        g_input = _ordered(gradient, input, positions, weight, mask, geometry, padding_mode)
-    elif g_input is not None:
-        g_input = g_input.permute(0, 3, 1, 2).to(input.dtype)
-        g_input = g_input.contiguous(memory_format=memory_format(input))
-    if needs_weight:
-        # Enough programs to fill the device, and no more partial sums than needed for that.
-        blocks = job.groups * taps * math.ceil(channels / 32) * math.ceil(outputs / job.groups / 32)
-        splits = max(1, min(math.ceil(512 / blocks), math.ceil(job.out_pixels / 512)))
-        partial = torch.empty(
-            (splits, job.groups, taps, channels, outputs // job.groups),
-            dtype=real,
-            device=input.device,
-        )
+            job.launch(
+                "samples", grid, job.image, slope, job.field, job.omega, job.points, job.mask,
+                packed,
+                nothing if g_input is None else g_input,
+                nothing if g_field is None else g_field,
+                nothing if g_omega is None else g_omega,
+                nothing if g_mask is None else g_mask,
+                *job.sizes, NEEDS_X=atomics, NEEDS_FIELD=needs.positions,
+            )  # fmt: skip
+        if needs.input and not atomics:
+            g_input = reference.backward(grad, conv, Needs(True, False, False)).input
+        elif g_input is not None:
+            g_input = g_input.permute(0, 3, 1, 2).to(input.dtype)
+            g_input = g_input.contiguous(memory_format=memory_format(input))
+        if needs.weight:
+            # Enough programs to fill the device, and no more partial sums than needed for that.
+            c_blocks, o_blocks = math.ceil(channels / 32), math.ceil(outputs / job.groups / 32)
+            blocks = job.groups * taps * c_blocks * o_blocks
+            splits = max(1, min(math.ceil(512 / blocks), math.ceil(job.out_pixels / 512)))
+            partial = torch.empty(
+                (splits, job.groups, taps, channels, outputs // job.groups),
+                dtype=real,
+                device=input.device,
+            )
 
-        def weight_grid(meta: Any) -> tuple[int, int]:
-            c_blocks = triton.cdiv(channels, meta["BLOCK_C"])
-            o_blocks = triton.cdiv(outputs // job.groups, meta["BLOCK_O"])
-            return job.groups * taps * c_blocks * o_blocks, splits
+            def weight_grid(meta: Any) -> tuple[int, int]:
+                c_blocks = triton.cdiv(channels, meta["BLOCK_C"])
+                o_blocks = triton.cdiv(outputs // job.groups, meta["BLOCK_O"])
+                return job.groups * taps * c_blocks * o_blocks, splits
 
-        job.launch(
-            "weight", weight_grid, job.image, slope, job.field, job.omega, job.points, job.mask,
-            partial, *job.sizes, splits,
-        )  # fmt: skip
-        summed = partial.sum(0).permute(0, 3, 2, 1).reshape(weight.shape)
-        g_weight = summed.to(weight.dtype).contiguous()
-    return Gradients(g_input, g_field, g_omega, g_weight, g_mask)
+            job.launch(
+                "weight", weight_grid, job.image, slope, job.field, job.omega, job.points, job.mask,
+                partial, *job.sizes, splits,
+            )  # fmt: skip
+            summed = partial.sum(0).permute(0, 3, 2, 1).reshape(weight.shape)
+            g_weight = summed.to(weight.dtype).contiguous()
+        return Gradients(g_input, g_field, g_omega, g_weight, g_mask)
 
 
-def _job(
-    input: Tensor,
-    positions: Positions,
-    weight: Tensor,
-    mask: Tensor | None,
-    geometry: ConvGeometry,
-    padding_mode: PaddingMode,
-) -> _Job:
-    low, real = input.dtype, positions.dtype
-    for tensor in (input, weight, mask):
-        if tensor is not None:
-            real = torch.promote_types(real, tensor.dtype)
-    if real == torch.float64:
-        low = real
-    channels = input.shape[1]
-    groups = channels // weight.shape[1]
+def _job(conv: Convolution) -> _Job:
+    input, positions, geometry = conv.input, conv.positions, conv.geometry
+    real = conv.dtype
+    low = real if real == torch.float64 else input.dtype
     image = input.detach().to(low).permute(0, 2, 3, 1).contiguous()
     field = positions.field.detach().to(real).contiguous()
-    origin = [
-        step * (k - 1) / 2 - before
-        for step, k, before in zip(
-            geometry.dilation, geometry.kernel_size, geometry.padding_before, strict=True
-        )
-    ]
-    rows, columns = positions.out_size
+    omega, mask = (
+        field if t is None else t.detach().to(real).contiguous()
+        for t in (positions.omega, conv.mask)
+    )
+    rows, columns = conv.out_size
     return _Job(
         image=image,
         field=field,
-        omega=field
-        if positions.omega is None
-        else positions.omega.detach().to(real).contiguous(),
-        points=positions.points.detach().to(real).contiguous(),
-        mask=field if mask is None else mask.detach().to(real).contiguous(),
+        omega=omega,
+        points=conv.points.detach().to(real).contiguous(),
+        mask=mask,
         sizes=(
-            len(input), channels, input.shape[2], input.shape[3], weight.shape[0], columns,
-            rows * columns, geometry.n_taps, positions.groups, groups, *geometry.stride,
-            *geometry.dilation, *origin,
+            *input.shape, len(conv.weight), columns, rows * columns, geometry.n_taps,
+            conv.sample_groups, conv.weight_groups, *geometry.stride, *geometry.dilation,
+            *geometry.origin,
         ),
         flags={
             "KIND": _KINDS[positions.kind],
-            "MODE": _MODES[padding_mode],
+            "MODE": _MODES[conv.padding_mode],
             "HAS_OMEGA": positions.omega is not None,
-            "HAS_MASK": mask is not None,
+            "HAS_MASK": conv.mask is not None,
         },
         out_pixels=len(input) * rows * columns,
-        groups=groups,
+        groups=conv.weight_groups,
         low=low,
     )  # fmt: skip
-
-
-def _ordered(
-    gradient: Tensor,
-    input: Tensor,
-    positions: Positions,
-    weight: Tensor,
-    mask: Tensor | None,
-    geometry: ConvGeometry,
-    padding_mode: PaddingMode,
-) -> Tensor:
-    """Return the image's gradient from the reference."""
-    with torch.enable_grad():
-        image = input.detach().requires_grad_()
-        output = _reference.convolve(
-            image, positions, weight.detach(), None, mask, geometry, padding_mode
-        )
-    return torch.autograd.grad(output, image, gradient)[0]
