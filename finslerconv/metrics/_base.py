@@ -64,8 +64,9 @@ class FinslerMetric(abc.ABC):
 
     A subclass must give :meth:`norm` and nothing else; it replaces :attr:`dim` unless that is 2,
     :attr:`like` unless its numbers are NumPy float64, and any other method for which it knows a
-    closed form. No other method asks for ``norm`` at ``v = 0``, where the derivative of most norms
-    is none: the length there is 0.
+    closed form. No other method calls ``norm`` at ``v = 0``, where most norms have no derivative;
+    the length there is 0. A field of metrics may have ``__getitem__`` too, by which
+    ``metric[index]`` is the metric at an index of the batch.
 
     Vectors have shape ``(..., d)``, components in array-axis order (down, right), and broadcast
     against the batch of the metric from the right: ``n`` directions for each point of a field
