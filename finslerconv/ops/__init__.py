@@ -4,6 +4,7 @@ Each is one function with backends behind it: compiled ones for the CPU (Numba) 
 (Triton), and the reference, plain PyTorch, which is their definition. See :class:`use_backend`.
 """
 
+from finslerconv.ops._autotune import autotune
 from finslerconv.ops._backend import Backend, current_backend, use_backend
 from finslerconv.ops._deform_conv2d import deform_conv2d
 from finslerconv.ops._geometry import ConvGeometry, PaddingMode
@@ -15,6 +16,7 @@ __all__ = [
     "metric_conv2d",
     "metric_positions",
     "use_backend",
+    "autotune",
     "current_backend",
     "Backend",
     "ConvGeometry",
