@@ -30,7 +30,6 @@ from matplotlib.path import Path as Polygon
 from rich.console import Console
 from rich.table import Table
 from scipy.ndimage import gaussian_filter
-from skimage import data
 
 from finslerconv import balls, images
 from finslerconv.geodesics import GridMetric, InjectivityWarning, geodesic_ball
@@ -43,7 +42,7 @@ SETS = ("concentric", "lattice", "polar", "sunflower")
 def picture_field(side: int, dtype: torch.dtype, tau: float = 0.5) -> GridMetric:
     """Return the Randers field of a photograph's middle."""
     cut = (512 - 2 * side) // 2
-    picture = data.camera()[cut : 512 - cut : 2, cut : 512 - cut : 2] / 255.0
+    picture = images.photograph()[cut : 512 - cut : 2, cut : 512 - cut : 2] / 255.0
     metric = images.gradient_metric(torch.from_numpy(picture)[None, None], tau=tau)[0]
     M, omega = (
         torch.from_numpy(gaussian_filter(u.numpy(), (1, 1, *(0,) * (u.ndim - 2))))

@@ -5,11 +5,9 @@ import argparse
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from skimage import data
 
-from finslerconv import plotting
+from finslerconv import images, plotting
 from finslerconv.balls import Ellipse, polar
-from finslerconv.images import gradient_metric
 from finslerconv.metrics import Randers
 from finslerconv.ops import metric_conv2d
 
@@ -26,10 +24,10 @@ print("its unit ball:", Ellipse.of(metric))
 
 # A metric at every pixel of a noisy photograph, and the mean over 11 x 11 samples of its balls.
 size = 96 if arguments.quick else 192
-photograph = data.camera()[60:, 130:][:size, :size] / 255
+photograph = images.photograph()[60:, 130:][:size, :size] / 255
 photograph = torch.tensor(photograph, dtype=torch.float32)[None, None]
 noisy = photograph + 0.1 * torch.randn(photograph.shape, generator=torch.manual_seed(0))
-field = gradient_metric(noisy, anisotropy=30.0, sigma=2.0, tau=0.3, omega="across")
+field = images.gradient_metric(noisy, anisotropy=30.0, sigma=2.0, tau=0.3, omega="across")
 points = torch.tensor(polar(11, 11).points, dtype=torch.float32)
 weight = torch.full((1, 1, 11, 11), 1 / 121)
 filtered = metric_conv2d(

@@ -9,11 +9,10 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from scipy.spatial import ConvexHull
-from skimage import data
 
 from finslerconv import plotting
 from finslerconv.balls import concentric, lattice, radial
-from finslerconv.images import gradient_metric
+from finslerconv.images import gradient_metric, photograph
 from finslerconv.metrics import CallableMetric, FinslerMetric, Randers
 
 ORANGE, BLUE, INK, GREY = "#E69F00", "#0072B2", "#22272E", "#6B7280"
@@ -56,7 +55,7 @@ def draw_kernel(ax, name, kind, positions, metric) -> None:
 def draw_photograph(ax) -> None:
     """Draw the unit balls of a photograph's metric, and the samples of every one."""
     top, bottom = 62, 232
-    picture = torch.tensor(data.camera() / 255)[None, None]
+    picture = torch.tensor(photograph() / 255)[None, None]
     field = gradient_metric(
         picture, anisotropy=8.0, scale=1 / 7**2, sigma=2.5, tau=0.4, omega="across"
     )

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 
 from finslerconv._arrays import Array, check_vectors, constant_like, namespace, safe_sqrt
 from finslerconv._linalg import det, dot, inverse, matvec, spd_sqrt
-from finslerconv.metrics import Euclidean, FinslerMetric, Randers, Riemannian
+from finslerconv.metrics import FinslerMetric
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -58,24 +58,18 @@ class Ellipse:
         """
         if metric.dim != 2:
             raise ValueError(f"metric: expected a planar metric (dim 2), got dim {metric.dim}")
-        match metric:
-            case Randers():
-                dual = metric.dual()
-                xp = namespace(dual.M)
-                batch = metric.batch_shape
-                return cls(
-                    xp.broadcast_to(dual.omega, (*batch, 2)),
-                    xp.broadcast_to(dual.M, (*batch, 2, 2)),
-                )
-            case Riemannian():
-                shape = metric.dual().M
-                return cls(namespace(shape).zeros_like(shape[..., 0]), shape)
-            case Euclidean():
-                return cls(np.zeros(2), np.eye(2))
-        raise TypeError(
-            f"metric: the ball of {type(metric).__name__} is no ellipse in closed form; "
-            "metric.indicatrix gives its boundary"
-        )
+        form = metric.randers_form()
+        if form is None:
+            raise TypeError(
+                f"metric: the ball of {type(metric).__name__} is no ellipse in closed form; "
+                "metric.indicatrix gives its boundary"
+            )
+        shape, centre = form.dual()
+        xp = namespace(shape)
+        if centre is None:
+            return cls(xp.zeros_like(shape[..., 0]), shape)
+        batch = metric.batch_shape
+        return cls(xp.broadcast_to(centre, (*batch, 2)), xp.broadcast_to(shape, (*batch, 2, 2)))
 
     @property
     def axes(self) -> Float[Array, "*batch 2"]:

@@ -4,15 +4,19 @@ Both are the identity for the Euclidean metric, and differentiable in the metric
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 from jaxtyping import Float
 
 from finslerconv._arrays import Array, check_vectors
 from finslerconv._linalg import matvec, spd_sqrt
-from finslerconv.metrics import Euclidean, FinslerMetric, Randers, Riemannian
+from finslerconv.metrics import FinslerMetric
 
 #: From a metric and points ``(..., d)`` to their images ``(..., d)``.
 BallMap = Callable[[FinslerMetric, Array], Array]
+
+#: The names of the maps, :func:`radial` and :func:`affine`.
+MapName = Literal["radial", "affine"]
 
 
 def radial(metric: FinslerMetric, points: Float[Array, "*_ d"]) -> Float[Array, "*_ d"]:
@@ -57,18 +61,34 @@ def affine(metric: FinslerMetric, points: Float[Array, "*_ d"]) -> Float[Array, 
         If the metric is of another kind: its ball is no ellipse, and ``radial`` serves.
     """
     check_vectors("points", points, metric.dim)
-    match metric:
-        case Euclidean():
-            return points
-        case Riemannian():
-            check_vectors("points", points, metric.dim, metric.M)
-            return matvec(spd_sqrt(metric.dual().M), points)
-        case Randers():
-            check_vectors("points", points, metric.dim, metric.M)
-            # The dual metric is the ellipse: M* = h^{-1} and omega* = W.
-            ellipse = metric.dual()
-            return ellipse.omega + matvec(spd_sqrt(ellipse.M), points)
-    raise TypeError(
-        f"metric: the affine map is for Riemannian and Randers metrics, whose balls are ellipses; "
-        f"for {type(metric).__name__} use the radial map"
-    )
+    form = metric.randers_form(points)
+    if form is None:
+        raise TypeError(
+            "metric: the affine map is for Riemannian and Randers metrics, whose balls are "
+            f"ellipses; for {type(metric).__name__} use the radial map"
+        )
+    check_vectors("points", points, metric.dim, form.M)
+    # The dual metric is the ellipse: M* = h^{-1} and omega* = W.
+    shape, centre = form.dual()
+    images = matvec(spd_sqrt(shape), points)
+    return images if centre is None else centre + images
+
+
+_MAPS: dict[str, BallMap] = {"radial": radial, "affine": affine}
+
+
+def ball_map(map: str) -> BallMap:
+    """Return the map of a name.
+
+    Parameters
+    ----------
+    map : {"radial", "affine"}
+
+    Raises
+    ------
+    ValueError
+        If there is no map of this name.
+    """
+    if map not in _MAPS:
+        raise ValueError(f"map: expected 'radial' or 'affine', got {map!r}")
+    return _MAPS[map]

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, cast
 
 import typer
 from rich.console import Console
@@ -16,8 +16,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from finslerconv import __version__
-from finslerconv.cli._errors import SMALLEST, fail
-from finslerconv.cli._metric import MetricOptions
+from finslerconv._optional import needs
+from finslerconv.cli._options import SMALLEST, MetricOptions
 
 if TYPE_CHECKING:
     import torch
@@ -77,7 +77,8 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(function)
     def run(*args: Any, **options: Any) -> None:
         try:
-            function(*args, **options)
+            with needs("cli", f"finslerconv {function.__name__}"):
+                function(*args, **options)
         except ValueError as error:
             fail(str(error))
         except (MemoryError, RuntimeError) as error:
@@ -87,6 +88,12 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
             fail("the picture needs more memory than there is; reduce it by --max-size")
 
     return function
+
+
+def fail(message: str) -> NoReturn:
+    """Say in one line on standard error what is wrong, and leave with exit code 2."""
+    typer.echo("finslerconv: error: " + " ".join(message.split()), err=True)
+    raise typer.Exit(2)
 
 
 def _show_version(wanted: bool) -> bool:
@@ -147,8 +154,14 @@ def denoise(
 
     import torch
 
-    from finslerconv.cli._baselines import baselines
-    from finslerconv.cli._denoise import Result, ball_filters, chosen, estimated_noise, with_noise
+    from finslerconv.cli._denoise import (
+        Result,
+        ball_filters,
+        baselines,
+        chosen,
+        estimated_noise,
+        with_noise,
+    )
     from finslerconv.cli._figures import denoise_figure
 
     target = _device(device)

@@ -1,4 +1,4 @@
-"""Filters of equal weights, each the samples of a unit ball, and how well they denoise."""
+"""The filters that ``denoise`` compares: means over unit balls, the usual filters; scores."""
 
 import math
 from collections.abc import Callable, Collection
@@ -7,14 +7,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from jaxtyping import Float
+from scipy.ndimage import gaussian_filter, uniform_filter
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from skimage.restoration import denoise_nl_means, denoise_tv_chambolle
 from torch import Tensor
 
 from finslerconv.balls import ReferenceSet, concentric, lattice
-from finslerconv.cli._metric import MetricOptions
+from finslerconv.cli._options import MetricOptions
 from finslerconv.geodesics.balls import geodesic_positions
 from finslerconv.metrics import Randers, Riemannian
 from finslerconv.ops import ConvGeometry, deform_conv2d, metric_conv2d
+
+Picture = Float[np.ndarray, "channels height width"]
 
 
 @dataclass(frozen=True)
@@ -43,13 +47,7 @@ class BallFilter:
         for part in points.split(self.reference.kernel_shape[-1]):
             weight = image.new_full((channels, 1, 1, len(part)), 1 / len(points))
             total += metric_conv2d(
-                image,
-                self.metric.M,
-                omega,
-                part,
-                weight,
-                padding="same",
-                padding_mode="replicate",
+                image, self.metric.M, omega, part, weight, padding="same", padding_mode="replicate"
             )
             advance(len(part))
         return total
@@ -96,11 +94,9 @@ class GeodesicFilter(BallFilter):
 
 
 def ball_filters(metric: Randers, kernel_size: int, radius: float) -> list[BallFilter]:
-    """Return the filters of ``kernel_size`` x ``kernel_size`` samples, ``kernel_size`` odd.
+    """Return the filters of ``kernel_size`` x ``kernel_size`` samples, the geodesic one last.
 
-    The last is the geodesic one.
-
-    ``radius`` is that of the isotropic ball, in pixels.
+    ``radius`` is that of the isotropic ball, in pixels; ``kernel_size`` is odd.
     """
     k = kernel_size
     reach = k // 2
@@ -131,8 +127,8 @@ def chosen(
 ) -> MetricOptions:
     """Return the options whose Riemannian balls are estimated to denoise best.
 
-    Some larger balls than those of ``start``, up to the area of the box, and some rounder ones are
-    tried on the noisy picture itself: the noise alone does not say how smooth the picture is.
+    The noise alone does not say how smooth the picture is: larger balls than those of ``start``, up
+    to the area of the box, and rounder ones are tried on the noisy picture.
     """
     reference = concentric(kernel_size)
 
@@ -184,11 +180,7 @@ class Score:
     ssim: float
 
     @classmethod
-    def of(
-        cls,
-        picture: Float[np.ndarray, "channels height width"],
-        clean: Float[np.ndarray, "channels height width"],
-    ) -> "Score":
+    def of(cls, picture: Picture, clean: Picture) -> "Score":
         """Compare pictures whose range is [0, 1]."""
         return cls(
             float(peak_signal_noise_ratio(clean, picture, data_range=1.0)),
@@ -202,30 +194,70 @@ class Result:
 
     name: str
     how: str
-    picture: Float[np.ndarray, "channels height width"]
+    picture: Picture
     score: Score
 
     @classmethod
-    def of(
-        cls,
-        name: str,
-        how: str,
-        picture: Float[np.ndarray, "channels height width"],
-        clean: Float[np.ndarray, "channels height width"],
-    ) -> "Result":
+    def of(cls, name: str, how: str, picture: Picture, clean: Picture) -> "Result":
         """Score a picture against the clean one."""
         return cls(name, how, picture, Score.of(picture, clean))
 
 
-def with_noise(
-    clean: Float[np.ndarray, "channels height width"], sigma: float, seed: int
-) -> Float[np.ndarray, "channels height width"]:
+def baselines(noisy: Picture, clean: Picture, noise: float) -> list[Result]:
+    """Filter a picture with the best of the small boxes and three filters set by the noise.
+
+    The size of the box is chosen with the clean picture in sight, which no other filter sees: no
+    box does better. The factors of the others were chosen on the pictures that
+    :class:`MetricOptions` names.
+    """
+    boxes = [
+        Result.of(
+            "best small box",
+            f"{size} x {size} grid, the best size",
+            uniform_filter(noisy, (0, size, size), mode="nearest"),
+            clean,
+        )
+        for size in (3, 5, 7, 9)
+    ]
+    width = 2.8 * noise**0.5
+    weight = 1.8 * noise**1.4
+    others: list[tuple[str, str, Callable[[Picture], Picture]]] = [
+        (
+            "Gaussian",
+            f"of deviation {width:.2g} pixels",
+            lambda x: gaussian_filter(x, (0, width, width), mode="nearest"),
+        ),
+        (
+            "total variation",
+            f"of weight {weight:.2g}",
+            lambda x: denoise_tv_chambolle(x, weight=weight, channel_axis=0),
+        ),
+        (
+            "non-local means",
+            "patches of 5 x 5 within 13 x 13",
+            lambda x: _non_local_means(x, noise),
+        ),
+    ]
+    return [
+        max(boxes, key=lambda box: box.score.psnr),
+        *(Result.of(name, how, make(noisy), clean) for name, how, make in others),
+    ]
+
+
+def _non_local_means(picture: Picture, noise: float) -> Picture:
+    options = {"h": 0.6 * noise, "sigma": noise, "patch_size": 5, "patch_distance": 6}
+    if len(picture) == 1:  # with one channel scikit-image returns the transpose
+        return denoise_nl_means(picture[0], **options)[None]
+    return denoise_nl_means(picture, channel_axis=0, **options)
+
+
+def with_noise(clean: Picture, sigma: float, seed: int) -> Picture:
     """Return the picture with Gaussian noise of standard deviation ``sigma``, not clipped."""
     noise = np.random.default_rng(seed).standard_normal(clean.shape, dtype=np.float32)
     return clean + np.float32(sigma) * noise
 
 
-def estimated_noise(picture: Float[np.ndarray, "channels height width"]) -> float:
+def estimated_noise(picture: Picture) -> float:
     """Return the standard deviation of a picture's noise, found from the picture alone.
 
     The median absolute value of Haar's diagonal details over that of a normal variable (Donoho

@@ -14,8 +14,7 @@ from finslerconv import plotting
 from finslerconv.balls import polar, radial
 from finslerconv.cli._denoise import GeodesicFilter, Result
 from finslerconv.metrics import Randers
-from finslerconv.plotting import Zoom
-from finslerconv.plotting._canvas import BLUE, GREEN
+from finslerconv.plotting import BLUE, GREEN, Zoom
 
 Picture = Float[np.ndarray, "channels height width"]
 

@@ -19,9 +19,13 @@ from rich import box
 from rich.table import Table
 from torch import Tensor, nn
 
-from finslerconv.implicit import AdaptiveLayer, ImplicitMetric, find_adaptive_layers
-from finslerconv.implicit._fit import ObjectiveName
-from finslerconv.implicit._implicit import of_positions
+from finslerconv.implicit import (
+    AdaptiveLayer,
+    ImplicitMetric,
+    ObjectiveName,
+    find_adaptive_layers,
+    metric_of_positions,
+)
 
 #: Metrics on the longer side of a layer's field.
 RESOLUTION = 48
@@ -41,25 +45,12 @@ def load_model(
     weights: Path | None,
     say: Callable[[str], None] = lambda line: None,
 ) -> nn.Module:
-    """Return the model of that name, in evaluation mode, on the CPU.
+    """Return a model in evaluation mode, on the CPU; raise an InspectError if that fails.
 
-    Parameters
-    ----------
-    name : str
-        ``torchvision:NAME``, ``timm:NAME``, ``package.module:factory``, or the path of a saved
-        module.
-    trust : bool
-        Whether files may be unpickled, which runs whatever code they name.
-    weights : Path or None
-        A checkpoint to load into it: a ``state_dict`` of ``torch.save`` or safetensors, bare or
-        in one of the usual places of a training checkpoint.
-    say : callable
-        Hears what of the checkpoint was taken.
-
-    Raises
-    ------
-    InspectError
-        If there is no such model, or it cannot be loaded.
+    ``name`` is ``torchvision:NAME``, ``timm:NAME``, ``package.module:factory``, or the path of a
+    saved module. ``weights`` is a checkpoint to load into it: a ``state_dict`` of ``torch.save`` or
+    safetensors, bare or in a usual place of a training checkpoint; ``say`` is told which was taken.
+    Files are unpickled with ``trust`` only, since that runs whatever code they name.
     """
     path = Path(name).expanduser()
     if path.exists() or path.suffix in (".pt", ".pth", ".ckpt", ".bin", ".safetensors"):
@@ -308,15 +299,10 @@ def _taken(path: Path, place: str, prefix: str, left: int, found: Sequence[tuple
 def as_input(
     model: nn.Module, picture: Float[np.ndarray, "channels height width"], device: torch.device
 ) -> Float[Tensor, "1 model_channels height width"]:
-    """Return a picture as the model's first convolution wants it.
+    """Return a picture as the model's first convolution takes it, of 1 or 3 channels.
 
-    Grey or in colour by its number of channels, and for networks of torchvision and timm with the
-    mean and the standard deviation that they are trained with.
-
-    Raises
-    ------
-    InspectError
-        If it wants neither 1 nor 3 channels.
+    For networks of torchvision and timm, with the mean and the standard deviation of their
+    training.
     """
     first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     channels = 3 if first is None else first.in_channels
@@ -352,16 +338,8 @@ def find(
 ) -> Found:
     """Return the adaptive layers, or the fixed ones of a model that has none.
 
-    Parameters
-    ----------
-    model, x
-    patterns : sequence of str
-        Which layers, by name, as file names are matched; fixed ones may be named too.
-
-    Raises
-    ------
-    InspectError
-        If the model does not run on ``x``, or no layer is found.
+    ``patterns`` choose layers by name, as file names are matched, fixed ones too. Raises an
+    InspectError if the model does not run on ``x``, or no layer is found.
     """
     try:
         layers = find_adaptive_layers(model, x, include_fixed=True)
@@ -390,17 +368,11 @@ def read(
     objective: ObjectiveName | None,
     advance: Callable[[], None],
 ) -> dict[str, ImplicitMetric]:
-    """Return the implicit metrics of the layers; ``advance`` hears of each.
-
-    Raises
-    ------
-    InspectError
-        If positions cannot be explained at all (they are not finite).
-    """
+    """Return the implicit metrics of the layers; ``advance`` is called after each."""
     results = {}
     for layer in found.layers:
         try:
-            results[layer.key] = of_positions(
+            results[layer.key] = metric_of_positions(
                 layer.key, layer.positions, image, objective=objective, max_size=RESOLUTION
             )
         except ValueError as error:

@@ -7,7 +7,8 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image, ImageOps
 
-from finslerconv.cli._errors import SMALLEST
+from finslerconv.cli._options import SMALLEST
+from finslerconv.images import photograph
 
 
 class PictureError(ValueError):
@@ -15,32 +16,15 @@ class PictureError(ValueError):
 
 
 def read_picture(path: Path | None, max_size: int) -> Float[np.ndarray, "channels height width"]:
-    """Return a picture, reduced to at most ``max_size`` pixels on its longer side.
+    """Return a picture in [0, 1], reduced to at most ``max_size`` pixels on its longer side.
 
-    Parameters
-    ----------
-    path : Path or None
-        Any file that Pillow reads; None for the camera photograph that scikit-image ships.
-        Transparent parts become white, the orientation that a camera has noted is applied, of
-        several frames the first is taken.
-    max_size : int
-        In pixels.
-
-    Returns
-    -------
-    ndarray, shape (channels, height, width)
-        Float32 in [0, 1], one channel if the picture is grey (also if it is stored in colour),
-        else three.
-
-    Raises
-    ------
-    PictureError
-        If the file is missing, unreadable, no picture, or too small.
+    Any file that Pillow reads; without a path, :func:`finslerconv.images.photograph`. Transparent
+    parts become white, a camera's orientation is applied, of several frames the first is taken.
+    Grey pictures have one channel, also if stored in colour, others three. Raises a PictureError if
+    there is no such picture, or it is too small.
     """
     if path is None:
-        from skimage import data
-
-        pixels = data.camera()[None] / np.float32(255)
+        pixels = photograph()[None] / np.float32(255)
         name = "the camera photograph"
     else:
         pixels = _decode(path)

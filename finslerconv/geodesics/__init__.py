@@ -3,7 +3,16 @@
 from finslerconv.geodesics._lengths import chord_distance, path_length
 from finslerconv.geodesics._paths import minimal_path
 from finslerconv.geodesics.balls import InjectivityWarning, StarShapeWarning, geodesic_ball
-from finslerconv.geodesics.distances import Curve, DistanceMap, distance
+from finslerconv.geodesics.distances import (
+    Curve,
+    DistanceMap,
+    DistanceMethod,
+    EikonalProblem,
+    Front,
+    Seeds,
+    distance,
+    register_method,
+)
 from finslerconv.geodesics.fields import FunctionMetric, GridMetric, MetricField
 from finslerconv.geodesics.flow import (
     ConvergenceWarning,
@@ -21,6 +30,11 @@ __all__ = [
     "distance",
     "DistanceMap",
     "Curve",
+    "DistanceMethod",
+    "EikonalProblem",
+    "Seeds",
+    "Front",
+    "register_method",
     "chord_distance",
     "exponential",
     "geodesic_flow",

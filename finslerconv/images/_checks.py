@@ -11,9 +11,6 @@ from finslerconv._transforms import is_mapped
 Direction = Literal["along", "across"]
 """A direction relative to the gradient: along it, or across it (along the edge)."""
 
-Padding = Literal["reflect", "replicate"]
-"""How a picture goes on beyond its border: mirrored at its outermost pixels, or held constant."""
-
 
 def check_image(image: Tensor) -> None:
     """Raise an error unless ``image`` is a finite, non-empty (B, C, H, W) tensor of floats."""
@@ -65,18 +62,12 @@ def check_tau(tau: float) -> None:
 def check_spectrum(
     options: str, condition: str, *, least: float, largest: float, tau: float, dtype: torch.dtype
 ) -> None:
-    """Raise a ValueError unless matrices of these eigenvalues survive the roundings of ``dtype``.
+    """Raise a ValueError unless metrics of these eigenvalues survive the roundings of ``dtype``.
 
     Entries rounded to the nearest move the determinant, relative to itself, by up to ``eps`` times
     the condition number, and its evaluation by half of that; ``omega' M^-1 omega``, which is
-    ``tau^2``, moves by as much and must stay below 1.
-
-    Parameters
-    ----------
-    options, condition : str
-        The options from which the condition number follows, and how.
-    least, largest : float
-        The extreme eigenvalues.
+    ``tau^2``, moves by as much and must stay below 1. ``condition`` says how the condition number
+    follows from the ``options``.
     """
     info = torch.finfo(dtype)
     bound = (1 - tau * tau) / (8 * info.eps)

@@ -6,11 +6,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from finslerconv import _filters
 from finslerconv._arrays import safe_sqrt
-from finslerconv.images import _filters
+from finslerconv._filters import Padding
 from finslerconv.images._checks import (
     Direction,
-    Padding,
     check_choice,
     check_image,
     check_number,

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from finslerconv.images import _filters
+from finslerconv import _filters
+from finslerconv._filters import Padding
 from finslerconv.images._checks import (
     Direction,
-    Padding,
     check_choice,
     check_image,
     check_number,

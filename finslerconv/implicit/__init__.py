@@ -3,9 +3,9 @@
 :func:`implicit_metric` is the whole way, for a layer or a model; the others are its steps.
 """
 
-from finslerconv.implicit._fit import Misfit, RandersFit, fit_randers
+from finslerconv.implicit._fit import Misfit, ObjectiveName, RandersFit, fit_randers
 from finslerconv.implicit._gauge import GaugeMetric
-from finslerconv.implicit._implicit import ImplicitMetric, implicit_metric
+from finslerconv.implicit._implicit import ImplicitMetric, implicit_metric, metric_of_positions
 from finslerconv.implicit._layers import AdaptiveLayer, find_adaptive_layers
 from finslerconv.implicit._positions import (
     KernelPositions,
@@ -18,6 +18,7 @@ from finslerconv.implicit._summary import MetricSummary
 __all__ = [
     "implicit_metric",
     "ImplicitMetric",
+    "metric_of_positions",
     "MetricSummary",
     "kernel_positions",
     "KernelPositions",
@@ -28,5 +29,6 @@ __all__ = [
     "fit_randers",
     "RandersFit",
     "Misfit",
+    "ObjectiveName",
     "GaugeMetric",
 ]

@@ -7,7 +7,6 @@ the frame ``y = P^{-1/2} (v - W)``, in five components ``(E00, E01, E11, e0, e1)
 ball keeps ``z = 0`` and has the first three.
 """
 
-import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -19,15 +18,8 @@ from finslerconv._linalg import dot, inverse, matvec, spd_sqrt
 from finslerconv.balls import Ellipse
 from finslerconv.implicit._moments import symmetric
 
-with warnings.catch_warnings():
-    # geoopt compiles helpers by torch.jit.script, which newer PyTorch calls deprecated.
-    warnings.simplefilter("ignore", DeprecationWarning)
-    import geoopt
-
-_SPD = geoopt.SymmetricPositiveDefinite()
-
-#: At what share of its bound |z| counts as being on it; geoopt keeps |z| a little below.
-_AT_BOUND = 1 - 3e-5
+#: The share of its bound at which |z| stops, and that at which it counts as being on the bound.
+_STOP, _AT_BOUND = 1 - 1e-5, 1 - 3e-5
 
 
 class Frame(NamedTuple):
@@ -68,26 +60,22 @@ class Frame(NamedTuple):
 
 
 def moved(ellipse: Ellipse, step: Float[Tensor, "batch p"], limit: float) -> Ellipse:
-    """Return the ellipses after a step along the manifold (a retraction).
+    """Return the ellipses after tangent vectors ``step`` (5 or 3 components), ``|z| < limit``.
 
-    Parameters
-    ----------
-    ellipse : Ellipse
-    step : Tensor, shape (batch, 5) or (batch, 3)
-        Tangent vectors.
-    limit : float
-        The radius of the ball in which ``z`` stays.
+    By a retraction of the second order, ``P + T + T P^{-1} T / 2`` for the tangent ``T`` at ``P``,
+    which is positive definite whatever ``T``.
     """
     frame = Frame.of(ellipse)
     tangent = 2 * frame.root @ symmetric(step[:, :3]) @ frame.root
-    shape = _SPD.retr(ellipse.shape, tangent)
+    shape = ellipse.shape + tangent + tangent @ inverse(ellipse.shape) @ tangent / 2
+    shape = (shape + shape.mT) / 2
     if step.shape[1] == 3:
         return Ellipse(ellipse.centre, shape)
-    ball = geoopt.PoincareBall(c=limit**-2).to(shape)
     root = spd_sqrt(shape)
-    centre = ellipse.centre + matvec(frame.root, step[:, 3:])
-    wind = matvec(inverse(root), centre)
-    return Ellipse(matvec(root, ball.retr(frame.wind, wind - frame.wind)), shape)
+    wind = matvec(inverse(root), ellipse.centre + matvec(frame.root, step[:, 3:]))
+    bound = _STOP * limit
+    wind = wind * (bound / wind.norm(dim=-1, keepdim=True).clamp_min(bound))
+    return Ellipse(matvec(root, wind), shape)
 
 
 def holding_pixel(ellipse: Ellipse, limit: float) -> tuple[Ellipse, Bool[Tensor, " batch"]]:
@@ -138,28 +126,10 @@ def descend(
 ) -> tuple[Ellipse, Bool[Tensor, " batch"]]:
     """Minimise a function of each ellipse by a damped Riemannian Newton method.
 
-    A step that does not lower the value is not taken, and damped ten times more; so the
-    Hessian may be indefinite, or an approximation.
-
-    Parameters
-    ----------
-    function : callable
-        From ellipses and their places in the batch to a :class:`Model` of the function.
-    ellipse : Ellipse
-        The starts.
-    centred : bool
-        Whether the centres stay at the pixel.
-    limit : float
-        See :func:`moved`.
-    steps : int
-        Most steps.
-
-    Returns
-    -------
-    Ellipse
-    at_rest : Tensor, shape (batch,)
-        Where the last step was shorter than 1e-9, in units of the ball, or promised to lower the
-        value by less than 1e-14 of it.
+    ``function`` takes ellipses and their places in the batch. A step that does not lower the value
+    is not taken, and damped ten times more: the Hessian may be indefinite, or an approximation.
+    Returned is also where the last step was shorter than 1e-9, in units of the ball, or promised to
+    lower the value by less than 1e-14 of it. ``centred`` keeps the centres at the pixel.
     """
     p = 3 if centred else 5
     # On the bound there is nowhere to go: begin further inside.

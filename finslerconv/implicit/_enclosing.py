@@ -21,25 +21,10 @@ def smallest_enclosing(
     """Return the ellipses of least area that hold all points, with ``|z| <= limit``.
 
     The problem is convex (in ``P^{-1/2}`` and ``P^{-1/2} W``): its one optimum is found by a
-    primal-dual interior-point method whose steps are taken along the manifold. In the frame of
-    the current ellipse half the logarithm of ``det P`` grows by ``tr E``, and the slack
-    ``1 - |y|^2`` of a point at ``y`` by ``2 X(y).y``, to the first order.
-
-    Parameters
-    ----------
-    points : Tensor, shape (batch, n, 2)
-    centred : bool
-        Whether the ellipses are centred at the pixel.
-    limit : float
-        The largest ``|z|``, which is ``|omega|_{M^-1}``.
-    steps : int
-        Most steps.
-
-    Returns
-    -------
-    Ellipse
-    at_rest : Tensor, shape (batch,)
-        Where the area is within 1e-9 of the least one.
+    primal-dual interior-point method whose steps are taken along the manifold. In the frame of the
+    current ellipse half the logarithm of ``det P`` grows by ``tr E``, and the slack ``1 - |y|^2``
+    of a point at ``y`` by ``2 X(y).y``, to the first order. Returned is also where the area is
+    within 1e-9 of the least.
     """
     # The pixel is one more point, with a bound of its own.
     everything = points = torch.cat((points, torch.zeros_like(points[:, :1])), dim=1)

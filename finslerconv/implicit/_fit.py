@@ -14,7 +14,7 @@ from finslerconv._linalg import det, inverse
 from finslerconv.balls import Ellipse, ReferenceSet
 from finslerconv.implicit._ellipses import Frame, holding_pixel, put, take, where
 from finslerconv.implicit._moments import capped, moment_ellipse, regularised, spread
-from finslerconv.implicit._objectives import Objective, choose, intersection_over_union
+from finslerconv.implicit._objectives import Objective, intersection_over_union, objective_of
 from finslerconv.implicit._samples import Samples, as_kind, flat_tensors
 from finslerconv.metrics import Randers, Riemannian
 
@@ -153,8 +153,8 @@ def fit_randers(
     A kernel that samples at ``v_1, ..., v_n`` around its pixel acts as if the unit ball of a metric
     were there. The ball of a Randers metric is an ellipse that holds the pixel; it is first
     estimated in closed form and then refined by a Riemannian Newton method on the product of the
-    manifold of positive definite matrices and the unit ball of the drift (geoopt's
-    ``SymmetricPositiveDefinite`` and ``PoincareBall``), for all kernels at once, in float64.
+    manifold of positive definite matrices and the unit ball of the drift, for all kernels at once,
+    in float64.
 
     Parameters
     ----------
@@ -237,7 +237,7 @@ def fit_randers(
     max_steps = as_integer("max_steps", max_steps)
     n = flat.shape[1]
     centred = kind == "riemannian"
-    chosen = choose(objective, n, reference, map, levels, centred, flat.device)
+    chosen = objective_of(objective, n, reference, map, levels, centred, flat.device)
     steps = max_steps if refine else 0
     size = max(1, _CHUNK // n)
     parts = [
@@ -260,23 +260,15 @@ def known_metric(
     omega = metric.omega.double().reshape(-1, 2) if isinstance(metric, Randers) else 0 * M[..., 0]
     ellipse = Ellipse.of(Randers(M, omega, validate=False))
     size = max(1, _CHUNK // flat.shape[1])
-    columns: list[list[Tensor]] = []
-    for start in range(0, len(flat), size):
-        part = slice(start, start + size)
+    quality = []
+    for part in torch.arange(len(flat)).split(size):
         samples = Samples.of(flat[part], masses[part])
         scale = samples.scale[:, None]
-        own = Ellipse(
-            ellipse.centre[part] / scale, ellipse.shape[part] / scale[..., None] / scale[..., None]
-        )
-        columns.append(
-            [
-                intersection_over_union(samples, own),
-                _share_inside(samples, own),
-                samples.pixel_in_hull(),
-            ]
-        )
+        # In the samples' units; one after the other, as the square may overflow.
+        shape = ellipse.shape[part] / scale[..., None] / scale[..., None]
+        quality.append(_quality(samples, Ellipse(ellipse.centre[part] / scale, shape)))
     iou, inside, in_hull = (
-        torch.cat(column).reshape(batch) for column in zip(*columns, strict=True)
+        torch.cat(column).reshape(batch) for column in zip(*quality, strict=True)
     )
     return RandersFit(
         metric=metric,
@@ -333,14 +325,15 @@ def _fit(
     reason = reason.masked_fill(runs_away | running, Misfit.DIVERGED)
     reason = reason.masked_fill(~start.proper, Misfit.TURNED)
     reason = reason.masked_fill(degenerate, Misfit.DEGENERATE)
+    iou, inside, in_hull = _quality(samples, ellipse)
     return _Fitted(
         scale=samples.scale,
         centre=ellipse.centre,
         shape=ellipse.shape,
         residual=objective.residual(samples, ellipse, samples.scale),
-        iou=intersection_over_union(samples, ellipse),
-        inside=_share_inside(samples, ellipse),
-        pixel_in_hull=samples.pixel_in_hull(),
+        iou=iou,
+        inside=inside,
+        pixel_in_hull=in_hull,
         reason=reason,
         converged=converged,
     )
@@ -359,11 +352,13 @@ def _bounded(
     return ellipse, runs_away
 
 
-def _share_inside(samples: Samples, ellipse: Ellipse) -> Tensor:
+def _quality(samples: Samples, ellipse: Ellipse) -> tuple[Tensor, Tensor, Tensor]:
+    """Return intersection over union, share of samples held, and if the hull holds the pixel."""
     frame = Frame.of(ellipse)
     held = frame.norm(frame.vectors(samples.points)) <= 1 + _ROUNDING
     present = samples.weights > 0
-    return (held & present).sum(1) / present.sum(1).clamp_min(1)
+    inside = (held & present).sum(1) / present.sum(1).clamp_min(1)
+    return intersection_over_union(samples, ellipse), inside, samples.pixel_in_hull()
 
 
 def _result(fitted: _Fitted, points: Array, dtype: torch.dtype, centred: bool) -> RandersFit:

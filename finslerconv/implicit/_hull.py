@@ -14,24 +14,12 @@ def planar_hulls(
     present: Bool[np.ndarray, "batch n"],
     relative_tolerance: float,
 ) -> tuple[Int[np.ndarray, "batch h"], Int[np.ndarray, " batch"]]:
-    """Return the corners of the convex hulls, in order around them.
+    """Return the corners of convex hulls, and their numbers.
 
-    Parameters
-    ----------
-    points : ndarray, shape (batch, n, 2)
-    present : ndarray, shape (batch, n)
-        Which of the points count.
-    relative_tolerance : float
-        Corners that stand out by less than this share of the hull's size are left out; so are
-        all but one of coincident points, up to the same share.
-
-    Returns
-    -------
-    corners : ndarray, shape (batch, h)
-        Indices into the ``n`` points, turning from axis 0 towards axis 1; ``h`` is the largest
-        number of corners, and shorter rows repeat their last.
-    count : ndarray, shape (batch,)
-        Numbers of corners: 0 without points, 1 if they coincide, 2 if they are collinear.
+    Corners are indices into the points, turning from axis 0 towards axis 1; shorter rows repeat
+    their last. Corners that stand out by less than ``relative_tolerance`` of the hull's size are
+    left out, and points that coincide up to it count once. A hull has 0 corners without points, 1
+    if they coincide, 2 if they are collinear. Only points that are ``present`` count.
     """
     corners = np.zeros(points.shape[:2], dtype=np.int64)
     count = np.zeros(len(points), dtype=np.int64)

@@ -178,7 +178,7 @@ def implicit_metric(
     picture = _picture(image, x)
 
     def read(name: str, positions: KernelPositions) -> ImplicitMetric:
-        return of_positions(
+        return metric_of_positions(
             name, positions, picture, objective=objective, max_size=max_size, **options
         )
 
@@ -194,7 +194,7 @@ def implicit_metric(
 
 
 @torch.no_grad()
-def of_positions(
+def metric_of_positions(
     name: str,
     positions: KernelPositions,
     picture: Float[Tensor, "batch channels height width"] | None = None,
@@ -203,7 +203,27 @@ def of_positions(
     max_size: int | None = None,
     **options: Any,
 ) -> ImplicitMetric:
-    """Return the metrics of known positions; the arguments are those of :func:`implicit_metric`."""
+    """Return the metrics of known positions: :func:`implicit_metric` without the layer.
+
+    Parameters
+    ----------
+    name : str
+        What the result is called.
+    positions : KernelPositions
+    picture : Tensor, shape (B, C, H, W), optional
+        The picture whose gradient the balls are compared with.
+    objective, max_size, **options
+        As in :func:`implicit_metric`.
+
+    Returns
+    -------
+    ImplicitMetric
+
+    Raises
+    ------
+    ValueError
+        If there are no positions, or they cannot be fitted; the message names the layer.
+    """
     if max_size is not None:
         positions = positions.every(math.ceil(max(positions.output_size) / max_size))
     if 0 in positions.points.shape:

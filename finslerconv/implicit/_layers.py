@@ -4,7 +4,7 @@ import inspect
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from finslerconv._models import evaluating
 from finslerconv.implicit._positions import KernelPositions, deformable_positions, reader_of
 from finslerconv.ops import ConvGeometry
 
@@ -107,7 +108,7 @@ def find_adaptive_layers(
     search = _Search(include_fixed)
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
-        stack.enter_context(_evaluating(model))
+        stack.enter_context(evaluating(model))
         # Names are those of the first occurrence: a module that is shared has one.
         for name, module in model.named_modules():
             for handle in search.watch(name, module):
@@ -226,27 +227,28 @@ def _torchvisions(
 def _ours(
     input: Tensor,
     offset: Tensor,
+    omega: Tensor | None,
+    points: Tensor | None,
     weight: Tensor,
     bias: Tensor | None,
     mask: Tensor | None,
-    *numbers: Any,
-) -> _Call:
-    stride, before, dilation = (tuple(pair) for pair in numbers[:3])
-    kernel = weight.shape[2], weight.shape[3]
-    # The padding after the image shows in the output's size alone.
-    after = [
-        (out - 1) * step + gap * (k - 1) + 1 - size - pad
-        for out, step, gap, k, size, pad in zip(
-            offset.shape[2:], stride, dilation, kernel, input.shape[2:], before, strict=True
-        )
-    ]
-    geometry = ConvGeometry(kernel, stride, dilation, before, (after[0], after[1]))
+    kind: str,
+    stride: Sequence[int],
+    before: Sequence[int],
+    after: Sequence[int],
+    dilation: Sequence[int],
+    *rest: Any,
+) -> _Call | None:
+    if kind != "offsets":
+        return None
+    sizes: Any = map(tuple, (weight.shape[2:], stride, dilation, before, after))
+    geometry = ConvGeometry(*sizes)
     return _Call(input, weight, offset, mask, geometry)
 
 
-_OPERATORS: dict[str, Callable[..., _Call]] = {
+_OPERATORS: dict[str, Callable[..., _Call | None]] = {
     "torchvision.deform_conv2d.default": _torchvisions,
-    "finslerconv.deform_conv2d.default": _ours,
+    "finslerconv.sampled_conv2d.default": _ours,
 }
 
 
@@ -273,22 +275,10 @@ class _Calls(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         read = _OPERATORS.get(str(func))
-        if read is not None:
-            self._tell(read(*args))
+        if read is not None and (call := read(*args)) is not None:
+            self._tell(call)
         result = func(*args, **(kwargs or {}))
         if str(func) in _COPIES:
             first = args[0]
             self._tell_copy([first] if isinstance(first, Tensor) else first, result)
         return result
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Put the model in evaluation mode, so that running it changes nothing; then back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

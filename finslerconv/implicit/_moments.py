@@ -23,17 +23,9 @@ def moment_ellipse(
 ) -> Ellipse:
     """Return the ellipses over which a uniform density has the samples' first two moments.
 
-    The second moments of a uniform ellipse of matrix ``P`` are ``P / 4`` about its centre
-    (``P / (d + 2)`` in ``d`` dimensions). Samples that are known to be at ``levels`` spread as
-    these do: their moments are ``P`` times half the mean square of the levels.
-
-    Parameters
-    ----------
-    points, weights : Tensor, shapes (batch, n, 2) and (batch, n)
-    centred : bool
-        Whether the ellipses are centred at the pixel.
-    levels : Tensor, shape (n,), optional
-        How far out in the unit ball each sample is.
+    The second moments of a uniform ellipse of matrix ``P`` are ``P / 4`` about its centre (``P / (d
+    + 2)`` in ``d`` dimensions). Of samples that are known to lie at ``levels`` in the unit ball,
+    they are ``P`` times half the mean square of the levels.
     """
     centre = torch.zeros_like(points[:, 0]) if centred else _mean(points, weights)
     away = points - centre[:, None]
@@ -48,12 +40,7 @@ def moment_ellipse(
 def hull_ellipse(hull: Float[Tensor, "batch h 2"], centred: bool) -> Ellipse:
     """Return the ellipses of the first two moments of convex polygons, uniformly filled.
 
-    Parameters
-    ----------
-    hull : Tensor, shape (batch, h, 2)
-        Corners in order, turning from axis 0 towards axis 1; the polygon must have an area.
-    centred : bool
-        Whether the ellipses are centred at the pixel.
+    The corners turn from axis 0 towards axis 1; the polygon must have an area.
     """
     # A fan of triangles from one corner: a third of each in the middle of each of its
     # edges has its first two moments.
@@ -74,16 +61,8 @@ def affine_ellipse(
     """Return the ellipses whose affine maps ``W + B g`` come nearest to the samples.
 
     Linear least squares over symmetric ``B`` (and ``W``): exact where such a map made the samples.
-
-    Returns
-    -------
-    Ellipse
-        Of matrix ``B^2`` and centre ``W``.
-    determined : Tensor, shape (batch,)
-        Whether the reference points of non-zero weight are not on one line.
-    proper : Tensor, shape (batch,)
-        Whether ``B`` came out positive definite, as it must; where not, the ellipse is of no
-        meaning.
+    Also returned are whether the reference points of non-zero weight are not on one line, and
+    whether ``B`` came out positive definite; where not, the ellipse means nothing.
     """
     g = reference.expand(len(points), -1, -1)
     if centred:
@@ -120,23 +99,10 @@ def conic_ellipse(
 ) -> tuple[Ellipse, Bool[Tensor, " batch"]]:
     """Return the unit balls of the metrics with ``F(u_i) = l_i``, by linear least squares.
 
-    ``l = sqrt(u' M u) + omega' u`` squared is ``l^2 = u' A u + 2 l omega' u`` with
-    ``A = M - omega omega'``, linear in ``A`` and ``omega``: exact where the levels are those of a
-    Randers metric and the directions at least five.
-
-    Parameters
-    ----------
-    directions, levels, weights : Tensor
-        Vectors ``u``, their norms, and non-negative weights of the equations.
-    centred : bool
-        Whether ``omega`` is zero.
-
-    Returns
-    -------
-    Ellipse
-        They hold the origin.
-    proper : Tensor, shape (batch,)
-        Whether ``A`` came out positive definite; where not, the ellipse is of no meaning.
+    ``l = sqrt(u' M u) + omega' u`` squared is ``l^2 = u' A u + 2 l omega' u`` with ``A = M - omega
+    omega'``, linear in ``A`` and ``omega``: exact where the levels are those of a Randers metric
+    and the directions at least five. The weights are those of the equations. Also returned is
+    whether ``A`` came out positive definite; where not, the ellipse means nothing.
     """
     u0, u1 = directions[..., 0], directions[..., 1]
     columns = [u0 * u0, 2 * u0 * u1, u1 * u1]

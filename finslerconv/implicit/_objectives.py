@@ -49,29 +49,63 @@ class Start(NamedTuple):
 class Objective(abc.ABC):
     """What :func:`fit_randers` asks of an objective; all over flat batches, near unit size."""
 
-    @abc.abstractmethod
     def start(self, samples: Samples, centred: bool) -> Start:
-        """Return the closed-form start."""
+        """Return the closed-form start: the ellipse of the samples' moments."""
+        everywhere = torch.ones_like(samples.corners, dtype=torch.bool)
+        ellipse = moment_ellipse(samples.points, samples.weights, centred)
+        return Start(ellipse, everywhere, everywhere)
 
     @abc.abstractmethod
     def refine(
         self, samples: Samples, ellipse: Ellipse, *, centred: bool, limit: float, steps: int
-    ) -> tuple[Ellipse, Bool[Tensor, " batch"]]:
+    ) -> tuple[Ellipse, Tensor]:
         """Return the optimum, and where it was reached."""
 
     @abc.abstractmethod
-    def residual(
-        self, samples: Samples, ellipse: Ellipse, scale: Float[Tensor, " batch"]
-    ) -> Float[Tensor, " batch"]:
+    def residual(self, samples: Samples, ellipse: Ellipse, scale: Tensor) -> Tensor:
         """Return the figure that is made small; ``scale`` is that of the units, in pixels."""
 
-    def outside(self, samples: Samples, ellipse: Ellipse) -> Bool[Tensor, " batch"]:
+    def outside(self, samples: Samples, ellipse: Ellipse) -> Tensor:
         """Return where the pixel is outside its ball though the ellipse holds it: nowhere."""
         return torch.zeros_like(samples.corners, dtype=torch.bool)
 
+    def _unreached(self, samples: Samples, ellipse: Ellipse) -> Tensor:
+        """Return where the pixel is outside the hull, and the ball does not reach the samples."""
+        missed = self.residual(samples, ellipse, torch.ones_like(samples.scale))
+        return ~samples.pixel_in_hull() & (missed > _MISSED)
+
+
+class Smooth(Objective):
+    """An objective with two derivatives, refined by Newton steps."""
+
+    @abc.abstractmethod
+    def model(self, samples: Samples, ellipse: Ellipse) -> Model:
+        """Return the function that is minimised, to the second order."""
+
+    def refine(
+        self, samples: Samples, ellipse: Ellipse, *, centred: bool, limit: float, steps: int
+    ) -> tuple[Ellipse, Tensor]:
+        """Return the optimum, and where it was reached."""
+        return descend(
+            lambda ellipse, index: self.model(samples[index], ellipse),
+            ellipse,
+            centred=centred,
+            limit=limit,
+            steps=steps,
+        )
+
+    def _start(self, samples: Samples, ellipse: Ellipse, centred: bool) -> Start:
+        """Return a start, determined where the Gauss-Newton matrix is of full rank."""
+        p = 3 if centred else 5
+        hessian = self.model(samples, holding_pixel(ellipse, 0.9)[0]).far[:, :p, :p]
+        size = hessian.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
+        eye = torch.eye(p, dtype=hessian.dtype, device=hessian.device)
+        failed = torch.linalg.cholesky_ex(hessian - _UNDETERMINED * size * eye)[1]
+        return Start(ellipse, failed == 0, torch.ones_like(failed, dtype=torch.bool))
+
 
 @final
-class RadialMatching(Objective):
+class RadialMatching(Smooth):
     """Distances of the samples from ``g |g| / F(g)``: only along ``g`` has the metric a say."""
 
     def __init__(self, reference: Float[Tensor, "n 2"]) -> None:
@@ -101,7 +135,7 @@ class RadialMatching(Objective):
             centred,
         )
         moments = moment_ellipse(samples.points, samples.weights, centred, self.length)
-        return _start(self, samples, where(proper, ellipse, moments), centred)
+        return self._start(samples, where(proper, ellipse, moments), centred)
 
     def model(self, samples: Samples, ellipse: Ellipse) -> Model:
         """Return half the weighted square error of the reaches."""
@@ -109,28 +143,19 @@ class RadialMatching(Objective):
         rim = _Rim.along(frame.vectors(self.direction.expand_as(samples.points)), frame)
         return rim.least_squares(rim.reach - self._reach(samples), self._weights(samples), 1.0, 0.0)
 
-    def refine(
-        self, samples: Samples, ellipse: Ellipse, *, centred: bool, limit: float, steps: int
-    ) -> tuple[Ellipse, Bool[Tensor, " batch"]]:
-        """Return the optimum, by Newton steps."""
-        return _descend(self, samples, ellipse, centred, limit, steps)
-
-    def residual(
-        self, samples: Samples, ellipse: Ellipse, scale: Float[Tensor, " batch"]
-    ) -> Float[Tensor, " batch"]:
+    def residual(self, samples: Samples, ellipse: Ellipse, scale: Tensor) -> Tensor:
         """Return the root mean square distance, in pixels."""
         frame = Frame.of(ellipse)
         norm = frame.norm(frame.vectors(self.direction.expand_as(samples.points)))
         images = self.direction * (self.length / norm)[..., None]
         return scale * _distance(samples, images)
 
-    def outside(self, samples: Samples, ellipse: Ellipse) -> Bool[Tensor, " batch"]:
+    def outside(self, samples: Samples, ellipse: Ellipse) -> Tensor:
         """Return where the pixel is outside the hull, and the metric does not reach the samples.
 
-        Samples of a metric are around the pixel as their reference points are; those of a part of
-        the kernel need not be, and are reached.
+        Samples of a part of the kernel need not be around the pixel, and are reached.
         """
-        return _unreached(self, samples, ellipse)
+        return self._unreached(samples, ellipse)
 
 
 @final
@@ -151,25 +176,23 @@ class AffineMatching(Objective):
 
     def refine(
         self, samples: Samples, ellipse: Ellipse, *, centred: bool, limit: float, steps: int
-    ) -> tuple[Ellipse, Bool[Tensor, " batch"]]:
+    ) -> tuple[Ellipse, Tensor]:
         """Return the start."""
         return ellipse, torch.ones_like(samples.corners, dtype=torch.bool)
 
-    def residual(
-        self, samples: Samples, ellipse: Ellipse, scale: Float[Tensor, " batch"]
-    ) -> Float[Tensor, " batch"]:
+    def residual(self, samples: Samples, ellipse: Ellipse, scale: Tensor) -> Tensor:
         """Return the root mean square distance, in pixels."""
         images = self.reference @ Frame.of(ellipse).root + ellipse.centre[:, None]
         return scale * _distance(samples, images)
 
-    def outside(self, samples: Samples, ellipse: Ellipse) -> Bool[Tensor, " batch"]:
+    def outside(self, samples: Samples, ellipse: Ellipse) -> Tensor:
         """Return the same for balls around the pixel; others are there, too, or hold it."""
         around = (ellipse.centre == 0).all(dim=-1)
-        return around & _unreached(self, samples, ellipse)
+        return around & self._unreached(samples, ellipse)
 
 
 @final
-class Rings(Objective):
+class Rings(Smooth):
     """Squares of ``F(v_i) - l_i`` for samples on rings of known levels."""
 
     def __init__(self, levels: Float[Tensor, " n"]) -> None:
@@ -182,7 +205,7 @@ class Rings(Objective):
         weights = torch.where(levels > 0, samples.weights, 0.0).sqrt() / safe
         ellipse, proper = conic_ellipse(samples.points, levels, weights, centred)
         moments = moment_ellipse(samples.points, samples.weights, centred, self.levels)
-        return _start(self, samples, where(proper, ellipse, moments), centred)
+        return self._start(samples, where(proper, ellipse, moments), centred)
 
     def model(self, samples: Samples, ellipse: Ellipse) -> Model:
         """Return half the weighted square error of the norms, ``F`` being one over the reach."""
@@ -194,15 +217,7 @@ class Rings(Objective):
         norm = torch.where(away, 1 / rim.reach, 0.0)
         return rim.least_squares(norm - self.levels, samples.weights, -(norm**2), 2 * norm**3)
 
-    def refine(
-        self, samples: Samples, ellipse: Ellipse, *, centred: bool, limit: float, steps: int
-    ) -> tuple[Ellipse, Bool[Tensor, " batch"]]:
-        """Return the optimum, by Newton steps."""
-        return _descend(self, samples, ellipse, centred, limit, steps)
-
-    def residual(
-        self, samples: Samples, ellipse: Ellipse, scale: Float[Tensor, " batch"]
-    ) -> Float[Tensor, " batch"]:
+    def residual(self, samples: Samples, ellipse: Ellipse, scale: Tensor) -> Tensor:
         """Return the root mean square error of the norms."""
         frame = Frame.of(ellipse)
         error = frame.norm(frame.vectors(samples.points)) - self.levels
@@ -213,31 +228,21 @@ class Rings(Objective):
 class Enclosing(Objective):
     """The area of the ball that holds every sample."""
 
-    def start(self, samples: Samples, centred: bool) -> Start:
-        """Return the ellipse of the samples' moments."""
-        return _moments(samples, centred)
-
     def refine(
         self, samples: Samples, ellipse: Ellipse, *, centred: bool, limit: float, steps: int
-    ) -> tuple[Ellipse, Bool[Tensor, " batch"]]:
+    ) -> tuple[Ellipse, Tensor]:
         """Return the smallest enclosing ellipse, by an interior-point method."""
         return smallest_enclosing(samples.hull, centred=centred, limit=limit, steps=steps)
 
-    def residual(
-        self, samples: Samples, ellipse: Ellipse, scale: Float[Tensor, " batch"]
-    ) -> Float[Tensor, " batch"]:
+    def residual(self, samples: Samples, ellipse: Ellipse, scale: Tensor) -> Tensor:
         """Return the ball's area over the hull's, less 1."""
         area = torch.pi * det(ellipse.shape).clamp_min(0).sqrt()
         return area / polygon_area(samples.hull).clamp_min(0) - 1
 
 
 @final
-class Overlap(Objective):
+class Overlap(Smooth):
     """One less the intersection over union of the ball and the samples' hull."""
-
-    def start(self, samples: Samples, centred: bool) -> Start:
-        """Return the ellipse of the samples' moments."""
-        return _moments(samples, centred)
 
     def model(self, samples: Samples, ellipse: Ellipse) -> Model:
         """Return ``-log`` of the intersection over union."""
@@ -255,19 +260,17 @@ class Overlap(Objective):
 
     def refine(
         self, samples: Samples, ellipse: Ellipse, *, centred: bool, limit: float, steps: int
-    ) -> tuple[Ellipse, Bool[Tensor, " batch"]]:
+    ) -> tuple[Ellipse, Tensor]:
         """Return the optimum, by Newton steps from the ellipse of the hull's moments."""
         filled = holding_pixel(hull_ellipse(samples.hull, centred), 0.9 * limit)[0]
-        return _descend(self, samples, filled, centred, limit, steps)
+        return super().refine(samples, filled, centred=centred, limit=limit, steps=steps)
 
-    def residual(
-        self, samples: Samples, ellipse: Ellipse, scale: Float[Tensor, " batch"]
-    ) -> Float[Tensor, " batch"]:
+    def residual(self, samples: Samples, ellipse: Ellipse, scale: Tensor) -> Tensor:
         """Return one less the intersection over union."""
         return 1 - intersection_over_union(samples, ellipse)
 
 
-def choose(
+def objective_of(
     name: str | None,
     n: int,
     reference: ReferenceSet | None,
@@ -276,13 +279,7 @@ def choose(
     centred: bool,
     device: torch.device,
 ) -> Objective:
-    """Return the objective that the arguments of ``fit_randers`` describe.
-
-    Raises
-    ------
-    ValueError
-        If they contradict each other, or the reference points are too few.
-    """
+    """Return the objective that the arguments of ``fit_randers`` describe, or raise."""
     name = name or ("enclosing" if reference is None else "reference")
     if name not in ("reference", "enclosing", "gauge", "overlap"):
         raise ValueError(
@@ -404,40 +401,6 @@ def _tensor(values: np.ndarray, device: torch.device) -> Tensor:
     return torch.as_tensor(values, dtype=torch.float64, device=device)
 
 
-def _moments(samples: Samples, centred: bool) -> Start:
-    everywhere = torch.ones_like(samples.corners, dtype=torch.bool)
-    return Start(moment_ellipse(samples.points, samples.weights, centred), everywhere, everywhere)
-
-
-def _start(
-    objective: RadialMatching | Rings, samples: Samples, ellipse: Ellipse, centred: bool
-) -> Start:
-    """Return a start, determined where the Gauss-Newton matrix is of full rank."""
-    p = 3 if centred else 5
-    hessian = objective.model(samples, holding_pixel(ellipse, 0.9)[0]).far[:, :p, :p]
-    size = hessian.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
-    eye = torch.eye(p, dtype=hessian.dtype, device=hessian.device)
-    failed = torch.linalg.cholesky_ex(hessian - _UNDETERMINED * size * eye)[1]
-    return Start(ellipse, failed == 0, torch.ones_like(failed, dtype=torch.bool))
-
-
-def _descend(
-    objective: RadialMatching | Rings | Overlap,
-    samples: Samples,
-    ellipse: Ellipse,
-    centred: bool,
-    limit: float,
-    steps: int,
-) -> tuple[Ellipse, Tensor]:
-    return descend(
-        lambda ellipse, index: objective.model(samples[index], ellipse),
-        ellipse,
-        centred=centred,
-        limit=limit,
-        steps=steps,
-    )
-
-
 class _Rim(NamedTuple):
     """Where rays from the pixel leave the ball, to the second order in the ball's tangent vectors.
 
@@ -494,13 +457,6 @@ def _log(value: Tensor, gradient: Tensor, hessian: Tensor) -> tuple[Tensor, Tens
     gradient, hessian = gradient / safe[:, None], hessian / safe[:, None, None]
     log = torch.where(positive, safe.log(), -torch.inf)
     return log, gradient, hessian - outer(gradient, gradient)
-
-
-def _unreached(
-    objective: RadialMatching | AffineMatching, samples: Samples, ellipse: Ellipse
-) -> Tensor:
-    missed = objective.residual(samples, ellipse, torch.ones_like(samples.scale))
-    return ~samples.pixel_in_hull() & (missed > _MISSED)
 
 
 def _distance(samples: Samples, images: Tensor) -> Tensor:

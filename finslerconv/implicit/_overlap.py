@@ -23,10 +23,7 @@ class Area(NamedTuple):
 def shared_area(polygon: Float[Tensor, "batch h 2"]) -> Float[Tensor, " batch"]:
     """Return the areas of the intersections of polygons with the unit disc.
 
-    Parameters
-    ----------
-    polygon : Tensor, shape (batch, h, 2)
-        Corners in order, turning from axis 0 towards axis 1; repeated ones do no harm.
+    Corners turn from axis 0 towards axis 1; they may be repeated.
     """
     return _area(_chords(polygon))
 
@@ -34,11 +31,10 @@ def shared_area(polygon: Float[Tensor, "batch h 2"]) -> Float[Tensor, " batch"]:
 def shared_area_derivatives(polygon: Float[Tensor, "batch h 2"]) -> Area:
     """Return the areas of the intersections with the unit disc, and their derivatives.
 
-    With the flow of ``X``, the area changes by the flux of ``X`` through the part of the disc's rim
-    that is inside the polygon: by the divergence theorem ``tr E`` times the area, less the flux
-    through the chords that the polygon's edges are of the disc. The second derivative is the same
-    again, where the chords' ends run along the edges at the speed ``X.n / |t.n|``, for ``n`` the
-    normal of the disc and ``t`` the direction of the edge.
+    Along ``X`` the area changes by the flux of ``X`` through the part of the disc's rim inside the
+    polygon: ``tr E`` times the area, less the flux through the chords that the edges are of the
+    disc. In the second derivative the chords' ends run along the edges at the speed ``X.n /
+    |t.n|``, for ``n`` the normal of the disc and ``t`` the direction of the edge.
     """
     chords = _chords(polygon)
     value = _area(chords)

@@ -12,7 +12,8 @@ from torch.nn.parameter import UninitializedParameter
 from finslerconv._arrays import as_integer
 from finslerconv.balls import ReferenceSet, lattice
 from finslerconv.metrics import Randers, Riemannian
-from finslerconv.nn.weighted._parametrize import weighting_of
+from finslerconv.nn import DeformConv2d, GeodesicConv2d, MetricConv2d, ShiftedConv2d
+from finslerconv.nn.weighted import density_of
 from finslerconv.ops import ConvGeometry, MapName
 
 
@@ -256,18 +257,15 @@ def reader_of(layer: nn.Module) -> Reader | None:
             return _readers[kind]
     if isinstance(layer, Positioned):
         return _read_positioned
-    if isinstance(layer, nn.Conv2d) and (
-        weighting_of(layer) is not None or _runs(layer, nn.Conv2d)
-    ):
+    if isinstance(layer, nn.Conv2d) and (density_of(layer) is not None or _runs(layer, nn.Conv2d)):
         return _read_conv2d
     # From here on also what derives from nn.Conv2d and has a forward method of its own.
     if not _has_kernel(layer):
         return None
     if _offset_conv(layer) is not None:
         return _read_pack
-    if _is_torchvision(layer) or hasattr(layer, "deform_groups"):
-        return _read_deformable
-    return _read_deformable if hasattr(layer, "deformable_groups") else None
+    named = any(hasattr(layer, name) for name in ("deform_groups", "deformable_groups"))
+    return _read_deformable if named or _is_torchvision(layer) else None
 
 
 def deformable_positions(
@@ -301,31 +299,26 @@ def deformable_positions(
 
 
 def _read_positioned(layer: Any, *args: Any) -> KernelPositions:
-    x = args[0]
-    reference = getattr(layer, "reference", None)
-    weight = getattr(layer, "weight", None)
+    told = getattr(layer, "modulation", None)
+    factors = told(*args) if callable(told) else None
+    reference, weight, map = (getattr(layer, name, None) for name in ("reference", "weight", "map"))
     return KernelPositions(
         _exact(layer.positions(*args)),
         layer.geometry(),
-        (x.shape[-2], x.shape[-1]),
+        _size(args[0]),
         _kind(layer),
         True,
-        _modulation(layer, args),
+        None if factors is None else _exact(factors),
         weight if isinstance(weight, Tensor) else None,
         reference if isinstance(reference, ReferenceSet) else None,
-        _map(layer),
+        map if map in ("radial", "affine") else None,
         _own_metric(layer, args),
     )
 
 
 def _own_metric(layer: Any, args: tuple[Any, ...]) -> Randers | Riemannian | None:
-    """Return the metric of a metric convolution in pixels, if it is of these kinds.
-
-    That of a geodesic one says the ball at the pixel only, not where the geodesics go.
-    """
-    if _kind(layer) != "metric":
-        return None
-    metric = layer.metric(*args)
+    """Return the metric of a metric convolution in pixels, if it is of these kinds."""
+    metric = layer.metric(*args) if isinstance(layer, MetricConv2d) else None
     if not isinstance(metric, Randers | Riemannian):
         return None
     # The layer's lengths are in spacings between taps.
@@ -337,21 +330,6 @@ def _own_metric(layer: Any, args: tuple[Any, ...]) -> Randers | Riemannian | Non
     return Randers(M, shrink * _exact(metric.omega), validate=False)
 
 
-def _map(layer: Any) -> MapName | None:
-    match getattr(layer, "map", None):
-        case "radial":
-            return "radial"
-        case "affine":
-            return "affine"
-    return None
-
-
-def _modulation(layer: Any, args: tuple[Any, ...]) -> Tensor | None:
-    told = getattr(layer, "modulation", None)
-    factors = told(*args) if callable(told) else None
-    return None if factors is None else _exact(factors)
-
-
 def _read_conv2d(layer: nn.Conv2d, x: Tensor, *_: Any) -> KernelPositions:
     if isinstance(layer.weight, UninitializedParameter):
         raise ValueError(
@@ -361,18 +339,17 @@ def _read_conv2d(layer: nn.Conv2d, x: Tensor, *_: Any) -> KernelPositions:
     _check_image(x, layer.in_channels)
     padding: Any = layer.padding
     geometry = ConvGeometry.of(layer.kernel_size, layer.stride, padding, layer.dilation)
-    rows, columns = geometry.output_size(x.shape[-2], x.shape[-1])
+    rows, columns = geometry.output_size(*_size(x))
     batch = len(x) if x.ndim == 4 else 1
     taps = geometry.taps(_exact(x.new_empty(0)))
-    density = weighting_of(layer)
+    density = density_of(layer)
     modulation = None
     kind = "standard" if geometry.dilation == (1, 1) else "dilated"
     if density is not None:
         modulation = density().to(taps).reshape(-1).expand(batch, rows, columns, -1)
         kind = "weighted"
     points = taps.expand(batch, rows, columns, -1, -1)
-    size = (x.shape[-2], x.shape[-1])
-    return KernelPositions(points, geometry, size, kind, False, modulation, layer.weight)
+    return KernelPositions(points, geometry, _size(x), kind, False, modulation, layer.weight)
 
 
 def _read_deformable(layer: Any, x: Tensor, *rest: Any) -> KernelPositions:
@@ -383,8 +360,7 @@ def _read_deformable(layer: Any, x: Tensor, *rest: Any) -> KernelPositions:
         )
     _check_image(x, getattr(layer, "in_channels", None))
     mask = rest[1] if len(rest) > 1 else None
-    size = (x.shape[-2], x.shape[-1])
-    return deformable_positions(size, _geometry_of(layer), rest[0], mask, layer.weight)
+    return deformable_positions(_size(x), _geometry_of(layer), rest[0], mask, layer.weight)
 
 
 def _read_pack(layer: Any, *args: Any) -> KernelPositions:
@@ -396,7 +372,7 @@ def _read_pack(layer: Any, *args: Any) -> KernelPositions:
     # Where a pack takes the features for its offsets separately, they come last.
     channels = conv(args[-1])
     n = geometry.n_taps
-    groups = _groups_of(layer)
+    groups = int(getattr(layer, "deform_groups", getattr(layer, "deformable_groups", 1)))
     per_tap = conv.out_channels // (n * groups)
     if per_tap * n * groups != conv.out_channels or per_tap not in (2, 3):
         raise ValueError(
@@ -406,17 +382,12 @@ def _read_pack(layer: Any, *args: Any) -> KernelPositions:
     offset, mask = channels, None
     if per_tap == 3:
         offset, mask = channels[:, : 2 * n * groups], channels[:, 2 * n * groups :].sigmoid()
-    size = (x.shape[-2], x.shape[-1])
-    return deformable_positions(size, geometry, offset, mask, layer.weight)
+    return deformable_positions(_size(x), geometry, offset, mask, layer.weight)
 
 
 def _geometry_of(layer: Any) -> ConvGeometry:
     kernel = layer.weight.shape[-2:]
     return ConvGeometry.of(tuple(kernel), layer.stride, layer.padding, layer.dilation)
-
-
-def _groups_of(layer: Any) -> int:
-    return int(getattr(layer, "deform_groups", getattr(layer, "deformable_groups", 1)))
 
 
 def _has_kernel(layer: nn.Module) -> bool:
@@ -446,17 +417,22 @@ def _runs(layer: nn.Module, kind: type[Any]) -> bool:
     return type(layer).forward is kind.forward
 
 
+#: What the layers of this library are called in :class:`KernelPositions`.
+_KINDS: dict[type[nn.Module], str] = {
+    MetricConv2d: "metric",
+    GeodesicConv2d: "geodesic",
+    DeformConv2d: "deformable",
+    ShiftedConv2d: "shifted",
+}
+
+
 def _kind(layer: nn.Module) -> str:
-    names = {
-        "MetricConv2d": "metric",
-        "DeformConv2d": "deformable",
-        "ShiftedConv2d": "shifted",
-        "GeodesicConv2d": "geodesic",
-    }
-    for kind in type(layer).__mro__:
-        if kind.__module__.startswith("finslerconv.") and kind.__name__ in names:
-            return names[kind.__name__]
-    return type(layer).__name__
+    found = (kind for cls, kind in _KINDS.items() if isinstance(layer, cls))
+    return next(found, type(layer).__name__)
+
+
+def _size(x: Tensor) -> tuple[int, int]:
+    return x.shape[-2], x.shape[-1]
 
 
 def _check_image(x: Tensor, channels: int | None) -> None:

@@ -13,21 +13,12 @@ from finslerconv.implicit._hull import planar_hulls
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Sampling positions of kernels in float64, all on one device, each in units of its own size.
+    """Sampling positions of kernels in float64, on one device, each in units of its own size.
 
-    Attributes
-    ----------
-    points : Tensor, shape (batch, n, 2)
-        Their root mean square distance from the pixel is 1 (or all are at the pixel); samples of
-        no weight are put at the pixel.
-    weights : Tensor, shape (batch, n)
-        Their sums are 1, or 0 where no sample has any weight.
-    hull : Tensor, shape (batch, h, 2)
-        The corners of the hulls of the samples of non-zero weight, in order; the last is repeated.
-    corners : Tensor, shape (batch,)
-        Their numbers.
-    scale : Tensor, shape (batch,)
-        The units in pixels.
+    The root mean square distance of ``points`` from the pixel is 1 (or all are at the pixel); those
+    of no weight are put at the pixel. ``weights`` sum to 1, or to 0 where no sample has any.
+    ``hull`` are the ``corners`` first corners of the hull of the samples that have a weight, in
+    order, the last repeated. ``scale`` is the unit in pixels.
     """
 
     points: Float[Tensor, "batch n 2"]
@@ -90,14 +81,10 @@ class Samples:
 
 
 def flat_tensors(points: Array, weights: Array | None) -> tuple[Tensor, Tensor]:
-    """Return positions (batch, n, 2) and weights (batch, n) as tensors, their values checked.
+    """Return positions (batch, n, 2) and weights (batch, n) as tensors.
 
-    Raises
-    ------
-    TypeError
-        If they are no arrays of real floats, or of different kinds.
-    ValueError
-        If a shape does not fit, a value is not finite, or a weight negative.
+    Raises a TypeError unless they are arrays of real floats of one kind, and a ValueError if a
+    shape does not fit, a value is not finite, or a weight negative.
     """
     if weights is None:
         check_floating(points=points)

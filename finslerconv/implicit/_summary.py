@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from finslerconv import _filters
 from finslerconv.balls import Ellipse
-from finslerconv.images import _filters
 from finslerconv.implicit._fit import Misfit, RandersFit
 from finslerconv.metrics import Randers, Riemannian
 
@@ -173,13 +173,9 @@ def _weighted_cosine(u: Float[Tensor, "n 2"], v: Float[Tensor, "n 2"]) -> float 
 class PictureGradient:
     """The gradient of a picture at the centres of a layer's kernels.
 
-    Parameters
-    ----------
-    edges : Tensor, shape (B, Ho, Wo, 2)
-        Cosine and sine of twice the edges' angle (from right to down), times the gradient's
-        strength; over the channels the leading direction of the sum of ``g g'``.
-    slope : Tensor, shape (B, Ho, Wo, 2)
-        The gradient (down, right) of the mean over the channels.
+    ``edges`` is cosine and sine of twice the edges' angle (from right to down) times the gradient's
+    strength, of the leading direction of the sum of ``g g'`` over the channels; ``slope`` is the
+    gradient (down, right) of the mean over the channels.
     """
 
     edges: Float[Tensor, "batch rows columns 2"]

@@ -4,7 +4,7 @@ A metric is written once against the array API: NumPy, PyTorch, CuPy or JAX arra
 out, on the same device and in the same dtype. Importing this package loads NumPy and nothing else.
 """
 
-from finslerconv.metrics._base import CallableMetric, FinslerMetric
+from finslerconv.metrics._base import CallableMetric, FinslerMetric, RandersForm
 from finslerconv.metrics._euclidean import Euclidean
 from finslerconv.metrics._randers import Randers, Zermelo
 from finslerconv.metrics._riemannian import Riemannian
@@ -15,5 +15,6 @@ __all__ = [
     "Riemannian",
     "Randers",
     "Zermelo",
+    "RandersForm",
     "CallableMetric",
 ]

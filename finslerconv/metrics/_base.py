@@ -5,7 +5,7 @@
 
 import abc
 from collections.abc import Callable
-from typing import final
+from typing import NamedTuple, final
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -21,8 +21,32 @@ from finslerconv._arrays import (
     no_gradient,
     safe_sqrt,
 )
-from finslerconv._linalg import dot
+from finslerconv._linalg import dot, inverse, matvec, outer
 from finslerconv._norms import norm_off_zero
+
+
+class RandersForm(NamedTuple):
+    """The data of a Randers metric ``F(v) = sqrt(v' M v) + omega' v``."""
+
+    M: Float[Array, "*#batch d d"]
+    """Symmetric positive definite matrices, shape (..., d, d)."""
+
+    omega: Float[Array, "*#batch d"] | None
+    """One-forms, shape (..., d), or None: the metric is Riemannian. Both batches broadcast."""
+
+    def dual(self) -> "RandersForm":
+        """Return the data of the dual metric: the matrix and the centre of the unit ball's ellipse.
+
+        ``M* = (lambda M^-1 + M^-1 omega omega' M^-1) / lambda^2`` and
+        ``omega* = -M^-1 omega / lambda``, with ``lambda = 1 - omega' M^-1 omega``.
+        """
+        M_inverse = inverse(self.M)
+        if self.omega is None:
+            return RandersForm(M_inverse, None)
+        a = matvec(M_inverse, self.omega)
+        lam = (1.0 - dot(self.omega, a))[..., None]
+        M = M_inverse / lam[..., None] + outer(a, a) / (lam * lam)[..., None]
+        return RandersForm(M, -a / lam)
 
 
 class FinslerMetric(abc.ABC):
@@ -136,6 +160,25 @@ class FinslerMetric(abc.ABC):
         norm = norm_off_zero(self.norm, points)
         scale = length / xp.where(norm == 0, xp.ones_like(norm), norm)
         return points * scale[..., None]
+
+    def randers_form(self, like: Array | None = None) -> RandersForm | None:
+        """Return ``M`` and ``omega`` if this is a Randers metric, None if it is another one.
+
+        What has formulas for Randers metrics asks this, never for a class: a metric of your own
+        that is one can say so here, and takes the same ways.
+
+        Parameters
+        ----------
+        like : array, optional
+            The kind, dtype and device of the answer, for a metric that holds no arrays (the
+            Euclidean one).
+
+        Returns
+        -------
+        RandersForm or None
+            ``omega`` is None for a Riemannian metric.
+        """
+        return None
 
     def dual_norm(self, p: Float[Array, "*_ d"]) -> Float[Array, "..."]:
         """Return the dual norms ``F*(p) = max {p(v) : F(v) <= 1}`` of the covectors ``p``.

@@ -7,7 +7,7 @@ from jaxtyping import Float
 
 from finslerconv._arrays import Array, check_vectors, constant_like, identity_like, safe_sqrt
 from finslerconv._linalg import dot
-from finslerconv.metrics._base import FinslerMetric
+from finslerconv.metrics._base import FinslerMetric, RandersForm
 
 
 @final
@@ -52,6 +52,10 @@ class Euclidean(FinslerMetric):
         """Return the points themselves."""
         check_vectors("points", points, self.d)
         return points
+
+    def randers_form(self, like: Array | None = None) -> RandersForm:
+        """Return the identity matrix, of the kind of ``like`` if that is given."""
+        return RandersForm(identity_like(self.d, self.like if like is None else like), None)
 
     def dual_norm(self, p: Float[Array, "*_ d"]) -> Float[Array, "..."]:
         """Return the lengths ``|p|``: the metric is its own dual."""

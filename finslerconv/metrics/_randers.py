@@ -15,7 +15,7 @@ from finslerconv._arrays import (
     safe_sqrt,
 )
 from finslerconv._linalg import batch_index, check_spd, dot, inverse, matvec, outer, solve
-from finslerconv.metrics._base import FinslerMetric, check_nonzero
+from finslerconv.metrics._base import FinslerMetric, RandersForm, check_nonzero
 from finslerconv.metrics._riemannian import Riemannian
 
 
@@ -170,6 +170,10 @@ class Randers(FinslerMetric):
         check_vectors("v", v, self.dim, self.M)
         return safe_sqrt(dot(v, matvec(self.M, v))) + dot(self.omega, v)
 
+    def randers_form(self, like: Array | None = None) -> RandersForm:
+        """Return ``M`` and ``omega``."""
+        return RandersForm(self.M, self.omega)
+
     def dual_norm(self, p: Float[Array, "*_ d"]) -> Float[Array, "..."]:
         """Return the dual norms of covectors, the support function of the unit ball.
 
@@ -199,16 +203,12 @@ class Randers(FinslerMetric):
         return dot(p, matvec(M_inverse, p)), dot(M_inverse_omega, p), lam
 
     def dual(self) -> "Randers":
-        """Return the dual metric, again Randers.
+        """Return the dual metric, again Randers: :meth:`RandersForm.dual` has the formulas.
 
-        ``M* = (lambda M^-1 + M^-1 omega omega' M^-1) / lambda^2`` and
-        ``omega* = -M^-1 omega / lambda``. The dual of the dual is the metric.
+        The dual of the dual is the metric.
         """
-        M_inverse = inverse(self.M)
-        a = matvec(M_inverse, self.omega)
-        lam = (1.0 - dot(self.omega, a))[..., None]
-        M = M_inverse / lam[..., None] + outer(a, a) / (lam * lam)[..., None]
-        return Randers(M, -a / lam, validate=False)
+        M, omega = self.randers_form().dual()
+        return Randers(M, omega, validate=False)
 
     def zermelo(self) -> Zermelo:
         """Return the navigation data: the Riemannian sea ``h`` and the wind ``W``.

@@ -6,7 +6,7 @@ from jaxtyping import Float
 
 from finslerconv._arrays import Array, check_matrices, check_vectors, namespace, safe_sqrt
 from finslerconv._linalg import batch_index, check_spd, dot, inverse, matvec, solve
-from finslerconv.metrics._base import FinslerMetric
+from finslerconv.metrics._base import FinslerMetric, RandersForm
 
 
 @final
@@ -78,6 +78,10 @@ class Riemannian(FinslerMetric):
         """Return the energies ``v' M v / 2``, shape ``(...)``: smooth, at 0 too."""
         check_vectors("v", v, self.dim, self.M)
         return dot(v, matvec(self.M, v)) / 2
+
+    def randers_form(self, like: Array | None = None) -> RandersForm:
+        """Return ``M``, and None for the one-form."""
+        return RandersForm(self.M, None)
 
     def dual_norm(self, p: Float[Array, "*_ d"]) -> Float[Array, "..."]:
         """Return the dual norms ``sqrt(p' M^-1 p)`` of covectors, shape ``(...)``."""

@@ -13,7 +13,6 @@ from finslerconv import ops
 from finslerconv._arrays import has_values, is_integer
 from finslerconv._tracing import recorded
 from finslerconv.nn._constructor import constructor
-from finslerconv.ops._checks import multiplied_dtype
 
 Size = int | tuple[int, int]
 
@@ -36,9 +35,9 @@ class AdaptiveConv2d(nn.Conv2d, abc.ABC):
 
     A subclass says how the positions come about, in :meth:`_positions` and :meth:`_convolve`, what
     of it starts anew, in :meth:`_reset_sampling`, and when it is a standard convolution, in
-    :meth:`departure`; everything else is here. It is an ``nn.Conv2d`` to ``isinstance`` too, with
-    the same arguments, weight and bias, and holds others, which whoever walks a model for
-    convolutions should leave alone.
+    :meth:`why_not_standard`; everything else is here. It is an ``nn.Conv2d`` to ``isinstance`` too,
+    with the same arguments, weight and bias. Code that replaces the convolutions of a model should
+    leave those inside this layer alone.
 
     Parameters
     ----------
@@ -138,7 +137,7 @@ device, dtype
         """Put what computes the positions back to its start."""
 
     @abc.abstractmethod
-    def _sampling_departure(self) -> str | None:
+    def _why_not_standard_positions(self) -> str | None:
         """Return why the positions are not the standard taps for every input, or None."""
 
     @classmethod
@@ -250,14 +249,14 @@ device, dtype
         """Return kernel size, stride, padding and dilation, and with them the kernel's centres."""
         return ops.ConvGeometry.of(self.kernel_size, self.stride, self.padding, self.dilation)
 
-    def departure(self) -> str | None:
+    def why_not_standard(self) -> str | None:
         """Return what makes the layer more than a standard convolution, or None if nothing does.
 
         None means that it computes, for every input, what an ``nn.Conv2d`` of the same arguments
         does (with its weights multiplied tap by tap, where a modulation is constant):
         :func:`finslerconv.nn.convert_back` makes it one.
         """
-        reason = self._sampling_departure()
+        reason = self._why_not_standard_positions()
         if reason is None and self.modulation_conv is not None:
             reason = nonzero("modulation_conv.weight", self.modulation_conv.weight)
         return reason
@@ -332,7 +331,7 @@ device, dtype
                 f"input: expected the layer's device {like.device}, got {x.device}; move the input "
                 "or the layer"
             )
-        if multiplied_dtype(x) != multiplied_dtype(like):
+        if ops.multiplied_dtype(x) != ops.multiplied_dtype(like):
             raise TypeError(
                 f"input: expected the layer's dtype {like.dtype}, got {x.dtype}; convert the input "
                 "or the layer (layer.to(...))"

@@ -9,12 +9,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from finslerconv import ops
-from finslerconv.balls import ReferenceSet, lattice, radius, reference_set
+from finslerconv.balls import ReferenceSet, ball_map, lattice, radius, reference_set
 from finslerconv.metrics import FinslerMetric
 from finslerconv.nn._adaptive import AdaptiveConv2d, nonzero, own_tensor
 from finslerconv.nn._head import MetricHead, channels_per_group, parametrization
 from finslerconv.nn._parametrization import MatrixParametrization
-from finslerconv.ops._positions import check_map
 
 
 class BallConv2d(AdaptiveConv2d):
@@ -47,7 +46,7 @@ class BallConv2d(AdaptiveConv2d):
         metric: nn.Module | None = None,
         **options: Any,
     ) -> None:
-        check_map(map)
+        ball_map(map)  # raises if there is no such map
         super().__init__(*arguments, sample_groups=metric_groups, **options)
         self.map = map
         self.metric_groups = metric_groups = self.sample_groups
@@ -113,7 +112,7 @@ class BallConv2d(AdaptiveConv2d):
         if reset_head is not None:
             reset_head()
 
-    def _sampling_departure(self) -> str | None:
+    def _why_not_standard_positions(self) -> str | None:
         standard = lattice(self.kernel_size).points
         if self.reference.points.shape != standard.shape or (
             abs(self.reference.points - standard).max() > 1e-12

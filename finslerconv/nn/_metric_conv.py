@@ -6,13 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from finslerconv import ops
-from finslerconv.balls import ReferenceSet
-from finslerconv.metrics import FinslerMetric, Randers, Riemannian
+from finslerconv.balls import ReferenceSet, ball_map
+from finslerconv.metrics import FinslerMetric
 from finslerconv.nn._adaptive import Size
 from finslerconv.nn._ball_conv import BallConv2d
 from finslerconv.nn._constructor import constructor
 from finslerconv.nn._parametrization import MatrixParametrization
-from finslerconv.ops._positions import MAPS
 
 
 class MetricConv2d(BallConv2d):
@@ -120,17 +119,17 @@ MatrixParametrization
 
     def _positions_in(self, metric: FinslerMetric, x: Tensor) -> Tensor:
         points = self._place_points().reshape(-1, *(1,) * len(metric.batch_shape), 2)
-        positions = MAPS[self.map](metric, points).movedim(0, -2)
+        positions = ball_map(self.map)(metric, points).movedim(0, -2)
         return positions * torch.tensor(
             self.dilation, dtype=positions.dtype, device=positions.device
         )
 
     def _convolve(self, x: Tensor, mask: Tensor | None) -> Tensor:
         metric = self._metric(x)
-        if not isinstance(metric, Randers | Riemannian):
+        form = metric.randers_form()
+        if form is None:
             return self._convolve_at(x, self._positions_in(metric, x), mask)
-        omega = metric.omega if isinstance(metric, Randers) else None
         return ops.metric_conv2d(
-            x, metric.M, omega, self._place_points(), *self._arguments(mask),
+            x, *form, self._place_points(), *self._arguments(mask),
             map=self.map, padding_mode=self.padding_mode,
         )  # fmt: skip

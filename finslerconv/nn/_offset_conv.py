@@ -97,7 +97,7 @@ class OffsetConv2d(AdaptiveConv2d):
     def _reset_sampling(self) -> None:
         zero_(self.offset_conv)
 
-    def _sampling_departure(self) -> str | None:
+    def _why_not_standard_positions(self) -> str | None:
         return nonzero("offset_conv.weight", self.offset_conv.weight) or nonzero(
             "offset_conv.bias", self.offset_conv.bias
         )

@@ -6,17 +6,20 @@ column) turned into (x, y); axes run down and to the right, as in a picture. The
 of Okabe and Ito and of matplotlib's perceptually uniform maps, safe for colour-blind readers.
 """
 
-from finslerconv.plotting._balls import ball_field, unit_balls
-from finslerconv.plotting._canvas import show
-from finslerconv.plotting._geodesics import distance_map, paths
-from finslerconv.plotting._implicit import (
-    implicit_balls,
-    implicit_field,
-    implicit_metric,
-    orientation_rose,
-)
-from finslerconv.plotting._kernels import kernel_samples, reference_points
-from finslerconv.plotting._results import Zoom, side_by_side
+from finslerconv._optional import needs as _needs
+
+with _needs("plot", "finslerconv.plotting"):
+    from finslerconv.plotting._balls import ball_field, unit_balls
+    from finslerconv.plotting._canvas import BLUE, GREEN, show
+    from finslerconv.plotting._geodesics import distance_map, paths
+    from finslerconv.plotting._implicit import (
+        implicit_balls,
+        implicit_field,
+        implicit_metric,
+        orientation_rose,
+    )
+    from finslerconv.plotting._kernels import kernel_samples, reference_points
+    from finslerconv.plotting._results import Zoom, side_by_side
 
 __all__ = [
     "unit_balls",
@@ -32,4 +35,6 @@ __all__ = [
     "side_by_side",
     "Zoom",
     "show",
+    "BLUE",
+    "GREEN",
 ]

@@ -78,8 +78,8 @@ class Frame:
     def extent(self, shape: Sequence[int]) -> tuple[float, float, float, float]:
         """Return the edges of a picture of the grid as matplotlib has them: x, x, y, y.
 
-        The centres of its outermost pixels are the outermost nodes: it is as fine as the grid, or
-        finer or coarser by the same factor both ways.
+        The centres of its outermost pixels are the outermost nodes; it may be finer or coarser than
+        the grid, by the same factor both ways.
         """
         (rows, columns), (height, width) = self.shape, shape[:2]
         same = (height - 1) * (columns - 1) == (width - 1) * (rows - 1)
@@ -113,13 +113,7 @@ def axes_or_new(ax: Axes | None, size: tuple[float, float] = (5.0, 5.0)) -> Axes
 
 
 def numpy_of(name: str, array: Any) -> np.ndarray:
-    """Return any array or tensor as NumPy's, without its gradient.
-
-    Raises
-    ------
-    TypeError
-        If it is neither numeric nor boolean.
-    """
+    """Return any array or tensor of real numbers or booleans as NumPy's, without its gradient."""
     if hasattr(array, "detach"):
         array = array.detach().cpu()
         if str(array.dtype) == "torch.bfloat16":  # NumPy has none

@@ -12,16 +12,16 @@ from typer.testing import CliRunner
 
 from finslerconv import __version__
 from finslerconv.cli import app
-from finslerconv.cli._baselines import baselines
 from finslerconv.cli._denoise import (
     Score,
     ball_filters,
+    baselines,
     chosen,
     estimated_noise,
     stein_risk,
     with_noise,
 )
-from finslerconv.cli._metric import MetricOptions
+from finslerconv.cli._options import MetricOptions
 from finslerconv.cli._picture import PictureError, _floats, _reduced, read_picture
 from finslerconv.geodesics import GridMetric
 from finslerconv.metrics import Randers

@@ -9,7 +9,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from finslerconv.cli import app
-from finslerconv.cli._metric import MetricOptions
+from finslerconv.cli._options import MetricOptions
 from finslerconv.cli._path import default_ends, journey
 
 

@@ -14,10 +14,35 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from finslerconv.geodesics import GridMetric
+from finslerconv.geodesics import EikonalProblem, GridMetric, Seeds
+from finslerconv.geodesics.distances import FastMarching, Heat, _seeding
+from finslerconv.geodesics.distances._method import solve
+from finslerconv.geodesics.distances.fast_iterative import FastIterative
 from finslerconv.metrics import Randers
 
 Map = Callable[[Tensor, Tensor], Tensor]
+
+
+def fast_marching(*grid, mask=None, radius=math.inf, **options):
+    """Return the front on a grid, given as ``M, omega, spacing, origin, seeds``."""
+    return solve(FastMarching(**options), *grid, None if mask is None else ~mask, radius)
+
+
+def fast_iterative(*grid, mask=None, radius=math.inf, **options):
+    return solve(FastIterative(**options), *grid, None if mask is None else ~mask, radius)
+
+
+def seed_nodes(position, value, M, omega=None, walls=None):
+    """Return the start of one problem, given in nodes."""
+    omega = torch.zeros_like(M[..., 0]) if omega is None else omega
+    walls = torch.zeros(M.shape[:-2], dtype=torch.bool) if walls is None else walls
+    seeds = [Seeds(position, value)]
+    problem = EikonalProblem(M[None], omega[None], seeds, torch.as_tensor(walls)[None])
+    return _seeding.seed_nodes(problem)
+
+
+def heat_distance(*grid, mask=None, **options):
+    return solve(Heat(**options), *grid, None if mask is None else ~mask).distance
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,19 @@ import math
 
 import pytest
 import torch
-from metric_fields import funk, half_plane, pull_back, pull_back_3d, random_smooth, tilted
+from metric_fields import (
+    fast_iterative,
+    fast_marching,
+    funk,
+    half_plane,
+    pull_back,
+    pull_back_3d,
+    random_smooth,
+    tilted,
+)
 
-from finslerconv.geodesics.distances._sources import Seeds
+from finslerconv.geodesics import Seeds
 from finslerconv.geodesics.distances.fast_iterative import _method as _fast_iterative
-from finslerconv.geodesics.distances.fast_iterative._method import fast_iterative
-from finslerconv.geodesics.distances.fast_marching._march import fast_marching
 
 
 def grid(field, n):

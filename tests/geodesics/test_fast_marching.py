@@ -10,21 +10,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from metric_fields import (
     constant,
+    fast_marching,
     funk,
     half_plane,
     pull_back,
     pull_back_3d,
     random_smooth,
     rotation_wind,
+    seed_nodes,
     tilted,
     trusted,
     truth,
 )
 
-from finslerconv.geodesics.distances._seeding import seed_nodes
-from finslerconv.geodesics.distances._sources import Seeds
+from finslerconv.geodesics import Seeds
 from finslerconv.geodesics.distances._stencils import acute_stencils, selling_stencils
-from finslerconv.geodesics.distances.fast_marching._march import fast_marching
 
 
 def grid(field, n):

@@ -1,4 +1,4 @@
-"""The heat method against exact distances, its invariances, and the paper's diffusion."""
+"""The heat method against exact distances, and its invariances."""
 
 import math
 import re
@@ -9,9 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from metric_fields import (
-    constant,
+    fast_marching,
     funk,
     half_plane,
+    heat_distance,
     pull_back,
     pull_back_3d,
     random_smooth,
@@ -22,9 +23,8 @@ from metric_fields import (
     zermelo_constant_wind,
 )
 
-from finslerconv.geodesics.distances._heat import heat_distance, heat_windows
-from finslerconv.geodesics.distances._sources import Seeds
-from finslerconv.geodesics.distances.fast_marching._march import fast_marching
+from finslerconv.geodesics import Seeds
+from finslerconv.geodesics.distances import Heat, window_distances
 from finslerconv.metrics import Randers
 
 
@@ -203,7 +203,7 @@ def test_windows_are_small_grids():
     windows = [M[0, i : i + 13, j : j + 13] for i, j in corners]
     forms = [omega[0, i : i + 13, j : j + 13] for i, j in corners]
     centre = torch.tensor([[6, 6], [5, 7], [6, 6]])
-    d = heat_windows(torch.stack(windows), torch.stack(forms), 0.2, centre)
+    d = window_distances(Heat(), torch.stack(windows), torch.stack(forms), 0.2, centre)
     for n in range(3):
         seed = Seeds(centre[n][None].double() * 0.2, torch.zeros(1).double())
         one = heat_distance(windows[n][None], forms[n][None], 0.2, 0.0, [seed])
@@ -236,46 +236,11 @@ def test_the_kernel_is_the_exponential_of_the_squared_norm_of_the_way_to_the_sou
         assert abs(defect(x, t, lambda x: metric.dual_norm(-x) ** 2)) > 1e-3
 
 
-def test_the_papers_kernel_is_what_its_loop_says():
-    M, omega, _, _ = grid(random_smooth(2, 5.0, 0.4), 17)
-    metric = Randers(M[0], omega[0]).dual()
-    u = torch.zeros(17, 17).double()
-    u[8, 7] = 1.0
-    for _ in range(5):
-        new = torch.zeros_like(u)
-        for i in range(17):
-            for j in range(17):
-                total, mass = 0.0, 0.0
-                v = torch.cartesian_prod(torch.arange(-5, 6), torch.arange(-5, 6)).double()
-                weight = torch.exp(-metric[i, j].norm(v) / (4 * 0.1))
-                mass = weight.sum()
-                p = v.long() + torch.tensor([i, j])
-                inside = ((p >= 0) & (p < 17)).all(1)
-                total = (weight[inside] * u[tuple(p[inside].T)]).sum()
-                new[i, j] = total / mass
-        u = new
-    expected = torch.sqrt(-4 * 0.5 * torch.log(u / u.max()))
-    found = heat_distance(M, omega, 1.0, 0.0, [at((8.0, 7.0))], kernel="paper")[0]
-    assert torch.allclose(found, expected, rtol=1e-9)
-
-
-def test_the_papers_kernel_gives_other_balls():
-    # A metric in which columns are cheap: its balls are wide, those of the paper's kernel high.
-    field = constant(torch.diag(torch.tensor([1.0, 0.1])))
-    M = field.at(torch.zeros(1, 41, 41, 2).double()).M
-    right = heat_distance(M, None, 1.0, 0.0, [at((20.0, 20.0))])[0]
-    paper = heat_distance(M, None, 1.0, 0.0, [at((20.0, 20.0))], kernel="paper")[0]
-    assert right[20, 26] < 0.4 * right[26, 20]
-    assert paper[20, 26] > 1.5 * paper[26, 20]
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"time": 0.0}, "time: expected a positive number"),
         ({"time": math.nan}, "time: expected a positive number"),
-        ({"kernel": "gauss"}, "kernel: expected 'square' or 'paper'"),
-        ({"kernel": "paper", "mask": torch.ones(9, 9, dtype=torch.bool)}, "kernel: 'paper' is for"),
     ],
 )
 @pytest.mark.unchecked
@@ -359,13 +324,3 @@ def random_constant(rng, shape):
     """Return M and omega of one constant field, long and with a strong wind."""
     M, omega = random_jumping(rng, (1, 1), 100.0, 0.95)
     return M.expand(1, *shape, 2, 2), omega.expand(1, *shape, 2)
-
-
-def test_the_papers_kernel_says_where_its_weights_underflow():
-    M = torch.eye(2).double().expand(1, 30, 30, 2, 2)
-    with pytest.raises(ValueError, match=r"time: expected at least .* for this field") as error:
-        heat_distance(M, None, 1.0, 0.0, [at((0.0, 0.0))], kernel="paper", time=0.01)
-    least = 1.01 * float(re.search(r"at least (\S+) for", str(error.value))[1])
-    d = heat_distance(M, None, 1.0, 0.0, [at((0.0, 0.0))], kernel="paper", time=least)[0]
-    assert d[:26, :26].isfinite().all()  # five times five pixels
-    assert d[26:].isinf().all()

@@ -5,9 +5,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from metric_fields import seed_nodes
 from strategies import cases
 
-from finslerconv.geodesics.distances._seeding import chord_norm, sample_linearly, seed_nodes
+from finslerconv.geodesics.distances._seeding import chord_norm, sample_linearly
 from finslerconv.geodesics.distances._sight import seen, visible
 from finslerconv.geodesics.distances._stencils import acute_stencils, reach, selling_stencils
 

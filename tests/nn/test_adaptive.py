@@ -54,8 +54,8 @@ def test_it_begins_as_the_convolution_that_it_replaces(
     layer = family.from_conv2d(conv, **options)
     x = torch.randn(2, 4, 17, 19)
     torch.testing.assert_close(layer(x), conv(x), rtol=0, atol=1e-5)
-    assert layer.departure() is None
-    assert stirred(layer).departure() is not None
+    assert layer.why_not_standard() is None
+    assert stirred(layer).why_not_standard() is not None
 
 
 @every_layer
@@ -157,7 +157,7 @@ def test_meta_device(family):
     assert layer(torch.empty(2, 4, 8, 8, device="meta")).shape == (2, 4, 8, 8)
     layer = layer.to_empty(device="cpu")
     layer.reset_parameters()
-    assert layer.departure() is None
+    assert layer.why_not_standard() is None
     x = torch.randn(1, 4, 8, 8)
     plain = nn.functional.conv2d(x, torch.full((4, 4, 3, 3), 1 / 36), layer.bias, padding=1)
     torch.testing.assert_close(layer(x), plain, rtol=0, atol=1e-5)

@@ -67,7 +67,7 @@ def test_it_samples_where_the_offsets_say(options):
     layer = stirred(DeformConv2d(2, 3, **({"kernel_size": 3, "padding": 1} | options)).double())
     x = torch.randn(2, 2, 5, 6, dtype=torch.float64)
     torch.testing.assert_close(layer(x), slow_convolution(layer, x), rtol=1e-10, atol=1e-10)
-    assert layer.departure() is not None
+    assert layer.why_not_standard() is not None
 
 
 @pytest.mark.parametrize("modulation", [False, True])

@@ -34,18 +34,14 @@ def test_in_the_interpreter():
 
 def kernel_results(case):
     """Return output and gradients as :meth:`Case.results` does, from the kernels themselves."""
-    from finslerconv.ops._positions import Positions
-    from finslerconv.ops.backends.triton import _backend as _triton
+    from finslerconv.ops.backends.triton import TritonBackend
 
-    input, where, omega, weight, bias, mask = case.tensors()
-    points = case.geometry.taps(where) if case.kind == "offsets" else case.points
-    arguments = (input, Positions(case.kind, where, omega, points), weight)
-    rest = (mask, case.geometry, case.padding_mode)
-    output = _triton.forward(*arguments, bias, *rest)
+    conv = case.convolution()
+    output = TritonBackend().forward(conv)
     generator = torch.Generator().manual_seed(case.seed + 2)
     direction = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output)
-    found = _triton.backward(direction, *arguments, *rest)
-    g_bias = None if bias is None else direction.sum((0, 2, 3))
+    found = TritonBackend().backward(direction, conv, ops.Needs())
+    g_bias = None if conv.bias is None else direction.sum((0, 2, 3))
     everything = (output, found.input, found.field, found.omega, found.weight, g_bias, found.mask)
     return [t for t in everything if t is not None]
 
@@ -68,15 +64,14 @@ def test_several_blocks_of_everything(kind):
 
 @interpreted
 def test_samples_nowhere_are_zero():
-    from finslerconv.ops._positions import Positions
-    from finslerconv.ops.backends.triton import _backend as _triton
+    from finslerconv.ops.backends.triton import TritonBackend
 
     case = Case()
-    input, offset, _, weight, bias, mask = case.tensors()
+    tensors = case.tensors()
+    offset = tensors[1]
     offset[0, 4, 2, 3], offset[1, 3, 1, 1] = torch.nan, 1e30
-    positions = Positions("offsets", offset, None, case.geometry.taps(offset))
-    output = _triton.forward(input, positions, weight, bias, mask, case.geometry, "zeros")
-    expected = case.results("reference", [input, offset, None, weight, bias, mask])
+    output = TritonBackend().forward(case.convolution(tensors))
+    expected = case.results("reference", tensors)
     torch.testing.assert_close(output, expected[0], rtol=1e-12, atol=1e-12)
 
 

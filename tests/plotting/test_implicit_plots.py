@@ -12,8 +12,12 @@ from torch import nn
 
 from finslerconv import plotting
 from finslerconv.balls import lattice
-from finslerconv.implicit import ImplicitMetric, KernelPositions, implicit_metric
-from finslerconv.implicit._implicit import of_positions
+from finslerconv.implicit import (
+    ImplicitMetric,
+    KernelPositions,
+    implicit_metric,
+    metric_of_positions,
+)
 from finslerconv.metrics import Randers
 from finslerconv.nn import MetricConv2d
 from finslerconv.ops import ConvGeometry
@@ -107,7 +111,7 @@ def test_unexplained_pixels_have_no_colour(ax):
     points = torch.tensor(lattice(3).points).expand(1, 8, 10, 9, 2).clone()
     points[:, :, :5] += 5.0
     points[:, :, 5] *= 2
-    result = of_positions("half", KernelPositions(points, GEOMETRY, (8, 10), "", True))
+    result = metric_of_positions("half", KernelPositions(points, GEOMETRY, (8, 10), "", True))
     plotting.implicit_field(result, PICTURE, limit=2.0, ax=ax)
     assert (ax.images[-1].get_array().mask == (np.arange(10) < 5)).all()
 
@@ -162,7 +166,7 @@ def test_diverged_share_is_in_the_title():
     generator = torch.Generator().manual_seed(0)
     points = torch.tensor(lattice(3).points).expand(1, 8, 10, 9, 2)
     points = points + torch.randn(points.shape, generator=generator, dtype=points.dtype)
-    result = of_positions("wild", KernelPositions(points, GEOMETRY, (8, 10), "", True))
+    result = metric_of_positions("wild", KernelPositions(points, GEOMETRY, (8, 10), "", True))
     share = 100 * result.summary.diverged
     assert share > 5
     title = plotting.implicit_metric(result, PICTURE).subfigs[0].get_suptitle()

@@ -6,6 +6,7 @@ from finslerconv.geodesics.balls._ball import (
     fan,
     geodesic_ball,
     geodesic_positions,
+    metric_positions,
 )
 
 __all__ = [
@@ -14,4 +15,5 @@ __all__ = [
     "fan",
     "geodesic_ball",
     "geodesic_positions",
+    "metric_positions",
 ]

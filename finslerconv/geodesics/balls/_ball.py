@@ -35,8 +35,19 @@ from finslerconv.geodesics.fields import (
     read_positions,
     shown_shape,
 )
-from finslerconv.geodesics.flow import Grid, Schedule, exponential, grid_metric, grid_table, shoot
-from finslerconv.metrics import Randers
+from finslerconv.geodesics.flow import (
+    Grid,
+    NodeField,
+    Schedule,
+    exponential,
+    grid_metric,
+    grid_table,
+    in_nodes,
+    is_linear,
+    shoot,
+    tabulated,
+)
+from finslerconv.metrics import FinslerMetric, Randers
 
 MapName = Literal["radial", "affine"]
 
@@ -245,6 +256,43 @@ def geodesic_positions(
     return out.reshape(batch, *starts.shape[:-1], *out.shape[-2:])
 
 
+def metric_positions(
+    metric: FinslerMetric,
+    points: Float[Tensor, "n d"],
+    *,
+    spacing: float | Sequence[float] = 1.0,
+    map: MapName = "radial",
+    steps: int = 4,
+) -> Float[Tensor, "*_ n d"]:
+    r"""Return :func:`geodesic_positions` around the nodes of any metric that can be indexed.
+
+    In PyTorch's operations; see :class:`finslerconv.geodesics.flow.NodeField` for the field between
+    the nodes. Every point has a geodesic of its own, of as many steps.
+
+    Parameters
+    ----------
+    metric : FinslerMetric
+        Of batch shape (\*batch, \*grid).
+    points : Tensor, shape (n, d)
+    spacing, map, steps
+        As of :func:`geodesic_positions`.
+
+    Returns
+    -------
+    Tensor, shape (\*batch, \*grid, n, d)
+
+    Raises
+    ------
+    TypeError
+        If the metric cannot be indexed, or is none for the affine map.
+    """
+    field = NodeField(metric, per_axis("spacing", spacing, metric.dim))
+    centres = field.nodes(points)[..., None, :]
+    lead = points.reshape(-1, *(1,) * len(metric.batch_shape), points.shape[-1])
+    velocities = _MAPS[map](metric, lead).movedim(0, -2)
+    return exponential(field, centres, velocities, method="rk4", steps=steps) - centres
+
+
 def geodesic_ball(
     field: MetricField,
     centres: Positions | None = None,
@@ -276,9 +324,10 @@ def geodesic_ball(
         (see ``map``), the position is
 
         - ``"exp"``: ``exp_x(v)``, on a geodesic that sets out along ``v``: the whole ball, and
-          beyond the cut points of ``x`` some of it twice;
+          beyond the cut points of ``x`` some of it twice; for any metric;
         - ``"eikonal"``: where the straight ray from ``x`` along ``v`` first is at distance
-          ``F_x(v)`` from ``x``, by fast marching on a window around each centre;
+          ``F_x(v)`` from ``x``, by fast marching on a window around each centre; for Riemannian
+          and Randers metrics, as is
         - ``"heat"``: the same, of the distance that a heat flow on the window finds.
 
         They parametrise one ball, differently (the same set, not the same points), where it is
@@ -327,7 +376,8 @@ def geodesic_ball(
     Raises
     ------
     TypeError
-        If arrays are of different kinds, or not of float32 or float64.
+        If arrays are of different kinds, or not of float32 or float64, or if ``"eikonal"``,
+        ``"heat"`` or the affine map is asked of metrics that are not Randers ones.
     ValueError
         If shapes do not fit, ``radius`` is not positive, or an option is unknown.
     RuntimeError
@@ -369,12 +419,13 @@ def geodesic_ball(
         refuse_transforms(
             f"geodesic_ball by {method!r}",
             "or method='exp', which has the others too",
-            (*_entries(field, x), x, points),
+            (_lengths(field, x), x, points),
         )
     if method == "exp":
-        positions, velocities = _by_exp(field, x, points, radius, map, steps)
+        metric = field.at(x)
+        positions, velocities = _by_exp(field, metric, x, points, radius, map, steps)
         if check and not needs_formulas(positions):
-            _warn_of_crossings(arrivals(field, x, velocities, positions, steps))
+            _warn_of_crossings(arrivals(field, metric, x, velocities, positions, steps))
     else:
         positions, covered, levels = window_ball(field, x, points, radius, method, map, resolution)
         if check:
@@ -382,27 +433,31 @@ def geodesic_ball(
     return like(positions, kind)
 
 
-def _entries(field: MetricField, x: Tensor) -> tuple[Array | None, Array | None]:
-    """Return what a field is made of, as far as can be seen at positions."""
-    metric = field if isinstance(field, GridMetric) else field.at(x)
-    return metric.M, metric.omega
+def _lengths(field: MetricField, x: Tensor) -> Tensor:
+    """Return a tensor that has the derivatives which a field has at positions."""
+    lengths: Tensor = field.at(x).norm(torch.ones_like(x))
+    return lengths
 
 
 def _by_exp(
-    field: MetricField, x: Tensor, points: Tensor, radius: float, map: MapName, steps: int
+    field: MetricField,
+    metric: FinslerMetric,
+    x: Tensor,
+    points: Tensor,
+    radius: float,
+    map: MapName,
+    steps: int,
 ) -> tuple[Tensor, Tensor]:
     """Return the positions (n, *centres, d) by geodesics, and the velocities they set out with."""
     batch = field.batch_shape if isinstance(field, GridMetric) else ()
     if x.numel() == 0:
         return (x.expand(len(points), *x.shape),) * 2
     lead = points.reshape(-1, *(1,) * (x.ndim - 1), points.shape[-1])
-    velocities = radius * _MAPS[map](field.at(x), lead)
-    if isinstance(field, GridMetric) and field.interpolation == "linear":
+    velocities = (radius * _MAPS[map](metric, lead)).expand(-1, *x.shape)
+    if is_linear(field):
         rays = fan(points, map=map, steps=steps)
-        grid = Grid(field.grid_shape, field.spacing, field.outside)
-        table = grid_table(grid, field.M, field.omega).to(x)
-        starts = (x - x.new_tensor(field.origin)) / x.new_tensor(field.spacing)
-        starts = starts.reshape(math.prod(batch), -1, field.dim)
+        grid, table = tabulated(field, x)
+        starts = in_nodes(field, x).reshape(math.prod(batch), -1, field.dim)
         ends = velocities[rays.ends].reshape(-1, *starts.shape).permute(1, 2, 0, 3)
         out = shoot(grid, table, starts, ends, rays.schedule)
         positions = x + out.movedim(-2, 0).reshape(len(points), *x.shape)

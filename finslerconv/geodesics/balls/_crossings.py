@@ -18,12 +18,20 @@ from scipy.spatial import ConvexHull
 from torch import Tensor
 
 from finslerconv._compiled import entry, jit
-from finslerconv._linalg import matvec, spd_sqrt
+from finslerconv._norms import norm_off_zero
 from finslerconv._threads import run, share
 from finslerconv.balls import affine
 from finslerconv.geodesics.fields import FunctionMetric, GridMetric, MetricField
-from finslerconv.geodesics.flow import Grid, Schedule, exponential, geodesic_flow, grid_table, shoot
-from finslerconv.metrics import Randers
+from finslerconv.geodesics.flow import (
+    Schedule,
+    exponential,
+    geodesic_flow,
+    in_nodes,
+    is_linear,
+    shoot,
+    tabulated,
+)
+from finslerconv.metrics import FinslerMetric
 
 # The fraction of a geodesic's length that another must save.
 _TOLERANCE = 0.02
@@ -38,6 +46,7 @@ _TILE = 2**20
 
 def arrivals(
     field: MetricField,
+    metric: FinslerMetric,
     x: Float[Tensor, "*centres d"],
     velocities: Float[Tensor, "n *centres d"],
     positions: Float[Tensor, "n *centres d"],
@@ -45,8 +54,9 @@ def arrivals(
 ) -> Float[np.ndarray, "n *centres"]:
     """Return bounds on the distances of samples, as fractions of their own geodesics' lengths.
 
-    1 where no geodesic is found that saves more than the tolerance; below, a path is known that is
-    so short. Nothing is found in dimensions other than 2 and 3.
+    ``metric`` is that of the centres ``x``. A fraction is 1 where no geodesic is found that saves
+    more than the tolerance; below, a path of that length is known. Nothing is found in dimensions
+    other than 2 and 3.
     """
     n, d = len(velocities), x.shape[-1]
     found = np.ones((n, *x.shape[:-1]))
@@ -55,30 +65,39 @@ def arrivals(
     batch = field.batch_shape if isinstance(field, GridMetric) else ()
     count = math.prod(x.shape[len(batch) : -1])
     whole = found.reshape(n, *batch, count)
-    starts, ends, there = (
-        u.detach().reshape(*u.shape[: u.ndim - x.ndim], *batch, count, d)
-        for u in (x, velocities, positions)
-    )
     tile = max(1, _TILE // (math.prod(batch) * _RAYS[d] * _TIMES))
+    rim = torch.from_numpy(_mesh(d).vertices[-_RAYS[d] :]).to(x)
     with torch.no_grad():
+        aims = _tangent(metric, rim.reshape(-1, *(1,) * (x.ndim - 1), d)).expand(-1, *x.shape)
+        lengths = norm_off_zero(metric.norm, velocities)[..., None]
+        # One axis for the centres of each field.
+        arrays = [
+            u.detach().reshape(*u.shape[: u.ndim - x.ndim], *batch, count, u.shape[-1])
+            for u in (x, aims, lengths, positions)
+        ]
         for begin in range(0, count, tile):
             part = (..., slice(begin, begin + tile))
-            some = (*part, slice(None))
-            whole[part] = _tile(field, starts[some], ends[some], there[some], steps)
+            some = (u[(*part, slice(None))] for u in arrays)
+            whole[part] = _tile(field, *some, steps)
     return whole.reshape(found.shape)
 
 
+def _tangent(metric: FinslerMetric, points: Tensor) -> Tensor:
+    """Return the images of points of the Euclidean unit ball in the tangent balls."""
+    if metric.randers_form(points) is None:
+        return metric.unit_ball(points)
+    return affine(metric, points)
+
+
 def _tile(
-    field: MetricField, x: Tensor, velocities: Tensor, positions: Tensor, steps: int
+    field: MetricField, x: Tensor, aims: Tensor, lengths: Tensor, positions: Tensor, steps: int
 ) -> np.ndarray:
     """Return the fractions (n, *batch, centres) of some centres (*batch, centres, d)."""
     d = x.shape[-1]
     mesh = _mesh(d)
-    metric = field.at(x)
-    lengths = metric.norm(velocities)
+    lengths = lengths[..., 0]
     reach = lengths.amax(0)
-    rays = torch.from_numpy(mesh.vertices[-_RAYS[d] :]).to(x).reshape(-1, *(1,) * (x.ndim - 1), d)
-    fan = _follow(field, x, (reach[..., None] * affine(metric, rays)).movedim(0, -2), steps)
+    fan = _follow(field, x, (reach[..., None] * aims).movedim(0, -2), steps)
     samples = torch.cat((positions - x, (lengths / reach)[..., None]), dim=-1)
     arrays = (
         u.double().cpu().contiguous().numpy().reshape(-1, *u.shape[x.ndim - 1 :])
@@ -99,7 +118,7 @@ def _tile(
     centres = (found != 0).any(-1).flatten(0, -2).any(0)
     if bool(centres.any()):
         here, there, ends = (u[..., centres, :] for u in (x, found, positions))
-        bounds = _bounds(field, metric[..., centres], here, there, ends, reach[..., centres], steps)
+        bounds = _bounds(field, here, there, ends, reach[..., centres], steps)
         part = (bounds / lengths[..., centres]).double().cpu().numpy()
         fractions[..., centres.cpu().numpy()] = np.where(part < 1 - _TOLERANCE, part, 1.0)
     return fractions
@@ -107,7 +126,6 @@ def _tile(
 
 def _bounds(
     field: MetricField,
-    metric: Randers,
     x: Tensor,
     places: Tensor,
     positions: Tensor,
@@ -119,14 +137,14 @@ def _bounds(
     These are in the unit ball of the mesh; infinite for the place 0.
     """
     times = torch.linalg.norm(places, dim=-1)
-    ellipse = metric.dual()
-    v = times[..., None] * ellipse.omega + matvec(spd_sqrt(ellipse.M), places)
+    on_rim = places / torch.where(times > 0, times, 1.0)[..., None]
+    v = times[..., None] * _tangent(field.at(x), on_rim)
     v = (reach[..., None] * v).movedim(0, -2)
     field = _continued(field, x[..., None, :])
     ends = exponential(field, x[..., None, :], v, method="rk4", steps=_steps(field, steps))
     rest = positions.movedim(0, -2) - ends
     # Trapezoidal rule on the straight way from there.
-    gap = (field.at(ends).norm(rest) + field.at(ends + rest).norm(rest)) / 2
+    gap = sum(norm_off_zero(field.at(y).norm, rest) for y in (ends, ends + rest)) / 2
     return torch.where(times > 0, times * reach + gap.movedim(-1, 0), math.inf)
 
 
@@ -150,16 +168,13 @@ def _continued(field: MetricField, x: Tensor) -> MetricField:
 def _follow(field: MetricField, x: Tensor, v: Tensor, steps: int) -> Tensor:
     """Return the displacements (*centres, vertices, d) of a mesh's vertices, from ends ``v``."""
     *centres, rays, d = v.shape
-    if isinstance(field, GridMetric) and field.interpolation == "linear":
+    if is_linear(field):
         records = [[((j + 1) / _TIMES, rays * j + i) for j in range(_TIMES)] for i in range(rays)]
         schedule = Schedule.of(records, [steps] * rays)
         fields = math.prod(field.batch_shape)
-        grid = Grid(field.grid_shape, field.spacing, field.outside)
-        table = grid_table(grid, field.M, field.omega).to(x)
-        starts = (x - x.new_tensor(field.origin)) / x.new_tensor(field.spacing)
-        out = shoot(
-            grid, table, starts.reshape(fields, -1, d), v.reshape(fields, -1, rays, d), schedule
-        )
+        grid, table = tabulated(field, x)
+        starts = in_nodes(field, x).reshape(fields, -1, d)
+        out = shoot(grid, table, starts, v.reshape(fields, -1, rays, d), schedule)
         shells = out.reshape(*centres, _TIMES * rays, d)
     else:
         here = x[..., None, :]

@@ -20,9 +20,8 @@ from finslerconv._linalg import inverse, matvec, spd_sqrt
 from finslerconv._memory import array_of
 from finslerconv.balls import affine, radial
 from finslerconv.geodesics._derivatives import refuse_second
-from finslerconv.geodesics.distances import Seeds, heat_windows
-from finslerconv.geodesics.distances.fast_marching import fast_marching
-from finslerconv.geodesics.fields import GridMetric, MetricField
+from finslerconv.geodesics.distances import FastMarching, Heat, window_distances
+from finslerconv.geodesics.fields import GridMetric, MetricField, randers_at
 from finslerconv.metrics import Randers
 
 # Nodes that are solved for at once.
@@ -105,7 +104,7 @@ def _tile(
     begin: int,
 ) -> WindowBall:
     """Return the balls around some centres (*batch, centres, d)."""
-    metric = field.at(x)
+    metric = _metric(field, x)
     lead = points.reshape(-1, *(1,) * (x.ndim - 1), points.shape[-1])
     v = radius * _MAPS[map](metric, lead)
     ball = _stretch(field, metric, x, v, radius, reach * _MARGINS[0], method, resolution)
@@ -222,11 +221,11 @@ def _solve(
     axes = torch.meshgrid(*[torch.arange(side, device=x.device)] * d, indexing="ij")
     steps = torch.stack(axes, dim=-1).reshape(-1, d) - centre[..., None, :]
     xi = steps.to(x.dtype) / resolution
-    local = field.at(x[..., None, :] + matvec(A[..., None, :, :], xi))
+    local = _metric(field, x[..., None, :] + matvec(A[..., None, :, :], xi))
     M = A.mT[..., None, :, :] @ local.M @ A[..., None, :, :]
     omega = matvec(A.mT[..., None, :, :], local.omega)
-    solver = _eikonal if method == "eikonal" else _heat
-    distance = solver(
+    distance = window_distances(
+        FastMarching() if method == "eikonal" else Heat(),
         M.reshape(-1, *(side,) * d, d, d), omega.reshape(-1, *(side,) * d, d), 1 / resolution,
         centre.reshape(-1, d),
     ).reshape(*batch, -1)  # fmt: skip
@@ -237,6 +236,13 @@ def _solve(
     return ratio, cone, centre
 
 
+def _metric(field: MetricField, x: Tensor) -> Randers:
+    return randers_at(
+        field, x, "the windows of 'eikonal' and 'heat' are for these; take method='exp', which is "
+        "for any metric",
+    )  # fmt: skip
+
+
 def _frame(metric: Randers, radius: float) -> Tensor:
     """Return the matrices that carry a window's coordinates to displacements."""
     return radius * spd_sqrt(metric.dual().M)
@@ -245,19 +251,6 @@ def _frame(metric: Randers, radius: float) -> Tensor:
 def _side(margin: float, resolution: int) -> int:
     """Return the number of nodes along a side of a window, an odd one."""
     return 2 * math.ceil(margin * resolution) + 1
-
-
-def _eikonal(M: Tensor, omega: Tensor, spacing: float, centre: Tensor) -> Tensor:
-    """Return the distances (P, *window) from each window's centre by fast marching."""
-    zero = torch.zeros(1, dtype=torch.float64)
-    seeds = [Seeds(i[None] * spacing, zero) for i in centre.double().cpu()]
-    front = fast_marching(M.cpu(), omega.cpu(), spacing, 0.0, seeds, order=2, factorise=True)
-    return front.distance.to(M.device)
-
-
-def _heat(M: Tensor, omega: Tensor, spacing: float, centre: Tensor) -> Tensor:
-    """Return the distances (P, *window) from each window's centre by the heat method."""
-    return heat_windows(M, omega, spacing, centre)
 
 
 def _read(ratio: Tensor, xi: Tensor, centre: Tensor, side: int, resolution: int) -> Tensor:

@@ -1,8 +1,6 @@
 """Distances of a metric field on its grid, by any of the methods."""
 
-import inspect
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, final, overload
 
@@ -13,30 +11,31 @@ from torch import Tensor
 
 from finslerconv._arrays import Array, is_number, shown
 from finslerconv._transforms import refuse_transforms
-from finslerconv.geodesics.distances._graph import graph_distance
-from finslerconv.geodesics.distances._heat import heat_distance
+from finslerconv.geodesics.distances._graph import Graph
+from finslerconv.geodesics.distances._heat import Heat
+from finslerconv.geodesics.distances._method import (
+    DistanceMethod,
+    method_named,
+    register_method,
+    solve,
+)
 from finslerconv.geodesics.distances._sources import Curve, Problems, seeds_of
 from finslerconv.geodesics.distances.descent import paths_of
-from finslerconv.geodesics.distances.fast_iterative import fast_iterative
-from finslerconv.geodesics.distances.fast_marching import fast_marching
+from finslerconv.geodesics.distances.fast_iterative import FastIterative
+from finslerconv.geodesics.distances.fast_marching import FastMarching
 from finslerconv.geodesics.fields import (
     GridMetric,
     as_tensors,
+    ensure_valid,
     is_numpy,
     is_tensor,
     like,
-    validate_fields,
 )
 
-Method = Literal["fast_marching", "fast_iterative", "heat", "graph"]
-"""How distances are computed: see :func:`distance`."""
-
-_SOLVERS: dict[str, Callable[..., Any]] = {
-    "fast_marching": fast_marching,
-    "fast_iterative": fast_iterative,
-    "heat": heat_distance,
-    "graph": graph_distance,
-}
+register_method("fast_marching", FastMarching)
+register_method("fast_iterative", FastIterative)
+register_method("heat", Heat)
+register_method("graph", Graph)
 
 
 @final
@@ -97,7 +96,7 @@ class DistanceMap:
 def distance(
     field: GridMetric,
     sources: Any,
-    method: Method = ...,
+    method: str | DistanceMethod = ...,
     *,
     values: Any = ...,
     reverse: bool = ...,
@@ -112,7 +111,7 @@ def distance(
 def distance(
     field: GridMetric,
     sources: Any,
-    method: Method = ...,
+    method: str | DistanceMethod = ...,
     *,
     values: Any = ...,
     reverse: bool = ...,
@@ -126,7 +125,7 @@ def distance(
 def distance(
     field: GridMetric,
     sources: Any,
-    method: Method = "fast_marching",
+    method: str | DistanceMethod = "fast_marching",
     *,
     values: Any = None,
     reverse: bool = False,
@@ -156,8 +155,9 @@ def distance(
         - a list with one of those for each problem, of as many sources as each likes.
 
         The axes of the problems broadcast with those of the batch of fields.
-    method : {"fast_marching", "fast_iterative", "heat", "graph"}
-        How: see the notes.
+    method : {"fast_marching", "fast_iterative", "heat", "graph"} or DistanceMethod
+        How: see the notes. A method of one's own is passed itself, or by the name under which
+        :func:`register_method` has it.
     values : array, optional
         The distances at which the sources start instead of 0, of a shape that broadcasts with
         (\*problems, sources).
@@ -215,9 +215,7 @@ def distance(
         that the values have not settled.
     ``"heat"``
         Two sparse linear solves, smooth in everything, on the CPU. ``time`` is that of the step of
-        heat, in squared units of distance (by default of the order of a squared edge); ``kernel``
-        is ``"square"``, or ``"paper"`` for that of the results of "Metric Convolutions", from which
-        no distance comes.
+        heat, in squared units of distance (by default of the order of a squared edge).
     ``"graph"``
         Dijkstra over straight steps of up to ``ring`` (3) nodes, whose lengths are read by the
         ``rule`` "midpoint" or "trapezoid"; no gradients.
@@ -239,56 +237,50 @@ def distance(
             f"field: expected a GridMetric, got {type(field).__name__}; GridMetric.from_metric and "
             "GridMetric.from_function make one"
         )
-    solver = _solver(method, options)
+    name, solver = method_named(method, options)
     _check_flag("reverse", reverse)
     _check_flag("full", full)
-    if full and method == "heat":
+    if full and not solver.front:
         raise ValueError(
-            "full: expected False, because 'heat' has no front whose label and flow could be; "
+            f"full: expected False, because {name!r} has no front whose label and flow could be; "
             "use 'fast_marching'"
         )
     if not (is_number(radius) and radius > 0):  # NaN neither
         raise ValueError(f"radius: expected a positive number, got {shown(radius)}")
-    radius = float(radius)
     M, omega = as_tensors(M=field.M, omega=field.omega)
+    given = _tensors(sources, values)
     refuse_transforms(
         "distance",
         "for positions that are near each other chord_distance has the others too",
-        _tensors(M, omega, sources, values),
+        _tensors(M, omega, *given),
     )
-    validate_fields(M.detach(), None if omega is None else omega.detach())
-    if (
-        method == "graph"
-        and torch.is_grad_enabled()
-        and _wants_gradients(M, omega, sources, values)
-    ):
-        raise ValueError(
-            "method: 'graph' gives no gradients, and an argument asks for them; detach it "
-            "(field.detach()), or use 'fast_marching'"
-        )
-    if not is_tensor(field.M) and torch.is_grad_enabled() and _wants_gradients(sources, values):
-        raise TypeError(
-            "field: expected tensors, since the sources or values ask for gradients, got NumPy "
-            "arrays; take field.torch(), or detach the sources"
-        )
-    walkable = None if mask is None else _mask(field, mask)
-    problems = seeds_of(field, sources, values, walkable)
+    ensure_valid(field)
+    if torch.is_grad_enabled():
+        if not solver.gradients and _wants_gradients(M, omega, *given):
+            raise ValueError(
+                f"method: {name!r} gives no gradients, and an argument asks for them; detach it "
+                "(field.detach()), or use 'fast_marching'"
+            )
+        if not is_tensor(field.M) and _wants_gradients(*given):
+            raise TypeError(
+                "field: expected tensors, since the sources or values ask for gradients, got NumPy "
+                "arrays; take field.torch(), or detach the sources"
+            )
+    walls = None if mask is None else _walls(field, mask)
+    problems = seeds_of(field, sources, values, walls)
     d = field.dim
     M = _per_problem(M, d, 2, problems)
     omega = None if omega is None else _per_problem(-omega if reverse else omega, d, 1, problems)
-    if walkable is not None:
-        walkable = _per_problem(walkable, d, 0, problems)
-    grid = (M, omega, field.spacing, field.origin, problems.seeds)
-    if method == "heat":
-        # All nodes at once: nothing is saved by stopping early, and no front leaves a trace.
-        reached = solver(*grid, mask=walkable, **options)
-        reached = torch.where(reached <= radius, reached, math.inf)
-        return like(reached.reshape(*problems.shape, *field.grid_shape), field.M)
-    front = solver(*grid, mask=walkable, radius=radius, **options)
+    walls = None if walls is None else _per_problem(walls, d, 0, problems)
+    front = solve(
+        solver, M, omega, field.spacing, field.origin, problems.seeds, walls, float(radius)
+    )
     shape = (*problems.shape, *field.grid_shape)
     lengths = like(front.distance.reshape(shape), field.M)
     if not full:
         return lengths
+    assert front.label is not None
+    assert front.flow is not None
     flow = front.flow.reshape(*shape, d)
     return DistanceMap(
         distance=lengths,
@@ -302,36 +294,13 @@ def distance(
     )
 
 
-def _solver(method: str, options: dict[str, Any]) -> Any:
-    if not isinstance(method, str) or method not in _SOLVERS:
-        hint = "; chord_distance compares pairs of points" if str(method) == "chord" else ""
-        wanted = ", ".join(repr(name) for name in _SOLVERS)
-        raise ValueError(f"method: expected one of {wanted}, got {shown(method)}{hint}")
-    known = _options(method)
-    for name in options:
-        if name not in known:
-            others = [repr(other) for other in _SOLVERS if name in _options(other)]
-            hint = f" (one of {' and '.join(others)})" if others else ""
-            raise TypeError(
-                f"{name}: method {method!r} has no such option{hint}; it has {', '.join(known)}"
-            )
-    return _SOLVERS[method]
-
-
-def _options(method: str) -> list[str]:
-    """Return the names of the options that only this method has: those of its function."""
-    parameters = inspect.signature(_SOLVERS[method]).parameters.values()
-    names = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
-    return [name for name in names if name not in ("mask", "radius")]
-
-
 def _check_flag(name: str, value: object) -> None:
     if not isinstance(value, bool | np.bool_):
         raise TypeError(f"{name}: expected True or False, got {value!r}")
 
 
-def _wants_gradients(*arguments: Any) -> bool:
-    return any(x.requires_grad for x in _tensors(*arguments))
+def _wants_gradients(*tensors: Tensor | None) -> bool:
+    return any(x is not None and x.requires_grad for x in tensors)
 
 
 def _tensors(*arguments: Any) -> list[Tensor]:
@@ -347,8 +316,8 @@ def _tensors(*arguments: Any) -> list[Tensor]:
     return found
 
 
-def _mask(field: GridMetric, mask: Array) -> Bool[Tensor, "*problems_and_grid"]:
-    """Return the mask as a tensor on the device of the field."""
+def _walls(field: GridMetric, mask: Array) -> Bool[Tensor, "*problems_and_grid"]:
+    """Return where the mask is False, as a tensor on the CPU."""
     if not (is_numpy(mask) or is_tensor(mask)) or not str(mask.dtype).endswith("bool"):
         kind = getattr(mask, "dtype", type(mask).__name__)
         raise TypeError(
@@ -361,8 +330,7 @@ def _mask(field: GridMetric, mask: Array) -> Bool[Tensor, "*problems_and_grid"]:
             f"mask: expected the shape of the grid {grid}, or axes of problems before it, "
             f"got {shape}"
         )
-    tensor = torch.as_tensor(mask if is_tensor(mask) else mask.copy())
-    return tensor.to(field.M.device if is_tensor(field.M) else "cpu")
+    return ~torch.as_tensor(mask if is_tensor(mask) else mask.copy()).cpu()
 
 
 def _per_problem(x: Tensor, d: int, core: int, problems: Problems) -> Tensor:

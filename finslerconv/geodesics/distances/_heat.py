@@ -18,7 +18,8 @@ underflows, the same invariance divides a first estimate of the distance out.
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sparse
@@ -28,17 +29,13 @@ from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import SuperLU, splu
 from torch import Tensor
 
-from finslerconv._arrays import as_number, safe_sqrt
+from finslerconv._arrays import as_number
 from finslerconv._memory import array_of
 from finslerconv.geodesics._derivatives import first_only
 from finslerconv.geodesics.distances import _stencils
+from finslerconv.geodesics.distances._method import DistanceMethod, EikonalProblem, Front
 from finslerconv.geodesics.distances._seeding import chord_norm
 from finslerconv.geodesics.distances._sight import seen
-from finslerconv.geodesics.distances._sources import Seeds
-from finslerconv.metrics import Randers
-
-Kernel = Literal["square", "paper"]
-"""How heat spreads: see :func:`heat_distance`."""
 
 # eps in mean lengths of an edge is this times the cube root of the nodes along an axis, which makes
 # both errors, of eps and of the grid, fall as h^(2/3); and never below the second number.
@@ -63,12 +60,6 @@ _CHUNK = 400_000
 
 # Chords are used up to this many nodes away from a source.
 _NEAR = 3
-
-# The paper's diffusion: averages over 11 x 11 pixels, five times.
-_PAPER_REACH, _PAPER_STEPS = 5, 5
-
-# Five products of weights below exp(-this) would underflow.
-_PAPER_LARGEST = 120.0
 
 
 class _Graph(NamedTuple):
@@ -104,29 +95,23 @@ class _Graph(NamedTuple):
     """The connected component of each node."""
 
 
-def _graph(
-    M: Float[Tensor, "..."],
-    omega: Float[Tensor, "..."] | None,
-    h: Tensor,
-    free: Bool[Tensor, "..."],
-) -> _Graph:
-    """Return the graph of the fields ``M`` (fields, *grid, d, d), differentiable in the metric."""
-    d = M.shape[-1]
-    grid = tuple(M.shape[1:-2])
-    matrices = (M.double() * h[:, None] * h).reshape(-1, d, d)
+def _graph(problem: EikonalProblem) -> _Graph:
+    """Return the graph of the fields of a problem, differentiable in the metric."""
+    d, grid = problem.dim, problem.grid
+    fields = max(len(problem.M), len(problem.omega), len(problem.walls))
+    matrices = problem.M.expand(fields, *grid, d, d).reshape(-1, d, d)
+    forms = problem.omega.expand(fields, *grid, d).reshape(-1, d)
+    walls = problem.walls.expand(fields, *grid)
     nodes = len(matrices)
-    forms = torch.zeros_like(matrices[:, 0]) if omega is None else omega.double() * h
-    forms = forms.expand(*M.shape[:-1]).reshape(-1, d) if omega is not None else forms
-    walkable = free.expand(len(M), *grid).reshape(len(M), -1)
     dual = torch.linalg.inv(matrices)
     offset = _selling_offsets(dual.detach())
     weight = selling_weights(dual, offset)
     volume = torch.linalg.det(matrices).sqrt()
 
-    neighbour = torch.stack([_ends(s * offset, walkable, grid) for s in (1, -1)], -1)
+    neighbour = torch.stack([_ends(s * offset, walls) for s in (1, -1)], -1)
     axes = torch.eye(d, dtype=torch.long).expand(nodes, d, d)
-    axis = torch.stack([_ends(s * axes, walkable, grid) for s in (1, -1)], -1)
-    there = walkable.reshape(-1)
+    axis = torch.stack([_ends(s * axes, walls) for s in (1, -1)], -1)
+    there = ~walls.reshape(-1)
     poor = (neighbour < 0).all(-1).any(-1) & there
 
     conductance = 0.5 * volume[:, None] * weight
@@ -184,22 +169,20 @@ def selling_weights(
 
 
 def _ends(
-    offset: Int[Tensor, "nodes k d"], free: Bool[Tensor, "fields size"], grid: Sequence[int]
+    offset: Int[Tensor, "nodes k d"], walls: Bool[Tensor, "fields *grid"]
 ) -> Int[Tensor, "nodes k"]:
     """Return where the offsets lead, -1 outside the grid or where a wall is in the way."""
-    fields, size = free.shape
-    shape = torch.tensor(grid)
+    fields, *grid = walls.shape
+    size = math.prod(grid)
     index = torch.stack(torch.unravel_index(torch.arange(size), tuple(grid)), -1)
     index = index.repeat(fields, 1)[:, None]
-    stride = torch.tensor([math.prod(grid[a + 1 :]) for a in range(len(grid))])
     field = (torch.arange(fields) * size).repeat_interleave(size)[:, None]
     target = index + offset
-    good = ((target >= 0) & (target < shape)).all(-1)
-    if not bool(free.all()):
+    good = ((target >= 0) & (target < torch.tensor(grid))).all(-1)
+    if bool(walls.any()):
         x, k = torch.nonzero(good, as_tuple=True)
-        walls = ~free.reshape(fields, *grid)
         good[x, k] = _clear(walls, field[x, 0] // size, index[x, 0], target[x, k])
-    return torch.where(good, field + (target * stride).sum(-1), -1)
+    return torch.where(good, field + _flat(target, grid), -1)
 
 
 def _clear(
@@ -511,14 +494,14 @@ def _eps(graph: _Graph, fields: int, time: float | None) -> Float[Tensor, "nodes
 def _sources(
     graph: _Graph,
     eps: Float[Tensor, "nodes"],
-    free: Bool[Tensor, "nodes"],
+    walls: Bool[Tensor, "fields *grid"],
     columns: int,
     position: Float[Tensor, "sources d"],
     value: Float[Tensor, "sources"],
     field: Int[Tensor, "sources"],
     column: Int[Tensor, "sources"],
 ) -> _Sources:
-    """Return the sources at ``position`` (in index coordinates) of fields and columns."""
+    """Return the sources at ``position`` of fields and columns."""
     d, grid = len(graph.grid), torch.tensor(graph.grid)
     size = math.prod(graph.grid)
     low = position.detach().floor().clamp(min=0).minimum(grid - 1.0)
@@ -526,11 +509,11 @@ def _sources(
 
     # Heat starts at the corners of the cell, in the shares of linear interpolation; the values
     # are counted from the least in their column, so that none underflows alone.
-    least = torch.full((columns * len(free),), math.inf, dtype=torch.float64)
-    place = column * len(free) + field
+    least = torch.full((columns * len(walls),), math.inf, dtype=torch.float64)
+    place = column * len(walls) + field
     least.scatter_reduce_(0, place, value.detach(), "amin")
     heat = torch.zeros((len(graph.M), columns), dtype=torch.float64)
-    walls, walled = ~free.reshape(-1, *graph.grid), not bool(free.all())
+    walled = bool(walls.any())
     M, omega = (torch.zeros((len(position), *x.shape[1:])).double() for x in (graph.M, graph.omega))
     for corner in itertools.product((False, True), repeat=d):
         up = torch.tensor(corner)
@@ -571,62 +554,31 @@ def _sources(
     return _Sources(heat, node[chosen], column[which], length[chosen], which, value[which])
 
 
-def _flat(index: Int[Tensor, "n d"], grid: Sequence[int]) -> Int[Tensor, "n"]:
+def _flat(index: Int[Tensor, "*batch d"], grid: Sequence[int]) -> Int[Tensor, "*batch"]:
     stride = torch.tensor([math.prod(grid[a + 1 :]) for a in range(len(grid))])
     return (index * stride).sum(-1)
 
 
-def heat_distance(
-    M: Float[Tensor, "fields *grid_and_matrix"],
-    omega: Float[Tensor, "fields *grid_and_form"] | None,
-    spacing: float | Sequence[float],
-    origin: float | Sequence[float],
-    seeds: list[Seeds],
-    *,
-    time: float | None = None,
-    kernel: Kernel = "square",
-    mask: Bool[Tensor, "*problems_and_grid"] | None = None,
-) -> Float[Tensor, "problems *grid"]:
-    """Return the distances of P problems on a grid by the Finsler heat method.
+@dataclass(frozen=True)
+class Heat(DistanceMethod):
+    """The Finsler heat method: two linear solves, on the CPU in float64.
+
+    No distance is below the least start of the sources: what the integration makes lower is put
+    there.
 
     Parameters
     ----------
-    M : Tensor (P or 1, *grid, d, d)
-        The matrices, one field for each problem or one for all; 2-D or 3-D.
-    omega : Tensor (P or 1, *grid, d), optional
-        The one-forms; None for Riemannian fields.
-    spacing, origin : float or one for each axis
-        Node ``i`` lies at ``origin + spacing * i``.
-    seeds : list of P Seeds
-        The sources of each problem.
     time : float, optional
         The time t of the step of heat, in squared units of distance. By default of the order of
         the squared length of an edge, which makes the error of first order in it. A longer time
         smooths: it fills narrow valleys of the metric and rounds the ridges where fronts meet.
         One whose heat underflows on its way, or is even up to rounding, is refused.
-    kernel : {"square", "paper"}
-        - ``"square"``: heat with the kernel ``exp(-F^2 / 4 t)``, as one implicit step.
-        - ``"paper"``: the diffusion behind the results of "Metric Convolutions", averages over
-          11 x 11 pixels with the weights ``exp(-F* / 4 s)``, five times with ``s = time / 5`` (0.1
-          by default); the code released with it squares ``F*`` and reads the metric transposed.
-          The exponent is not squared, and tangent vectors are measured by the dual norm: its
-          levels ``sqrt(-4 t log u)`` are no distances, as the page on the heat method shows. 2-D,
-          without walls.
-    mask : BoolTensor (*grid) or (P, *grid), optional
-        True where one may walk.
-
-    Returns
-    -------
-    Tensor (P, *grid)
-        Differentiable in ``M``, ``omega`` and the seeds; infinite where no path leads. Never below
-        the least start of the sources: what the integration makes lower is put there. Solved on the
-        CPU in float64, and given back on the device and in the dtype of ``M``.
 
     Raises
     ------
     ValueError
-        If ``time`` is not positive, ``kernel`` is unknown, or the heat does not arrive; the message
-        then says which time does.
+        If ``time`` is not positive, or the heat does not arrive; the message then says which time
+        does.
 
     Notes
     -----
@@ -634,114 +586,50 @@ def heat_distance(
     Bonnans, G. Bonnet, J.-M. Mirebeau, "A linear finite-difference scheme for approximating Randers
     distances on Cartesian grids" (2021), for a linear equation with Randers distances, here in
     divergence form.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from finslerconv.geodesics.distances._heat import heat_distance
-    >>> from finslerconv.geodesics.distances._sources import Seeds
-    >>> M = torch.eye(2).double().expand(1, 33, 33, 2, 2)
-    >>> centre = Seeds(torch.full((1, 2), 16.0).double(), torch.zeros(1).double())
-    >>> d = heat_distance(M, None, 1.0, 0.0, [centre])
-    >>> bool((d[0, 16, 28] - 12).abs() < 0.2)
-    True
     """
-    _check(kernel)
-    if time is not None:
-        time = as_number("time", time, above=0)
-    d = M.shape[-1]
-    grid, problems = tuple(M.shape[1:-2]), len(seeds)
-    h, first = (torch.tensor(x, dtype=torch.float64).expand(d) for x in (spacing, origin))
-    device = torch.device("cpu")
-    walkable = torch.ones((1, *grid), dtype=torch.bool)
-    if mask is not None:
-        walkable = mask.to(device).reshape(-1, *grid)
-    fields = max(len(M), len(walkable), 1 if omega is None else len(omega))
-    matrices = M.to(device).expand(fields, *M.shape[1:])
-    forms = None if omega is None else omega.to(device).expand(fields, *omega.shape[1:])
-    positions = [(seed.position.to(device).double() - first) / h for seed in seeds]
-    values = [seed.value.to(device).double() for seed in seeds]
-    if kernel == "paper":
-        if d != 2 or mask is not None:
-            raise ValueError("kernel: 'paper' is for 2-D grids without walls; use 'square'")
-        return _paper(matrices, forms, h, positions, values, time).to(M)
 
-    # Fields that differ are solved for in groups, which bounds the memory.
-    step = max(1, _CHUNK // math.prod(grid)) if fields > 1 else problems
-    found = []
-    for begin in range(0, problems, step):
-        chunk = slice(begin, begin + step) if fields > 1 else slice(None)
-        group = range(begin, min(begin + step, problems))
-        which = torch.cat([torch.full((len(values[p]),), p - begin) for p in group])
-        free = walkable[chunk] if len(walkable) > 1 else walkable
-        graph = _graph(matrices[chunk], None if forms is None else forms[chunk], h, free)
-        count = len(group) if fields > 1 else 1
-        eps = _eps(graph, count, time)
+    time: float | None = None
+
+    front = False
+
+    def __post_init__(self) -> None:
+        if self.time is not None:
+            as_number("time", self.time, above=0)
+
+    def solve(self, problem: EikonalProblem) -> Front:
+        """Return the distances, differentiable in the metric and the seeds."""
+        problems = len(problem.seeds)
+        if problem.shared:
+            distance = self._solve(problem)
+        else:
+            # Fields that differ are solved for in groups, which bounds the memory.
+            step = max(1, _CHUNK // math.prod(problem.grid))
+            groups = (problem[p : p + step] for p in range(0, problems, step))
+            distance = torch.cat([self._solve(group) for group in groups])
+        # All nodes at once: nothing is saved by stopping early.
+        return Front(torch.where(distance <= problem.radius, distance, math.inf))
+
+    def _solve(self, problem: EikonalProblem) -> Float[Tensor, "problems *grid"]:
+        graph = _graph(problem)
+        problems, fields = len(problem.seeds), len(graph.M) // math.prod(problem.grid)
+        time = None if self.time is None else float(self.time)
+        eps = _eps(graph, fields, time)
         if time is not None:
             _check_reach(graph, time)
-        sources = _sources(
-            graph, eps, free.expand(count, *grid).reshape(-1), 1 if fields > 1 else problems,
-            torch.cat([positions[p] for p in group]), torch.cat([values[p] for p in group]),
-            which if fields > 1 else torch.zeros_like(which),
-            torch.zeros_like(which) if fields > 1 else which,
-        )  # fmt: skip
+        position, value = (torch.cat(x) for x in zip(*problem.seeds, strict=True))
+        counts = torch.tensor([len(seeds.value) for seeds in problem.seeds])
+        number = torch.arange(problems).repeat_interleave(counts)
+        none = torch.zeros_like(number)
+        # A field of its own for each problem, or a column for each that shares the one.
+        field, column = (none, number) if problem.shared else (number, none)
+        columns = problems if problem.shared else 1
+        walls = problem.walls.expand(fields, *problem.grid)
+        sources = _sources(graph, eps, walls, columns, position, value, field, column)
         try:
             distance = _distances(graph, eps, sources)
         except _NoHeatError as error:
             raise _refused(error, time) from error
-        found.append(distance.reshape(-1, *grid) if fields > 1 else distance.T.reshape(-1, *grid))
-    return torch.cat(found).to(M)
-
-
-def heat_windows(
-    M: Float[Tensor, "windows *window_and_matrix"],
-    omega: Float[Tensor, "windows *window_and_form"] | None,
-    spacing: float | Sequence[float],
-    centre: Int[Tensor, "windows d"],
-    *,
-    time: float | None = None,
-    kernel: Kernel = "square",
-) -> Float[Tensor, "windows *window"]:
-    """Return the distances from the centres of many windows, each a small grid with a field.
-
-    As :func:`heat_distance` with one field and one source for each problem, all solved as one
-    sparse system in groups. A window may be cut out of a field, or sampled from one in the frame of
-    the centre's unit ball.
-
-    Parameters
-    ----------
-    M : Tensor (N, *window, d, d)
-        The matrices on each window, in the units of ``spacing``.
-    omega : Tensor (N, *window, d), optional
-        The one-forms.
-    spacing : float or one for each axis
-    centre : LongTensor (N, d)
-        The index of the node in each window at which its source is.
-    time, kernel
-        As of :func:`heat_distance`.
-
-    Returns
-    -------
-    Tensor (N, *window)
-        Differentiable in ``M`` and ``omega``.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from finslerconv.geodesics.distances._heat import heat_windows
-    >>> M = torch.eye(2).double().expand(5, 17, 17, 2, 2)
-    >>> heat_windows(M, None, 0.125, torch.full((5, 2), 8)).shape
-    torch.Size([5, 17, 17])
-    """
-    zero = torch.zeros(1, dtype=torch.float64)
-    h = torch.tensor(spacing, dtype=torch.float64).expand(M.shape[-1])
-    seeds = [Seeds((c * h)[None], zero) for c in centre.cpu().double()]
-    return heat_distance(M, omega, spacing, 0.0, seeds, time=time, kernel=kernel)
-
-
-def _check(kernel: str) -> None:
-    if kernel not in ("square", "paper"):
-        raise ValueError(f"kernel: expected 'square' or 'paper', got {kernel!r}")
+        return distance.T.reshape(-1, *problem.grid)
 
 
 def _check_reach(graph: _Graph, time: float) -> None:
@@ -752,47 +640,3 @@ def _check_reach(graph: _Graph, time: float) -> None:
             f"time: expected {1.01 * low:.3g} to {0.99 * high:.3g} on this grid, got {time:g}: "
             "heat of a shorter or longer time has no direction up to rounding. None is a good one"
         )
-
-
-def _paper(
-    M: Float[Tensor, "fields height width 2 2"],
-    omega: Float[Tensor, "fields height width 2"] | None,
-    h: Float[Tensor, "2"],
-    positions: list[Float[Tensor, "_ 2"]],
-    values: list[Float[Tensor, "_"]],
-    time: float | None,
-) -> Float[Tensor, "problems height width"]:
-    """Return ``sqrt(-4 t log(u / max u))`` of the diffusion behind the paper's results."""
-    time = _PAPER_STEPS * 0.1 if time is None else time
-    step = time / _PAPER_STEPS
-    M = M.double() * h[:, None] * h
-    forms = torch.zeros_like(M[..., 0]) if omega is None else omega.double() * h
-    dual = Randers(M, forms, validate=False).dual()
-    axis = torch.arange(-_PAPER_REACH, _PAPER_REACH + 1)
-    offsets = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 1, 1, 1, 2)
-    exponent = dual.norm(offsets.double()) / (4 * step)
-    largest = float(exponent.detach().max())
-    if largest > _PAPER_LARGEST:
-        least = time * largest / _PAPER_LARGEST
-        raise ValueError(
-            f"time: expected at least {least:.3g} for this field, below which the weights of "
-            f"kernel 'paper' underflow, got {time:g}"
-        )
-    weight = torch.softmax(-exponent, 0)
-    height, width = M.shape[1:3]
-    starts = []
-    for position, value in zip(positions, values, strict=True):
-        node = position.detach().round().long().minimum(torch.tensor([height, width]) - 1)
-        start = torch.zeros(height, width, dtype=torch.float64)
-        heat = (-((value - value.detach().min()) ** 2) / (4 * time)).exp()
-        starts.append(start.index_put(tuple(node.T), heat))
-    u = torch.stack(starts)
-    for _ in range(_PAPER_STEPS):
-        wide = torch.nn.functional.pad(u, (_PAPER_REACH,) * 4)
-        total = torch.zeros_like(u)
-        for w, (i, j) in zip(weight, itertools.product(range(len(axis)), repeat=2), strict=True):
-            total = total + w * wide[:, i : i + height, j : j + width]
-        u = total
-    ratio = u / u.amax((1, 2), keepdim=True)
-    there = ratio > 0
-    return torch.where(there, safe_sqrt(-4 * time * torch.where(there, ratio, 1.0).log()), math.inf)

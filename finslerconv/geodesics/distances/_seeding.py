@@ -17,6 +17,7 @@ from torch import Tensor
 
 from finslerconv._memory import array_of
 from finslerconv.geodesics.distances import _stencils
+from finslerconv.geodesics.distances._method import EikonalProblem
 from finslerconv.geodesics.distances._sight import seen
 
 # A source that has another one nearer than this (in pixels) is taken for a part of a curve or of a
@@ -89,35 +90,22 @@ def sample_linearly(
     return result
 
 
-def seed_nodes(
-    position: Float[Tensor, "sources d"],
-    value: Float[Tensor, "sources"],
-    M: Float[Tensor, "..."],
-    omega: Float[Tensor, "..."] | None,
-    wall: Bool[np.ndarray, "..."],
-) -> Start:
+def seed_nodes(problem: EikonalProblem) -> Start:
     """Return the nodes from which the fronts of one problem start.
 
-    Parameters
-    ----------
-    position : (sources, d)
-        In index coordinates: ``(physical - origin) / spacing``.
-    value : (sources,)
-        The distance that each source starts with.
-    M, omega : (*grid, d, d) and (*grid, d), or None
-        The metric in pixels, float64.
-    wall : bool array (*grid)
-        True where one may not walk. A source whose nearest node is a wall starts nothing.
+    A source whose nearest node is a wall starts nothing.
 
     Raises
     ------
     ValueError
         If no source starts anything.
     """
+    position, value = problem.seeds[0]
+    M, omega = (x[0].to("cpu", torch.float64) for x in (problem.M, problem.omega))
+    walls = array_of(problem.walls[0])
     sources, dim = position.shape
-    grid = wall.shape
-    M_s = sample_linearly(M, position)
-    omega_s = torch.zeros_like(position) if omega is None else sample_linearly(omega, position)
+    grid = problem.grid
+    M_s, omega_s = sample_linearly(M, position), sample_linearly(omega, position)
     where = array_of(position)
     alone = np.ones(sources, bool)
     if sources > 1:
@@ -131,7 +119,7 @@ def seed_nodes(
     for s in np.flatnonzero(alone):
         reach[s] = min(_stencils.reach(matrices[s], forms[s]), max(grid))
 
-    walled = bool(wall.any())
+    walled = bool(walls.any())
     nodes, labels = [], []
     for size in np.unique(reach):
         group = np.flatnonzero(reach == size)
@@ -146,7 +134,7 @@ def seed_nodes(
         which, at = np.nonzero(inside)
         index, label = index[which, at], group[which]
         if walled:
-            clear = seen(wall, where[label], index)
+            clear = seen(walls, where[label], index)
             index, label = index[clear], label[clear]
         nodes.append(np.ravel_multi_index(tuple(index.T), grid))
         labels.append(label)
@@ -159,9 +147,8 @@ def seed_nodes(
     node_t, label_t = torch.from_numpy(node[order]), torch.from_numpy(label[order])
     index_t = torch.stack(torch.unravel_index(node_t, grid), -1)
     v = index_t - position[label_t]
-    M_y = M[tuple(index_t.T)]
-    omega_y = torch.zeros_like(v) if omega is None else omega[tuple(index_t.T)]
-    chord = (chord_norm(M_s[label_t], omega_s[label_t], v) + chord_norm(M_y, omega_y, v)) / 2
+    here = tuple(index_t.T)
+    chord = chord_norm(M_s[label_t], omega_s[label_t], v) + chord_norm(M[here], omega[here], v)
     return Start(
-        node_t, label_t, value[label_t] + chord, position, M_s, omega_s, torch.from_numpy(alone)
+        node_t, label_t, value[label_t] + chord / 2, position, M_s, omega_s, torch.from_numpy(alone)
     )

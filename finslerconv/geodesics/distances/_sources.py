@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from finslerconv._arrays import Array, first_index, shown
+from finslerconv.geodesics.distances._method import Seeds
 from finslerconv.geodesics.fields import (
     GridMetric,
     grid_nodes,
@@ -26,16 +27,6 @@ from finslerconv.geodesics.fields import (
 # Samples of a curve per step of the grid: a node beside it at the distance p is then wrong by less
 # than step / 512 (p / step).
 _PER_STEP = 8
-
-
-class Seeds(NamedTuple):
-    """The sources of one problem, that is of one distance map."""
-
-    position: Float[Tensor, "sources d"]
-    """Physical coordinates, float64."""
-
-    value: Float[Tensor, "sources"]
-    """The distance at which each source starts, float64."""
 
 
 @final
@@ -104,7 +95,7 @@ def seeds_of(
     field: GridMetric,
     sources: Any,
     values: Array | None = None,
-    mask: Bool[Tensor, "*problems_and_grid"] | None = None,
+    walls: Bool[Tensor, "*problems_and_grid"] | None = None,
 ) -> Problems:
     """Return the seeds that ``sources`` means on the grid of ``field``.
 
@@ -116,9 +107,9 @@ def seeds_of(
         As of :func:`finslerconv.geodesics.distance`.
     values : array, optional
         The distances at which the positions start.
-    mask : Tensor, optional
-        Of the shape of the grid, or with axes before it that broadcast against the problems and
-        the batch of the field; True where one may walk.
+    walls : Tensor, optional
+        True where one may not walk, on the CPU: of the shape of the grid, or with axes before it
+        that broadcast against the problems and the batch of the field.
 
     Raises
     ------
@@ -137,7 +128,7 @@ def seeds_of(
         position = put_inside(field, f"sources{where}", group.position, group.dtype)
         groups[number] = group._replace(position=position)
     starts = _starts(values, shape, [group.position for group in groups])
-    batch = () if mask is None else tuple(mask.shape[: mask.ndim - field.dim])
+    batch = () if walls is None else tuple(walls.shape[: walls.ndim - field.dim])
     try:
         whole = tuple(torch.broadcast_shapes(shape, field.batch_shape, batch))
     except RuntimeError as error:
@@ -147,13 +138,13 @@ def seeds_of(
         ) from error
 
     order = torch.arange(len(groups)).reshape(shape).expand(whole).flatten().tolist()
-    if mask is not None:
-        walkable = mask.expand(*whole, *field.grid_shape).reshape(-1, *field.grid_shape)
+    if walls is not None:
+        walls = walls.expand(*whole, *field.grid_shape).reshape(-1, *field.grid_shape)
         for place, number in enumerate(order):
             position, single, _ = groups[number]
-            free = walkable[place][tuple(nearest_node(field, position).T)]
-            if not bool(free.all() if single else free.any()):
-                first = int((~free).nonzero()[0])
+            walled = walls[place][tuple(nearest_node(field, position).cpu().T)]
+            if bool(walled.any() if single else walled.all()):
+                first = int(walled.nonzero()[0])
                 raise ValueError(
                     "sources: expected sources outside the obstacles, but mask is False at the "
                     f"node nearest to source {first}{_where(place, whole)}, which is at "

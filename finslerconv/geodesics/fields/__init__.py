@@ -1,17 +1,15 @@
 """Metric fields on grids and by functions, and how positions and arrays are read."""
 
+from finslerconv.geodesics.fields._function import FunctionMetric
 from finslerconv.geodesics.fields._grid import (
-    FunctionMetric,
     GridMetric,
-    MetricField,
-    Outside,
+    ensure_valid,
     first_rows,
     grid_nodes,
     per_axis,
     put_inside,
-    read_positions,
-    validate_fields,
 )
+from finslerconv.geodesics.fields._interpolation import Outside
 from finslerconv.geodesics.fields._kinds import (
     Positions,
     as_tensor,
@@ -24,6 +22,7 @@ from finslerconv.geodesics.fields._kinds import (
     shown_position,
     shown_shape,
 )
+from finslerconv.geodesics.fields._protocol import MetricField, randers_at, read_positions
 
 __all__ = [
     "FunctionMetric",
@@ -34,6 +33,7 @@ __all__ = [
     "as_tensor",
     "as_tensors",
     "check_finite",
+    "ensure_valid",
     "first_rows",
     "grid_nodes",
     "is_numpy",
@@ -42,8 +42,8 @@ __all__ = [
     "per_axis",
     "plain_numbers",
     "put_inside",
+    "randers_at",
     "read_positions",
     "shown_position",
     "shown_shape",
-    "validate_fields",
 ]

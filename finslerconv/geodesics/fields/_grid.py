@@ -1,50 +1,46 @@
-"""Metric fields: a metric at every point of the plane or of space, from samples or a function."""
+"""Metric fields sampled on grids."""
 
 import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol, final, runtime_checkable
+from dataclasses import field as dataclass_field
+from typing import Any, final
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from finslerconv._arrays import Array, as_integer, first_index, is_number, shown
+from finslerconv._arrays import Array, first_index, is_number, shown
+from finslerconv.geodesics.fields._interpolation import (
+    Interpolation,
+    Outside,
+    Tap,
+    catmull_rom,
+    continued,
+    continued_index,
+    linear,
+    packed,
+    unpacked,
+)
 from finslerconv.geodesics.fields._kinds import (
     Positions,
     as_tensor,
     as_tensors,
-    check_finite,
-    is_integral,
     is_numpy,
-    is_tensor,
     like,
-    plain_numbers,
     shown_position,
     shown_shape,
 )
-from finslerconv.metrics import Euclidean, FinslerMetric, Randers, Riemannian
-
-Interpolation = Literal["linear", "cubic"]
-"""How a field is read between the nodes: multilinear, or by Catmull-Rom's cubic (C1)."""
-
-Outside = Literal["constant", "reflect"]
-"""How a field goes on beyond the outermost nodes: held constant, or mirrored at them."""
-
-
-@runtime_checkable
-class MetricField(Protocol):
-    """What geodesics ask of a field: its dimension, and the metric at any position."""
-
-    @property
-    def dim(self) -> int:
-        """The dimension ``d`` of the space."""
-        ...
-
-    def at(self, positions: Float[Array, "*batch d"]) -> Randers:
-        """Return the metrics at ``positions`` (physical), of batch shape ``(*batch,)``."""
-        ...
+from finslerconv.geodesics.fields._matrices import (
+    broadcast,
+    check_matrices,
+    entries_of,
+    over_grid,
+    validate_fields,
+)
+from finslerconv.geodesics.fields._protocol import check_positions, read_positions
+from finslerconv.metrics import FinslerMetric, Randers
 
 
 @final
@@ -58,9 +54,10 @@ class GridMetric:
 
     Parameters
     ----------
-    M : array, shape (\*batch, \*grid, d, d)
+    M : array, shape (\*batch, \*grid, d, d), or Riemannian or Randers
         Symmetric positive definite matrices, NumPy or PyTorch, float32 or float64; the grid has
-        ``d`` axes, 2 or 3. In 1 / pixels^2 where ``spacing`` is 1.
+        ``d`` axes, 2 or 3. In 1 / pixels^2 where ``spacing`` is 1. Or a batch of metrics that have
+        matrices, whose last axes are the grid, in the place of ``M`` and ``omega``.
     omega : array, shape (\*batch, \*grid, d), optional
         One-forms ("drift") with ``|omega|_{M^-1} < 1``, of a shape that broadcasts with that of
         ``M``; None for a Riemannian field.
@@ -74,7 +71,8 @@ class GridMetric:
         How :meth:`at` reads beyond the outermost nodes: the field of the nearest point of the
         grid, or the field mirrored at the outermost nodes.
     validate : bool
-        Whether to check the values (one pass over the data; on a GPU it waits for them).
+        Whether to check the values (one pass over the data; on a GPU it waits for them). Otherwise
+        :func:`distance` does, the first time. See :meth:`validate`.
 
     Raises
     ------
@@ -116,10 +114,11 @@ class GridMetric:
     origin: tuple[float, ...]
     interpolation: Interpolation
     outside: Outside
+    _cache: dict[str, Any] = dataclass_field(init=False)
 
     def __init__(
         self,
-        M: Float[Array, "*_ d d"],
+        M: Float[Array, "*_ d d"] | FinslerMetric,
         omega: Float[Array, "*_ d"] | None = None,
         spacing: float | Sequence[float] = 1.0,
         origin: float | Sequence[float] = 0.0,
@@ -128,10 +127,14 @@ class GridMetric:
         *,
         validate: bool = True,
     ) -> None:
+        if isinstance(M, FinslerMetric):
+            if omega is not None:
+                raise TypeError("omega: expected None beside a metric, which has its own")
+            M, omega = entries_of("M", M)
         matrices, forms = as_tensors(M=M, omega=omega)
-        d = _check_matrices(matrices)
+        d = check_matrices(matrices)
         if forms is not None:
-            matrices, forms = _broadcast(matrices, forms)
+            matrices, forms = broadcast(matrices, forms)
         _check_option("interpolation", interpolation, ("linear", "cubic"))
         _check_option("outside", outside, ("constant", "reflect"))
         values = {
@@ -200,7 +203,7 @@ class GridMetric:
         >>> GridMetric.from_metric(wind, (32, 32)).grid_shape
         (32, 32)
         """
-        M, omega = _entries("metric", metric)
+        M, omega = entries_of("metric", metric)
         d = M.shape[-1]
         if shape is not None:
             if len(shape) != d:
@@ -208,8 +211,8 @@ class GridMetric:
                     f"shape: expected {d} numbers, one for each axis of the grid, got "
                     f"{tuple(shape)}"
                 )
-            M = _over("shape", M, tuple(shape), 2)
-            omega = None if omega is None else _over("shape", omega, tuple(shape), 1)
+            M = over_grid("shape", M, tuple(shape), 2)
+            omega = None if omega is None else over_grid("shape", omega, tuple(shape), 1)
         return cls(M, omega, spacing, origin, interpolation, outside, validate=validate)
 
     @classmethod
@@ -258,9 +261,9 @@ class GridMetric:
             dtype,
             device,
         )
-        M, omega = _entries("function", function(positions))
-        M = _over("function", M, tuple(shape), 2)
-        omega = None if omega is None else _over("function", omega, tuple(shape), 1)
+        M, omega = entries_of("function", function(positions))
+        M = over_grid("function", M, tuple(shape), 2)
+        omega = None if omega is None else over_grid("function", omega, tuple(shape), 1)
         return cls(M, omega, spacing, origin, interpolation, outside, validate=validate)
 
     @property
@@ -301,7 +304,7 @@ class GridMetric:
         """
         (positions,) = read_positions(self, positions=positions)
         x = as_tensor("positions", positions)
-        _check_positions(x, self.dim)
+        check_positions(x, self.dim)
         return like(_inside(self, self._in_steps(x.double()), x.dtype), positions)
 
     def at(self, positions: Positions) -> Randers:
@@ -329,7 +332,7 @@ class GridMetric:
         """
         (positions,) = read_positions(self, positions=positions)
         M, omega, x = as_tensors(M=self.M, omega=self.omega, positions=positions)
-        _check_positions(x, self.dim)
+        check_positions(x, self.dim)
         channels = self._channels(M, omega)
         first = first_rows(self, x)
         entries: list[Tensor] = []
@@ -343,11 +346,14 @@ class GridMetric:
             flat = row.flatten()
             parts = [weight * c.index_select(0, flat).reshape(row.shape) for c in channels]
             entries = [e + p for e, p in zip(entries, parts, strict=True)] if entries else parts
-        M_at, omega_at = _unpacked(entries, self.dim)
+        M_at, omega_at = unpacked(entries, self.dim)
         return Randers(like(M_at, self.M), like(omega_at, self.M), validate=False)
 
     def validate(self) -> None:
         """Check every metric, and for cubic interpolation those half-way between the nodes.
+
+        A field remembers that it was checked, until its arrays are changed in place: of tensors
+        PyTorch counts the changes, of NumPy arrays the sum of the entries tells.
 
         Raises
         ------
@@ -355,20 +361,18 @@ class GridMetric:
             It names the first that is not finite, not symmetric positive definite, or has
             ``|omega|_{M^-1} >= 1``.
         """
-        M, omega = as_tensors(M=self.M, omega=self.omega)
-        M, omega = M.detach(), None if omega is None else omega.detach()
-        validate_fields(M, omega)
+        self._cache.pop("checked", None)
+        ensure_valid(self)
         if self.interpolation == "linear":
             return
         field = self.detach()
-        middle = torch.tensor([s / 2 for s in self.spacing], dtype=M.dtype, device=M.device)
         nodes = as_tensor("nodes", field.nodes())
+        middle = nodes.new_tensor(self.spacing) / 2
         nodes = nodes.expand(*self.batch_shape, *nodes.shape)
         for corner in itertools.product((0.0, 1.0), repeat=self.dim):
             if not any(corner):
                 continue
-            shift = middle * torch.tensor(corner, dtype=M.dtype, device=M.device)
-            between = field.at(like(nodes + shift, self.M))
+            between = field.at(like(nodes + middle * middle.new_tensor(corner), self.M))
             try:
                 between.validate()
             except ValueError as error:
@@ -425,153 +429,54 @@ class GridMetric:
     def _channels(self, M: Tensor, omega: Tensor | None) -> list[Tensor]:
         """Return the distinct entries of ``M`` and ``omega``, each over all nodes."""
         if M.requires_grad or (omega is not None and omega.requires_grad):
-            return _packed(M, omega)
-        cache: dict[str, list[Tensor]] = self._cache  # type: ignore[attr-defined]
-        if "channels" not in cache:
-            cache["channels"] = _packed(M, omega)
-        return cache["channels"]
+            return packed(M, omega)
+        if "channels" not in self._cache:
+            self._cache["channels"] = packed(M, omega)
+        channels: list[Tensor] = self._cache["channels"]
+        return channels
 
     def _table(self, M: Tensor, omega: Tensor | None) -> Tensor:
         """Return the distinct entries, one row a node: for those who read whole nodes."""
         return torch.stack(self._channels(M, omega), dim=-1)
 
-    def _taps(self, t: Tensor) -> list[list["_Tap"]]:
+    def _taps(self, t: Tensor) -> list[list[Tap]]:
         """Return for each axis the nodes around the coordinates ``t``, in steps.
 
         Two for linear interpolation, at the floor and above it, and four for the cubic.
         """
-        kernel = _linear if self.interpolation == "linear" else _catmull_rom
+        kernel = linear if self.interpolation == "linear" else catmull_rom
         taps = []
         for axis, n in enumerate(self.grid_shape):
-            s = _continued(t[..., axis].contiguous(), n, self.outside)
+            s = continued(t[..., axis].contiguous(), n, self.outside)
             floor = s.detach().floor().clamp(0, max(n - 2, 0))
             node = floor.long()
             stride = math.prod(self.grid_shape[axis + 1 :])
             taps.append(
                 [
-                    _Tap(_continued_index(node + step, n, self.outside) * stride, weight)
+                    Tap(continued_index(node + step, n, self.outside) * stride, weight)
                     for step, weight in kernel(s - floor)
                 ]
             )
         return taps
 
 
-class _Tap(NamedTuple):
-    """Nodes that contribute to positions, as far as one axis goes: flat indices and weights."""
-
-    rows: Tensor
-    weight: Tensor
-
-
-@final
-class FunctionMetric:
-    r"""A field given by a function of the position: exact everywhere, without a grid.
-
-    Parameters
-    ----------
-    function : callable
-        From positions, a tensor of shape (..., d), to a Riemannian or Randers metric or to the
-        pair ``(M, omega)``; in PyTorch's operations, so that the field can be differentiated.
-    dim : int
-        The dimension ``d`` of the space.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from finslerconv.geodesics import FunctionMetric
-    >>> from finslerconv.metrics import Riemannian
-    >>> half_plane = FunctionMetric(
-    ...     lambda x: Riemannian(torch.eye(2, dtype=x.dtype) / x[..., :1, None] ** 2)
-    ... )
-    >>> half_plane.at(torch.tensor([2.0, 0.0])).norm(torch.tensor([0.0, 1.0]))
-    tensor(0.5000)
-    """
-
-    def __init__(
-        self,
-        function: Callable[[Tensor], FinslerMetric | tuple[Tensor, Tensor]],
-        dim: int = 2,
-    ) -> None:
-        self.function = function
-        self._dim = as_integer("dim", dim)
-
-    def __repr__(self) -> str:
-        name = getattr(self.function, "__qualname__", repr(self.function))
-        return f"FunctionMetric({name}, dim={self.dim})"
-
-    @property
-    def dim(self) -> int:
-        """The dimension ``d`` of the space."""
-        return self._dim
-
-    def at(self, positions: Positions) -> Randers:
-        """Return the metrics at ``positions``.
-
-        Parameters
-        ----------
-        positions : array or sequence, shape (..., d)
-            NumPy arrays reach the function as tensors, and the metric comes back in NumPy arrays.
-            Nested sequences of numbers become a float64 tensor.
-
-        Returns
-        -------
-        Randers
-            Of batch shape ``positions.shape[:-1]``, not checked.
-
-        Raises
-        ------
-        TypeError
-            If the function returns anything else.
-        ValueError
-            If ``positions`` is not of shape (..., d) or not finite, or what the function returns
-            does not fit it.
-        """
-        (positions,) = read_positions(self, positions=positions)
-        x = as_tensor("positions", positions)
-        _check_positions(x, self.dim)
-        M, omega = _entries("function", self.function(x))
-        M = _over("function", M, tuple(x.shape[:-1]), 2)
-        if omega is None:
-            omega = torch.zeros_like(x)
-        omega = _over("function", omega, tuple(x.shape[:-1]), 1)
-        return Randers(like(M, positions), like(omega, positions), validate=False)
-
-    def reverse(self) -> "FunctionMetric":
-        """Return the field of the reversed metrics."""
-        return FunctionMetric(lambda x: self.at(x).reverse(), self.dim)
+def ensure_valid(field: GridMetric) -> None:
+    """Check the metrics at the nodes, unless they were and have not been written to since."""
+    stamps = tuple(_stamp(x) for x in (field.M, field.omega))
+    if field._cache.get("checked") != stamps:
+        detached = field.detach()
+        validate_fields(*as_tensors(M=detached.M, omega=detached.omega))
+        field._cache["checked"] = stamps
 
 
-def read_positions(field: MetricField, **given: Any) -> list[Any]:
-    """Return positions, or vectors, as arrays of floats.
-
-    Arrays of floats stay as they are, and integers become floats. Numbers, alone or in nested
-    sequences, become an array of the kind, dtype and device of the first array among those given,
-    and if there is none, of the field: of a function that is a float64 tensor.
-
-    Raises
-    ------
-    TypeError
-        If ``field`` is none, or one of the others is neither an array nor numbers.
-    """
-    if not callable(getattr(field, "at", None)):
-        hint = ""
-        if isinstance(field, FinslerMetric):
-            hint = (
-                "; GridMetric.from_metric(metric, shape) is the field of a constant Riemannian or "
-                "Randers metric, and in a constant metric the distance from a to b is "
-                "metric.norm(b - a)"
-            )
-        raise TypeError(
-            "field: expected a GridMetric, a FunctionMetric or another MetricField, got "
-            f"{type(field).__name__}{hint}"
-        )
-    arrays = [x for x in given.values() if _is_array(x) and not is_integral(x)]
-    example = torch.empty(0, dtype=torch.float64)
-    if arrays:
-        example = arrays[0]
-    elif isinstance(field, GridMetric):
-        example = field.M
-    return [_as_floats(name, x, example) for name, x in given.items()]
+def _stamp(x: Array | None) -> float | None:
+    """Return a number that changes where an array is written to; NaN if there is none."""
+    if is_numpy(x):
+        return float(x.sum())
+    try:
+        return None if x is None else x._version
+    except RuntimeError:  # a tensor of inference mode
+        return float("nan")  # not math.nan, which is identical to itself
 
 
 def put_inside(
@@ -627,23 +532,6 @@ def _inside(
     return ((t >= -slack) & (t <= last + slack)).all(-1)
 
 
-def _is_array(x: object) -> bool:
-    return is_numpy(x) or is_tensor(x)
-
-
-def _as_floats(name: str, x: Any, example: Array) -> Array:
-    if _is_array(x) and not is_integral(x):
-        return x
-    values = x if _is_array(x) else plain_numbers(x)
-    if values is None:
-        raise TypeError(
-            f"{name}: expected a NumPy array, a torch.Tensor, or numbers in nested sequences of "
-            f"equal lengths, got {type(x).__name__}"
-        )
-    floats = torch.as_tensor(values).to(as_tensor(name, example))
-    return like(floats, x if _is_array(x) else example)
-
-
 def grid_nodes(
     shape: tuple[int, ...],
     spacing: tuple[float, ...],
@@ -659,135 +547,6 @@ def grid_nodes(
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
 
 
-def validate_fields(
-    M: Float[Tensor, "*batch d d"], omega: Float[Tensor, "*batch d"] | None
-) -> None:
-    """Raise a ValueError that names the first of the metrics that is none."""
-    if omega is None:
-        Riemannian(M)
-        return
-    bad = ~omega.isfinite().all(-1)
-    if bool(bad.any()):
-        index = first_index(bad)
-        raise ValueError(
-            f"omega: expected finite one-forms, got {omega[index].tolist()} at index {index}"
-        )
-    Randers(M, omega)
-
-
-def _continued(t: Tensor, n: int, outside: Outside) -> Tensor:
-    """Return the coordinates ``t``, in steps, brought into [0, n - 1]."""
-    last = n - 1.0
-    if outside == "constant" or n == 1:
-        return t.clamp(0.0, last)
-    return last - (t.remainder(2 * last) - last).abs()
-
-
-def _continued_index(i: Tensor, n: int, outside: Outside) -> Tensor:
-    last = n - 1
-    if outside == "constant" or n == 1:
-        return i.clamp(0, last)
-    return last - (i.remainder(2 * last) - last).abs()
-
-
-def _linear(f: Tensor) -> list[tuple[int, Tensor]]:
-    """Return the steps to the nodes around, and their weights."""
-    return [(0, 1 - f), (1, f)]
-
-
-def _catmull_rom(f: Tensor) -> list[tuple[int, Tensor]]:
-    """Return the steps and weights of Catmull and Rom (1974), of tension 1/2."""
-    g = 1 - f
-    return [
-        (-1, -0.5 * f * g * g),
-        (0, 1 + f * f * (1.5 * f - 2.5)),
-        (1, 1 + g * g * (1.5 * g - 2.5)),
-        (2, -0.5 * g * f * f),
-    ]
-
-
-def _packed(M: Tensor, omega: Tensor | None) -> list[Tensor]:
-    d = M.shape[-1]
-    # The mean of both halves, so that the gradient in M is symmetric as M is.
-    entries = [(M[..., i, j] + M[..., j, i]) / 2 for i in range(d) for j in range(i, d)]
-    entries += [] if omega is None else [omega[..., i] for i in range(d)]
-    return [e.flatten().contiguous() for e in entries]
-
-
-def _unpacked(entries: list[Tensor], d: int) -> tuple[Tensor, Tensor]:
-    upper = {ij: n for n, ij in enumerate(itertools.combinations_with_replacement(range(d), 2))}
-    rows = [entries[upper[min(i, j), max(i, j)]] for i in range(d) for j in range(d)]
-    M = torch.stack(rows, dim=-1).unflatten(-1, (d, d))
-    omega = entries[len(upper) :]
-    return M, torch.stack(omega, dim=-1) if omega else torch.zeros_like(M[..., 0])
-
-
-def _entries(name: str, metric: object) -> tuple[Array, Array | None]:
-    """Return ``M`` and ``omega`` of a metric, or of a pair of them."""
-    match metric:
-        case Randers():
-            return metric.M, metric.omega
-        case Riemannian():
-            return metric.M, None
-        case Euclidean():
-            return torch.eye(metric.dim, dtype=torch.float64).numpy(), None
-        case (M, omega):
-            return M, omega
-    raise TypeError(
-        f"{name}: expected a Riemannian or Randers metric (or the pair (M, omega) of a function), "
-        f"got {type(metric).__name__}. A norm without matrices has no field here; in the plane, "
-        "finslerconv.implicit.fit_randers(metric.indicatrix(directions)).metric is the Randers "
-        "metric of the smallest ellipse around its unit ball"
-    )
-
-
-def _over(name: str, x: Array, shape: tuple[int, ...], core: int) -> Array:
-    """Return ``x``, of ``core`` axes after the grid's, broadcast over a grid of ``shape``.
-
-    Axes before those of the grid (a batch of fields) stay.
-    """
-    tensor = as_tensor(name, x)
-    axes = tuple(tensor.shape[tensor.ndim - core :])
-    batch = tuple(tensor.shape[: max(tensor.ndim - core - len(shape), 0)])
-    try:
-        return like(tensor.expand(*batch, *shape, *axes), x)
-    except RuntimeError as error:
-        raise ValueError(
-            f"{name}: expected a metric whose batch broadcasts over {shape}, got "
-            f"{tuple(tensor.shape[: tensor.ndim - core])}"
-        ) from error
-
-
-def _check_matrices(M: Tensor) -> int:
-    shape = tuple(M.shape)
-    if len(shape) < 2 or shape[-1] != shape[-2] or shape[-1] not in (2, 3):
-        raise ValueError(
-            "M: expected 2 x 2 or 3 x 3 matrices on the last two axes, shape (*batch, *grid, d, "
-            f"d), got shape {shape}"
-        )
-    d = shape[-1]
-    if len(shape) < d + 2 or 0 in shape:
-        raise ValueError(
-            f"M: expected a grid of {d} axes (none empty) before the {d} x {d} matrices, got "
-            f"shape {shape}; GridMetric.from_metric broadcasts a constant metric over a grid"
-        )
-    return d
-
-
-def _broadcast(M: Tensor, omega: Tensor) -> tuple[Tensor, Tensor]:
-    d = M.shape[-1]
-    try:
-        if omega.shape[-1] != d:
-            raise RuntimeError
-        batch = torch.broadcast_shapes(M.shape[:-2], omega.shape[:-1])
-    except (RuntimeError, IndexError) as error:
-        raise ValueError(
-            f"omega: expected shape (*batch, *grid, {d}) that broadcasts with M of shape "
-            f"{tuple(M.shape)}, got {tuple(omega.shape)}"
-        ) from error
-    return M.expand(*batch, d, d), omega.expand(*batch, d)
-
-
 def first_rows(field: GridMetric, x: Tensor) -> Tensor:
     """Return the index of the first node of the field that each position lies in."""
     batch = field.batch_shape
@@ -799,15 +558,6 @@ def first_rows(field: GridMetric, x: Tensor) -> Tensor:
         )
     rows = torch.arange(math.prod(batch), device=x.device) * math.prod(field.grid_shape)
     return rows.reshape(batch + (1,) * (x.ndim - 1 - len(batch)))
-
-
-def _check_positions(x: Tensor, d: int) -> None:
-    if x.ndim == 0 or x.shape[-1] != d:
-        raise ValueError(
-            f"positions: expected {d} coordinates on the last axis, shape (..., {d}), got shape "
-            f"{tuple(x.shape)}"
-        )
-    check_finite("positions", x)
 
 
 def _check_option(name: str, value: str, choices: tuple[str, ...]) -> None:

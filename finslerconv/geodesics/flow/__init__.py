@@ -1,25 +1,32 @@
 """The geodesic flow: the exponential map, and its inverse, the logarithm."""
 
-from finslerconv.geodesics.flow._exponential import (
-    GeodesicFlow,
-    Schedule,
-    exponential,
-    geodesic_flow,
-    shoot,
+from finslerconv.geodesics.flow._exponential import GeodesicFlow, exponential, geodesic_flow
+from finslerconv.geodesics.flow._grid import (
+    Grid,
+    grid_metric,
+    grid_table,
+    in_nodes,
+    is_linear,
+    tabulated,
 )
-from finslerconv.geodesics.flow._hamiltonian import Grid, grid_metric, grid_table
 from finslerconv.geodesics.flow._logarithm import ConvergenceWarning, geodesic, logarithm
+from finslerconv.geodesics.flow._nodes import NodeField
+from finslerconv.geodesics.flow._rays import Schedule, shoot
 
 __all__ = [
     "ConvergenceWarning",
     "GeodesicFlow",
     "Grid",
+    "NodeField",
     "Schedule",
     "exponential",
     "geodesic",
     "geodesic_flow",
     "grid_metric",
     "grid_table",
+    "in_nodes",
+    "is_linear",
     "logarithm",
     "shoot",
+    "tabulated",
 ]

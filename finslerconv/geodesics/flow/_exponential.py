@@ -2,58 +2,32 @@
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple, cast
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
-from torchdiffeq import odeint
 
 from finslerconv._arrays import Array, as_integer, as_number, is_number, shown
-from finslerconv._memory import array_of
-from finslerconv._threads import run, share
-from finslerconv._transforms import is_transformed, needs_formulas, refuse_transforms
 from finslerconv.geodesics.fields import (
     GridMetric,
     MetricField,
     Positions,
     as_tensors,
     check_finite,
-    first_rows,
     like,
     read_positions,
     shown_shape,
 )
-from finslerconv.geodesics.flow import _numba as kernels
-from finslerconv.geodesics.flow._hamiltonian import (
-    Grid,
-    grid_metric,
-    grid_rates,
-    grid_table,
-    momentum,
-    rates,
-    scaled,
-    velocity,
-)
-from finslerconv.geodesics.flow._simd import WIDE
+from finslerconv.geodesics.flow._grid import in_nodes, is_linear, tabulated
+from finslerconv.geodesics.flow._hamiltonian import scaled, velocity
+from finslerconv.geodesics.flow._rays import Schedule, shoot
+from finslerconv.geodesics.flow._spaces import space_of
+from finslerconv.geodesics.flow._steps import ADAPTIVE, adaptive, fixed
 
 Method = Literal["auto", "rk4", "dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun"]
 """How geodesics are integrated: Runge-Kutta of fixed steps, or torchdiffeq's adaptive methods."""
-
-_ADAPTIVE = ("dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun")
-
-# Rays that are integrated at once by PyTorch; of more, the states between steps would fill memory.
-_TILE = 2**17
-
-# Of the field, by an adaptive method: about 10 s for a few rays.
-_MOST_EVALUATIONS = 20_000
-
-# Below so many evaluations of the field a second thread costs more than it brings.
-_PART_WORK = 20_000
-_MOST_PARTS = 16
 
 
 class GeodesicFlow(NamedTuple):
@@ -236,8 +210,8 @@ def _flow(
     steps: int,
     tolerance: float | None,
 ) -> GeodesicFlow:
-    if method not in ("auto", "rk4", *_ADAPTIVE):
-        raise ValueError(f"method: expected 'auto', 'rk4' or one of {_ADAPTIVE}, got {method!r}")
+    if method not in ("auto", "rk4", *ADAPTIVE):
+        raise ValueError(f"method: expected 'auto', 'rk4' or one of {ADAPTIVE}, got {method!r}")
     steps = as_integer("steps", steps)
     if tolerance is not None:
         tolerance = as_number("tolerance", tolerance, above=0)
@@ -248,11 +222,10 @@ def _flow(
         method = "rk4" if on_grid else "dopri8"
     if tolerance is None:
         tolerance = 1e-10 if x.dtype == torch.float64 else 1e-5
-    if method == "rk4" and isinstance(field, GridMetric) and field.interpolation == "linear":
+    if method == "rk4" and is_linear(field):
         flow = _grid_flow(field, x, v, times, steps)
     else:
-        solver = _fixed_steps(steps) if method == "rk4" else _adaptive(method, tolerance)
-        flow = _plain_flow(field, x, v, times, solver)
+        flow = _plain_flow(field, x, v, times, method, steps, tolerance)
     # What stands still has no momentum to differentiate; to first order it goes straight on.
     still = scaled(v)[2]
     t = x.new_tensor(times).reshape(-1, *(1,) * x.ndim)
@@ -263,305 +236,15 @@ def _flow(
     )
 
 
-# Any field, through PyTorch.
-
-_Rates = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-_Solver = Callable[[MetricField, Tensor, Tensor, Tensor, list[float]], tuple[Tensor, Tensor]]
-
-
-def _plain_flow(
-    field: MetricField, x: Tensor, v: Tensor, times: list[float], solver: _Solver
-) -> GeodesicFlow:
-    here = field.at(x.detach())
-    tracked = any(u.requires_grad for u in (x, v, here.M, here.omega))
-    with torch.set_grad_enabled(tracked and torch.is_grad_enabled()):
-        metric = field.at(x)
-        u, size, _ = scaled(v)
-        length = size[..., 0] * metric.norm(u)
-        positions, momenta = solver(field, x, momentum(metric, u), length, times)
-        momenta = size * momenta
-        velocities = [velocity(field.at(x), p) for x, p in zip(positions, momenta, strict=True)]
-        return GeodesicFlow(positions, torch.stack(velocities), momenta)
-
-
-def _fixed_steps(steps: int) -> _Solver:
-    def solve(
-        field: MetricField, x: Tensor, p: Tensor, length: Tensor, times: list[float]
-    ) -> tuple[Tensor, Tensor]:
-        def f(x: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
-            return rates(field, x, p, length)
-
-        states = []
-        for span, count in _segments(times, steps):
-            for _ in range(count):
-                x, p = _rk4(f, x, p, span / count)
-            states.append((x, p))
-        positions, momenta = zip(*states, strict=True)
-        return torch.stack(positions), torch.stack(momenta)
-
-    return solve
-
-
-def _adaptive(method: str, tolerance: float) -> _Solver:
-    def solve(
-        field: MetricField, x: Tensor, p: Tensor, length: Tensor, times: list[float]
-    ) -> tuple[Tensor, Tensor]:
-        refuse_transforms(
-            f"method: {method!r}",
-            "take 'rk4', which has the others too, with as many steps as you need",
-            (x, p, length),
-        )
-        d = x.shape[-1]
-
-        def norm(y: Tensor) -> Tensor:
-            return (y.reshape(-1, 2 * d) ** 2).mean(-1).max().sqrt()
-
-        slopes = _right_side(field, x, length)
-        evaluations = 0
-
-        def f(t: Tensor, state: Tensor) -> Tensor:
-            nonlocal evaluations
-            evaluations += 1
-            if evaluations > _MOST_EVALUATIONS:
-                raise ValueError(
-                    f"method: {method!r} with tolerance {tolerance:g} came to time {float(t):.3g} "
-                    f"of {times[-1]:g} within {_MOST_EVALUATIONS} evaluations of the field; "
-                    "take 'rk4' with as many steps as you need, a larger tolerance, or for a grid "
-                    "interpolation='cubic', which has no kinks at the lines of nodes"
-                )
-            return torch.cat(slopes(state[..., :d], state[..., d:]), dim=-1)
-
-        # Steps end at the times that are asked for: between, the interpolant is of order 4 only.
-        t = torch.tensor([0.0, *times], dtype=torch.float64, device=x.device)
-        first = int(times[0] == 0)
-        state = torch.cat((x, p), dim=-1)
-        if len(t) - first == 1 or state.numel() == 0:
-            flow = state.expand(len(times), *state.shape)
-        else:
-            try:
-                flow = odeint(
-                    f, state, t[first:], rtol=tolerance, atol=tolerance, method=method,
-                    options={"norm": norm, "step_t": t[first:]},
-                )[1 - first :]  # fmt: skip
-            except AssertionError as error:
-                raise ValueError(
-                    f"method: {method!r} cannot go on, because a geodesic leaves where the field "
-                    "is finite, or the field jumps; take 'rk4' with as many steps as you need, "
-                    f"or a shorter time ({error.args[0].partition(':')[0]})"
-                ) from error
-        return flow[..., :d], flow[..., d:]
-
-    return solve
-
-
-def _right_side(field: MetricField, x: Tensor, length: Tensor) -> _Rates:
-    """Return the derivatives of geodesics at positions like ``x``.
-
-    For a grid read linearly those of :func:`shoot`, so that there is one flow by all methods.
-    """
-    if not (isinstance(field, GridMetric) and field.interpolation == "linear"):
-        return lambda x, p: rates(field, x, p, length)
-    grid = Grid(field.grid_shape, field.spacing, field.outside)
-    table = grid_table(grid, field.M, field.omega).to(x)
-    first = first_rows(field, x)
-    origin, spacing = x.new_tensor(field.origin), x.new_tensor(field.spacing)
-    still = length == 0
-
-    def f(x: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
-        p = torch.where(still[..., None], 1.0, p)
-        return grid_rates(grid, table, first, (x - origin) / spacing, p, length)
-
-    return f
-
-
-def _rk4(f: _Rates, x: Tensor, p: Tensor, h: float | Tensor) -> tuple[Tensor, Tensor]:
-    """Return the state after a step of the classical Runge-Kutta method."""
-    e1, f1 = f(x, p)
-    e2, f2 = f(x + h / 2 * e1, p + h / 2 * f1)
-    e3, f3 = f(x + h / 2 * e2, p + h / 2 * f2)
-    e4, f4 = f(x + h * e3, p + h * f3)
-    return x + h / 6 * (e1 + 2 * (e2 + e3) + e4), p + h / 6 * (f1 + 2 * (f2 + f3) + f4)
-
-
-def _segments(times: list[float], steps: int) -> list[tuple[float, int]]:
-    """Return the time from each record to the next, and in how many steps it passes."""
-    whole = abs(times[-1]) or 1.0
-    spans = [b - a for a, b in itertools.pairwise([0.0, *times])]
-    # A rounding error above a whole number is that number.
-    return [(span, max(1, math.ceil(steps * abs(span) / whole - 1e-9))) for span in spans]
-
-
-# Fans of rays on grids.
-
-
-class Schedule(NamedTuple):
-    """Where in time the rays of a fan are recorded, and by how many steps they get there.
-
-    Ray ``r`` runs through the segments ``segments[r]`` to ``segments[r + 1]``; segment ``s`` is
-    ``spans[s]`` long in time, takes ``steps[s]`` steps, and ends in the record ``places[s]``.
-    """
-
-    segments: list[int]
-    steps: list[int]
-    spans: list[float]
-    places: list[int]
-
-    @property
-    def rays(self) -> int:
-        """The number of rays of a fan."""
-        return len(self.segments) - 1
-
-    @classmethod
-    def of(cls, records: Sequence[Sequence[tuple[float, int]]], steps: Sequence[int]) -> "Schedule":
-        """Return the schedule of rays with ``(time, place)`` records and numbers of steps."""
-        segments, counts, spans, places = [0], [], [], []
-        for ray, count in zip(records, steps, strict=True):
-            for span, n in _segments([time for time, _ in ray], count):
-                spans.append(span)
-                counts.append(n)
-            places += [place for _, place in ray]
-            segments.append(len(places))
-        return cls(segments, counts, spans, places)
-
-
-def shoot(
-    grid: Grid,
-    table: Float[Tensor, "nodes entries"],
-    starts: Float[Tensor, "fields n d"],
-    velocities: Float[Tensor, "fields n rays d"],
-    schedule: Schedule,
-    *,
-    momenta: bool = False,
-    compiled: bool | None = None,
-) -> Float[Tensor, "fields n points records"]:
-    """Return the displacements of fans of rays through linearly interpolated fields.
-
-    Parameters
-    ----------
-    grid : Grid
-    table : Tensor, shape (fields * nodes, entries)
-        As of :func:`finslerconv.geodesics.flow._hamiltonian.grid_rates`.
-    starts : Tensor, shape (fields, n, d)
-        In nodes: ``(position - origin) / spacing``.
-    velocities : Tensor, shape (fields, n, rays, d)
-        Physical.
-    schedule : Schedule
-        The same for all fans.
-    momenta : bool
-        Whether momenta follow the displacements.
-    compiled : bool, optional
-        Whether to use the compiled kernels, for planar grids on the CPU, or PyTorch's operations;
-        unless given, the former where possible and all derivatives wanted are in reverse mode.
-
-    Returns
-    -------
-    Tensor, shape (fields, n, points, d or 2 d)
-        In the dtype of ``velocities``. Differentiable in table, starts and velocities: once by
-        the compiled kernels, twice by PyTorch.
-    """
-    d = len(grid.shape)
-    if compiled is None:
-        compiled = d == 2 and velocities.device.type == "cpu"
-        compiled = compiled and not needs_formulas(table, starts, velocities)
-    fields, n, rays, _ = velocities.shape
-    if compiled:
-        if table.shape[-1] == 9:
-            # Riemannian: entries and slopes of omega are 0.
-            table = torch.nn.functional.pad(table.unflatten(-1, (3, 3)), (0, 2)).flatten(-2)
-        table = torch.nn.functional.pad(table, (0, WIDE - table.shape[-1]))
-        out = _shoot(
-            table.double(), starts.double().reshape(-1, d),
-            velocities.reshape(fields * n, rays, d), list(grid.shape),
-            [1 / s for s in grid.spacing], grid.outside == "reflect", *schedule, momenta,
-        )  # fmt: skip
-        return out.reshape(fields, n, *out.shape[1:])
-    nodes = math.prod(grid.shape)
-    first = torch.arange(fields, device=table.device)[:, None] * nodes
-    parts = (first.expand(fields, n).flatten(), starts.flatten(0, 1), velocities.flatten(0, 1))
-
-    def tile(*arguments: Tensor) -> Tensor:
-        return _shoot_tile(grid, schedule, momenta, *arguments)
-
-    if torch.compiler.is_exporting():
-        # A number of tiles would tie the program to the sizes that it was exported with.
-        out = tile(table, *parts)
-        return out.reshape(fields, n, *out.shape[1:])
-    tiles = zip(*(u.split(max(1, _TILE // max(1, rays))) for u in parts), strict=True)
-    tracked = torch.is_grad_enabled() and any(u.requires_grad for u in (table, *parts))
-    # torch.func has no checkpoints.
-    many = len(parts[0]) * rays > _TILE and not is_transformed()
-    outs = [
-        cast(Tensor, checkpoint(tile, table, *arguments, use_reentrant=False))
-        if tracked and many
-        else tile(table, *arguments)
-        for arguments in tiles
-    ]
-    out = torch.cat(outs) if outs else velocities.new_empty(0, len(schedule.places), d)
-    return out.reshape(fields, n, *out.shape[1:])
-
-
-def _shoot_tile(
-    grid: Grid,
-    schedule: Schedule,
-    momenta: bool,
-    table: Tensor,
-    first: Tensor,
-    starts: Tensor,
-    velocities: Tensor,
-) -> Tensor:
-    """Integrate some fans, each ray as long as it has steps to go."""
-    dtype, device = velocities.dtype, velocities.device
-    plans = [
-        [
-            (schedule.spans[s] / schedule.steps[s], schedule.places[s], i == schedule.steps[s] - 1)
-            for s in range(begin, end)
-            for i in range(schedule.steps[s])
-        ]
-        for begin, end in itertools.pairwise(schedule.segments)
-    ]
-    # Those with the most steps come first, so that the rays still under way are the first ones.
-    order = sorted(range(len(plans)), key=lambda ray: -len(plans[ray]))
-    plans = [plans[ray] for ray in order]
-    table = table.to(dtype)
-    c, rows = starts.to(dtype)[:, None], first[:, None]
-    v = velocities[:, order]
-    u, size, still = scaled(v)
-    u = torch.where(still, 1.0, u)
-    spacing = torch.tensor(grid.spacing, dtype=dtype, device=device)
-    metric = grid_metric(grid, table, rows, c)
-    x, p, length = torch.zeros_like(v), momentum(metric, u), size[..., 0] * metric.norm(u)
-    times = torch.zeros(len(plans), 1, dtype=dtype, device=device)
-    records, places = [], []
-    for step in range(max((len(plan) for plan in plans), default=0)):
-        going = [plan[step] for plan in plans if len(plan) > step]
-        x, p, size, still, v, speed = (u[:, : len(going)] for u in (x, p, size, still, v, length))
-        h = torch.tensor([[h] for h, _, _ in going], dtype=dtype, device=device)
-
-        def f(x: Tensor, p: Tensor, speed: Tensor = speed) -> tuple[Tensor, Tensor]:
-            return grid_rates(grid, table, rows, c + x / spacing, p, speed)
-
-        x, p = _rk4(f, x, p, h)
-        times = times[: len(going)] + h
-        done = [ray for ray, (_, _, ends) in enumerate(going) if ends]
-        places += [going[ray][1] for ray in done]
-        record = torch.where(still[:, done], (times * v)[:, done], x[:, done])
-        if momenta:
-            rest = torch.where(still[:, done], 0.0, (size * p)[:, done])
-            record = torch.cat((record, rest), dim=-1)
-        records.append(record)
-    out = torch.cat(records, dim=1)
-    return out[:, sorted(range(len(places)), key=places.__getitem__)]
-
-
 def _grid_flow(
     field: GridMetric, x: Tensor, v: Tensor, times: list[float], steps: int
 ) -> GeodesicFlow:
+    """Return the flow of a linear field, whose rays have kernels of their own."""
     d, batch = field.dim, field.batch_shape
-    grid = Grid(field.grid_shape, field.spacing, field.outside)
-    table = grid_table(grid, field.M, field.omega).to(x)
+    grid, table = tabulated(field, x)
     shape = x.shape[len(batch) : -1]
     fields = math.prod(batch)
-    starts = ((x - x.new_tensor(field.origin)) / x.new_tensor(field.spacing)).reshape(fields, -1, d)
+    starts = in_nodes(field, x).reshape(fields, -1, d)
     schedule = Schedule.of([[(time, i) for i, time in enumerate(times)]], [steps])
     out = shoot(grid, table, starts, v.reshape(fields, -1, 1, d), schedule, momenta=True)
     out = out.movedim(2, 0).reshape(len(times), *batch, *shape, 2 * d)
@@ -572,176 +255,33 @@ def _grid_flow(
     return GeodesicFlow(positions, velocities, momenta)
 
 
-# The compiled kernels as an operator, so that torch.compile and torch.export know it.
-
-
-@torch.library.custom_op("finslerconv::geodesic_rays", mutates_args=())
-def _shoot(
-    table: Tensor,
-    starts: Tensor,
-    velocities: Tensor,
-    shape: Sequence[int],
-    rate: Sequence[float],
-    reflect: bool,
-    segments: Sequence[int],
-    steps: Sequence[int],
-    spans: Sequence[float],
-    places: Sequence[int],
-    momenta: bool,
-) -> Tensor:
-    """Return the records (starts, points, 2 or 4) of the rays of all starts."""
-    count = len(velocities)
-    out = velocities.new_empty(count, len(places), 4 if momenta else 2)
-    arguments = _arguments(
-        table, starts, velocities, shape, rate, reflect, segments, steps, spans, places
-    )
-    result = array_of(out)
-
-    parts = _parts(count, steps)
-
-    def task(part: int) -> None:
-        kernels.forward(*arguments, *share(count, part, parts), result)
-
-    run(task, parts)
-    return out
-
-
-@_shoot.register_fake
-def _(
-    table: Tensor,
-    starts: Tensor,
-    velocities: Tensor,
-    shape: Sequence[int],
-    rate: Sequence[float],
-    reflect: bool,
-    segments: Sequence[int],
-    steps: Sequence[int],
-    spans: Sequence[float],
-    places: Sequence[int],
-    momenta: bool,
-) -> Tensor:
-    return velocities.new_empty(velocities.shape[0], len(places), 4 if momenta else 2)
-
-
-@torch.library.custom_op("finslerconv::geodesic_rays_backward", mutates_args=())
-def _shoot_backward(
-    gradient: Tensor,
-    table: Tensor,
-    starts: Tensor,
-    velocities: Tensor,
-    shape: Sequence[int],
-    rate: Sequence[float],
-    reflect: bool,
-    segments: Sequence[int],
-    steps: Sequence[int],
-    spans: Sequence[float],
-    places: Sequence[int],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of table, starts and velocities."""
-    count = len(velocities)
-    g_starts, g_velocities = torch.zeros_like(starts), torch.zeros_like(velocities)
-    arguments = _arguments(
-        table, starts, velocities, shape, rate, reflect, segments, steps, spans, places
-    )
-    given = array_of(gradient.contiguous())
-    parts = _parts(4 * count, steps)
-    # Every part has a gradient of the field to itself; their sum is always taken in one order.
-    slopes = [torch.zeros_like(table) for _ in range(parts)]
-
-    def task(part: int) -> None:
-        kernels.backward(
-            *arguments, *share(count, part, parts), given, array_of(slopes[part]).reshape(-1),
-            array_of(g_starts), array_of(g_velocities),
-        )  # fmt: skip
-
-    run(task, parts)
-    total = slopes[0]
-    for slope in slopes[1:]:
-        total += slope
-    # The kernel's are per unit of length, the starts are in nodes.
-    g_starts /= torch.tensor(rate, dtype=g_starts.dtype)
-    return total, g_starts, g_velocities
-
-
-@_shoot_backward.register_fake
-def _(
-    gradient: Tensor,
-    table: Tensor,
-    starts: Tensor,
-    velocities: Tensor,
-    shape: Sequence[int],
-    rate: Sequence[float],
-    reflect: bool,
-    segments: Sequence[int],
-    steps: Sequence[int],
-    spans: Sequence[float],
-    places: Sequence[int],
-) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(table), torch.empty_like(starts), torch.empty_like(velocities)
-
-
-def _remember(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor) -> None:  # type: ignore[type-arg]
-    table, starts, velocities, *plan, _ = inputs
-    ctx.save_for_backward(table, starts, velocities)
-    ctx.plan = plan  # type: ignore[attr-defined]
-
-
-def _differentiate(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple:  # type: ignore[type-arg]
-    saved = ctx.saved_tensors  # type: ignore[attr-defined]
-    gradients = _shoot_backward(gradient, *saved, *ctx.plan)  # type: ignore[attr-defined]
-    return *gradients, *(None,) * 8
-
-
-_shoot.register_autograd(_differentiate, setup_context=_remember)
-
-
-def _refuse(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> tuple:  # type: ignore[type-arg]
-    raise RuntimeError(
-        "geodesics: the compiled 'rk4' on a linear grid has first derivatives only; for second "
-        "ones take GridMetric(..., interpolation='cubic'), whose geodesics and balls by 'exp' can "
-        "be differentiated twice"
-    )
-
-
-_shoot_backward.register_autograd(_refuse)
-
-
-def _arguments(
-    table: Tensor,
-    starts: Tensor,
-    velocities: Tensor,
-    shape: Sequence[int],
-    rate: Sequence[float],
-    reflect: bool,
-    segments: Sequence[int],
-    steps: Sequence[int],
-    spans: Sequence[float],
-    places: Sequence[int],
-) -> tuple[object, ...]:
-    """Return what both kernels take first."""
-    height, width = shape
-    fields = len(table) // (height * width)
-    starts_per_field = max(1, len(starts) // max(1, fields))
-    whole = (np.asarray(u, dtype=np.int64) for u in (segments, steps, places))
-    segment_array, step_array, place_array = whole
-    return (
-        array_of(table.contiguous()).reshape(-1),
-        (fields, height, width, starts_per_field),
-        (float(rate[0]), float(rate[1])),
-        kernels.REFLECT if reflect else kernels.CONSTANT,
-        array_of(starts.contiguous()),
-        array_of(velocities.contiguous()),
-        velocities.shape[1],
-        segment_array,
-        step_array,
-        np.asarray(spans, dtype=np.float64),
-        place_array,
-    )
-
-
-def _parts(count: int, steps: Sequence[int]) -> int:
-    work = 4 * count * sum(steps)
-    return max(1, min(torch.get_num_threads(), work // _PART_WORK, count, _MOST_PARTS))
+def _plain_flow(
+    field: MetricField,
+    x: Tensor,
+    v: Tensor,
+    times: list[float],
+    method: str,
+    steps: int,
+    tolerance: float,
+) -> GeodesicFlow:
+    """Return the flow of any field, in PyTorch's operations."""
+    u, size, still = scaled(v)
+    u = torch.where(still, 1.0, u)
+    here = field.at(x.detach()).norm(u.detach())
+    tracked = x.requires_grad or v.requires_grad or here.requires_grad
+    with torch.set_grad_enabled(tracked and torch.is_grad_enabled()):
+        metric = field.at(x)
+        space = space_of(field, metric, x)
+        rates = space.rates(torch.where(still, 0.0, size)[..., 0] * metric.norm(u))
+        y = space.enter(metric, u)
+        if method == "rk4":
+            positions, states = fixed(rates, x, y, times, steps)
+        else:
+            positions, states = adaptive(rates, x, y, times, method, tolerance)
+        states = torch.where(still, 0.0, size * states)
+        ends = [space.leave(x, y) for x, y in zip(positions, states, strict=True)]
+        velocities, momenta = (torch.stack(u) for u in zip(*ends, strict=True))
+        return GeodesicFlow(positions, velocities, momenta)
 
 
 # Arguments.

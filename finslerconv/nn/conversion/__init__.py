@@ -1,9 +1,9 @@
 """Whole models converted: ordinary convolutions made adaptive ones, with a report, and back."""
 
+from finslerconv.nn._selection import Selection, select
 from finslerconv.nn.conversion._convert import Conversion, convert, convert_back
 from finslerconv.nn.conversion._report import ConversionReport, Converted, Cost, LeftAlone
 from finslerconv.nn.conversion._resnet import convert_resnet
-from finslerconv.nn.conversion._selection import Selection, select
 
 __all__ = [
     "convert",

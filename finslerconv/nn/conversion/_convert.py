@@ -1,40 +1,25 @@
 """Whole models converted: their convolutions made adaptive ones, and back."""
 
 import copy
-from collections.abc import Callable, Collection
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
 
-from finslerconv.nn._adaptive import _CONV_ARGUMENTS, AdaptiveConv2d, own_tensor
-from finslerconv.nn.conversion._families import Start, To, family
-from finslerconv.nn.conversion._found import Found, find_convolutions, is_ours
-from finslerconv.nn.conversion._measure import Example, Measurement, measure
+from finslerconv._models import replace_modules
+from finslerconv.nn._selection import Where, as_selection, unmatched
+from finslerconv.nn.conversion._families import Family, Plain, Start, To, family
+from finslerconv.nn.conversion._found import find_convolutions
+from finslerconv.nn.conversion._measure import Example, measure
 from finslerconv.nn.conversion._report import (
     ConversionReport,
     Converted,
-    Cost,
     LeftAlone,
     cost,
     count_parameters,
     described,
-    named,
 )
-from finslerconv.nn.conversion._selection import Where, as_selection, unmatched
-from finslerconv.nn.conversion._takeover import (
-    replace,
-    take_over_surroundings,
-    take_over_weights,
-)
-from finslerconv.nn.weighted._fold import Folding
-from finslerconv.nn.weighted._sharing import sharing
-
-_NOT_SELECTED = "not selected"
-
-#: From a convolution to what ends its conversion (see :data:`Finish`), or why it is left alone.
-_Plan = Callable[[], tuple[nn.Module, tuple[str, ...]]]
 
 
 class Conversion(NamedTuple):
@@ -134,26 +119,9 @@ def convert(
     >>> report.left_alone[0].reason
     'its single tap has no support to shape'
     """
-    _check_arguments(model, inplace)
+    check_arguments(model, inplace)
     kind = family(to, start, options)
-    selection = as_selection(where)
-    model = model if inplace else _copied(model)
-
-    def plan(found: Found) -> _Plan | str:
-        if found.part is not None:
-            return found.part
-        if not any(selection(name, found.module) for name in found.names):
-            return _NOT_SELECTED
-        reason = kind.refuse(found.module)
-        if reason is not None:
-            return reason
-        finish = kind.prepare(found.names[0], found.module)
-        if isinstance(finish, str) or found.note is None:
-            return finish
-        note = found.note
-        return lambda: _with_note(finish(), note)
-
-    return _carried_out(model, plan, where, example, kind.withdraw)
+    return _carried_out(model if inplace else copied(model), kind, where, example)
 
 
 def convert_back(
@@ -204,88 +172,62 @@ def convert_back(
       (1): ReLU()
     )
     """
-    _check_arguments(model, inplace)
-    selection = as_selection(where)
-    model = model if inplace else _copied(model)
-    shared = sharing(model)
-    weighted: list[nn.Module] = []
-    folding: list[Folding] = []
-    refused: list[str] = []
-
-    def plan(found: Found) -> _Plan | str:
-        module = found.module
-        if found.part is not None:
-            return found.part
-        if not is_ours(module):
-            return "no layer of this library"
-        if not any(selection(name, module) for name in found.names):
-            return _NOT_SELECTED
-        if not isinstance(module, AdaptiveConv2d):
-            weighted.append(module)
-            return lambda: _folded(folding[0], module)
-        reason = module.departure() or _not_foldable(module, id(module) in shared)
-        if reason is not None:
-            refused.append(f"{named(found.names[0])}: {reason}")
-            return f"would not be exact: {reason}"
-        return lambda: _standard(module)
-
-    def check(model: nn.Module, _: Collection[int]) -> dict[int, str]:
-        if strict and refused:
-            raise ValueError(
-                "model: expected layers that are exactly standard convolutions; these are not "
-                "(leave them out by where, or by strict=False):\n  " + "\n  ".join(refused)
-            )
-        folding.append(Folding(model, weighted))
-        return {}
-
-    return _carried_out(model, plan, where, example, check)
+    check_arguments(model, inplace)
+    model = model if inplace else copied(model)
+    return _carried_out(model, Plain(model, strict), where, example)
 
 
 def _carried_out(
-    model: nn.Module,
-    plan: Callable[[Found], _Plan | str],
-    where: Where,
-    example: Example | None,
-    withdraw: Callable[[nn.Module, Collection[int]], dict[int, str]],
+    model: nn.Module, family: Family, where: Where, example: Example | None
 ) -> Conversion:
-    """Convert the modules for which there is a plan that is not withdrawn, and report."""
+    """Convert what is selected and the family takes, and report."""
     convolutions = find_convolutions(model)
-    _check_selected(convolutions, where)
-    planned = {id(found.module): plan(found) for found in convolutions}
-    prepared = {key for key, what in planned.items() if not isinstance(what, str)}
-    planned.update(withdraw(model, prepared))
-    plans = {key: what for key, what in planned.items() if not isinstance(what, str)}
+    if not convolutions:
+        raise ValueError("model: expected convolutions in it, found none")
+    selection = as_selection(where)
+    selected = [any(selection(name, c.module) for name in c.names) for c in convolutions]
+    if not any(selected):
+        raise ValueError(unmatched(where, [c.names[0] for c in convolutions]))
+    plans = {}
+    reasons = {}
+    for found, chosen in zip(convolutions, selected, strict=True):
+        reason = found.part or family.stranger(found.module)
+        if reason is None and not chosen:
+            reason = "not selected"
+        plan = reason or family.refuse(found.module) or family.prepare(found.names[0], found.module)
+        (reasons if isinstance(plan, str) else plans)[id(found.module)] = plan
+    reasons.update(family.withdraw(model, plans.keys() - reasons.keys()))
+
     left = [
-        LeftAlone(found.names[0], described(found.module), what)
+        LeftAlone(found.names[0], described(found.module), str(reasons[id(found.module)]))
         for found in convolutions
-        for what in [planned[id(found.module)]]
-        if isinstance(what, str)
+        if id(found.module) in reasons
     ]
-    chosen = [(found.names, found.module) for found in convolutions if id(found.module) in plans]
+    going = [found for found in convolutions if id(found.module) not in reasons]
+    old = [found.module for found in going]
     parameters_before = count_parameters(model)
-    old = {id(module): (described(module), cost(module)) for _, module in chosen}
-    before = None if example is None else measure(model, [m for _, m in chosen], example)
-    made = {key: finish() for key, finish in plans.items()}
-    model = replace(model, {key: module for key, (module, _) in made.items()})
-    new = {key: module for key, (module, _) in made.items()}
-    after = None if example is None else measure(model, list(new.values()), example)
+    kinds, costs = [described(module) for module in old], [cost(module) for module in old]
+    before = None if example is None else measure(model, old, example)
+    made = [plans[id(module)]() for module in old]  # type: ignore[operator]
+    made_of = {id(module): new for module, (new, _) in zip(old, made, strict=True)}
+    model = replace_modules(model, lambda _, module: made_of.get(id(module), module))
+    after = None if example is None else measure(model, list(made_of.values()), example)
     converted = tuple(
         Converted(
-            name=names[0],
-            old=old[key][0],
-            new=described(new[key]),
-            before=_with_measured(old[key][1], before, key),
-            after=_with_measured(cost(new[key]), after, id(new[key])),
-            also=tuple(names[1:]),
-            notes=made[key][1],
+            name=found.names[0],
+            old=kind,
+            new=described(new),
+            before=replace(known, **({} if before is None else before.of(found.module))),
+            after=replace(cost(new), **({} if after is None else after.of(new))),
+            also=tuple(found.names[1:]),
+            notes=(*notes, *(() if found.note is None else (found.note,))),
         )
-        for names, module in chosen
-        for key in [id(module)]
+        for found, kind, known, (new, notes) in zip(going, kinds, costs, made, strict=True)
     )
     report = ConversionReport(
         converted,
         tuple(left),
-        str(as_selection(where)),
+        str(selection),
         parameters_before,
         count_parameters(model),
         seconds_before=None if before is None else before.seconds,
@@ -294,79 +236,8 @@ def _carried_out(
     return Conversion(model, report)
 
 
-def _check_selected(convolutions: list[Found], where: Where) -> None:
-    """Raise if there are no convolutions, or ``where`` means none of them."""
-    if not convolutions:
-        raise ValueError("model: expected convolutions in it, found none")
-    selection = as_selection(where)
-    if not any(selection(name, found.module) for found in convolutions for name in found.names):
-        raise ValueError(unmatched(where, [found.names[0] for found in convolutions]))
-
-
-def _folded(folding: Folding, layer: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
-    note = folding.note(layer)
-    return folding(layer), () if note is None else (note,)
-
-
-def _with_note(
-    finished: tuple[nn.Module, tuple[str, ...]], note: str
-) -> tuple[nn.Module, tuple[str, ...]]:
-    module, notes = finished
-    return module, (*notes, note)
-
-
-@torch.no_grad()
-def _standard(layer: AdaptiveConv2d) -> tuple[nn.Module, tuple[str, ...]]:
-    """Return the convolution that a layer is which departs from it in nothing."""
-    like = own_tensor(layer)
-    conv = nn.Conv2d(
-        **{name: getattr(layer, name) for name in _CONV_ARGUMENTS},
-        bias=layer.bias is not None,
-        device=like.device,
-        dtype=like.dtype,
-    )
-    notes: tuple[str, ...] = ()
-    if layer.fixed_kernel:
-        conv.weight = nn.Parameter(layer.weight.detach(), requires_grad=False)
-        conv.bias = layer.bias
-    else:
-        take_over_weights(layer, conv)
-    modulation = layer.modulation_conv
-    if modulation is not None and modulation.bias is not None and modulation.bias.any():
-        factors = 2 * torch.sigmoid(modulation.bias)
-        notes = ("its constant modulation is multiplied into the weights",)
-        conv.weight.mul_(_over_channels(factors, layer))
-    return conv, (*notes, *take_over_surroundings(layer, conv))
-
-
-def _not_foldable(layer: AdaptiveConv2d, shared: bool) -> str | None:
-    """Return why a constant modulation cannot go into the weights, or None."""
-    modulation = layer.modulation_conv
-    if modulation is None or modulation.bias is None or not modulation.bias.any():
-        return None
-    if parametrize.is_parametrized(layer, "weight"):
-        return "its modulation is constant, but its weight is parametrised"
-    if shared:
-        return "its modulation is constant, but its weight is shared with another layer"
-    return None
-
-
-def _over_channels(factors: torch.Tensor, layer: AdaptiveConv2d) -> torch.Tensor:
-    """Return the factor of every weight, (O, C / groups, kh, kw), from those of every sample."""
-    taps = factors.view(layer.sample_groups, *layer.kernel_size)
-    per_channel = taps.repeat_interleave(layer.in_channels // layer.sample_groups, dim=0)
-    per_group = per_channel.unflatten(0, (layer.groups, -1))
-    return per_group.repeat_interleave(layer.out_channels // layer.groups, dim=0)
-
-
-def _with_measured(known: Cost, measurement: Measurement | None, key: int) -> Cost:
-    if measurement is None or key not in measurement.layers:
-        return known
-    size, seconds = measurement.layers[key]
-    return Cost(known.parameters, known.multiply_adds, size, seconds)
-
-
-def _check_arguments(model: nn.Module, inplace: bool) -> None:
+def check_arguments(model: nn.Module, inplace: bool) -> None:
+    """Raise if a model cannot be converted, or ``inplace`` is no boolean."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
     if isinstance(model, torch.jit.ScriptModule):
@@ -378,7 +249,8 @@ def _check_arguments(model: nn.Module, inplace: bool) -> None:
         raise TypeError(f"inplace: expected True or False, got {inplace!r}")
 
 
-def _copied(model: nn.Module) -> nn.Module:
+def copied(model: nn.Module) -> nn.Module:
+    """Return a copy of a model, or say that it has to be converted in place."""
     try:
         return copy.deepcopy(model)
     except RuntimeError as error:

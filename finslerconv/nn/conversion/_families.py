@@ -1,8 +1,8 @@
 """What a convolution can be converted to, and which convolutions each of these can take."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+import abc
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -11,6 +11,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import parametrize
 
 from finslerconv._arrays import has_values
+from finslerconv._models import named
 from finslerconv.nn._adaptive import (
     _CONV_ARGUMENTS,
     AdaptiveConv2d,
@@ -22,14 +23,17 @@ from finslerconv.nn._deform_conv import DeformConv2d
 from finslerconv.nn._geodesic_conv import GeodesicConv2d
 from finslerconv.nn._metric_conv import MetricConv2d
 from finslerconv.nn._shifted_conv import ShiftedConv2d
-from finslerconv.nn.conversion._found import is_foreign
-from finslerconv.nn.conversion._report import described, named
+from finslerconv.nn.conversion._found import is_foreign, is_ours
+from finslerconv.nn.conversion._report import described
 from finslerconv.nn.conversion._takeover import take_over_surroundings, take_over_weights
-from finslerconv.nn.weighted import paper_profile
-from finslerconv.nn.weighted._convert import _density_for, _in_mapping, _weighted
-from finslerconv.nn.weighted._density import Density
-from finslerconv.nn.weighted._parametrize import WEIGHTED, weighting_of
-from finslerconv.nn.weighted._sharing import Memory, shared_outside, unshareable
+from finslerconv.nn.weighted import (
+    WEIGHTED,
+    Folder,
+    Weighter,
+    density_of,
+    shared_kernels,
+    shared_outside,
+)
 
 #: What a user may ask for: a name, an adaptive class, or a function from a convolution to a module.
 To = str | type[AdaptiveConv2d] | Callable[..., nn.Module]
@@ -37,7 +41,7 @@ To = str | type[AdaptiveConv2d] | Callable[..., nn.Module]
 #: How the kernels start: as those that they replace, or at the constant ``1 / (k^2 C_in)``.
 Start = Literal["weights", "constant"]
 
-#: What ends a conversion: puts the parameters and hooks of the old layer into the new one.
+#: What ends a conversion: returns the new layer with the old one's parameters, and the notes.
 Finish = Callable[[], tuple[nn.Module, tuple[str, ...]]]
 
 #: The adaptive layers by the names that ``convert(to=...)`` takes.
@@ -49,42 +53,39 @@ ADAPTIVE: dict[str, type[AdaptiveConv2d]] = {
 }
 
 
-@dataclass(frozen=True)
-class Family:
-    """What convolutions are converted to.
+class Family(abc.ABC):
+    """What convolutions are converted to, and which of them.
 
-    Parameters
-    ----------
-    refuse : callable
-        From a convolution to why it is left alone, or None.
-    prepare : callable
-        From a name and a convolution to what ends its conversion, or why it is left alone. All
-        that can fail happens here, before anything is changed.
-    withdraw : callable
-        From a model and the identities of the convolutions that are prepared to which of them are
-        left alone after all, and why.
+    The methods are called in their order, and before anything is changed: what can fail fails
+    there.
     """
 
-    refuse: Callable[[nn.Module], str | None]
-    prepare: Callable[[str, Any], Finish | str]
-    withdraw: Callable[[nn.Module, Collection[int]], dict[int, str]] = lambda model, chosen: {}
+    def stranger(self, module: nn.Module) -> str | None:
+        """Return why a module is none of those it is about, selected or not; or None."""
+        return None
+
+    @abc.abstractmethod
+    def refuse(self, module: nn.Module) -> str | None:
+        """Return why a selected module is left alone, or None."""
+
+    @abc.abstractmethod
+    def prepare(self, name: str, conv: Any) -> Finish | str:
+        """Return what ends the conversion of a module, or why it is left alone."""
+
+    def withdraw(self, model: nn.Module, prepared: Collection[int]) -> dict[int, str]:
+        """Return which prepared modules, by identity, are left alone after all, and why."""
+        return {}
 
 
 def family(to: To, start: Start, options: dict[str, Any]) -> Family:
-    """Return what a user's ``to`` stands for.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If it stands for nothing, or an option makes no sense with it.
-    """
+    """Return what ``to`` stands for; raise if it is nothing, or an option does not fit it."""
     if start not in ("weights", "constant"):
         raise ValueError(f"start: expected 'weights' or 'constant', got {start!r}")
     if isinstance(to, str):
         if to == "weighted":
             _only_weights(start, to)
             _check_options(to, {"density", "preserve"}, options)
-            return _weighted_family(**options)
+            return _Weighted(**options)
         if to not in ADAPTIVE:
             raise ValueError(
                 f"to: expected one of {sorted([*ADAPTIVE, 'weighted'])}, a class of adaptive "
@@ -100,7 +101,7 @@ def family(to: To, start: Start, options: dict[str, Any]) -> Family:
         taken = _options_of(to)
         if taken is not None:
             _check_options(to.__name__, taken, options)
-        return _adaptive_family(to, start, options)
+        return _Adaptive(to, start == "constant", options)
     if isinstance(to, nn.Module):
         raise TypeError(
             f"to: expected a function that makes a module from each convolution, got a module, "
@@ -112,23 +113,26 @@ def family(to: To, start: Start, options: dict[str, Any]) -> Family:
             f"a module, got {type(to).__name__}"
         )
     _only_weights(start, "a function")
-    return _factory_family(to, options)
+    return _Factory(to, options)
 
 
-def _adaptive_family(cls: type[AdaptiveConv2d], start: Start, options: dict[str, Any]) -> Family:
-    constant = start == "constant"
+class _Adaptive(Family):
+    """Layers of one adaptive class."""
 
-    def refuse(module: nn.Module) -> str | None:
+    def __init__(self, cls: type[AdaptiveConv2d], constant: bool, options: dict[str, Any]) -> None:
+        self._class, self._constant, self._options = cls, constant, options
+
+    def refuse(self, module: nn.Module) -> str | None:
         reason = _wrong_kind(module) or unlike_conv2d(module) or _hidden_weight(module)
         reason = reason or _single_tap(module) or _has_more(module)
-        if reason is None and constant and parametrize.is_parametrized(module, "weight"):
+        if reason is None and self._constant and parametrize.is_parametrized(module, "weight"):
             reason = "its weight is parametrised, which a constant start would undo"
         return reason
 
-    def prepare(name: str, conv: nn.Conv2d) -> Finish:
-        with located(name, conv):
-            layer = cls._with_arguments_of(conv, **options)
-            if layer.fixed_kernel and not constant:
+    def prepare(self, name: str, conv: nn.Conv2d) -> Finish:
+        with _located(name, conv):
+            layer = self._class._with_arguments_of(conv, **self._options)
+            if layer.fixed_kernel and not self._constant:
                 raise ValueError(
                     'fixed_kernel: would discard the weights; say so by start="constant"'
                 )
@@ -137,15 +141,17 @@ def _adaptive_family(cls: type[AdaptiveConv2d], start: Start, options: dict[str,
         else:
             take_over_weights(conv, layer)
         # On the meta device there are no values to tell by.
-        departure = layer.departure() if has_values(own_tensor(layer)) else None
+        why = layer.why_not_standard() if has_values(own_tensor(layer)) else None
 
         def finish() -> tuple[nn.Module, tuple[str, ...]]:
-            if constant:
+            if self._constant:
                 with torch.no_grad():
                     layer.weight.fill_(1 / layer.weight[0].numel())
-            notes = ["frozen weights; what is new is trained"] if _is_frozen(conv) else []
-            if departure is not None:
-                notes.append(f"computes something else than it did: {departure}")
+            notes = []
+            if not any(parameter.requires_grad for parameter in conv.parameters()):
+                notes.append("frozen weights; what is new is trained")
+            if why is not None:
+                notes.append(f"computes something else than it did: {why}")
             if parametrize.is_parametrized(layer):
                 names = ", ".join(layer.parametrizations)  # type: ignore[arg-type]
                 notes.append(f"parametrisation of {names} carried over")
@@ -153,66 +159,49 @@ def _adaptive_family(cls: type[AdaptiveConv2d], start: Start, options: dict[str,
 
         return finish
 
-    if constant:
-        return Family(refuse, prepare, shared_outside)
-    return Family(refuse, prepare)
+    def withdraw(self, model: nn.Module, prepared: Collection[int]) -> dict[int, str]:
+        return shared_outside(model, prepared) if self._constant else {}
 
 
-def _weighted_family(density: Any = None, preserve: bool = True) -> Family:
+class _Weighted(Family):
     """Weighted layers; without a density, the paper's for each kernel size."""
-    densities: dict[int, Density] = {}
-    divided: set[Memory] | None = set() if preserve else None
 
-    def chosen(conv: _ConvNd) -> Any:
-        if density is not None:
-            return density
-        profiles = [paper_profile(k, len(conv.kernel_size)) for k in conv.kernel_size]
-        return profiles if len(set(conv.kernel_size)) > 1 else profiles[0]
+    def __init__(self, density: Any = None, preserve: bool = True) -> None:
+        self._weighter, self._preserve = Weighter(density, preserve), preserve
 
-    def refuse(module: nn.Module) -> str | None:
+    def refuse(self, module: Any) -> str | None:
         reason = _wrong_kind(module)
-        if reason is None and type(module) not in WEIGHTED and not _is_parametrized_conv(module):
+        if reason is None and parametrize.type_before_parametrizations(module) not in WEIGHTED:
             reason = unlike_conv2d(module)
         reason = reason or _lazy(module) or _hidden_weight(module) or _single_tap(module)
-        if reason is None and preserve and parametrize.is_parametrized(module, "weight"):
+        if reason is None and self._preserve and parametrize.is_parametrized(module, "weight"):
             reason = (
                 "its weight is parametrised, so that it cannot be divided by the density; "
                 "preserve=False puts the density on top of it"
             )
-        if reason is None and density is None:
-            try:
-                chosen(module)  # type: ignore[arg-type]
-            except ValueError as error:
-                reason = str(error)
-        if reason is None and isinstance(density, Mapping):
-            kernel_size = tuple(module.kernel_size)  # type: ignore[arg-type]
-            if _in_mapping(kernel_size, density) is None:
-                reason = f"density has no entry for kernel_size {kernel_size}"
-        return reason
+        return reason or self._weighter.lacks(tuple(module.kernel_size))
 
-    def prepare(name: str, conv: _ConvNd) -> Finish:
-        made = densities[id(conv)] = _density_for(name, conv, chosen(conv), preserve)
-
-        undivided = preserve and not has_values(conv.weight)
+    def prepare(self, name: str, conv: _ConvNd) -> Finish:
+        self._weighter.prepare(name, conv)
+        undivided = self._preserve and not has_values(conv.weight)
         notes = ("on the meta device, where no weight is divided by its density",) * undivided
+        return lambda: (self._weighter(conv), notes)
 
-        def finish() -> tuple[nn.Module, tuple[str, ...]]:
-            return _weighted(conv, made, divided), notes
-
-        return finish
-
-    def withdraw(model: nn.Module, prepared: Collection[int]) -> dict[int, str]:
-        return unshareable(model, {key: densities[key] for key in prepared}) if preserve else {}
-
-    return Family(refuse, prepare, withdraw)
+    def withdraw(self, model: nn.Module, prepared: Collection[int]) -> dict[int, str]:
+        return self._weighter.unshareable(model, prepared)
 
 
-def _factory_family(factory: Callable[..., nn.Module], options: dict[str, Any]) -> Family:
-    def refuse(module: nn.Module) -> str | None:
+class _Factory(Family):
+    """What a user's function makes of a convolution."""
+
+    def __init__(self, factory: Callable[..., nn.Module], options: dict[str, Any]) -> None:
+        self._factory, self._options = factory, options
+
+    def refuse(self, module: nn.Module) -> str | None:
         return _wrong_kind(module)
 
-    def prepare(name: str, conv: nn.Conv2d) -> Finish | str:
-        made = factory(conv, **options)
+    def prepare(self, name: str, conv: nn.Module) -> Finish | str:
+        made = self._factory(conv, **self._options)
         if not isinstance(made, nn.Module):
             raise TypeError(
                 f"to: expected the function to return an nn.Module, got {type(made).__name__}"
@@ -228,11 +217,92 @@ def _factory_family(factory: Callable[..., nn.Module], options: dict[str, Any]) 
 
         return finish
 
-    return Family(refuse, prepare)
+
+class Plain(Family):
+    """Plain convolutions, of layers of this library that compute nothing else."""
+
+    def __init__(self, model: nn.Module, strict: bool) -> None:
+        self._strict = strict
+        self._shared = shared_kernels(model)
+        self._weighted: list[nn.Module] = []
+        self._refused: list[str] = []
+
+    def stranger(self, module: nn.Module) -> str | None:
+        return None if is_ours(module) else "no layer of this library"
+
+    def refuse(self, module: nn.Module) -> str | None:
+        return None
+
+    def prepare(self, name: str, conv: nn.Module) -> Finish | str:
+        if not isinstance(conv, AdaptiveConv2d):
+            self._weighted.append(conv)
+            return lambda: self._folded(conv)
+        reason = conv.why_not_standard() or _unfoldable_modulation(conv, id(conv) in self._shared)
+        if reason is None:
+            return lambda: _standard(conv)
+        self._refused.append(f"{named(name)}: {reason}")
+        return f"would not be exact: {reason}"
+
+    def withdraw(self, model: nn.Module, prepared: Collection[int]) -> dict[int, str]:
+        if self._strict and self._refused:
+            raise ValueError(
+                "model: expected layers that are exactly standard convolutions; these are not "
+                "(leave them out by where, or by strict=False):\n  " + "\n  ".join(self._refused)
+            )
+        self._folder = Folder(model, self._weighted)
+        return {}
+
+    def _folded(self, layer: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
+        note = self._folder.note(layer)
+        return self._folder(layer), () if note is None else (note,)
+
+
+@torch.no_grad()
+def _standard(layer: AdaptiveConv2d) -> tuple[nn.Module, tuple[str, ...]]:
+    """Return the convolution that a layer is whose positions are the standard ones."""
+    like = own_tensor(layer)
+    conv = nn.Conv2d(
+        **{name: getattr(layer, name) for name in _CONV_ARGUMENTS},
+        bias=layer.bias is not None,
+        device=like.device,
+        dtype=like.dtype,
+    )
+    notes: tuple[str, ...] = ()
+    if layer.fixed_kernel:
+        conv.weight = nn.Parameter(layer.weight.detach(), requires_grad=False)
+        conv.bias = layer.bias
+    else:
+        take_over_weights(layer, conv)
+    modulation = _constant_modulation(layer)
+    if modulation is not None:
+        notes = ("its constant modulation is multiplied into the weights",)
+        # From a factor for every sample to one for every weight, (O, C / groups, kh, kw).
+        taps = modulation.view(layer.sample_groups, *layer.kernel_size)
+        per_channel = taps.repeat_interleave(layer.in_channels // layer.sample_groups, dim=0)
+        per_group = per_channel.unflatten(0, (layer.groups, -1))
+        conv.weight.mul_(per_group.repeat_interleave(layer.out_channels // layer.groups, dim=0))
+    return conv, (*notes, *take_over_surroundings(layer, conv))
+
+
+def _constant_modulation(layer: AdaptiveConv2d) -> torch.Tensor | None:
+    """Return the constant factors of a layer's samples; None if they are 1."""
+    bias = None if layer.modulation_conv is None else layer.modulation_conv.bias
+    return None if bias is None or not bias.any() else 2 * torch.sigmoid(bias)
+
+
+def _unfoldable_modulation(layer: AdaptiveConv2d, shared: bool) -> str | None:
+    """Return why a constant modulation cannot go into the weights, or None."""
+    if _constant_modulation(layer) is None:
+        return None
+    if parametrize.is_parametrized(layer, "weight"):
+        return "its modulation is constant, but its weight is parametrised"
+    if shared:
+        return "its modulation is constant, but its weight is shared with another layer"
+    return None
 
 
 @contextmanager
-def located(name: str, module: nn.Module) -> Iterator[None]:
+def _located(name: str, module: nn.Module) -> Iterator[None]:
     """Say in an error at which layer it arose."""
     try:
         yield
@@ -267,7 +337,7 @@ def _only_weights(start: Start, to: str) -> None:
 def _wrong_kind(module: nn.Module) -> str | None:
     if isinstance(module, AdaptiveConv2d) or is_foreign(module):
         return "adaptive already"
-    if weighting_of(module) is not None:
+    if density_of(module) is not None:
         return "weighted already"
     if not isinstance(module, _ConvNd):
         return f"no convolution of PyTorch but of its own kind, {type(module).__name__}"
@@ -304,13 +374,3 @@ def _has_more(module: nn.Module) -> str | None:
     more = [*module._parameters, *module._buffers, *module._modules]
     more = [name for name in more if name not in ("weight", "bias", "parametrizations")]
     return f"it holds {', '.join(more)} besides its weights, which would be lost" if more else None
-
-
-def _is_parametrized_conv(module: nn.Module) -> bool:
-    return parametrize.is_parametrized(module) and (
-        parametrize.type_before_parametrizations(module) in WEIGHTED
-    )
-
-
-def _is_frozen(conv: nn.Conv2d) -> bool:
-    return not any(parameter.requires_grad for parameter in conv.parameters())

@@ -7,24 +7,17 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from finslerconv._models import named
 from finslerconv.nn._adaptive import AdaptiveConv2d
-from finslerconv.nn.conversion._report import named
-from finslerconv.nn.weighted._parametrize import weighting_of
+from finslerconv.nn.weighted import density_of
 
 
 @dataclass(frozen=True)
 class Found:
-    """A convolution of a model.
+    """A convolution of a model, by all its dotted names.
 
-    Attributes
-    ----------
-    names : list of str
-        All its dotted names.
-    module : nn.Module
-    part : str or None
-        Of which adaptive layer it is a part, and is therefore left alone.
-    note : str or None
-        What is to be told if it is converted.
+    ``part`` says of which adaptive layer it is a part (it is then left alone), ``note`` what the
+    report says if it is converted.
     """
 
     names: list[str]
@@ -74,14 +67,14 @@ def is_adaptive(module: nn.Module) -> bool:
 
 def is_ours(module: nn.Module) -> bool:
     """Whether a module is a convolution of this library."""
-    return isinstance(module, AdaptiveConv2d) or weighting_of(module) is not None
+    return isinstance(module, AdaptiveConv2d) or density_of(module) is not None
 
 
 def is_foreign(module: nn.Module) -> bool:
-    """Whether a module is an adaptive convolution of another library, none of which is imported.
+    """Whether a module is an adaptive convolution of another library; none of them is imported.
 
-    That is torchvision's ``DeformConv2d``, one with the groups or the inner convolution of mmcv's
-    and detectron2's, or one that tells its positions as those of this library do.
+    torchvision's ``DeformConv2d``, one with the groups or the inner convolution of mmcv's and
+    detectron2's, or one with the methods of this library's.
     """
     if isinstance(module, AdaptiveConv2d):
         return False

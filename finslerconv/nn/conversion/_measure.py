@@ -1,13 +1,14 @@
 """How long each convolution of a model takes with an example, and how large its output is."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from finslerconv._models import evaluating
 
 Example = Tensor | Sequence[Any] | Mapping[str, Any]
 
@@ -16,19 +17,21 @@ _REPEATS = 3
 
 @dataclass(frozen=True)
 class Measurement:
-    """What an example showed.
+    """What an example showed: the quickest of several passes forward, without gradients.
 
-    Attributes
-    ----------
-    seconds : float
-        Of the whole model: the quickest of several passes forward, without gradients.
-    layers : dict
-        For each layer that was run, by its identity: the spatial size of its (last) output, and
-        the seconds of all its calls within a pass, in the quickest.
+    ``seconds`` is that of the whole model; ``layers`` has, by the identity of each layer that ran,
+    the spatial size of its last output and the seconds of all its calls within a pass.
     """
 
     seconds: float
     layers: dict[int, tuple[tuple[int, ...], float]]
+
+    def of(self, layer: nn.Module) -> dict[str, Any]:
+        """Return the fields of a :class:`Cost` that were measured: none if it was not run."""
+        if id(layer) not in self.layers:
+            return {}
+        size, seconds = self.layers[id(layer)]
+        return {"output_size": size, "seconds": seconds}
 
 
 @torch.no_grad()
@@ -50,7 +53,7 @@ def measure(model: nn.Module, layers: Sequence[nn.Module], example: Example) -> 
 
     totals: list[float] = []
     passes: list[dict[int, float]] = []
-    with _evaluating(model):
+    with evaluating(model):
         _run(model, example)
         # The whole model is timed without the hooks, which make a GPU wait at every layer.
         for _ in range(_REPEATS):
@@ -87,18 +90,6 @@ def _run(model: nn.Module, example: Example) -> None:
         model(**example)
     else:
         model(*example)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode, and each of its modules back into its own after it."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def _synchronize() -> None:

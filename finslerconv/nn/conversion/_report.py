@@ -1,18 +1,16 @@
 """What a conversion did to a model, convolution by convolution, and what it costs."""
 
-import io
+import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import zip_longest
 
 import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from finslerconv._models import named
 from finslerconv.nn._adaptive import AdaptiveConv2d
-
-if TYPE_CHECKING:
-    from rich.console import Group
-    from rich.table import Table
 
 # Columns of the printed report: a terminal's, and as many as a page shows.
 _WIDTH = 80
@@ -91,7 +89,7 @@ class LeftAlone:
 class ConversionReport:
     """What a conversion did to a model: every convolution is in one of its two lists.
 
-    Shown as a table by ``print(report)``, and in colour by rich (``rich.print(report)``).
+    ``print(report)`` shows it as tables.
 
     Attributes
     ----------
@@ -116,40 +114,6 @@ class ConversionReport:
     seconds_before: float | None = None
     seconds_after: float | None = None
 
-    def table(self) -> "Table":
-        """Return the table of the convolutions that were replaced, for rich."""
-        timed = any(row.after.seconds is not None for row in self.converted)
-        table = _narrow_table("Converted convolutions")
-        table.add_column("name", overflow="fold")
-        table.add_column("convolution", overflow="fold")
-        for heading in ("parameters", "multiply-adds\nper pixel"):
-            table.add_column(heading, justify="right", no_wrap=True)
-        if timed:
-            for heading in ("output", "time / ms"):
-                table.add_column(heading, justify="right", no_wrap=True)
-        for row in self.converted:
-            cells = [
-                "\n".join((named(row.name), *(f"= {name}" for name in row.also))),
-                "\n".join((row.old, f"-> {_changed(row.old, row.new)}", *row.notes)),
-                f"{row.after.parameters:,}\n({row.after.parameters - row.before.parameters:+,})",
-                f"{_short(row.after.multiply_adds)}\n({_more(row.before, row.after)})",
-            ]
-            if timed:
-                size = row.after.output_size
-                cells.append("not run" if size is None else " x ".join(map(str, size)))
-                cells.append(_arrow(_ms(row.before.seconds), _ms(row.after.seconds)))
-            table.add_row(*cells)
-        return table
-
-    def left_alone_table(self) -> "Table":
-        """Return the table of the convolutions that were left alone, for rich."""
-        table = _narrow_table(f"Left alone (selected: {self.selected})")
-        for heading in ("name", "what it is", "why"):
-            table.add_column(heading, overflow="fold")
-        for row in self.left_alone:
-            table.add_row(named(row.name), row.kind, row.reason)
-        return table
-
     def summary(self) -> str:
         """Return in a few lines how many were converted, and what it costs."""
         more = self.parameters_after - self.parameters_before
@@ -165,36 +129,72 @@ class ConversionReport:
             )
         return "\n".join([*(f"also: {change}" for change in self.changes), *lines])
 
-    def __rich__(self) -> "Group":
-        from rich.console import Group
-        from rich.text import Text
-
-        parts: list[Table | Text] = [self.table()] if self.converted else []
-        if self.left_alone:
-            parts.append(self.left_alone_table())
-        return Group(*parts, Text(self.summary()))
-
     def __str__(self) -> str:
-        from rich.console import Console
+        parts = []
+        if self.converted:
+            timed = any(row.after.seconds is not None for row in self.converted)
+            head = ["name", "convolution", "parameters", "multiply-adds\nper pixel"]
+            head += ["output", "time / ms"] * timed
+            rows = [_cells(row, timed) for row in self.converted]
+            parts.append(f"Converted convolutions\n\n{_table(head, rows, n_text=2)}")
+        if self.left_alone:
+            rows = [[named(row.name), row.kind, row.reason] for row in self.left_alone]
+            table = _table(["name", "what it is", "why"], rows, n_text=3)
+            parts.append(f"Left alone (selected: {self.selected})\n\n{table}")
+        return "\n\n".join([*parts, self.summary()])
 
-        text = io.StringIO()
-        Console(file=text, width=_WIDTH, color_system=None, force_terminal=False).print(self)
-        return "\n".join(line.rstrip() for line in text.getvalue().rstrip().split("\n"))
+    def __rich__(self) -> str:
+        return str(self)
 
 
-def _narrow_table(title: str) -> "Table":
-    """Return an empty table whose lines cost no room: those of a report are read at 80 columns."""
-    from rich import box
-    from rich.table import Table
+def _cells(row: Converted, timed: bool) -> list[str]:
+    """Return the cells of one converted convolution, some of several lines."""
+    old, new = row.before, row.after
+    growth = "new"
+    if old.multiply_adds:
+        growth = f"{new.multiply_adds / old.multiply_adds - 1:+.1%}"
+    # Of the new layer the class alone, where the arguments stay.
+    name, _, arguments = row.new.partition("(")
+    changed = name if row.old.partition("(")[2] == arguments else row.new
+    cells = [
+        "\n".join((named(row.name), *(f"= {name}" for name in row.also))),
+        "\n".join((row.old, f"-> {changed}", *row.notes)),
+        f"{new.parameters:,}\n({new.parameters - old.parameters:+,})",
+        f"{_short(new.multiply_adds)}\n({growth})",
+    ]
+    if timed:
+        size, times = new.output_size, (_ms(old.seconds), _ms(new.seconds))
+        cells.append("not run" if size is None else " x ".join(map(str, size)))
+        cells.append(times[0] if times[0] == times[1] else "\n-> ".join(times))
+    return cells
 
-    return Table(
-        title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
-    )
 
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], n_text: int) -> str:
+    """Return a table of at most 80 columns: the first ``n_text`` columns are text and wrapped."""
+    columns = list(zip(head, *rows, strict=True))
+    widths = [max(len(line) for cell in cells for line in cell.split("\n")) for cells in columns]
+    # What the numbers and the gaps leave is shared; a column that needs less leaves more.
+    room = _WIDTH - 1 - 2 * (len(head) - 1) - sum(widths[n_text:])
+    for k, i in enumerate(sorted(range(n_text), key=widths.__getitem__)):
+        widths[i] = min(widths[i], room // (n_text - k))
+        room -= widths[i]
 
-def named(name: str) -> str:
-    """Return a module's name as it is shown; the model itself has none."""
-    return name or "(the model itself)"
+    def shown(cells: Sequence[str]) -> list[str]:
+        wrapped = [
+            [part for line in cell.split("\n") for part in textwrap.wrap(line, width) or [""]]
+            for cell, width in zip(cells, widths, strict=True)
+        ]
+        return [
+            " "
+            + "  ".join(
+                (f"{text:<{width}}" if i < n_text else f"{text:>{width}}")
+                for i, (text, width) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in zip_longest(*wrapped, fillvalue="")
+        ]
+
+    rule = " " + "─" * (sum(widths) + 2 * (len(widths) - 1))
+    return "\n".join([*shown(head), rule, *(line for row in rows for line in shown(row))])
 
 
 def described(module: nn.Module) -> str:
@@ -243,22 +243,6 @@ def count_parameters(module: nn.Module) -> int:
 
 def _by(sizes: tuple[int, ...]) -> str:
     return "x".join(map(str, sizes))
-
-
-def _arrow(before: str, after: str) -> str:
-    return before if before == after else f"{before}\n-> {after}"
-
-
-def _changed(old: str, new: str) -> str:
-    """Return what is new: the class alone, where the arguments stay."""
-    name, _, arguments = new.partition("(")
-    return name if old.partition("(")[2] == arguments else new
-
-
-def _more(before: Cost, after: Cost) -> str:
-    if not before.multiply_adds:
-        return "new"
-    return f"{after.multiply_adds / before.multiply_adds - 1:+.1%}"
 
 
 def _short(count: int) -> str:

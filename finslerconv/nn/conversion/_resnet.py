@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import nn
 
-from finslerconv.nn.conversion._convert import Conversion, _check_arguments, _copied, convert
+from finslerconv.nn._selection import select
+from finslerconv.nn.conversion._convert import Conversion, check_arguments, convert, copied
 from finslerconv.nn.conversion._families import Start, To
 from finslerconv.nn.conversion._measure import Example
 from finslerconv.nn.conversion._report import described
-from finslerconv.nn.conversion._selection import select
 
 _STAGES = ("layer1", "layer2", "layer3", "layer4")
 
@@ -77,12 +77,12 @@ def convert_resnet(
     --------
     ``model, report = convert_resnet(torchvision.models.resnet18(weights="DEFAULT"))``
     """
-    _check_arguments(model, inplace)
+    check_arguments(model, inplace)
     _check_resnet(model)
     if to == "metric":
         options.setdefault("head", "spectral_scaled")
     if not inplace:
-        model = _copied(model)
+        model = copied(model)
     edits = _small_stem(model) if small_images else []
     if dilate_last_stage:
         edits += _full_resolution(model.layer4)  # type: ignore[arg-type]

@@ -3,8 +3,6 @@
 from torch import nn
 from torch.nn.utils import parametrize
 
-from finslerconv.nn.weighted._parametrize import replace_modules
-
 _HOOKS = (
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
@@ -20,11 +18,6 @@ _STATE_HOOKS = (
     "_load_state_dict_pre_hooks",
     "_load_state_dict_post_hooks",
 )
-
-
-def replace(model: nn.Module, new: dict[int, nn.Module]) -> nn.Module:
-    """Put new modules, by the identity of the old, into a model, wherever the old ones are."""
-    return replace_modules(model, lambda _, module: new.get(id(module), module))
 
 
 def take_over_weights(old: nn.Module, new: nn.Module) -> None:

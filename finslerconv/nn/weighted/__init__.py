@@ -4,18 +4,33 @@ The second source of the library, Cammarasana and Patanè (arXiv 2505.24558): a 
 taps changes how a network trains, not what it can compute, and costs nothing at inference.
 """
 
-from finslerconv.nn.weighted._checkpoints import load_reference_checkpoint
-from finslerconv.nn.weighted._convert import to_weighted
 from finslerconv.nn.weighted._density import (
     Density,
+    DensityLike,
     SeparableDensity,
     TensorDensity,
     paper_profile,
 )
-from finslerconv.nn.weighted._fold import fold
 from finslerconv.nn.weighted._metric_density import MetricDensity, TrainableRanders
-from finslerconv.nn.weighted._modules import WeightedConv1d, WeightedConv2d, WeightedConv3d
-from finslerconv.nn.weighted._parametrize import unweight_convolution, weight_convolution
+from finslerconv.nn.weighted._models import (
+    Folder,
+    Weighter,
+    fold,
+    shared_kernels,
+    shared_outside,
+    to_weighted,
+)
+from finslerconv.nn.weighted._modules import (
+    WEIGHTED,
+    WeightedConv1d,
+    WeightedConv2d,
+    WeightedConv3d,
+)
+from finslerconv.nn.weighted._parametrize import (
+    density_of,
+    unweight_convolution,
+    weight_convolution,
+)
 from finslerconv.nn.weighted._profiles import (
     FreeProfile,
     GaussianProfile,
@@ -29,7 +44,7 @@ from finslerconv.nn.weighted._search import (
     plot_density_search,
     search_density,
 )
-from finslerconv.nn.weighted._training import density_parameter_groups
+from finslerconv.nn.weighted._training import density_parameter_groups, load_reference_checkpoint
 
 __all__ = [
     "WeightedConv1d",
@@ -56,4 +71,12 @@ __all__ = [
     "Evaluation",
     "paper_bounds",
     "plot_density_search",
+    # What conversion and the reading of positions share with this package.
+    "DensityLike",
+    "density_of",
+    "WEIGHTED",
+    "Weighter",
+    "Folder",
+    "shared_kernels",
+    "shared_outside",
 ]

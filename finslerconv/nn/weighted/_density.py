@@ -130,7 +130,7 @@ class SeparableDensity(Density):
             if trainable:
                 hold(self, f"profile_{axis}", values, positive)
         if not trainable:
-            self.phi = _outer(_full_profiles(profiles, self.kernel_size))
+            self.phi = outer(_full_profiles(profiles, self.kernel_size))
         # Computed in double until here: a fixed float32 Phi is rounded once.
         place(self, device, dtype)
 
@@ -156,7 +156,7 @@ class SeparableDensity(Density):
         return _full_profiles(named, self.kernel_size)
 
     def _evaluate(self) -> Tensor:
-        return _outer(self.profiles())
+        return outer(self.profiles())
 
 
 class TensorDensity(Density):
@@ -207,6 +207,10 @@ class TensorDensity(Density):
         return held(self, "values", self.positive)
 
 
+#: What a layer takes as its density: an object, a tensor of the kernel's shape, or a profile.
+DensityLike = Density | Tensor | Sequence[float] | Sequence[Sequence[float]]
+
+
 def paper_profile(kernel_size: int, n_axes: int = 2) -> list[float]:
     """Return the half-profile that the paper uses for a kernel of one size.
 
@@ -249,11 +253,7 @@ def paper_profile(kernel_size: int, n_axes: int = 2) -> list[float]:
     return list(table[n_axes][kernel_size])
 
 
-def as_density(
-    density: Density | Tensor | Sequence[float] | Sequence[Sequence[float]],
-    kernel_size: Sequence[int],
-    like: Tensor,
-) -> Density:
+def as_density(density: DensityLike, kernel_size: Sequence[int], like: Tensor) -> Density:
     """Return what a layer's ``density`` argument stands for, checked against its kernel."""
     kernel_size = tuple(kernel_size)
     if isinstance(density, Tensor):
@@ -317,9 +317,12 @@ def _checked_profiles(
                 f"profile must hold numbers, or one sequence per axis, not both; got {profile!r}"
             )
         if len(set(kernel_size)) > 1:
+            lengths = "; ".join(
+                f"{_expected_length(k)} for axis {a}" for a, k in enumerate(kernel_size)
+            )
             raise ValueError(
                 f"kernel_size {kernel_size} differs between axes, so profile must hold one "
-                f"sequence per axis, {_expected_lengths(kernel_size)}; got one for all: {profile!r}"
+                f"sequence per axis, {lengths}; got one for all: {profile!r}"
             )
         rows = [rows]
     elif len(rows) != len(kernel_size):
@@ -346,15 +349,10 @@ def _checked_profiles(
 def _expected_length(k: int) -> str:
     if k % 2 == 0:
         return f"{k} values (the full profile)"
-    half = f"{k // 2} value" + "s" * (k // 2 != 1)
     return (
-        f"{half} (from the outermost tap inwards, centre 1 left out) or {k} values "
-        "(the full profile)"
+        f"{k // 2} value{'s' * (k // 2 != 1)} (from the outermost tap inwards, centre 1 left out) "
+        f"or {k} values (the full profile)"
     )
-
-
-def _expected_lengths(kernel_size: tuple[int, ...]) -> str:
-    return "; ".join(f"{_expected_length(k)} for axis {a}" for a, k in enumerate(kernel_size))
 
 
 def check_values(values: Tensor, name: str, positive: bool) -> None:
@@ -386,21 +384,17 @@ def held(module: nn.Module, name: str, as_logarithm: bool) -> Tensor:
 
 
 def _full_profiles(profiles: Sequence[Tensor], kernel_size: tuple[int, ...]) -> tuple[Tensor, ...]:
-    """One full profile per axis, from half or full ones, of which a single one is for all."""
-    shared = len(profiles) == 1
+    """Return one full profile per axis, from half or full ones; a single one is for all axes."""
+    if len(profiles) == 1:
+        profiles = [profiles[0]] * len(kernel_size)
     return tuple(
-        _full_profile(profiles[0 if shared else axis], k) for axis, k in enumerate(kernel_size)
+        p if len(p) == k else torch.cat([p, p.new_ones(1), p.flip(0)])
+        for p, k in zip(profiles, kernel_size, strict=True)
     )
 
 
-def _full_profile(profile: Tensor, k: int) -> Tensor:
-    if len(profile) == k:
-        return profile
-    return torch.cat([profile, profile.new_ones(1), profile.flip(0)])
-
-
-def _outer(profiles: Sequence[Tensor]) -> Tensor:
-    """Tensor product of the profiles, in the order of the axes."""
+def outer(profiles: Sequence[Tensor]) -> Tensor:
+    """Return the tensor product of profiles, in the order of the axes."""
     phi = profiles[0]
     for profile in profiles[1:]:
         phi = phi[..., None] * profile

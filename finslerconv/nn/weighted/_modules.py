@@ -1,25 +1,19 @@
 """The modules: ``nn.Conv1d``, ``nn.Conv2d`` and ``nn.Conv3d`` with a density on their taps."""
 
-from collections.abc import Sequence
-from typing import Any, Literal
+import inspect
+from collections.abc import Callable
+from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn.modules.conv import _ConvNd
 
 from finslerconv._tracing import recorded
 from finslerconv.nn._constructor import constructor
-from finslerconv.nn.weighted._density import Density, as_density
-from finslerconv.nn.weighted._fused import Geometry, same_padding, weighted_conv
-
-PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
-
-#: What a layer takes as its density: an object, a tensor of the kernel's shape, or a profile.
-DensityLike = Density | Tensor | Sequence[float] | Sequence[Sequence[float]]
+from finslerconv.nn.weighted._density import Density, DensityLike, as_density
 
 
-class _Weighted(nn.modules.conv._ConvNd):
+class Weighted(_ConvNd):
     """What the three modules share: a density beside the weight, and the forward pass."""
 
     density: Density
@@ -30,27 +24,40 @@ class _Weighted(nn.modules.conv._ConvNd):
         return self.weight * self.density().to(self.weight.dtype)
 
     @property
-    def itself(self) -> "_Weighted":
+    def itself(self) -> "Weighted":
         """The layer, by a name for it where it is the root of a symbolic trace."""
         return self
 
+    def forward(self, input: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Convolve ``input`` by ``weight * Phi``; the shapes are those of the plain convolution."""
+        return _output(self, input)
+
 
 @recorded
-def _output(layer: _Weighted, x: Tensor) -> Tensor:
-    padding: Any = layer.padding
-    if padding == "same":
-        padding = same_padding(layer.kernel_size, layer.dilation)
-    elif padding == "valid":
-        padding = (0,) * len(layer.kernel_size)
-    if layer.padding_mode != "zeros" or padding is None:
-        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-        x = functional.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
-        padding = (0,) * len(layer.kernel_size)
-    geometry = Geometry(layer.stride, padding, layer.dilation, layer.groups)
-    return weighted_conv(layer, x, layer.weight, layer.density(), layer.bias, geometry)
+def _output(layer: Any, x: Tensor) -> Tensor:
+    return layer._conv_forward(x, layer.effective_weight, layer.bias)
 
 
-class WeightedConv1d(_Weighted, nn.Conv1d):
+def _constructor(plain: type[_ConvNd]) -> Callable[..., None]:
+    """Return a constructor that takes the arguments of a plain convolution, and ``density``."""
+
+    def init(self: Any, *arguments: Any, density: DensityLike, **options: Any) -> None:
+        plain.__init__(self, *arguments, **options)
+        self.density = as_density(density, self.kernel_size, self.weight)
+
+    kind = inspect.Parameter.KEYWORD_ONLY
+    parameters = [
+        *(
+            parameter.replace(annotation=inspect.Parameter.empty)
+            for parameter in inspect.signature(plain.__init__).parameters.values()
+        ),
+        inspect.Parameter("density", kind, annotation=DensityLike),
+    ]
+    init.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return constructor(init)
+
+
+class WeightedConv1d(Weighted, nn.Conv1d):
     r"""``nn.Conv1d`` whose kernel is multiplied tap by tap with a density.
 
     The arguments of :class:`torch.nn.Conv1d`, and ``density``; see :class:`WeightedConv2d`.
@@ -61,47 +68,10 @@ class WeightedConv1d(_Weighted, nn.Conv1d):
     torch.Size([1, 1, 6])
     """
 
-    @constructor
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int],
-        stride: int | tuple[int] = 1,
-        padding: str | int | tuple[int] = 0,
-        dilation: int | tuple[int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: PaddingMode = "zeros",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        density: DensityLike,
-    ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            padding_mode,
-            device,
-            dtype,
-        )
-        self.density = as_density(density, self.kernel_size, self.weight)
-
-    def forward(
-        self,
-        input: Float[Tensor, "*batch channels length"],
-    ) -> Float[Tensor, "*batch out_channels out_length"]:
-        """Convolve ``input`` by ``weight * Phi``."""
-        return _output(self, input)
+    __init__ = _constructor(nn.Conv1d)
 
 
-class WeightedConv2d(_Weighted, nn.Conv2d):
+class WeightedConv2d(Weighted, nn.Conv2d):
     r"""``nn.Conv2d`` whose kernel is multiplied tap by tap with a density.
 
     .. math:: y(x) = b + \sum_g \Phi(g) \, w(g) \, f(x + g)
@@ -141,47 +111,10 @@ class WeightedConv2d(_Weighted, nn.Conv2d):
     torch.Size([1, 8, 16, 16])
     """
 
-    @constructor
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: str | int | tuple[int, int] = 0,
-        dilation: int | tuple[int, int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: PaddingMode = "zeros",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        density: DensityLike,
-    ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            padding_mode,
-            device,
-            dtype,
-        )
-        self.density = as_density(density, self.kernel_size, self.weight)
-
-    def forward(
-        self,
-        input: Float[Tensor, "*batch channels height width"],
-    ) -> Float[Tensor, "*batch out_channels out_height out_width"]:
-        """Convolve ``input`` by ``weight * Phi``."""
-        return _output(self, input)
+    __init__ = _constructor(nn.Conv2d)
 
 
-class WeightedConv3d(_Weighted, nn.Conv3d):
+class WeightedConv3d(Weighted, nn.Conv3d):
     r"""``nn.Conv3d`` whose kernel is multiplied tap by tap with a density.
 
     The arguments of :class:`torch.nn.Conv3d`, and ``density``; see :class:`WeightedConv2d`.
@@ -192,41 +125,12 @@ class WeightedConv3d(_Weighted, nn.Conv3d):
     torch.Size([1, 1, 6, 6, 6])
     """
 
-    @constructor
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int, int],
-        stride: int | tuple[int, int, int] = 1,
-        padding: str | int | tuple[int, int, int] = 0,
-        dilation: int | tuple[int, int, int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: PaddingMode = "zeros",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        density: DensityLike,
-    ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            padding_mode,
-            device,
-            dtype,
-        )
-        self.density = as_density(density, self.kernel_size, self.weight)
+    __init__ = _constructor(nn.Conv3d)
 
-    def forward(
-        self,
-        input: Float[Tensor, "*batch channels depth height width"],
-    ) -> Float[Tensor, "*batch out_channels out_depth out_height out_width"]:
-        """Convolve ``input`` by ``weight * Phi``."""
-        return _output(self, input)
+
+#: The module of this library for each of PyTorch's.
+WEIGHTED: dict[type[_ConvNd], type[Weighted]] = {
+    nn.Conv1d: WeightedConv1d,
+    nn.Conv2d: WeightedConv2d,
+    nn.Conv3d: WeightedConv3d,
+}

@@ -1,6 +1,5 @@
 """Any existing convolution made weighted in place, by a parametrization, and made plain again."""
 
-from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -8,22 +7,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
-from finslerconv.nn.weighted._density import Density, as_density, check_no_zero
-from finslerconv.nn.weighted._modules import (
-    DensityLike,
-    WeightedConv1d,
-    WeightedConv2d,
-    WeightedConv3d,
-    _Weighted,
-)
-
-#: The module of this library for each of PyTorch's, and back.
-WEIGHTED: dict[type[_ConvNd], type[_Weighted]] = {
-    nn.Conv1d: WeightedConv1d,
-    nn.Conv2d: WeightedConv2d,
-    nn.Conv3d: WeightedConv3d,
-}
-PLAIN: dict[type[_Weighted], type[_ConvNd]] = {ours: theirs for theirs, ours in WEIGHTED.items()}
+from finslerconv.nn.weighted._density import Density, DensityLike, as_density, check_no_zero
+from finslerconv.nn.weighted._modules import Weighted
 
 Conv = TypeVar("Conv", bound=_ConvNd)
 
@@ -31,13 +16,6 @@ Conv = TypeVar("Conv", bound=_ConvNd)
 class Weighting(nn.Module):
     """The parametrization ``weight = original * Phi`` that :func:`weight_convolution` registers.
 
-    Parameters
-    ----------
-    density : Density
-        Phi; several parametrizations may hold the same one.
-
-    Notes
-    -----
     Assigning to ``conv.weight`` sets the kernel that is applied: ``original`` becomes what is
     assigned, divided by Phi, which must then have no zero.
     """
@@ -109,7 +87,7 @@ def weight_convolution(conv: Conv, density: DensityLike, *, preserve: bool = Fal
         raise TypeError(f"conv must be a convolution of PyTorch; got {type(conv).__name__}")
     if isinstance(conv, nn.modules.lazy.LazyModuleMixin) and conv.has_uninitialized_params():
         raise ValueError("conv has no weights yet; run it once, then put a density on it")
-    if weighting_of(conv) is not None:
+    if density_of(conv) is not None:
         raise ValueError("conv is weighted already; make it plain first (unweight_convolution)")
     density = as_density(density, conv.kernel_size, conv.weight)
     if preserve:
@@ -153,12 +131,12 @@ def unweight_convolution(conv: Conv, *, keep: str = "function") -> Conv:
     """
     if keep not in ("function", "weights"):
         raise ValueError(f"keep must be 'function' or 'weights'; got {keep!r}")
-    if isinstance(conv, _Weighted):
+    if isinstance(conv, Weighted):
         raise ValueError(
             f"{type(conv).__name__} is weighted by its class, which cannot be taken off in place; "
             "fold(conv) gives a plain convolution with the same output"
         )
-    if weighting_of(conv) is None:
+    if density_of(conv) is None:
         raise ValueError("conv has no density on it (weight_convolution puts one)")
     if len(conv.parametrizations["weight"]) > 1:  # type: ignore[index]
         raise ValueError(
@@ -178,8 +156,7 @@ def remove_parametrizations(module: nn.Module, *, leave_parametrized: bool) -> N
 def own_class(module: nn.Module) -> None:
     """Give a parametrized module a class of its own, in which a weight can be put and removed.
 
-    PyTorch makes one for each, but copies of a module share it: what is changed in it for one is
-    changed for all.
+    PyTorch makes one for each module, but copies share it: a change would reach them too.
     """
     if parametrize.is_parametrized(module):
         cls = type(module)
@@ -206,55 +183,18 @@ def divide(conv: _ConvNd, density: Density) -> None:
     conv.weight.div_(density().to(conv.weight.dtype))
 
 
-def kernel_parameter(module: nn.Module) -> Tensor | None:
-    """Return the parameter that is a module's weight, or becomes it times a density; or None."""
-    weight = module._parameters.get("weight")
-    if weight is None and parametrize.is_parametrized(module, "weight"):
-        functions: Any = module.parametrizations["weight"]  # type: ignore[index]
-        alone = len(functions) == 1 and isinstance(functions[0], Weighting)
-        weight = functions.original if alone else None
-    return weight
+def density_of(module: nn.Module) -> Density | None:
+    """Return the density on the taps of a module, or None.
 
-
-def weighting_of(module: nn.Module) -> Density | None:
-    """Return the density on a module's taps, put there by either way, or None."""
-    if isinstance(module, _Weighted):
+    Of a weighted module, and of a convolution that :func:`weight_convolution` weighted.
+    """
+    if isinstance(module, Weighted):
         return module.density
     if parametrize.is_parametrized(module, "weight"):
         for parametrization in module.parametrizations["weight"]:  # type: ignore[index]
             if isinstance(parametrization, Weighting):
                 return parametrization.density
     return None
-
-
-def recast(module: nn.Module, cls: type[Any]) -> Any:
-    """Make a module of another class with the same parameters, hooks, and attributes."""
-    new = nn.Module.__new__(cls)
-    # The containers are copied, their contents shared: hooks and parameters keep their identity.
-    new.__dict__.update({k: _shallow(v) for k, v in module.__dict__.items()})
-    return new
-
-
-def replace_modules(model: nn.Module, new: Callable[[str, nn.Module], nn.Module]) -> nn.Module:
-    """Replace each module of a model, once, wherever it occurs, by what ``new`` makes of it."""
-    made: dict[int, nn.Module] = {}
-
-    def visit(name: str, module: nn.Module) -> nn.Module:
-        if id(module) in made:
-            return made[id(module)]
-        replacement = made[id(module)] = new(name, module)
-        if replacement is module:
-            for child_name, child in module._modules.items():
-                if child is not None:
-                    path = f"{name}.{child_name}" if name else child_name
-                    module._modules[child_name] = visit(path, child)
-        return replacement
-
-    return visit("", model)
-
-
-def _shallow(value: Any) -> Any:
-    return value.copy() if isinstance(value, dict) else value
 
 
 def _reduce_weighted(self: nn.Module, protocol: Any) -> tuple[Any, ...]:

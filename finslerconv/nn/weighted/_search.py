@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from finslerconv._optional import needs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -106,11 +107,7 @@ def paper_bounds(kernel_size: int) -> tuple[tuple[float, float], ...]:
     Raises
     ------
     ValueError
-        For another size, to which the paper gives no ranges.
-
-    Notes
-    -----
-    Source: Cammarasana and Patanè, arXiv 2505.24558.
+        For another size, to which the paper (Cammarasana and Patanè, arXiv 2505.24558) gives none.
 
     Examples
     --------
@@ -138,18 +135,17 @@ def search_density(
 ) -> DensitySearch:
     """Search the half-profile for which an objective is least, by DIRECT-L.
 
-    The paper trains the weights inside (that is the objective's business) and searches the density
-    outside. DIRECT is deterministic and uses no gradient: it halves the box of profiles ever
-    finer where the objective is small. Each candidate, and first of all the standard convolution,
-    is evaluated under the same seeds, so that candidates differ in nothing but their density.
+    The objective trains the weights, and the search outside it chooses the density. DIRECT is
+    deterministic and uses no gradient: it divides the box of profiles where the objective is small.
+    Each candidate, the standard convolution first, is evaluated under the same seeds.
 
     Parameters
     ----------
     objective : callable
-        Takes a half-profile (a list of floats, outermost tap first; it can be passed on as
-        ``density=`` or to :func:`to_weighted`) and returns the number to be made small,
-        such as the validation loss after training. Python's, NumPy's and PyTorch's generators are
-        seeded before each call and put back after it. ``math.inf`` marks a candidate that failed.
+        From a half-profile (a list of floats, outermost tap first, as for ``density=``) to the
+        number to be made small, such as the validation loss after training. The generators of
+        Python, NumPy and PyTorch are seeded before each call and put back after it. ``math.inf``
+        marks a candidate that failed.
     kernel_size : int
         Odd number of taps along each axis.
     bounds : sequence of (float, float), optional
@@ -159,11 +155,10 @@ def search_density(
     max_evaluations : int
         How many candidates to evaluate, besides the standard convolution.
     log : path, optional
-        A file of JSON lines to which each evaluation is appended as it ends. If it exists, its
-        evaluations are replayed instead of computed anew, and the search goes on after them, with
-        the same result as without the interruption.
+        A file of JSON lines to which each evaluation is appended. Those that it holds are not
+        computed again: a search that was interrupted goes on, with the same result.
     progress : bool
-        Whether to show a progress bar.
+        Whether to show how far it is.
 
     Returns
     -------
@@ -203,45 +198,37 @@ def search_density(
     def evaluate(profile: tuple[float, ...]) -> Evaluation:
         if profile not in known:
             values = tuple(_seeded(objective, profile, seed) for seed in seeds)
-            known[profile] = Evaluation(profile, float(np.mean(values)), values)
+            known[profile] = _evaluation(profile, values)
             if path is not None:
-                _append(path, {"profile": profile, "values": values})
+                with path.open("a") as file:
+                    file.write(json.dumps({"profile": profile, "values": values}) + "\n")
         return known[profile]
 
     # SciPy's optimisers take a while to import, and few programs search.
     from scipy.optimize import direct
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, disable=not progress) as bar:
-        task = bar.add_task("density search", total=max_evaluations + 1)
-        standard = evaluate((1.0,) * len(box))
-        bar.advance(task)
+    standard = evaluate((1.0,) * len(box))
 
-        def candidate(x: np.ndarray) -> float:
-            if len(done) >= max_evaluations:
-                raise _BudgetSpentError
-            done.append(evaluate(tuple(float(value) for value in x)))
-            best = min(done, key=lambda e: e.value)
-            bar.update(task, advance=1, description=f"density search, best {best.value:.6g}")
-            return done[-1].value
+    def candidate(x: np.ndarray) -> float:
+        if len(done) >= max_evaluations:
+            raise _BudgetSpentError
+        done.append(evaluate(tuple(float(value) for value in x)))
+        if progress:
+            best = min(each.value for each in done)
+            how_far = f"{len(done)} of {max_evaluations}"
+            print(f"\rdensity search, best {best:.6g} ({how_far})", end="", flush=True)
+        return done[-1].value
 
-        # SciPy's own limits are set out of reach: its count overshoots, ours does not.
-        try:
-            found = direct(
-                candidate,
-                box,
-                locally_biased=True,
-                maxfun=10 * max_evaluations + 1000,
-                maxiter=10 * max_evaluations + 1000,
-            )
-            message = str(found.message)
-        except _BudgetSpentError:
-            message = f"all {max_evaluations} evaluations are spent"
+    # SciPy's own limits are set out of reach: its count overshoots, ours does not.
+    limit = 10 * max_evaluations + 1000
+    try:
+        found = direct(candidate, box, locally_biased=True, maxfun=limit, maxiter=limit)
+        message = str(found.message)
+    except _BudgetSpentError:
+        message = f"all {max_evaluations} evaluations are spent"
+    finally:
+        if progress:
+            print()
     return DensitySearch(
         kernel_size=kernel_size,
         bounds=box,
@@ -266,7 +253,8 @@ def plot_density_search(result: DensitySearch) -> "Figure":
     matplotlib.figure.Figure
         To be shown or saved; it belongs to no window.
     """
-    from matplotlib.figure import Figure
+    with needs("plot", "plot_density_search"):
+        from matplotlib.figure import Figure
 
     n = len(result.bounds)
     figure = Figure(figsize=(4 * (n + 1), 3.2), layout="constrained")
@@ -340,29 +328,22 @@ def _seeds(seed: int) -> Iterator[None]:
 
 def _read_log(path: Path, header: dict[str, Any]) -> dict[tuple[float, ...], Evaluation]:
     """Read the evaluations of an earlier run, or begin the log."""
-    if not path.exists() or not path.read_text():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(header) + "\n")
-        return {}
-    text = path.read_text()
-    if not text.endswith("\n"):
-        # The run was cut off while it wrote a line: that evaluation is lost, no other.
-        text = text[: text.rfind("\n") + 1]
-        path.write_text(text or json.dumps(header) + "\n")
-    first, *lines = (text or json.dumps(header)).splitlines()
+    begin = json.dumps(header)
+    text = path.read_text() if path.exists() else ""
+    # A line without its end was cut off as it was written: that evaluation is lost, no other.
+    first, *lines = text[: text.rfind("\n") + 1].splitlines() or [begin]
     if json.loads(first) != header:
         raise ValueError(
             f"log {str(path)!r} is of another search: it began with {first}, this one with "
-            f"{json.dumps(header)}; give another file"
+            f"{begin}; give another file"
         )
-    known = {}
-    for line in lines:
-        record = json.loads(line)
-        profile, values = tuple(record["profile"]), tuple(record["values"])
-        known[profile] = Evaluation(profile, float(np.mean(values)), values)
-    return known
+    kept = "\n".join([first, *lines]) + "\n"
+    if kept != text:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(kept)
+    records = map(json.loads, lines)
+    return {tuple(r["profile"]): _evaluation(r["profile"], r["values"]) for r in records}
 
 
-def _append(path: Path, record: dict[str, Any]) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps(record) + "\n")
+def _evaluation(profile: Sequence[float], values: Sequence[float]) -> Evaluation:
+    return Evaluation(tuple(profile), float(np.mean(values)), tuple(values))

@@ -11,12 +11,12 @@ from finslerconv.nn.weighted import (
     MetricDensity,
     SeparableDensity,
     WeightedConv2d,
+    density_of,
     density_parameter_groups,
     fold,
     to_weighted,
     weight_convolution,
 )
-from finslerconv.nn.weighted._parametrize import weighting_of
 
 
 class Net(nn.Module):
@@ -34,7 +34,7 @@ class Net(nn.Module):
 
 
 def weighted_names(model):
-    return [name for name, m in model.named_modules() if weighting_of(m) is not None]
+    return [name for name, m in model.named_modules() if density_of(m) is not None]
 
 
 ANY = {3: [0.7], 5: [0.2, 0.8], (3, 5): [[0.7], [0.2, 0.8]]}
@@ -109,9 +109,9 @@ def test_inplace_keeps_parameters_hooks_and_names():
 def test_a_density_object_is_shared_and_a_callable_makes_new_ones():
     shared = SeparableDensity((3, 3), [0.7], trainable=True)
     one = to_weighted(Net(), shared, 3)
-    assert weighting_of(one.body[0]) is weighting_of(one.up) is shared
+    assert density_of(one.body[0]) is density_of(one.up) is shared
     many = to_weighted(Net(), lambda k: SeparableDensity(k, [0.7], trainable=True), 3)
-    assert weighting_of(many.body[0]) is not weighting_of(many.up)
+    assert density_of(many.body[0]) is not density_of(many.up)
     groups = density_parameter_groups(many, lr=1e-4, density_lr=1e-2)
     assert [len(g["params"]) for g in groups] == [len(list(Net().parameters())), 2]
 

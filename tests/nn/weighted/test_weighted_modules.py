@@ -1,7 +1,6 @@
 """The modules against F.convNd(x, weight * Phi), in every setting, and as modules of PyTorch."""
 
 import copy
-import itertools
 import pickle
 
 import pytest
@@ -18,22 +17,12 @@ from finslerconv.nn.weighted import (
     fold,
     weight_convolution,
 )
-from finslerconv.nn.weighted import _fused as fused
 
 WEIGHTED = {1: WeightedConv1d, 2: WeightedConv2d, 3: WeightedConv3d}
 PLAIN = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 CONV = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 KERNEL = {1: (3,), 2: (3, 5), 3: (3, 1, 5)}
 SIZE = {1: (19,), 2: (13, 17), 3: (9, 7, 11)}
-
-
-@pytest.fixture(params=["definition", "fused"])
-def path(request, monkeypatch):
-    """Run a test on both ways of computing, whatever the size of the weights."""
-    monkeypatch.setattr(
-        fused, "_SMALLEST_FUSED_BYTES", 0 if request.param == "fused" else float("inf")
-    )
-    return request.param
 
 
 def random_density(kernel_size, dtype=torch.float64, trainable=False):
@@ -70,7 +59,7 @@ SETTINGS = [
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 @pytest.mark.parametrize("n", [1, 2, 3])
-def test_output_and_gradients_are_those_of_the_product(n, settings, path):
+def test_output_and_gradients_are_those_of_the_product(n, settings):
     conv, plain = pair(n, **settings)
     x = torch.randn(2, 4, *SIZE[n], dtype=torch.float64)
     ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
@@ -87,7 +76,7 @@ def test_output_and_gradients_are_those_of_the_product(n, settings, path):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("n", [1, 2, 3])
-def test_every_dtype_is_that_of_the_definition(n, dtype, path):
+def test_every_dtype_is_that_of_the_definition(n, dtype):
     density = random_density(KERNEL[n], dtype=dtype)
     conv = WEIGHTED[n](4, 6, KERNEL[n], dtype=dtype, density=density)
     x = torch.randn(2, 4, *SIZE[n], dtype=dtype)
@@ -97,7 +86,7 @@ def test_every_dtype_is_that_of_the_definition(n, dtype, path):
     torch.testing.assert_close(y, expected, rtol=0, atol=1e-6)
 
 
-def test_a_density_of_another_precision_is_cast_to_the_layers(path):
+def test_a_density_of_another_precision_is_cast_to_the_layers():
     conv = WeightedConv2d(1, 1, 3, dtype=torch.float64, density=SeparableDensity((3, 3), [0.5]))
     x = torch.randn(1, 1, 5, 5, dtype=torch.float64)
     torch.testing.assert_close(
@@ -107,7 +96,7 @@ def test_a_density_of_another_precision_is_cast_to_the_layers(path):
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
 @pytest.mark.parametrize("kernel", [(2, 4), (4, 4), (2, 3)])
-def test_even_kernels_with_padding_same(kernel, path):
+def test_even_kernels_with_padding_same(kernel):
     density = random_density(kernel)
     conv = WeightedConv2d(2, 3, kernel, padding="same", dtype=torch.float64, density=density)
     x = torch.randn(2, 2, 8, 9, dtype=torch.float64)
@@ -117,14 +106,14 @@ def test_even_kernels_with_padding_same(kernel, path):
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
-def test_unbatched_and_empty_inputs(n, path):
+def test_unbatched_and_empty_inputs(n):
     conv, plain = pair(n)
     x = torch.randn(4, *SIZE[n], dtype=torch.float64)
     torch.testing.assert_close(conv(x), plain(x))
     assert conv(x[None][:0]).shape == plain(x[None][:0]).shape
 
 
-def test_channels_last_is_kept(path):
+def test_channels_last_is_kept():
     conv, plain = pair(2)
     conv, plain = (m.to(memory_format=torch.channels_last) for m in (conv, plain))
     x = torch.randn(2, 4, 13, 17, dtype=torch.float64).to(memory_format=torch.channels_last)
@@ -138,8 +127,7 @@ def test_channels_last_is_kept(path):
 
 @pytest.mark.parametrize("n", [1, 2, 3])
 @pytest.mark.parametrize("trainable", [False, True])
-def test_gradcheck_to_second_order(n, trainable, monkeypatch):
-    monkeypatch.setattr(fused, "_SMALLEST_FUSED_BYTES", 0)
+def test_gradcheck_to_second_order(n, trainable):
     torch.manual_seed(1)
     kernel = (3, 2, 1)[:n]
     density = random_density(kernel, trainable=trainable)
@@ -148,23 +136,13 @@ def test_gradcheck_to_second_order(n, trainable, monkeypatch):
     x = torch.randn(1, 2, 3, *(2,) * (n - 1), dtype=torch.float64, requires_grad=True)
 
     def call(x, *parameters):
-        # Plain attributes, not functional_call, so that the fused path is the one that runs.
-        phi = density()
-        given = dict(zip(names, parameters, strict=True))
-        if trainable:
-            profiles = [given[name] for name in names if name.startswith("density")]
-            phi = profiles[0]
-            for profile in profiles[1:]:
-                phi = phi[..., None] * profile
-        geometry = fused.Geometry(conv.stride, conv.padding, conv.dilation, conv.groups)
-        return fused.weighted_conv(conv, x, given["weight"], phi, given["bias"], geometry)
+        return torch.func.functional_call(conv, dict(zip(names, parameters, strict=True)), (x,))
 
-    torch.testing.assert_close(call(x, *values), conv(x))
     assert torch.autograd.gradcheck(call, (x, *values))
     assert torch.autograd.gradgradcheck(call, (x, *values), fast_mode=True)
 
 
-def test_frozen_parts_get_no_gradient(path):
+def test_frozen_parts_get_no_gradient():
     conv = WeightedConv2d(2, 2, 3, density=SeparableDensity((3, 3), [0.7], trainable=True))
     conv.weight.requires_grad_(False)
     x = torch.randn(1, 2, 5, 5)
@@ -179,7 +157,7 @@ def test_frozen_parts_get_no_gradient(path):
     assert conv.density.profile_0.grad is None
 
 
-def test_several_passes_before_the_backward_pass(path):
+def test_several_passes_before_the_backward_pass():
     conv, plain = pair(2)
     first, second = torch.randn(2, 1, 4, 13, 17, dtype=torch.float64)
     (conv(first).square() + conv(second).square()).sum().backward()
@@ -187,7 +165,7 @@ def test_several_passes_before_the_backward_pass(path):
     torch.testing.assert_close(conv.weight.grad, plain.weight.grad * conv.density())
 
 
-def test_the_backward_pass_twice(path):
+def test_the_backward_pass_twice():
     conv, plain = pair(2)
     x = torch.randn(1, 4, 13, 17, dtype=torch.float64)
     y, expected = conv(x).sum(), plain(x).sum()
@@ -197,7 +175,7 @@ def test_the_backward_pass_twice(path):
     torch.testing.assert_close(conv.weight.grad, plain.weight.grad * conv.density())
 
 
-def test_training_steps_follow_the_definition(path):
+def test_training_steps_follow_the_definition():
     conv, _ = pair(2, padding=1)
     definition = copy.deepcopy(conv)
     optimisers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (conv, definition)]
@@ -213,7 +191,7 @@ def test_training_steps_follow_the_definition(path):
     torch.testing.assert_close(conv.weight, definition.weight)
 
 
-def test_a_weight_changed_between_the_passes_is_noticed(path):
+def test_a_weight_changed_between_the_passes_is_noticed():
     conv = WeightedConv2d(2, 2, 3, density=SeparableDensity((3, 3), [0.7], trainable=True))
     y = conv(torch.randn(1, 2, 5, 5)).sum()
     with torch.no_grad():
@@ -222,7 +200,7 @@ def test_a_weight_changed_between_the_passes_is_noticed(path):
         y.backward()
 
 
-def test_inference_mode_before_and_after_training(path):
+def test_inference_mode_before_and_after_training():
     conv, plain = pair(2)
     x = torch.randn(1, 4, 13, 17, dtype=torch.float64)
     for _ in range(2):
@@ -233,7 +211,7 @@ def test_inference_mode_before_and_after_training(path):
         conv(x).sum().backward()
 
 
-def test_autocast_runs_in_low_precision(path):
+def test_autocast_runs_in_low_precision():
     conv = WeightedConv2d(4, 6, 3, density=[0.7])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = conv(torch.randn(1, 4, 8, 8))
@@ -243,7 +221,7 @@ def test_autocast_runs_in_low_precision(path):
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
-def test_functional_transforms_and_forward_mode(path):
+def test_functional_transforms_and_forward_mode():
     conv, plain = pair(2)
     x = torch.randn(3, 4, 13, 17, dtype=torch.float64)
     tangent = torch.randn_like(x)
@@ -260,7 +238,7 @@ def test_functional_transforms_and_forward_mode(path):
         )
 
 
-def test_checkpointed_activations(path):
+def test_checkpointed_activations():
     conv, plain = pair(2)
     x = torch.randn(1, 4, 13, 17, dtype=torch.float64, requires_grad=True)
     torch.utils.checkpoint.checkpoint(conv, x, use_reentrant=False).sum().backward()
@@ -302,7 +280,7 @@ def test_as_many_parameters_as_the_plain_convolution():
 
 @pytest.mark.parametrize("trainable", [False, True])
 @pytest.mark.parametrize("n", [1, 2, 3])
-def test_copies_and_pickles_compute_the_same(n, trainable, path):
+def test_copies_and_pickles_compute_the_same(n, trainable):
     density = random_density(KERNEL[n], dtype=torch.float32, trainable=trainable)
     conv = WEIGHTED[n](4, 6, KERNEL[n], density=density)
     x = torch.randn(1, 4, *SIZE[n])
@@ -346,7 +324,7 @@ def test_a_shared_density_stays_shared():
 @pytest.mark.unchecked
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("trainable", [False, True])
-def test_compile_in_one_graph(trainable, path):
+def test_compile_in_one_graph(trainable):
     torch._dynamo.reset()
     density = random_density((3, 3), dtype=torch.float32, trainable=trainable)
     conv = WeightedConv2d(4, 6, 3, density=density)
@@ -377,7 +355,7 @@ def test_export_and_fold_then_export():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
-def test_distributed_data_parallel(path, tmp_path):
+def test_distributed_data_parallel(tmp_path):
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
     )
@@ -396,17 +374,6 @@ def test_distributed_data_parallel(path, tmp_path):
             torch.testing.assert_close(ours.grad, theirs.grad)
     finally:
         torch.distributed.destroy_process_group()
-
-
-def test_a_large_layer_takes_the_fused_path(monkeypatch):
-    calls = itertools.count()
-    apply = fused._WeightedConvolution.apply
-    monkeypatch.setattr(fused._WeightedConvolution, "apply", lambda *a: (next(calls), apply(*a))[1])
-    large = WeightedConv1d(512, 512, 3, density=[0.5])
-    small = WeightedConv1d(2, 2, 3, density=[0.5])
-    large(torch.randn(1, 512, 5)).sum().backward()
-    small(torch.randn(1, 2, 5)).sum().backward()
-    assert next(calls) == 1
 
 
 # --- what is refused --------------------------------------------------------------------------
@@ -434,7 +401,7 @@ def test_a_density_that_does_not_fit_is_refused(error, density, message):
         WeightedConv2d(1, 1, 3, density=density)
 
 
-def test_wrong_inputs_get_pytorchs_message(path):
+def test_wrong_inputs_get_pytorchs_message():
     conv = WeightedConv2d(4, 6, 3, density=[0.7])
     with pytest.raises(RuntimeError, match=r"expected input.* to have 4 channels, but got 3"):
         conv(torch.randn(1, 3, 9, 9))

@@ -1,7 +1,5 @@
 """The fast iterative method: the same scheme on all nodes at once."""
 
-from finslerconv.geodesics.distances.fast_iterative._method import fast_iterative
+from finslerconv.geodesics.distances.fast_iterative._method import FastIterative
 
-__all__ = [
-    "fast_iterative",
-]
+__all__ = ["FastIterative"]

@@ -9,18 +9,17 @@ of fast marching finds.
 
 import itertools
 import math
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from finslerconv._arrays import as_integer, is_number
-from finslerconv._memory import array_of
 from finslerconv.geodesics._derivatives import first_only
+from finslerconv.geodesics.distances._method import DistanceMethod, EikonalProblem, Front
 from finslerconv.geodesics.distances._seeding import Start, chord_norm, seed_nodes
-from finslerconv.geodesics.distances._sources import Seeds
 from finslerconv.geodesics.distances.fast_iterative._factored import Ends, factored_values
 from finslerconv.geodesics.distances.fast_iterative._iteration import (
     Fronts,
@@ -39,49 +38,24 @@ from finslerconv.geodesics.distances.fast_iterative._updates import (
     upwind_terms,
     weights_of,
 )
-from finslerconv.geodesics.distances.fast_marching import Front
 
 # Nodes of all problems together that are iterated at once: on a CPU no more than its cache holds.
 _CPU_GROUP, _GROUP = 600_000, 8_000_000
 
 
-def fast_iterative(
-    M: Float[Tensor, "fields *grid_and_matrix"],
-    omega: Float[Tensor, "forms *grid_and_form"] | None,
-    spacing: float | Sequence[float],
-    origin: float | Sequence[float],
-    seeds: list[Seeds],
-    *,
-    mask: Bool[Tensor, "*problems_and_grid"] | None = None,
-    factorise: bool | None = None,
-    radius: float = math.inf,
-    tolerance: float = 0.0,
-    max_iterations: int | None = None,
-) -> Front:
-    """Return the distances of P problems on a grid, all of them iterated at once.
+@dataclass(frozen=True)
+class FastIterative(DistanceMethod):
+    """The scheme of fast marching of first order, iterated over all problems at once.
 
-    The same scheme and the same result as fast marching of first order, in operations on tensors
-    that any device has. On a CPU fast marching is the quicker one: for 64 sources on 256 x
+    The same result, in operations on tensors that any device has; only stencils are made on the
+    CPU, in float64. On a CPU fast marching is the quicker one: for 64 sources on 256 x
     256 nodes, on one core, 2.4 s against 17 s without and 68 s with factorisation.
 
     Parameters
     ----------
-    M : Tensor (P or 1, *grid, d, d)
-        The matrices, one field for each problem or one for all; 2-D or 3-D. The iteration is
-        done on their device, in their dtype. (Stencils are made on the CPU, in float64.)
-    omega : Tensor (P or 1, *grid, d), optional
-        The one-forms; None for Riemannian fields.
-    spacing, origin : float or one for each axis
-        Node ``i`` lies at ``origin + spacing * i``.
-    seeds : list of P Seeds
-        The sources of each problem.
-    mask : BoolTensor (*grid) or (P, *grid), optional
-        True where one may walk.
     factorise : bool, optional
         Whether to take the cone around a lone source out of the differences: in 2-D, where it is
         done unless this is False.
-    radius : float
-        Where to stop; distances beyond are infinite.
     tolerance : float
         An update counts that lowers a value by more than this fraction of it. With 0 the result
         is the fixed point to the last digit.
@@ -89,115 +63,114 @@ def fast_iterative(
         How many passes to allow, by default four for each node of the grid and a thousand: more
         than the longest maze takes.
 
-    Returns
-    -------
-    Front
-        ``distance`` (P, *grid), differentiable in ``M``, ``omega`` and the seeds by the implicit
-        adjoint; infinite where no front arrives. ``label`` (P, *grid): the source whose front did.
-        ``flow`` (P, *grid, d): the unit-speed velocity with which it did.
-
-    Raises
-    ------
-    RuntimeError
-        If the values have not settled after ``max_iterations`` passes.
-    ValueError
-        If an argument is out of its range, or all sources of a problem are inside obstacles.
-
     Notes
     -----
     W.-K. Jeong, R. Whitaker, "A fast iterative method for eikonal equations" (2008), for the list
     of nodes that changed. Here it is one list over all problems, taken by bands of value.
     """
-    d, grid, problems = M.shape[-1], tuple(M.shape[1:-2]), len(seeds)
-    _check(tolerance, max_iterations, factorise, d)
-    size = math.prod(grid)
-    h, o = (torch.as_tensor(x, dtype=torch.float64).expand(d) for x in (spacing, origin))
-    free = torch.ones((1, *grid), dtype=torch.bool)
-    if mask is not None:
-        free = mask.cpu().reshape(-1, *grid)
-    # From here on lengths are in nodes.
-    M = M * (h[:, None] * h).to(M)
-    omega = M.new_zeros((1, *grid, d)) if omega is None else omega * h.to(omega)
-    passes = 4 * size + 1000 if max_iterations is None else max_iterations
-    shared = len(M) == len(omega) == len(free) == 1
-    updates = updates_of(M, omega, free) if shared else None
 
-    step = max(1, (_CPU_GROUP if M.device.type == "cpu" else _GROUP) // size)
-    fronts = []
-    for begin in range(0, problems, step):
-        group = slice(begin, begin + step)
-        part = [x[group] if len(x) > 1 else x for x in (M, omega, free)]
-        mine = updates if updates is not None else updates_of(*part)
-        sources = _join(
-            [
-                _start(seed, part[0], part[1], part[2], h, o, p)
-                for p, seed in enumerate(seeds[group])
-            ],
-            size + 1,
+    factorise: bool | None = None
+    tolerance: float = 0.0
+    max_iterations: int | None = None
+
+    any_device = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.factorise, bool | None):
+            raise TypeError(f"factorise: expected True, False or None, got {self.factorise!r}")
+        if not (is_number(self.tolerance) and 0 <= self.tolerance < 1):
+            raise ValueError(f"tolerance: expected a fraction, at least 0, got {self.tolerance!r}")
+        if self.max_iterations is not None:
+            as_integer("max_iterations", self.max_iterations)
+
+    def solve(self, problem: EikonalProblem) -> Front:
+        """Return the front, differentiable in the metric and the seeds by the implicit adjoint.
+
+        Raises
+        ------
+        RuntimeError
+            If the values have not settled after ``max_iterations`` passes.
+        ValueError
+            If ``factorise`` is True in space, or all sources of a problem are inside obstacles.
+        """
+        if self.factorise and problem.dim != 2:
+            raise ValueError(
+                "factorise: 'fast_iterative' takes the cone around a source out in the plane only; "
+                "leave the option away, or use 'fast_marching'"
+            )
+        updates = updates_of(problem) if problem.shared else None
+        limit = _CPU_GROUP if problem.M.device.type == "cpu" else _GROUP
+        step = max(1, limit // math.prod(problem.grid))
+        groups = [problem[p : p + step] for p in range(0, len(problem.seeds), step)]
+        fronts = [self._solve(group, updates or updates_of(group)) for group in groups]
+        return Front(*(torch.cat(x) for x in zip(*fronts, strict=True)))  # type: ignore[arg-type]
+
+    def _solve(self, problem: EikonalProblem, updates: Updates) -> Front:
+        """Return the front of problems that are iterated together."""
+        M, d, grid = problem.M, problem.dim, problem.grid
+        problems, stride = len(problem.seeds), math.prod(grid) + 1
+        starts = [seed_nodes(problem[p : p + 1]) for p in range(problems)]
+        sources = _join(starts, stride).to(M)
+        factored = self.factorise is not False and d == 2 and bool(sources.alone.any())
+        total = problems * stride
+        ticket = torch.empty(total, dtype=torch.int64, device=M.device)
+        fronts = Fronts(
+            M.new_full((total,), math.inf),
+            M.new_full((total,), math.inf),
+            torch.full((total,), -1, device=M.device),
+            torch.full((total,), -1, device=M.device),
+            M.new_zeros((total if factored else 0, 2)),
         )
-        front = _solve(
-            mine,
-            part[0],
-            part[1],
-            sources.to(M),
-            len(seeds[group]),
-            factorise,
-            radius,
-            tolerance,
-            passes,
+        start = sources.value.detach()
+        fronts.trial.scatter_reduce_(0, sources.node, start, "amin")
+        least = start == fronts.trial[sources.node]
+        least &= first_of_each(sources.node, ticket, least)
+        node, label = choose(least, sources.node, sources.label)
+        fronts.value[node], fronts.label[node] = start[least], label
+        passes = self.max_iterations or 4 * (stride - 1) + 1000
+        limits = (stride, problem.radius, self.tolerance, passes)
+        with torch.no_grad():
+            if factored:
+                iterate_factored(updates, fronts, sources.detach(), *limits)
+            else:
+                iterate(updates, fronts, *limits)
+                _follow_labels(updates, fronts, stride)
+        beyond = fronts.value > problem.radius
+        fronts.value[beyond], fronts.label[beyond] = math.inf, -1
+        distance, flow = _linearised(
+            problem, updates, sources, fronts, node, label, sources.value[least], factored
         )
-        # Sources were counted over all problems of the group.
-        counts = torch.tensor([len(seed.position) for seed in seeds[group]], device=M.device)
-        firsts = (counts.cumsum(0) - counts).reshape(-1, *(1,) * d)
-        label = torch.where(front.label >= 0, front.label - firsts, -1)
-        fronts.append(Front(front.distance, label, front.flow * h.to(M)))
-    return Front(*(torch.cat(x) for x in zip(*fronts, strict=True)))
+
+        # Sources are counted over all problems.
+        counts = torch.tensor([len(start.position) for start in starts], device=M.device)
+        firsts = (counts.cumsum(0) - counts).repeat_interleave(stride)
+        label = torch.where(fronts.label >= 0, fronts.label - firsts, -1)
+
+        def on_grid(x: Tensor) -> Tensor:
+            rest = x.shape[1:]
+            return x.reshape(problems, stride, *rest)[:, :-1].reshape(problems, *grid, *rest)
+
+        return Front(on_grid(distance), on_grid(label), on_grid(flow))
 
 
-def _solve(
+def _linearised(
+    problem: EikonalProblem,
     updates: Updates,
-    M: Float[Tensor, "fields *grid_and_matrix"],
-    omega: Float[Tensor, "forms *grid_and_form"],
     sources: Start,
-    problems: int,
-    factorise: bool | None,
-    radius: float,
-    tolerance: float,
-    passes: int,
-) -> Front:
-    """Return the front of some problems, in nodes, with labels counted over all of them."""
-    d, grid = M.shape[-1], tuple(M.shape[1:-2])
-    stride = math.prod(grid) + 1
-    factored = factorise is not False and d == 2 and bool(sources.alone.any())
-    total = problems * stride
-    ticket = torch.empty(total, dtype=torch.int64, device=M.device)
-    fronts = Fronts(
-        M.new_full((total,), math.inf),
-        M.new_full((total,), math.inf),
-        torch.full((total,), -1, device=M.device),
-        torch.full((total,), -1, device=M.device),
-        M.new_zeros((total if factored else 0, 2)),
-    )
-    start = sources.value.detach()
-    fronts.trial.scatter_reduce_(0, sources.node, start, "amin")
-    least = start == fronts.trial[sources.node]
-    least &= first_of_each(sources.node, ticket, least)
-    node, label = choose(least, sources.node, sources.label)
-    value = sources.value[least]
-    fronts.value[node], fronts.label[node] = value.detach(), label
-    limits = (stride, radius, tolerance, passes)
-    with torch.no_grad():
-        if factored:
-            iterate_factored(updates, fronts, sources.detach(), *limits)
-        else:
-            iterate(updates, fronts, *limits)
-            _follow_labels(updates, fronts, stride)
+    fronts: Fronts,
+    node: Int[Tensor, "n"],
+    label: Int[Tensor, "n"],
+    value: Float[Tensor, "n"],
+    factored: bool,
+) -> tuple[Float[Tensor, "all"], Float[Tensor, "all d"]]:
+    """Return the fixed point as a function of the metric and the sources, and the velocities.
 
-    # The fixed point, linearised, as a function of the metric and of the sources.
-    beyond = fronts.value > radius
-    fronts.value[beyond] = math.inf
-    fronts.label[beyond] = -1
-    arrived = ((fronts.update >= 0) & ~beyond).nonzero()[:, 0]
+    ``node``, ``label`` and ``value`` are those of the nodes that were seeded.
+    """
+    M, omega, d = problem.M, problem.omega, problem.dim
+    total, stride = len(fronts.value), math.prod(problem.grid) + 1
+    reached = fronts.value.isfinite()
+    arrived = ((fronts.update >= 0) & reached).nonzero()[:, 0]
     update, came = fronts.update[arrived], fronts.label[arrived]
     base = first_number(arrived, stride, updates.shared)
     neighbour = updates.neighbour[update] + base[:, None]
@@ -217,29 +190,19 @@ def _solve(
     parent = torch.zeros((total, weight.shape[1]), dtype=torch.int64, device=M.device)
     weights = M.new_zeros((total, weight.shape[1])).detach()
     parent[arrived], weights[arrived] = neighbour, weight.detach()
-    seeded = (fronts.update[node] < 0) & ~beyond[node]
-    terms = M.new_zeros(total).index_put((arrived,), local)
-    terms = terms.index_put((node[seeded],), value[seeded])
+    seeded = (fronts.update[node] < 0) & reached[node]
+    node, label, value = node[seeded], label[seeded], value[seeded]
+    terms = M.new_zeros(total).index_put((arrived,), local).index_put((node,), value)
     distance: Tensor = _Dependence.apply(terms, fronts.value, parent, weights)  # type: ignore[no-untyped-call]
 
     flow = M.new_zeros((total, d)).detach()
     with torch.no_grad():
         flow[arrived] = move / chord_norm(at.M, at.omega, move)[:, None]
-        seen = node[seeded]
-        away = (
-            updates.place[seen % stride if updates.shared else seen]
-            - sources.position[label[seeded]]
-        )
-        here = MetricAt.of(M, omega, seen, stride)
+        away = updates.place[node % stride if updates.shared else node] - sources.position[label]
+        here = MetricAt.of(M, omega, node, stride)
         length = chord_norm(here.M, here.omega, away)[:, None]
-        flow[seen] = torch.where(length > 0, away / length.clamp(min=1e-30), 0.0)
-
-    def on_grid(x: Tensor) -> Tensor:
-        return x.reshape(problems, stride, *x.shape[1:])[:, :-1].reshape(
-            problems, *grid, *x.shape[1:]
-        )
-
-    return Front(on_grid(distance), on_grid(fronts.label), on_grid(flow))
+        flow[node] = torch.where(length > 0, away / length.clamp(min=1e-30), 0.0)
+    return distance, flow
 
 
 def _follow_labels(updates: Updates, fronts: Fronts, stride: int) -> None:
@@ -319,16 +282,6 @@ def _transposed_solve(
     return v
 
 
-def _start(
-    seed: Seeds, M: Tensor, omega: Tensor, free: Tensor, h: Tensor, o: Tensor, p: int
-) -> Start:
-    """Return the start of problem p."""
-    field, form, walk = (x[p if len(x) > 1 else 0].cpu() for x in (M, omega, free))
-    position = (seed.position.cpu().double() - o) / h
-    value = seed.value.cpu().double()
-    return seed_nodes(position, value, field.double(), form.double(), ~array_of(walk))
-
-
 def _join(starts: list[Start], stride: int) -> Start:
     """Return the starts of all problems in one: nodes by number, sources counted over all."""
     counts = [0, *itertools.accumulate(len(start.position) for start in starts)]
@@ -336,17 +289,3 @@ def _join(starts: list[Start], stride: int) -> Start:
     labels = [start.label + n for start, n in zip(starts, counts, strict=False)]
     rest = zip(*((s.value, s.position, s.M, s.omega, s.alone) for s in starts), strict=True)
     return Start(torch.cat(nodes), torch.cat(labels), *(torch.cat(x) for x in rest))
-
-
-def _check(tolerance: float, max_iterations: int | None, factorise: bool | None, d: int) -> None:
-    if not isinstance(factorise, bool | None):
-        raise TypeError(f"factorise: expected True, False or None, got {factorise!r}")
-    if factorise and d != 2:
-        raise ValueError(
-            "factorise: 'fast_iterative' takes the cone around a source out in the plane only; "
-            "leave the option away, or use 'fast_marching'"
-        )
-    if not (is_number(tolerance) and 0 <= tolerance < 1):
-        raise ValueError(f"tolerance: expected a fraction, at least 0, got {tolerance!r}")
-    if max_iterations is not None:
-        as_integer("max_iterations", max_iterations)

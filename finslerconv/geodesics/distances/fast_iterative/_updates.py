@@ -5,11 +5,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from finslerconv._memory import array_of
 from finslerconv.geodesics.distances._heat import selling_weights
+from finslerconv.geodesics.distances._method import EikonalProblem
 from finslerconv.geodesics.distances._seeding import chord_norm
 from finslerconv.geodesics.distances._stencils import acute_stencils, selling_stencils
 from finslerconv.geodesics.distances.fast_iterative._numbers import MetricAt
@@ -49,24 +50,17 @@ class Updates(NamedTuple):
     """Whether a node depends on none of a larger value."""
 
 
-def updates_of(
-    M: Float[Tensor, "fields *grid_and_matrix"],
-    omega: Float[Tensor, "forms *grid_and_form"],
-    free: Bool[Tensor, "masks *grid"],
-) -> Updates:
-    """Return the updates of all fields (one, or one a problem), on the device of ``M``.
-
-    ``M`` and ``omega`` are in nodes.
-    """
-    d, grid, fields = M.shape[-1], free.shape[1:], max(len(M), len(omega), len(free))
-    size = math.prod(grid)
+def updates_of(problem: EikonalProblem) -> Updates:
+    """Return the updates of all fields (one, or one a problem), on the device of ``M``."""
+    M, omega, walls, d, grid = problem.M, problem.omega, problem.walls, problem.dim, problem.grid
+    fields, size = max(len(M), len(omega), len(walls)), math.prod(grid)
     matrices = array_of(M.cpu().double().reshape(-1, size, d, d))
     forms = array_of(omega.cpu().double().reshape(-1, size, d))
-    walkable = array_of(free.cpu())
+    masks = array_of(walls)
     build = _sectors if d == 2 else _selling
     parts = []
     for number in range(fields):
-        one = (x[number if len(x) > 1 else 0] for x in (matrices, forms, walkable))
+        one = (x[number if len(x) > 1 else 0] for x in (matrices, forms, masks))
         node, neighbour, offset, table = build(*one)
         parts.append((node + number * (size + 1), neighbour + number * (size + 1), offset, table))
     node, neighbour, offset, table = (np.concatenate(part) for part in zip(*parts, strict=True))
@@ -105,11 +99,11 @@ def _by_number(x: Float[Tensor, "some size *entry"], fields: int) -> Float[Tenso
 
 
 def _sectors(
-    M: np.ndarray, omega: np.ndarray, free: np.ndarray
+    M: np.ndarray, omega: np.ndarray, walls: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return node, neighbours, offsets and table of the sectors of one 2-D field."""
-    size, width = len(M), free.shape[1]
-    stencils = acute_stencils(M.reshape(size, 4), omega, ~free)
+    size, width = len(M), walls.shape[1]
+    stencils = acute_stencils(M.reshape(size, 4), omega, walls)
     start, tip = stencils.start, stencils.offset.astype(np.int64)
     follower = np.arange(1, len(tip) + 1)
     follower[start[1:] - 1] = start[:-1]
@@ -118,9 +112,9 @@ def _sectors(
     row, column = node[:, None] // width + e[..., 0], node[:, None] % width + e[..., 1]
     present = (e != 0).any(axis=2)
     # The one stencil of a grid of one node does not know where the grid ends.
-    present &= (row >= 0) & (row < free.shape[0]) & (column >= 0) & (column < width)
+    present &= (row >= 0) & (row < walls.shape[0]) & (column >= 0) & (column < width)
     neighbour = np.where(present, row * width + column, size)
-    some = present.any(axis=1) & free.ravel()[node]
+    some = present.any(axis=1) & ~walls.ravel()[node]
     node, neighbour, e, present = node[some], neighbour[some], e[some].astype(float), present[some]
     gram = np.einsum("nki,nij,nlj->nkl", e, M[node], e)
     # A neighbour that is missing is never read: any length will do that leaves no 0 / 0.
@@ -133,28 +127,28 @@ def _sectors(
 
 
 def _selling(
-    M: np.ndarray, omega: np.ndarray, free: np.ndarray
+    M: np.ndarray, omega: np.ndarray, walls: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return node, neighbours, offsets and table of the six pairs of one 3-D field.
 
     Where one of the twelve neighbours is missing, the six next nodes are neighbours too.
     """
-    size, wall = len(M), ~free
+    size = len(M)
     stencils = selling_stencils(np.linalg.inv(M))
     half = stencils.offset.astype(np.int64)
     bits = np.empty(size, np.int64)
-    neighbours(stencils.offset, wall, bool(wall.any()), bits)
-    node = np.flatnonzero(free.ravel())
+    neighbours(stencils.offset, walls, bool(walls.any()), bits)
+    node = np.flatnonzero(~walls.ravel())
     bits = bits[node]
     axes = np.broadcast_to(np.eye(3, dtype=np.int64), (len(node), 3, 3))
     half = half[node]
     e = np.concatenate((half, -half, axes, -axes), axis=1)
-    index = np.asarray(np.unravel_index(node, free.shape)).T[:, None] + e
-    inside = np.all((index >= 0) & (index < free.shape), axis=2)
+    index = np.asarray(np.unravel_index(node, walls.shape)).T[:, None] + e
+    inside = np.all((index >= 0) & (index < walls.shape), axis=2)
     flat = np.ravel_multi_index(
-        np.moveaxis(np.where(inside[..., None], index, 0), 2, 0), free.shape
+        np.moveaxis(np.where(inside[..., None], index, 0), 2, 0), walls.shape
     )
-    present = inside & free.ravel()[flat]
+    present = inside & ~walls.ravel()[flat]
     present[:, :12] &= (bits[:, None] >> np.arange(12) & 1).astype(bool)
     present[:, 12:] &= (bits != 4095)[:, None]
     neighbour = np.where(present, flat, size)

@@ -2,13 +2,13 @@
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
 from scipy.fft import dctn, idctn
 from torch import Tensor
 
@@ -16,8 +16,8 @@ from finslerconv._arrays import is_integer, shown
 from finslerconv._memory import array_of
 from finslerconv.geodesics._derivatives import first_only
 from finslerconv.geodesics.distances._heap import FAR, WALL
+from finslerconv.geodesics.distances._method import DistanceMethod, EikonalProblem, Front
 from finslerconv.geodesics.distances._seeding import Start, seed_nodes
-from finslerconv.geodesics.distances._sources import Seeds
 from finslerconv.geodesics.distances._stencils import acute_stencils, selling_stencils
 from finslerconv.geodesics.distances.fast_marching import _plane as plane
 from finslerconv.geodesics.distances.fast_marching import _space as space
@@ -27,126 +27,52 @@ from finslerconv.geodesics.distances.fast_marching import _space as space
 _Back = Callable[..., None]
 
 
-class Front(NamedTuple):
-    """What a front leaves behind: the distances, whose source it was, and which way it came."""
-
-    distance: Float[Tensor, "problems *grid"]
-    """Infinite where no front came."""
-    label: Int[Tensor, "problems *grid"]
-    """The index of the source, -1 where no front came."""
-    flow: Float[Tensor, "problems *grid d"]
-    """The velocity of the arriving geodesic, of unit speed: F(flow) = 1; 0 at a source."""
-
-
-def fast_marching(
-    M: Float[Tensor, "fields *grid d d"],
-    omega: Float[Tensor, "forms *grid d"] | None,
-    spacing: float | Sequence[float],
-    origin: float | Sequence[float],
-    seeds: list[Seeds],
-    *,
-    mask: Bool[Tensor, "..."] | None = None,
-    order: int = 2,
-    factorise: bool = True,
-    radius: float = math.inf,
-) -> Front:
-    """Return the distances from the sources of each problem to all nodes of a grid.
+@dataclass(frozen=True)
+class FastMarching(DistanceMethod):
+    """A front that goes over the nodes once, on stencils adapted to the metric; on the CPU.
 
     In 2-D the scheme is semi-Lagrangian on acute stencils, which makes it causal for every Randers
     metric (Mirebeau, "Efficient fast marching with Finsler metrics", 2014); in 3-D it is upwind on
     Selling's decomposition (Mirebeau, "Riemannian fast marching on Cartesian grids using Voronoi's
     first reduction of quadratic forms", 2019), causal for Riemannian metrics, and for the others
-    nodes are opened again until nothing changes. Everything is computed in float64; the result has
-    the dtype of ``M``.
+    nodes are opened again until nothing changes. Steps of the scheme that are longer than a pixel
+    do not jump over walls. Gradients are those of the implicit adjoint, which goes over the nodes
+    backwards in the order of acceptance; those in ``M`` are symmetric.
 
     Parameters
     ----------
-    M : (problems or 1, *grid, d, d), d = 2 or 3
-        The matrices, symmetric positive definite. Gradients are symmetric.
-    omega : (problems or 1, *grid, d), or None
-        The one-forms; ``|omega|_{M^-1} < 1``.
-    spacing, origin
-        Of the grid, numbers or one for each axis.
-    seeds : list of Seeds
-        The sources of each problem, which are computed apart.
-    mask : bool (*grid) or (problems, *grid), optional
-        True where one may walk. Steps of the scheme that are longer than a pixel do not jump over
-        what is False.
     order : 1 or 2
         Of the difference quotients of the accepted values.
     factorise : bool
         Whether the front's roundness about a source is taken out before differences are formed. A
         constant metric then comes out exact. Not done for sources with others within 4 pixels.
-    radius : float
-        Where to stop; distances beyond are infinite.
-
-    Returns
-    -------
-    Front
-        Distances, differentiable in ``M``, ``omega`` and the seeds (by the implicit adjoint: the
-        nodes backwards in the order of acceptance), labels and flow.
-
-    Raises
-    ------
-    ValueError
-        For an order that is not 1 or 2, another dimension than 2 or 3, or a problem whose sources
-        are all inside obstacles.
     """
-    dim = M.shape[-1]
-    grid = tuple(M.shape[1:-2])
-    if not is_integer(order) or order not in (1, 2):
-        raise ValueError(f"order: expected 1 or 2, got {shown(order)}")
-    if not isinstance(factorise, bool):
-        raise TypeError(f"factorise: expected True or False, got {factorise!r}")
-    if dim not in (2, 3) or len(grid) != dim:
-        raise ValueError(
-            "M: expected a field of 2 x 2 matrices on a 2-D grid or of 3 x 3 matrices on a 3-D "
-            f"grid, shape (problems, *grid, d, d), got {tuple(M.shape)}"
-        )
-    device, dtype = M.device, M.dtype
-    h = _per_axis(spacing, dim)
-    o = _per_axis(origin, dim)
-    M_pixel = M.to("cpu", torch.float64)
-    omega_pixel = None if omega is None else omega.to("cpu", torch.float64)
-    if any(x != 1 for x in h.tolist()):
-        M_pixel = M_pixel * (h[:, None] * h)
-        omega_pixel = None if omega_pixel is None else omega_pixel * h
 
-    walls = _walls(mask, grid)
-    starts = []
-    for p, seed in enumerate(seeds):
-        field = M_pixel[p if len(M_pixel) > 1 else 0]
-        form = None if omega_pixel is None else omega_pixel[p if len(omega_pixel) > 1 else 0]
-        position = (seed.position.to("cpu", torch.float64) - o) / h
-        value = seed.value.to("cpu", torch.float64)
-        starts.append(seed_nodes(position, value, field, form, walls[p if len(walls) > 1 else 0]))
+    order: int = 2
+    factorise: bool = True
 
-    task = _Task(walls, int(order), factorise, float(radius), starts)
-    floats = [x for start in starts for x in (start.value, start.position, start.M, start.omega)]
-    march: Any = _March.apply
-    distance, label, flow = march(task, M_pixel, omega_pixel, *floats)
-    flow = flow if all(x == 1 for x in h.tolist()) else flow * h
-    return Front(distance.to(device, dtype), label.to(device), flow.to(device, dtype))
+    def __post_init__(self) -> None:
+        if not is_integer(self.order) or self.order not in (1, 2):
+            raise ValueError(f"order: expected 1 or 2, got {shown(self.order)}")
+        if not isinstance(self.factorise, bool):
+            raise TypeError(f"factorise: expected True or False, got {self.factorise!r}")
 
+    def solve(self, problem: EikonalProblem) -> Front:
+        """Return the front, differentiable in the metric and the seeds.
 
-def _per_axis(x: float | Sequence[float] | Tensor, dim: int) -> Float[Tensor, "d"]:
-    return torch.as_tensor(x, dtype=torch.float64).expand(dim)
-
-
-def _walls(mask: Tensor | None, grid: tuple[int, ...]) -> np.ndarray:
-    if mask is None:
-        return np.zeros((1, *grid), bool)
-    return np.ascontiguousarray(~array_of(mask.cpu()).reshape(-1, *grid))
-
-
-class _Task(NamedTuple):
-    """What a march is told that is no tensor to be differentiated in."""
-
-    walls: np.ndarray
-    order: int
-    factorise: bool
-    radius: float
-    starts: list[Start]
+        Raises
+        ------
+        ValueError
+            If all sources of a problem are inside obstacles.
+        RuntimeError
+            If a one-form in space turns so strongly that the values don't settle.
+        """
+        starts = [seed_nodes(problem[p : p + 1]) for p in range(len(problem.seeds))]
+        floats = [
+            x for start in starts for x in (start.value, start.position, start.M, start.omega)
+        ]
+        march: Any = _March.apply
+        return Front(*march(self, problem, starts, problem.M, problem.omega, *floats))
 
 
 class _March(torch.autograd.Function):
@@ -154,53 +80,56 @@ class _March(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, task: _Task, M: Tensor, omega: Tensor | None, *floats: Tensor
+        ctx: Any,
+        method: FastMarching,
+        problem: EikonalProblem,
+        starts: list[Start],
+        M: Tensor,
+        omega: Tensor,
+        *floats: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        grid, dim = task.walls.shape[1:], M.shape[-1]
-        nodes, problems = math.prod(grid), len(task.starts)
+        grid, dim, problems = problem.grid, problem.dim, len(starts)
+        nodes = math.prod(grid)
         keep = any(ctx.needs_input_grad)
         distance = torch.empty((problems, *grid), dtype=torch.float64)
         label = torch.empty((problems, *grid), dtype=torch.int64)
         flow = torch.empty((problems, *grid, dim), dtype=torch.float64)
 
         def ready(p: int) -> Any:
-            rows = _rows(M[p if len(M) > 1 else 0], dim * dim)
-            form = np.zeros((1, dim))
-            if omega is not None:
-                form = _rows(omega[p if len(omega) > 1 else 0], dim)
-            wall = task.walls[p if len(task.walls) > 1 else 0]
-            return _Plane(rows, form, wall) if dim == 2 else _Space(rows, form, wall)
+            one = problem[p : p + 1]
+            walls = np.ascontiguousarray(array_of(one.walls[0]))
+            rows = (_rows(one.M[0], dim * dim), _rows(one.omega[0], dim), walls)
+            return _Plane(*rows) if dim == 2 else _Space(*rows)
 
-        several = len(M) > 1 or len(task.walls) > 1 or (omega is not None and len(omega) > 1)
-        shared = None if several else ready(0)
+        shared = ready(0) if problem.shared else None
 
         def solve(p: int) -> _Back | None:
             field = shared or ready(p)
-            start = task.starts[p]
-            alone = array_of(start.alone) & task.factorise
+            start = starts[p]
+            alone = array_of(start.alone) & method.factorise
             u = array_of(distance[p].view(-1))
             labels = np.empty(nodes, np.int32)
             velocity = array_of(flow[p].view(nodes, dim))
-            back = field.march(start, alone, task.order, task.radius, u, labels, velocity, keep)
-            beyond = ~((u <= task.radius) & (u < np.inf))
+            radius = float(problem.radius)
+            back = field.march(start, alone, int(method.order), radius, u, labels, velocity, keep)
+            beyond = ~((u <= radius) & (u < np.inf))
             u[beyond], labels[beyond], velocity[beyond] = np.inf, -1, 0.0
             label[p].view(-1).copy_(torch.from_numpy(labels))
             return back
 
         ctx.backs = _side_by_side(solve, problems)
-        ctx.starts = task.starts
-        ctx.shapes = (M.shape, None if omega is None else omega.shape)
+        ctx.starts = starts
         ctx.save_for_backward(distance, M, omega, *floats)
         ctx.mark_non_differentiable(label, flow)
         return distance, label, flow
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Any, ...]:
-        shape_M, shape_omega = ctx.shapes
         distance, *inputs = ctx.saved_tensors
+        shape_M, shape_omega = inputs[0].shape, inputs[1].shape
         dim, nodes = shape_M[-1], math.prod(shape_M[1:-2])
         g_M = np.zeros((shape_M[0], nodes, dim * dim))
-        g_omega = np.zeros((1 if shape_omega is None else shape_omega[0], nodes, dim))
+        g_omega = np.zeros((shape_omega[0], nodes, dim))
         floats: list[Tensor] = []
         for p, (start, back) in enumerate(zip(ctx.starts, ctx.backs, strict=True)):
             # Where no front came nothing depends on anything, whatever comes back.
@@ -223,10 +152,10 @@ class _March(torch.autograd.Function):
             )
         gradients = (
             torch.from_numpy(g_M).view(shape_M),
-            None if shape_omega is None else torch.from_numpy(g_omega).view(shape_omega),
+            torch.from_numpy(g_omega).view(shape_omega),
             *floats,
         )
-        return None, *first_only(gradients, (gradient, *inputs))
+        return None, None, None, *first_only(gradients, (gradient, *inputs))
 
 
 def _rows(field: Tensor, size: int) -> np.ndarray:

@@ -15,11 +15,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from finslerconv.ops._geometry import ConvGeometry, PaddingMode
-from finslerconv.ops._gradients import Gradients
-from finslerconv.ops._layout import memory_format
-from finslerconv.ops._positions import Positions
-from finslerconv.ops.backends import _reference
+from finslerconv.ops.backends import (
+    ConvBackend,
+    Convolution,
+    Gradients,
+    Needs,
+    memory_format,
+    reference,
+)
 from finslerconv.ops.backends.triton import _kernels as kernels
 from finslerconv.ops.backends.triton._tiles import Arithmetic, Tile, choose
 
@@ -91,7 +94,7 @@ class _Job:
     """Compile-time constants, of which each kernel takes those that it names."""
     arithmetic: Arithmetic
     merged: int
-    """How many weight groups of the convolution make one of the kernels' (:func:`_merged`)."""
+    """How many weight groups of the convolution make one of the kernels' (see _merged)."""
     depthwise: bool
 
     @property
@@ -132,8 +135,14 @@ class _Job:
                 **_options(tile),
             )
 
-        key = (s.run, s.outputs_of, s.total, s.channels, s.taps, self.constants["KIND"])
-        tile = choose(name, self.arithmetic, key, run)
+        tile = choose(
+            name,
+            self.arithmetic,
+            channels=s.run if self.constants["C_UNIT"] > 1 else min(s.run, 16),
+            outputs=s.outputs_of,
+            key=(astuple(s), self.constants["KIND"]),
+            run=run,
+        )
         if added_to is not None:
             added_to.zero_()
         run(tile)
@@ -163,73 +172,57 @@ class _Job:
         return blocks.diagonal(dim1=1, dim2=3).movedim(-1, 1).flatten(0, 2)
 
 
-def forward(
-    input: Tensor,
-    positions: Positions,
-    weight: Tensor,
-    bias: Tensor | None,
-    mask: Tensor | None,
-    geometry: ConvGeometry,
-    padding_mode: PaddingMode,
-) -> Tensor:
-    """Return the convolution; arguments are taken as checked."""
-    job = _job(input, positions, weight, mask, geometry, padding_mode)
-    s = job.sizes
-    out = input.new_empty((len(input), *positions.out_size, s.out_channels))
+class TritonBackend(ConvBackend):
+    """Kernels compiled by Triton when first used."""
 
-    def grid(tile: Tile) -> tuple[int, int]:
-        if job.depthwise:
-            blocks = s.sample_groups * triton.cdiv(s.sampled, tile.channels)
-        else:
-            blocks = job.groups * triton.cdiv(s.outputs_of, tile.outputs)
-        return triton.cdiv(s.total, tile.pixels), blocks
+    def forward(self, conv: Convolution) -> Tensor:
+        """Return the convolution."""
+        job = _job(conv)
+        s = job.sizes
+        out = conv.input.new_empty((len(conv.input), *conv.out_size, s.out_channels))
 
-    if out.numel() > 0:
-        job.launch(
-            "forward", grid, job.image, *job.positions, job.packed(weight, outputs_last=False),
-            None if bias is None else bias.contiguous(), out,
-        )  # fmt: skip
-    return out.permute(0, 3, 1, 2).contiguous(memory_format=memory_format(input))
+        def grid(tile: Tile) -> tuple[int, int]:
+            if job.depthwise:
+                blocks = s.sample_groups * triton.cdiv(s.sampled, tile.channels)
+            else:
+                blocks = job.groups * triton.cdiv(s.outputs_of, tile.outputs)
+            return triton.cdiv(s.total, tile.pixels), blocks
 
+        if out.numel() > 0:
+            job.launch(
+                "forward", grid, job.image, *job.positions,
+                job.packed(conv.weight, outputs_last=False),
+                None if conv.bias is None else conv.bias.contiguous(), out,
+            )  # fmt: skip
+        return out.permute(0, 3, 1, 2).contiguous(memory_format=memory_format(conv.input))
 
-def backward(
-    gradient: Tensor,
-    input: Tensor,
-    positions: Positions,
-    weight: Tensor,
-    mask: Tensor | None,
-    geometry: ConvGeometry,
-    padding_mode: PaddingMode,
-    *,
-    needs_input: bool = True,
-    needs_positions: bool = True,
-    needs_weight: bool = True,
-) -> Gradients:
-    """Return the gradients, from that of the output; ``needs_positions`` includes the mask."""
-    job = _job(input, positions, weight, mask, geometry, padding_mode)
-    g_input = g_field = g_omega = g_weight = g_mask = None
-    if needs_positions:
-        g_field = torch.zeros_like(job.field)
-        g_omega = None if job.omega is None else torch.zeros_like(job.omega)
-        g_mask = None if job.mask is None else torch.zeros_like(job.mask)
-    if input.numel() == 0 or gradient.numel() == 0:
-        g_input = torch.zeros_like(input) if needs_input else None
-        g_weight = torch.zeros_like(weight) if needs_weight else None
+    def backward(self, grad: Tensor, conv: Convolution, needs: Needs) -> Gradients:
+        """Return the gradients that are needed."""
+        input, weight = conv.input, conv.weight
+        job = _job(conv)
+        g_input = g_image = g_field = g_omega = g_weight = g_mask = None
+        if needs.positions:
+            g_field = torch.zeros_like(job.field)
+            g_omega = None if job.omega is None else torch.zeros_like(job.omega)
+            g_mask = None if job.mask is None else torch.zeros_like(job.mask)
+        if input.numel() == 0 or grad.numel() == 0:
+            g_input = torch.zeros_like(input) if needs.input else None
+            g_weight = torch.zeros_like(weight) if needs.weight else None
+            return Gradients(g_input, g_field, g_omega, g_weight, g_mask)
+        slope = grad.permute(0, 2, 3, 1).to(job.image.dtype).contiguous()
+        if needs.input and not torch.are_deterministic_algorithms_enabled():
+            g_image = torch.empty_like(job.image, dtype=job.points.dtype)
+        if needs.positions or g_image is not None:
+            _backward_samples(job, slope, weight, g_image, g_field, g_omega, g_mask)
+        if g_image is not None:
+            g_input = g_image.permute(0, 3, 1, 2).to(input.dtype)
+            g_input = g_input.contiguous(memory_format=memory_format(input))
+        elif needs.input:
+            g_input = reference.backward(grad, conv, Needs(True, False, False)).input
+        if needs.weight:
+            g_weight = _backward_weight(job, slope).reshape(weight.shape)
+            g_weight = g_weight.to(weight.dtype).contiguous()
         return Gradients(g_input, g_field, g_omega, g_weight, g_mask)
-    slope = gradient.permute(0, 2, 3, 1).to(job.image.dtype).contiguous()
-    g_image = None
-    if needs_input and not torch.are_deterministic_algorithms_enabled():
-        g_image = torch.empty_like(job.image, dtype=job.points.dtype)
-    if needs_positions or g_image is not None:
-        _backward_samples(job, slope, weight, g_image, g_field, g_omega, g_mask)
-    if g_image is not None:
-        g_input = g_image.permute(0, 3, 1, 2).to(input.dtype)
-        g_input = g_input.contiguous(memory_format=memory_format(input))
-    elif needs_input:
-        g_input = _ordered(gradient, input, positions, weight, mask, geometry, padding_mode)
-    if needs_weight:
-        g_weight = _backward_weight(job, slope).reshape(weight.shape).to(weight.dtype).contiguous()
-    return Gradients(g_input, g_field, g_omega, g_weight, g_mask)
 
 
 def _backward_samples(
@@ -288,39 +281,23 @@ def _backward_weight(job: _Job, slope: Tensor) -> Tensor:
     return job.unpacked(partial.sum(0))
 
 
-def _job(
-    input: Tensor,
-    positions: Positions,
-    weight: Tensor,
-    mask: Tensor | None,
-    geometry: ConvGeometry,
-    padding_mode: PaddingMode,
-) -> _Job:
-    low, real = input.dtype, positions.dtype
-    for tensor in (input, weight, mask):
-        if tensor is not None:
-            real = torch.promote_types(real, tensor.dtype)
-    if real == torch.float64:
-        low = real
+def _job(conv: Convolution) -> _Job:
+    input, positions = conv.input, conv.positions
+    real = conv.dtype
+    low = real if real == torch.float64 else input.dtype
     batch, channels, height, width = input.shape
-    outputs, channels_of = weight.shape[:2]
-    groups = channels // channels_of
+    outputs, channels_of = conv.weight.shape[:2]
+    groups = conv.weight_groups
     depthwise = channels_of == 1 and outputs == groups
     merged = 1 if depthwise else _merged(groups, channels_of, outputs // groups)
     channels_of, outputs_of = merged * channels_of, merged * outputs // groups
-    sampled = channels // positions.groups
+    sampled = channels // conv.sample_groups
     run = sampled if depthwise else math.gcd(channels_of, sampled)
-    pixels = math.prod(positions.out_size)
-    origin = [
-        step * (k - 1) / 2 - before
-        for step, k, before in zip(
-            geometry.dilation, geometry.kernel_size, geometry.padding_before, strict=True
-        )
-    ]
+    taps, pixels = conv.geometry.n_taps, math.prod(conv.out_size)
     largest = max(
         input.numel(),
-        merged * weight.numel(),
-        batch * pixels * max(outputs, 6 * positions.groups * geometry.n_taps),
+        merged * conv.weight.numel(),
+        batch * pixels * max(outputs, 6 * conv.sample_groups * taps),
     )
 
     def in_order(tensor: Tensor) -> Tensor:
@@ -330,16 +307,16 @@ def _job(
         image=input.detach().to(low).permute(0, 2, 3, 1).contiguous(),
         field=in_order(positions.field),
         omega=None if positions.omega is None else in_order(positions.omega),
-        points=in_order(positions.points),
-        mask=None if mask is None else in_order(mask),
+        points=in_order(conv.points),
+        mask=None if conv.mask is None else in_order(conv.mask),
         sizes=_Sizes(
-            batch * pixels, channels, height, width, outputs, positions.out_size[1], pixels,
-            geometry.n_taps, positions.groups, sampled, channels_of, outputs_of, run,
-            *geometry.stride, *geometry.dilation, *origin,
+            batch * pixels, channels, height, width, outputs, conv.out_size[1], pixels, taps,
+            conv.sample_groups, sampled, channels_of, outputs_of, run, *conv.geometry.stride,
+            *conv.geometry.dilation, *conv.geometry.origin,
         ),
         constants={
             "KIND": _KINDS[positions.kind],
-            "MODE": _MODES[padding_mode],
+            "MODE": _MODES[conv.padding_mode],
             "INDEX": tl.int64 if largest > _INT32 else tl.int32,
             "PRECISION": "tf32" if _arithmetic(low) == "tf32" else "ieee",
             "C_UNIT": 8 if run % 8 == 0 else 1,
@@ -382,21 +359,3 @@ def _options(tile: Tile) -> dict[str, int]:
         return {}
     target = triton.runtime.driver.active.get_current_target()
     return tile.options(target.warp_size, capped=target.backend == "cuda")
-
-
-def _ordered(
-    gradient: Tensor,
-    input: Tensor,
-    positions: Positions,
-    weight: Tensor,
-    mask: Tensor | None,
-    geometry: ConvGeometry,
-    padding_mode: PaddingMode,
-) -> Tensor:
-    """Return the image's gradient from the reference."""
-    with torch.enable_grad():
-        image = input.detach().requires_grad_()
-        output = _reference.convolve(
-            image, positions, weight.detach(), None, mask, geometry, padding_mode
-        )
-    return torch.autograd.grad(output, image, gradient)[0]

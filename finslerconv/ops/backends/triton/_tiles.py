@@ -71,11 +71,17 @@ _fastest: dict[Any, Tile] = {}
 
 
 def choose(
-    kernel: str, arithmetic: Arithmetic, key: tuple[int, ...], run: Callable[[Tile], object]
+    kernel: str,
+    arithmetic: Arithmetic,
+    *,
+    channels: int,
+    outputs: int,
+    key: Any,
+    run: Callable[[Tile], object],
 ) -> Tile:
-    """Return the tile for a run of ``key[0]`` channels and ``key[1]`` outputs of a weight group.
+    """Return the tile for a run of ``channels`` and a weight group of ``outputs``.
 
-    If :class:`finslerconv.ops.autotune` says so, return the fastest for this ``key``, which
+    If :class:`finslerconv.ops.autotune` says so, return the fastest for what ``key`` names, which
     ``run`` is called to find out.
     """
     tiles = TILES[kernel][arithmetic]
@@ -85,7 +91,6 @@ def choose(
             seconds = {t: triton.testing.do_bench(lambda t=t: run(t)) for t in tiles}
             _fastest[place] = min(tiles, key=seconds.__getitem__)
         return _fastest[place]
-    channels, outputs = key[:2]
     enough = min((t.channels for t in tiles if t.channels >= channels), default=tiles[-1].channels)
     tiles = tuple(t for t in tiles if t.channels == enough)
     return next((t for t in tiles if t.outputs >= outputs), tiles[-1])

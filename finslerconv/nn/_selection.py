@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from finslerconv._arrays import is_integer
-from finslerconv.nn._messages import first_few
+from finslerconv._models import first_few, named
 
 #: What ``where`` may be: a kernel size, patterns of names, a class, a predicate, or all (None).
 Where = (
@@ -162,7 +162,7 @@ def unmatched(where: Where, names: Sequence[str]) -> str:
     hint = ""
     if isinstance(where, str) and fnmatch.filter(names, f"{where}.*"):
         hint = f' "{where}.*" would match those inside it: a pattern matches the whole name.'
-    shown = ", ".join(first_few([name or "(the model itself)" for name in names]))
+    shown = first_few([named(name) for name in names])
     return (
         f"where: {as_selection(where)} matches none of the model's {len(names)} convolutions."
         f"{hint} They are: {shown}"

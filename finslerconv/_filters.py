@@ -6,13 +6,15 @@ filters sees one picture.
 """
 
 import math
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from finslerconv.images._checks import Padding
+Padding = Literal["reflect", "replicate"]
+"""How a picture goes on beyond its border: mirrored at its outermost pixels, or held constant."""
 
 SOBEL_RADIUS = 1
 

@@ -1,7 +1,10 @@
-"""The metric of a picture as the command line has it."""
+"""What the commands share and is needed before anything is computed: the metric's options."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+#: The shortest side of a picture, in pixels, on which there is anything to see.
+SMALLEST: Final = 16
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,16 +38,11 @@ class MetricOptions:
     ) -> "MetricOptions":
         """Return options for filters of ``kernel_size`` squared samples; what is given stays.
 
-        The more noise, the larger and rounder the balls and the smoother the derivatives; samples
-        that are few stay near each other. How smooth the picture is, ``chosen`` finds. The
-        rules were chosen on ``astronaut``, ``coins``, ``chelsea`` and ``coffee`` of scikit-image's
-        pictures, in grey, reduced to 128, 256 and 512 pixels, with noise of standard deviation
-        0.03, 0.1 and 0.25, not on the picture that the commands take by default.
-
-        Parameters
-        ----------
-        noise : float
-            The standard deviation of the noise in the picture.
+        The more noise, the larger and rounder the balls and the smoother the derivatives; few
+        samples stay near each other. :func:`chosen` then finds how smooth the picture is. The rules
+        were chosen on ``astronaut``, ``coins``, ``chelsea`` and ``coffee`` of scikit-image, in
+        grey, reduced to 128, 256 and 512 pixels, with noise of standard deviation 0.03, 0.1 and
+        0.25; not on the default picture.
         """
         noise = min(max(noise, 2e-3), 10.0)
         return cls(

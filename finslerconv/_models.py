@@ -1,0 +1,50 @@
+"""Whole PyTorch models: their modules replaced, run in evaluation mode, listed in messages."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from torch import nn
+
+# How many entries of a list a message names.
+_SHOWN = 5
+
+
+def replace_modules(model: nn.Module, new: Callable[[str, nn.Module], nn.Module]) -> nn.Module:
+    """Replace each module by what ``new`` makes of its name and it, once, wherever it occurs."""
+    made: dict[int, nn.Module] = {}
+
+    def visit(name: str, module: nn.Module) -> nn.Module:
+        if id(module) in made:
+            return made[id(module)]
+        replacement = made[id(module)] = new(name, module)
+        if replacement is module:
+            for child_name, child in module._modules.items():
+                if child is not None:
+                    path = f"{name}.{child_name}" if name else child_name
+                    module._modules[child_name] = visit(path, child)
+        return replacement
+
+    return visit("", model)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode, and each of its modules back into its own mode after."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def named(name: str) -> str:
+    """Return the name of a module as messages show it; the model itself has none."""
+    return name or "(the model itself)"
+
+
+def first_few(entries: Sequence[str]) -> str:
+    """Return the first entries of a list, and how many more there are."""
+    rest = len(entries) - _SHOWN
+    return ", ".join([*entries[:_SHOWN], *([f"and {rest} more"] if rest > 0 else [])])

@@ -1,0 +1,266 @@
+"""The contract of a distance method: the problem that it is given, and the front that it returns.
+
+A method is a frozen dataclass of its options with a method ``solve``. Its name in
+:func:`finslerconv.geodesics.distance` is what it is registered under.
+"""
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from finslerconv._arrays import shown
+
+
+class Seeds(NamedTuple):
+    """The sources of one problem, that is of one distance map."""
+
+    position: Float[Tensor, "sources d"]
+    """Coordinates, float64."""
+
+    value: Float[Tensor, "sources"]
+    """The distance at which each source starts, float64."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EikonalProblem:
+    r"""Distance problems on one grid: ``F*_x(du) = 1``, where ``u`` is given at the sources.
+
+    Coordinates are indices of nodes, and all vectors are in nodes: the norm of a step ``v`` from a
+    node is ``sqrt(v' M v) + omega' v``. The direction is from the sources.
+    """
+
+    M: Float[Tensor, "fields *grid d d"]
+    """The matrices, shape (1, \\*grid, d, d) if all problems have the same, else one a problem."""
+
+    omega: Float[Tensor, "forms *grid d"]
+    """The one-forms, in the same way; 0 for Riemannian fields."""
+
+    seeds: list[Seeds]
+    """The sources of each problem, on the CPU."""
+
+    walls: Bool[Tensor, "masks *grid"]
+    """True where one may not walk: one mask for all problems or one a problem, on the CPU."""
+
+    radius: float = math.inf
+    """Distances beyond it need not be computed, and are to be infinite."""
+
+    def __post_init__(self) -> None:
+        d = self.M.shape[-1]
+        if d not in (2, 3) or self.M.ndim != d + 3:
+            raise ValueError(
+                "M: expected a field of 2 x 2 matrices on a 2-D grid or of 3 x 3 matrices on a 3-D "
+                f"grid, shape (problems, *grid, d, d), got {tuple(self.M.shape)}"
+            )
+
+    @property
+    def dim(self) -> int:
+        """The dimension of the space, 2 or 3."""
+        return self.M.shape[-1]
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """The number of nodes along each axis."""
+        return tuple(self.M.shape[1:-2])
+
+    @property
+    def shared(self) -> bool:
+        """Whether all problems have the same field and walls."""
+        return len(self.M) == len(self.omega) == len(self.walls) == 1
+
+    def __getitem__(self, part: slice) -> "EikonalProblem":
+        """Return some of the problems."""
+        fields = {
+            name: x[part] if len(x) > 1 else x
+            for name, x in (("M", self.M), ("omega", self.omega), ("walls", self.walls))
+        }
+        return dataclasses.replace(self, seeds=self.seeds[part], **fields)
+
+
+class Front(NamedTuple):
+    """What a method returns: the distances, whose source is nearest, and how the paths arrive."""
+
+    distance: Float[Tensor, "problems *grid"]
+    """Infinite where no path leads, or none within the radius."""
+
+    label: Int[Tensor, "problems *grid"] | None = None
+    """The index of the nearest source, -1 where none is; None of a method without ``front``."""
+
+    flow: Float[Tensor, "problems *grid d"] | None = None
+    """The velocities of the arriving paths, ``F(flow) = 1``, in nodes; 0 at the sources and where
+    none arrives; None of a method without ``front``."""
+
+
+class DistanceMethod(ABC):
+    """A way to compute distances on a grid. Subclasses are frozen dataclasses of their options.
+
+    Options are checked in ``__post_init__``. What a method is able to do, its class attributes say.
+
+    Examples
+    --------
+    The number of steps along the axes from the sources, whatever the metric:
+
+    >>> from dataclasses import dataclass
+    >>> import numpy as np
+    >>> import torch
+    >>> from finslerconv.geodesics import DistanceMethod, Front, GridMetric, distance
+    >>> @dataclass(frozen=True)
+    ... class Steps(DistanceMethod):
+    ...     front = gradients = False
+    ...     def solve(self, problem):
+    ...         nodes = torch.stack(torch.meshgrid(*map(torch.arange, problem.grid)), -1)
+    ...         steps = [
+    ...             (nodes - s.position[:, None, None]).abs().sum(-1).amin(0) for s in problem.seeds
+    ...         ]
+    ...         return Front(torch.stack(steps))
+    >>> field = GridMetric(np.broadcast_to(np.eye(2), (3, 4, 2, 2)))
+    >>> distance(field, (1, 0), Steps())
+    array([[1., 2., 3., 4.],
+           [0., 1., 2., 3.],
+           [1., 2., 3., 4.]])
+    """
+
+    front: ClassVar[bool] = True
+    """Whether there are labels and a flow, as well as distances."""
+
+    gradients: ClassVar[bool] = True
+    """Whether the distances are differentiable in the metric, the seeds' positions and values."""
+
+    any_device: ClassVar[bool] = False
+    """Whether ``M`` and ``omega`` are wanted as the field has them; else they are float64 on the
+    CPU. The front is moved back in both cases."""
+
+    @abstractmethod
+    def solve(self, problem: EikonalProblem) -> Front:
+        """Return the front of all problems."""
+
+
+_METHODS: dict[str, type[DistanceMethod]] = {}
+
+
+def register_method(name: str, method: type[DistanceMethod]) -> None:
+    """Make a distance method known to :func:`finslerconv.geodesics.distance` by a name.
+
+    Raises
+    ------
+    TypeError
+        If ``method`` is no subclass of :class:`DistanceMethod` that is a dataclass.
+    ValueError
+        If another method has the name.
+    """
+    if not (
+        isinstance(method, type)
+        and issubclass(method, DistanceMethod)
+        and dataclasses.is_dataclass(method)
+    ):
+        raise TypeError(
+            "method: expected a subclass of DistanceMethod that is a dataclass, got "
+            f"{shown(method)}"
+        )
+    known = _METHODS.setdefault(name, method)
+    # The same class again is a notebook's cell that runs again.
+    if (known.__module__, known.__qualname__) != (method.__module__, method.__qualname__):
+        raise ValueError(f"name: expected a new one, got {name!r}, which is {known.__qualname__}")
+    _METHODS[name] = method
+
+
+def method_named(method: Any, options: dict[str, Any]) -> tuple[str, DistanceMethod]:
+    """Return a method with its options set, and what to call it in messages."""
+    if isinstance(method, DistanceMethod):
+        if options:
+            raise TypeError(
+                f"{next(iter(options))}: expected no options beside a {type(method).__name__}, "
+                "which has its own"
+            )
+        return next((n for n, m in _METHODS.items() if m is type(method)), str(method)), method
+    if not isinstance(method, str) or method not in _METHODS:
+        hint = "; chord_distance compares pairs of points" if str(method) == "chord" else ""
+        wanted = ", ".join(repr(name) for name in _METHODS)
+        raise ValueError(f"method: expected one of {wanted}, got {shown(method)}{hint}")
+    known = _options(method)
+    for name in options:
+        if name not in known:
+            others = [repr(other) for other in _METHODS if name in _options(other)]
+            hint = f" (one of {' and '.join(others)})" if others else ""
+            raise TypeError(
+                f"{name}: method {method!r} has no such option{hint}; it has {', '.join(known)}"
+            )
+    return method, _METHODS[method](**options)
+
+
+def _options(method: str) -> list[str]:
+    return [option.name for option in dataclasses.fields(_METHODS[method])]  # type: ignore[arg-type]
+
+
+def solve(
+    method: DistanceMethod,
+    M: Float[Tensor, "fields *grid_and_matrix"],
+    omega: Float[Tensor, "forms *grid_and_form"] | None,
+    spacing: float | Sequence[float],
+    origin: float | Sequence[float],
+    seeds: list[Seeds],
+    walls: Bool[Tensor, "..."] | None = None,
+    radius: float = math.inf,
+) -> Front:
+    r"""Return the front of a method on a grid in physical units, as tensors like ``M``.
+
+    Parameters
+    ----------
+    method : DistanceMethod
+    M, omega : Tensor, shapes (problems or 1, \*grid, d, d) and (problems or 1, \*grid, d)
+        ``omega`` is None for Riemannian fields.
+    spacing, origin : float or one for each axis
+        Node ``i`` lies at ``origin + spacing * i``.
+    seeds : list of Seeds
+        The sources of each problem, at physical positions.
+    walls : BoolTensor, shape (\*grid) or (problems, \*grid), optional
+        True where one may not walk.
+    radius : float
+    """
+    d, grid = M.shape[-1], M.shape[1:-2]
+    h, o = (torch.as_tensor(x, dtype=torch.float64).expand(d) for x in (spacing, origin))
+    like = M if method.any_device else torch.empty(0, dtype=torch.float64)
+    fields = M.to(like)
+    forms = fields.new_zeros(d).expand(1, *grid, d) if omega is None else omega.to(like)
+    if not bool((h == 1).all()):
+        fields, forms = fields * (h[:, None] * h).to(like), forms * h.to(like)
+    starts = [
+        Seeds((position.cpu().double() - o) / h, value.cpu().double()) for position, value in seeds
+    ]
+    if walls is None:
+        walls = torch.zeros(grid, dtype=torch.bool)
+    problem = EikonalProblem(fields, forms, starts, walls.cpu().reshape(-1, *grid), radius)
+    distance, label, flow = method.solve(problem)
+    return Front(
+        distance.to(M),
+        None if label is None else label.to(M.device),
+        None if flow is None else (flow * h.to(flow)).to(M),
+    )
+
+
+def window_distances(
+    method: DistanceMethod,
+    M: Float[Tensor, "windows *window_and_matrix"],
+    omega: Float[Tensor, "windows *window_and_form"],
+    spacing: float,
+    centre: Int[Tensor, "windows d"],
+) -> Float[Tensor, "windows *window"]:
+    """Return the distances from one node of each of many small grids, its own field on each.
+
+    Parameters
+    ----------
+    method : DistanceMethod
+    M, omega : Tensor, shapes (N, *window, d, d) and (N, *window, d)
+        In the units of ``spacing``.
+    spacing : float
+    centre : LongTensor (N, d)
+        The index of the node in each window.
+    """
+    zero = torch.zeros(1, dtype=torch.float64)
+    seeds = [Seeds(index[None] * spacing, zero) for index in centre.double()]
+    return solve(method, M, omega, spacing, 0.0, seeds).distance
