@@ -131,13 +131,12 @@ class GridMetric:
         d = check_matrices(matrices)
         if forms is not None:
             matrices, forms = broadcast(matrices, forms)
+            omega = omega if forms.shape == omega.shape else as_kind_of(forms, omega)
         _check_option("interpolation", interpolation, ("linear", "cubic"))
         _check_option("outside", outside, ("constant", "reflect"))
         values = {
             "M": M if matrices.shape == M.shape else as_kind_of(matrices, M),
-            "omega": omega
-            if omega is None or forms.shape == omega.shape
-            else as_kind_of(forms, omega),
+            "omega": omega,
             "spacing": per_axis("spacing", spacing, d),
             "origin": per_axis("origin", origin, d),
             "interpolation": interpolation,

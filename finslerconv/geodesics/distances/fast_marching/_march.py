@@ -132,7 +132,7 @@ class _March(torch.autograd.Function):
         g_omega = np.zeros((shape_omega[0], nodes, dim))
         floats: list[Tensor] = []
         for p, (start, back) in enumerate(zip(ctx.starts, ctx.backs, strict=True)):
-            # Where no front came nothing depends on anything, whatever comes back.
+            # Infinite distances depend on nothing.
             g_u = array_of(gradient[p].where(distance[p].isfinite(), 0.0).reshape(-1)).copy()
             sources = len(start.position)
             g_seed = np.zeros(len(start.node))
@@ -174,8 +174,8 @@ def _rows(field: Tensor, size: int) -> np.ndarray:
 def _side_by_side(task: Callable[[int], Any], parts: int) -> list[Any]:
     """Return ``[task(0), ...]``, in as many threads as ``torch.set_num_threads`` allows.
 
-    Plain threads: a march takes milliseconds to seconds in one call that holds no lock, there is no
-    operation of PyTorch's beside it to share OpenMP's threads with.
+    Plain threads serve, since a march is one call that holds no lock and runs no operation of
+    PyTorch's.
     """
     workers = min(parts, torch.get_num_threads(), os.cpu_count() or 1)
     if workers <= 1:
