@@ -110,7 +110,8 @@ class DistanceMethod(ABC):
     ... class Steps(DistanceMethod):
     ...     front = gradients = False
     ...     def solve(self, problem):
-    ...         nodes = torch.stack(torch.meshgrid(*map(torch.arange, problem.grid)), -1)
+    ...         axes = map(torch.arange, problem.grid)
+    ...         nodes = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
     ...         steps = [
     ...             (nodes - s.position[:, None, None]).abs().sum(-1).amin(0) for s in problem.seeds
     ...         ]

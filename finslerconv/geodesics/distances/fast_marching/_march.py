@@ -277,11 +277,8 @@ class _Space:
         # Without walls every node has the one stencil, as far as it is inside the grid.
         shared = len(self.offset) == 1 and not self.walled
         if not shared and len(self.offset) == 1:
-            self.offset = np.repeat(self.offset, walls.size, 0)
-            self.weight = np.repeat(self.weight, walls.size, 0)
-            self.base = np.repeat(self.base, walls.size, 0)
-            self.step = np.repeat(self.step, walls.size, 0)
-            self.dual = np.repeat(self.dual, walls.size, 0)
+            for name in ("offset", "weight", "base", "step", "dual"):
+                setattr(self, name, np.repeat(getattr(self, name), walls.size, 0))
         self.dependent_start = np.zeros(1 if shared else walls.size + 1, np.int64)
         ones = 0 if shared else int(np.bitwise_count(self.open).sum())
         self.dependent = np.empty(ones, np.int32)
