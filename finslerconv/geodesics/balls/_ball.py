@@ -23,10 +23,10 @@ from finslerconv.geodesics.fields import (
     GridMetric,
     MetricField,
     Positions,
+    as_kind_of,
     as_tensor,
     as_tensors,
     check_finite,
-    like,
     read_positions,
     shown_shape,
 )
@@ -228,7 +228,7 @@ def geodesic_ball(
         positions, covered, levels = window_ball(field, x, points, radius, method, map, resolution)
         if check:
             _warn_of_rays(method, covered.cpu().numpy(), levels.cpu().numpy())
-    return like(positions, kind)
+    return as_kind_of(positions, kind)
 
 
 def _lengths(field: MetricField, x: Tensor) -> Tensor:

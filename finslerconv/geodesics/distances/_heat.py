@@ -41,8 +41,9 @@ from finslerconv.geodesics.fields import interpolate, nodes_around
 # both errors, of eps and of the grid, fall as h^(2/3); and never below the second number.
 _EPS, _LEAST_EPS = 0.3, 0.8
 
-# Conductance of the axes' edges, relative to what diffusion has in their direction, where an
-# offset of the stencil has neither end on the grid: enough to hold the node, too little to matter.
+# Where an offset of the stencil has neither end on the grid, the node has edges along the axes too.
+# Their conductance is this fraction of the metric's in their direction, so that the matrix stays
+# regular and the distances hardly change.
 _STAY = 0.01
 
 # Where u, relative to 1 at the sources, is below this it has lost digits to underflow.

@@ -110,7 +110,8 @@ class DistanceMethod(ABC):
     ... class Steps(DistanceMethod):
     ...     front = gradients = False
     ...     def solve(self, problem):
-    ...         nodes = torch.stack(torch.meshgrid(*map(torch.arange, problem.grid)), -1)
+    ...         axes = map(torch.arange, problem.grid)
+    ...         nodes = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
     ...         steps = [
     ...             (nodes - s.position[:, None, None]).abs().sum(-1).amin(0) for s in problem.seeds
     ...         ]
@@ -221,11 +222,11 @@ def solve(
     """
     d, grid = M.shape[-1], M.shape[1:-2]
     h, o = (torch.as_tensor(x, dtype=torch.float64).expand(d) for x in (spacing, origin))
-    like = M if method.any_device else torch.empty(0, dtype=torch.float64)
-    fields = M.to(like)
-    forms = fields.new_zeros(d).expand(1, *grid, d) if omega is None else omega.to(like)
+    wanted = M if method.any_device else torch.empty(0, dtype=torch.float64)
+    fields = M.to(wanted)
+    forms = fields.new_zeros(d).expand(1, *grid, d) if omega is None else omega.to(wanted)
     if not bool((h == 1).all()):
-        fields, forms = fields * (h[:, None] * h).to(like), forms * h.to(like)
+        fields, forms = fields * (h[:, None] * h).to(wanted), forms * h.to(wanted)
     starts = [
         Seeds((position.cpu().double() - o) / h, value.cpu().double()) for position, value in seeds
     ]

@@ -18,12 +18,12 @@ from finslerconv.geodesics.fields._interpolation import (
 )
 from finslerconv.geodesics.fields._kinds import (
     Positions,
+    as_kind_of,
     as_tensor,
     as_tensors,
     check_finite,
     is_numpy,
     is_tensor,
-    like,
     plain_numbers,
     shown_position,
     shown_shape,
@@ -47,7 +47,7 @@ __all__ = [
     "interpolate",
     "is_numpy",
     "is_tensor",
-    "like",
+    "as_kind_of",
     "nodes_around",
     "per_axis",
     "plain_numbers",

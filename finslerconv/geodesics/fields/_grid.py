@@ -21,10 +21,10 @@ from finslerconv.geodesics.fields._interpolation import (
 )
 from finslerconv.geodesics.fields._kinds import (
     Positions,
+    as_kind_of,
     as_tensor,
     as_tensors,
     is_numpy,
-    like,
     shown_position,
     shown_shape,
 )
@@ -131,11 +131,12 @@ class GridMetric:
         d = check_matrices(matrices)
         if forms is not None:
             matrices, forms = broadcast(matrices, forms)
+            omega = omega if forms.shape == omega.shape else as_kind_of(forms, omega)
         _check_option("interpolation", interpolation, ("linear", "cubic"))
         _check_option("outside", outside, ("constant", "reflect"))
         values = {
-            "M": M if matrices.shape == M.shape else like(matrices, M),
-            "omega": omega if omega is None or forms.shape == omega.shape else like(forms, omega),
+            "M": M if matrices.shape == M.shape else as_kind_of(matrices, M),
+            "omega": omega,
             "spacing": per_axis("spacing", spacing, d),
             "origin": per_axis("origin", origin, d),
             "interpolation": interpolation,
@@ -287,7 +288,7 @@ class GridMetric:
     def nodes(self) -> Float[Array, "*grid d"]:
         r"""Return the positions of the nodes, shape (\*grid, d)."""
         M = as_tensor("M", self.M)
-        return like(
+        return as_kind_of(
             grid_nodes(self.grid_shape, self.spacing, self.origin, M.dtype, M.device), self.M
         )
 
@@ -301,7 +302,7 @@ class GridMetric:
         (positions,) = read_positions(self, positions=positions)
         x = as_tensor("positions", positions)
         check_positions(x, self.dim)
-        return like(_inside(self, self._in_steps(x.double()), x.dtype), positions)
+        return as_kind_of(_inside(self, self._in_steps(x.double()), x.dtype), positions)
 
     def at(self, positions: Positions) -> Randers:
         r"""Return the metrics at ``positions``, interpolated.
@@ -333,7 +334,7 @@ class GridMetric:
         channels = self._channels(M, omega)
         entries = interpolate(channels, t, self.grid_shape, self.interpolation, self.outside, first)
         M_at, omega_at = unpacked(entries, self.dim)
-        return Randers(like(M_at, self.M), like(omega_at, self.M), validate=False)
+        return Randers(as_kind_of(M_at, self.M), as_kind_of(omega_at, self.M), validate=False)
 
     def validate(self) -> None:
         """Check every metric, and for cubic interpolation those half-way between the nodes.
@@ -358,7 +359,7 @@ class GridMetric:
         for corner in itertools.product((0.0, 1.0), repeat=self.dim):
             if not any(corner):
                 continue
-            between = field.at(like(nodes + middle * middle.new_tensor(corner), self.M))
+            between = field.at(as_kind_of(nodes + middle * middle.new_tensor(corner), self.M))
             try:
                 between.validate()
             except ValueError as error:

@@ -15,9 +15,9 @@ from finslerconv.geodesics.fields import (
     GridMetric,
     MetricField,
     Positions,
+    as_kind_of,
     as_tensors,
     check_finite,
-    like,
     read_positions,
 )
 from finslerconv.geodesics.flow._exponential import Method, exponential, geodesic_flow
@@ -172,7 +172,7 @@ def logarithm(
             refuse_second(v, _SECOND)
     v = torch.where(hit[..., None], v, torch.nan)
     _warn_of_misses(hit)
-    return like(v, x)
+    return as_kind_of(v, x)
 
 
 def geodesic(
@@ -221,7 +221,7 @@ def geodesic(
     times = [i / (n - 1) for i in range(n)]
     curve = geodesic_flow(field, first, speed, times, method=method, steps=steps).position
     curve = torch.where(lost, torch.nan, curve)
-    return like(curve, x)
+    return as_kind_of(curve, x)
 
 
 def _newton(

@@ -17,7 +17,7 @@ from finslerconv._memory import array_of
 from finslerconv.geodesics.distances._heap import FAR
 from finslerconv.geodesics.distances.descent._search import search
 from finslerconv.geodesics.distances.descent._shortening import shorten
-from finslerconv.geodesics.fields import GridMetric, as_tensor, is_numpy, like, put_inside
+from finslerconv.geodesics.fields import GridMetric, as_kind_of, as_tensor, is_numpy, put_inside
 
 
 def paths_of(distances: Any, to: Any, step: float) -> Array | list[Array]:
@@ -43,7 +43,7 @@ def paths_of(distances: Any, to: Any, step: float) -> Array | list[Array]:
         points[-1] = ends[number]
         points = points[::-1].copy() if distances.reverse else points
         result = torch.tensor(points).to(as_tensor("distance", distances.distance).detach())
-        paths.append(like(result, distances.distance))
+        paths.append(as_kind_of(result, distances.distance))
     return paths if each else paths[0]
 
 

@@ -1,4 +1,4 @@
-"""Many problems in one row of numbers: what the parts of the fast iterative method share."""
+"""The numbering of the nodes of many problems in one row."""
 
 from typing import NamedTuple
 

@@ -132,7 +132,7 @@ class _March(torch.autograd.Function):
         g_omega = np.zeros((shape_omega[0], nodes, dim))
         floats: list[Tensor] = []
         for p, (start, back) in enumerate(zip(ctx.starts, ctx.backs, strict=True)):
-            # Where no front came nothing depends on anything, whatever comes back.
+            # Infinite distances depend on nothing.
             g_u = array_of(gradient[p].where(distance[p].isfinite(), 0.0).reshape(-1)).copy()
             sources = len(start.position)
             g_seed = np.zeros(len(start.node))
@@ -174,8 +174,8 @@ def _rows(field: Tensor, size: int) -> np.ndarray:
 def _side_by_side(task: Callable[[int], Any], parts: int) -> list[Any]:
     """Return ``[task(0), ...]``, in as many threads as ``torch.set_num_threads`` allows.
 
-    Plain threads: a march takes milliseconds to seconds in one call that holds no lock, there is no
-    operation of PyTorch's beside it to share OpenMP's threads with.
+    Plain threads serve, since a march is one call that holds no lock and runs no operation of
+    PyTorch's.
     """
     workers = min(parts, torch.get_num_threads(), os.cpu_count() or 1)
     if workers <= 1:
@@ -277,11 +277,8 @@ class _Space:
         # Without walls every node has the one stencil, as far as it is inside the grid.
         shared = len(self.offset) == 1 and not self.walled
         if not shared and len(self.offset) == 1:
-            self.offset = np.repeat(self.offset, walls.size, 0)
-            self.weight = np.repeat(self.weight, walls.size, 0)
-            self.base = np.repeat(self.base, walls.size, 0)
-            self.step = np.repeat(self.step, walls.size, 0)
-            self.dual = np.repeat(self.dual, walls.size, 0)
+            for name in ("offset", "weight", "base", "step", "dual"):
+                setattr(self, name, np.repeat(getattr(self, name), walls.size, 0))
         self.dependent_start = np.zeros(1 if shared else walls.size + 1, np.int64)
         ones = 0 if shared else int(np.bitwise_count(self.open).sum())
         self.dependent = np.empty(ones, np.int32)

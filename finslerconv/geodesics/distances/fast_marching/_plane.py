@@ -1,21 +1,31 @@
-"""Fast marching in the plane, compiled: the front's walk over the nodes, and the same walk back.
+"""Fast marching in the plane, compiled: the front's walk over the nodes, and the walk back.
 
-A trial value is of first order: at a node x, over the sectors (a, b) of its stencil whose ends are
-accepted, the least of ``l u(x + a) + (1 - l) u(x + b) + F_x(-l a - (1 - l) b)``. When the node is
-accepted its value is *computed again* with what is better than first order, in the sector that
-won. With ``q_i = c_i (u - U_i) + k_i + omega . e_i``, the differences of u along ``-e_i`` less
-those of the one-form, the eikonal equation is ``q' G^-1 q = 1``, where G is the Gram matrix of the
-sector's ends in M:
+A trial value is of first order: the least of ``l u(x + a) + (1 - l) u(x + b) + F_x(-l a - (1 - l)
+b)`` over the sectors (a, b) of the stencil of x whose ends are accepted. When x is accepted, its
+value is computed again in the sector of the least, by better differences. With ``q_i = c_i (u -
+U_i) + k_i + omega . e_i``, the difference of u along ``-e_i`` less that of the one-form, the
+eikonal equation is ``q' G^-1 q = 1``, where G is the Gram matrix of the sector's ends in M:
 
 - first order: ``c = 1``, ``U = u(x + e)``;
 - second order, where x + 2 e is accepted before x + e: ``c = 3/2``,
   ``U = (4 u(x + e) - u(x + 2 e)) / 3``;
-- factored: ``k`` is the same difference of the norm ``u0(y) = F_m(y - s)`` less its derivative,
-  so that what the difference quotient makes wrong of u0 is made good. ``F_m`` is the mean of the
-  metrics at the source s and at x, as the chord's length would have it.
+- factored: ``k`` is the error of the same difference for the cone ``u0(y) = F_m(y - s)`` around
+  the source s. ``F_m`` is the mean of the metrics at s and at x.
 
 An end alone (``l`` 0 or 1) is ``c (u - U) = F_x(-e)``, factored by the ratio of the difference of
-u0 to ``F_m(-e)``, where the chord from the source passes within a pixel of the end.
+u0 to ``F_m(-e)`` if the chord from the source passes within a pixel of the end.
+
+The ``code`` of a node tells where its value comes from:
+
+========  ==========================================================
+value     meaning
+========  ==========================================================
+bit 0     from a sector, not from one end
+bits 1-2  the first, the second end is of second order
+bit 3     factored
+bits 4-   the place in the stencil of the sector's first end
+-1 - s    the node has the value of seed s
+========  ==========================================================
 
 The walk back is the implicit adjoint. With ``m = G^-1 q``, ``v = -sum m_i e_i`` (the velocity of
 the geodesic, of M-norm 1) and ``S = sum c_i m_i``:
@@ -30,30 +40,29 @@ from finslerconv._compiled import entry_unfused, jit_unfused
 from finslerconv.geodesics.distances._heap import ACCEPTED, FAR, WALL, pop, push
 from finslerconv.geodesics.distances._sight import visible
 
-# How a node got its value: a row of bits, below the place of the sector's first end in the stencil.
 SECTOR, SECOND_A, SECOND_B, FACTORED = 1, 2, 4, 8
 _BITS = 4
 
-# A node that is its own seed has -1 less the seed's index; a node that has no value yet:
+# The code of a node that has no value yet.
 _NOTHING = -(2**31) + 1
 
-# The better value must be within this fraction of a step of the first-order one, and its geodesic
-# at most so far outside the sector that won: the rest are kinks, where differences mean nothing.
+# At kinks better differences are wrong. So the better value counts if it is within this fraction of
+# a step of the first-order one, and its geodesic at most so far outside the sector.
 _MOVE = 0.5
 _OUTSIDE = 0.3
 
 # The model of the front is used where it runs the same way as the front (cosine in M).
 _AGREE = 0.7
 
-# How far, in pixels across, the chord may pass an end that is factored: one pixel is as far as a
-# constant metric takes it, and a little more lest round positions of sources hit the limit.
+# How far, in pixels across, the chord may pass an end that is factored. In a constant metric it
+# passes within one pixel; sources at round positions must not lie on the limit.
 _ALIGNED = 1.0137
 
 
 @entry_unfused
 @no_type_check
 def dependents(start, offset, width, dependent_start, dependent):
-    """Turn the stencils round: write, for each node, the places in ``offset`` that lead to it."""
+    """Write, for each node, the places in ``offset`` of the stencils that have it as a vertex."""
     nodes = len(start) - 1
     dependent_start[:] = 0
     for x in range(nodes):

@@ -2,21 +2,35 @@
 
 With ``M^-1 = sum of rho_k e_k e_k'`` the eikonal equation is ``sum of rho_k q_k^2 = 1``, where q_k
 is the difference of u less the one-form along the one of ``-e_k``, ``e_k`` that goes with the
-front, or 0 if none does. First every node gets the value of first order,
+front, or 0 if there is none. First every node gets the value of first order,
 ``q_k = max(0, u - u(x + e_k) + omega . e_k, u - u(x - e_k) - omega . e_k)``. For Riemannian metrics
-it depends on smaller values only; with a one-form it may not, and a node whose value falls is
-opened again until none does.
+it depends on smaller values only. With a one-form it may depend on larger ones, and a node whose
+value falls is opened again, until none does.
 
-If more than that is wanted, the values are then computed again, node after node, with
-``q_k = c_k (u - U_k) + k_k + omega . e_k`` as in the plane (`_fast_marching_kernels`). A node whose
-upwind neighbour comes after it takes that one q_k from the values of first order; in a factored
-node, directions without a neighbour may take theirs from the model.
+With order 2 or factorisation the values are then computed again, node after node, with
+``q_k = c_k (u - U_k) + k_k + omega . e_k`` as in the plane (`_plane`). A node whose upwind
+neighbour comes after it takes that one q_k from the values of first order; in a factored node,
+directions without a neighbour may take theirs from the model, the cone around the source.
 
 Where some of the twelve neighbours are outside the grid or behind walls, single steps along the
 axes are tried as well, so that every node which a path of such steps reaches gets a value.
 
 The walk back is the implicit adjoint: with ``m_k = rho_k q_k``, ``S = sum m_k c_k``,
 ``S du = sum m_k (c_k dU_k - dk_k - domega . e_k) - sum q_k^2 drho_k / 2``.
+
+The ``code`` of a node tells where its value comes from:
+
+==========  =====================================================================
+value       meaning
+==========  =====================================================================
+bits 0-11   two for each vector: NONE, FORWARDS, BACKWARDS, or from the MODEL
+bits 12-17  one for each vector: of second order
+bits 18-23  one for each vector: of first order, because the neighbour comes later
+bit 24      factored
+bit 25      a step along an axis instead
+bits 26-28  which: 0 to 2 forwards, 3 to 5 backwards, 7: the value of first order
+-1 - s      the node has the value of seed s
+==========  =====================================================================
 """
 
 from typing import no_type_check
@@ -27,14 +41,11 @@ from finslerconv._compiled import entry_unfused, jit_unfused
 from finslerconv.geodesics.distances._heap import ACCEPTED, FAR, pop, push
 from finslerconv.geodesics.distances._sight import visible_in_space
 
-# How a node got its value: two bits for each vector (none, forwards, backwards, from the model), a
-# bit for each that is of second order, one for each that is left at first order because the
-# neighbour comes later, one for factored; or one for a step along an axis, with three for which
-# step. The last of those is no step: the value is the one of first order.
 NONE, FORWARDS, BACKWARDS, MODEL = 0, 1, 2, 3
 _SIDES, _SECOND, _LATER, FACTORED, AXIS, _WHICH = 4095, 12, 18, 1 << 24, 1 << 25, 26
 _KEEP = AXIS | 7 << _WHICH
 
+# The code of a node that has no value yet.
 _NOTHING = -(2**31) + 1
 
 # As in the plane, but for a step as long as all six vectors allow.
@@ -83,7 +94,7 @@ def neighbours(offset, walls, walled, open_):
 @entry_unfused
 @no_type_check
 def dependents(step, open_, dependent_start, dependent):
-    """Turn the stencils round: write, for each node, the nodes that have it as a neighbour."""
+    """Write, for each node, the nodes that have it as a neighbour."""
     nodes = len(open_)
     dependent_start[:] = 0
     for fill in range(2):
