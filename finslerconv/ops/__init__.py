@@ -9,6 +9,7 @@ from finslerconv.balls import MapName
 from finslerconv.ops._checks import multiplied_dtype
 from finslerconv.ops._functions import deform_conv2d, metric_conv2d, metric_positions
 from finslerconv.ops._geometry import ConvGeometry, PaddingMode
+from finslerconv.ops._operator import convolution_of
 from finslerconv.ops.backends import (
     ConvBackend,
     Convolution,
@@ -41,5 +42,6 @@ __all__ = [
     "Needs",
     "Gradients",
     "memory_format",
+    "convolution_of",
     "reference",
 ]

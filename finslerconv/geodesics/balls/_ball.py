@@ -19,7 +19,7 @@ from finslerconv._transforms import (
     refuse_transforms,
     values,
 )
-from finslerconv.balls import ReferenceSet, affine, concentric, radial
+from finslerconv.balls import MapName, ReferenceSet, ball_map, concentric
 from finslerconv.geodesics.balls._crossings import arrivals
 from finslerconv.geodesics.balls._windows import window_ball
 from finslerconv.geodesics.fields import (
@@ -49,12 +49,9 @@ from finslerconv.geodesics.flow import (
 )
 from finslerconv.metrics import FinslerMetric, Randers
 
-MapName = Literal["radial", "affine"]
-
 BallMethod = Literal["exp", "eikonal", "heat"]
 """How geodesic balls are found: by geodesics, by local distances, by a local heat flow."""
 
-_MAPS = {"radial": radial, "affine": affine}
 
 # Nodes from the centre of a window to the rim, by the dimension: what a ball may cost.
 _RESOLUTION = {1: 24, 2: 24, 3: 8}
@@ -250,7 +247,7 @@ def geodesic_positions(
         rows = torch.arange(batch, device=M.device)[:, None] * math.prod(shape)
         metric = grid_metric(grid, table, rows, starts.reshape(1, -1, d))
         metric = metric[:, :, None]
-    velocities = _MAPS[rays.map](metric, ends)
+    velocities = ball_map(rays.map)(metric, ends)
     fans = starts.reshape(1, -1, d).expand(batch, -1, d)
     out = shoot(grid, table, fans, velocities, rays.schedule, compiled=compiled)
     return out.reshape(batch, *starts.shape[:-1], *out.shape[-2:])
@@ -289,7 +286,7 @@ def metric_positions(
     field = NodeField(metric, per_axis("spacing", spacing, metric.dim))
     centres = field.nodes(points)[..., None, :]
     lead = points.reshape(-1, *(1,) * len(metric.batch_shape), points.shape[-1])
-    velocities = _MAPS[map](metric, lead).movedim(0, -2)
+    velocities = ball_map(map)(metric, lead).movedim(0, -2)
     return exponential(field, centres, velocities, method="rk4", steps=steps) - centres
 
 
@@ -404,8 +401,7 @@ def geodesic_ball(
     """
     if method not in ("exp", "eikonal", "heat"):
         raise ValueError(f"method: expected 'exp', 'eikonal' or 'heat', got {method!r}")
-    if map not in _MAPS:
-        raise ValueError(f"map: expected 'radial' or 'affine', got {map!r}")
+    ball_map(map)  # raises if there is no such map
     radius = as_number("radius", radius, above=0)
     steps = as_integer("steps", steps)
     if resolution is None:
@@ -453,7 +449,7 @@ def _by_exp(
     if x.numel() == 0:
         return (x.expand(len(points), *x.shape),) * 2
     lead = points.reshape(-1, *(1,) * (x.ndim - 1), points.shape[-1])
-    velocities = (radius * _MAPS[map](metric, lead)).expand(-1, *x.shape)
+    velocities = (radius * ball_map(map)(metric, lead)).expand(-1, *x.shape)
     if is_linear(field):
         rays = fan(points, map=map, steps=steps)
         grid, table = tabulated(field, x)

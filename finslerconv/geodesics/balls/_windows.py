@@ -18,7 +18,7 @@ from torch import Tensor
 from finslerconv._compiled import entry, jit
 from finslerconv._linalg import inverse, matvec, spd_sqrt
 from finslerconv._memory import array_of
-from finslerconv.balls import affine, radial
+from finslerconv.balls import MapName, ball_map
 from finslerconv.geodesics._derivatives import refuse_second
 from finslerconv.geodesics.distances import FastMarching, Heat, window_distances
 from finslerconv.geodesics.fields import GridMetric, MetricField, randers_at
@@ -31,7 +31,6 @@ _TILE = 2**19
 # next is tried.
 _MARGINS = (1.5, 3.0, 6.0, 12.0)
 
-_MAPS = {"radial": radial, "affine": affine}
 
 # The fraction of the radius by which a ray must leave the ball to hide what lies behind.
 _SLACK = 0.02
@@ -58,7 +57,7 @@ def window_ball(
     points: Float[Tensor, "n d"],
     radius: float,
     method: Method,
-    map: Literal["radial", "affine"],
+    map: MapName,
     resolution: int,
 ) -> WindowBall:
     """Return the samples of geodesic balls that local distances give.
@@ -99,14 +98,14 @@ def _tile(
     radius: float,
     reach: float,
     method: Method,
-    map: Literal["radial", "affine"],
+    map: MapName,
     resolution: int,
     begin: int,
 ) -> WindowBall:
     """Return the balls around some centres (*batch, centres, d)."""
     metric = _metric(field, x)
     lead = points.reshape(-1, *(1,) * (x.ndim - 1), points.shape[-1])
-    v = radius * _MAPS[map](metric, lead)
+    v = radius * ball_map(map)(metric, lead)
     ball = _stretch(field, metric, x, v, radius, reach * _MARGINS[0], method, resolution)
     outside = ~ball.samples.isfinite().all(0)
     for margin in _MARGINS[1:]:

@@ -87,7 +87,9 @@ class NumbaBackend(ConvBackend):
             kernels.pack_outputs(plan, job.weight, packed, *share(panels, part, parts))
 
         job = _with_image(input, job, parts, pack)
-        shift = _flat(torch.zeros(plan.out_channels) if bias is None else bias, job.dtype)
+        shift = np.zeros(plan.out_channels, packed.dtype)
+        if bias is not None:
+            shift = _flat(bias, job.dtype)
         result = out if out.dtype == job.dtype else torch.empty_like(out, dtype=job.dtype)
         last = layout == torch.channels_last
         result_flat = _flat_pixels(result, last)
@@ -222,8 +224,8 @@ def _job(conv: Convolution) -> _Job:
         field=_flat(conv.positions.field, dtype),
         omega=_flat(conv.positions.omega, dtype),
         points=_flat(conv.points, dtype),
-        centre=_flat(torch.tensor(geometry.origin, dtype=torch.float64), dtype),
-        dilation=_flat(torch.tensor(geometry.dilation, dtype=torch.float64), dtype),
+        centre=_flat(torch.tensor(geometry.origin, dtype=dtype), dtype),
+        dilation=_flat(torch.tensor(geometry.dilation, dtype=dtype), dtype),
         mask=_flat(conv.mask, dtype),
         weight=_flat(weight, dtype),
         dtype=dtype,
@@ -284,7 +286,7 @@ def _ceil(a: int, b: int) -> int:
 
 
 def _flat(tensor: Tensor | None, dtype: torch.dtype) -> np.ndarray:
-    tensor = torch.empty(0) if tensor is None else tensor
+    tensor = torch.empty(0, dtype=dtype) if tensor is None else tensor
     return array_of(tensor.to(dtype).contiguous()).reshape(-1)
 
 
