@@ -25,6 +25,8 @@ _MODES = {
     "circular": kernels.CIRCULAR,
 }
 
+_DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
+
 # The columns held at once should leave room in a second-level cache of 512 KiB and more.
 _COLUMN_BYTES = 256 * 1024
 
@@ -87,7 +89,9 @@ class NumbaBackend(ConvBackend):
             kernels.pack_outputs(plan, job.weight, packed, *share(panels, part, parts))
 
         job = _with_image(input, job, parts, pack)
-        shift = _flat(torch.zeros(plan.out_channels) if bias is None else bias, job.dtype)
+        shift = np.zeros(plan.out_channels, packed.dtype)
+        if bias is not None:
+            shift = _flat(bias, job.dtype)
         result = out if out.dtype == job.dtype else torch.empty_like(out, dtype=job.dtype)
         last = layout == torch.channels_last
         result_flat = _flat_pixels(result, last)
@@ -222,8 +226,8 @@ def _job(conv: Convolution) -> _Job:
         field=_flat(conv.positions.field, dtype),
         omega=_flat(conv.positions.omega, dtype),
         points=_flat(conv.points, dtype),
-        centre=_flat(torch.tensor(geometry.origin, dtype=torch.float64), dtype),
-        dilation=_flat(torch.tensor(geometry.dilation, dtype=torch.float64), dtype),
+        centre=np.array(geometry.origin, _DTYPES[dtype]),
+        dilation=np.array(geometry.dilation, _DTYPES[dtype]),
         mask=_flat(conv.mask, dtype),
         weight=_flat(weight, dtype),
         dtype=dtype,
@@ -284,7 +288,8 @@ def _ceil(a: int, b: int) -> int:
 
 
 def _flat(tensor: Tensor | None, dtype: torch.dtype) -> np.ndarray:
-    tensor = torch.empty(0) if tensor is None else tensor
+    if tensor is None:
+        return np.empty(0, _DTYPES[dtype])
     return array_of(tensor.to(dtype).contiguous()).reshape(-1)
 
 
@@ -295,4 +300,4 @@ def _flat_pixels(tensor: Tensor, last: bool) -> np.ndarray:
 
 
 def _empty(size: int, job: _Job) -> np.ndarray:
-    return np.empty(size, job.weight.dtype)
+    return np.empty(size, _DTYPES[job.dtype])
