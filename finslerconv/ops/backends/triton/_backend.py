@@ -138,7 +138,7 @@ class _Job:
         tile = choose(
             name,
             self.arithmetic,
-            channels=s.run if self.constants["C_UNIT"] > 1 else min(s.run, 16),
+            aligned=self.constants["C_UNIT"] > 1,
             outputs=s.outputs_of,
             key=(astuple(s), self.constants["KIND"]),
             run=run,

@@ -14,9 +14,15 @@ from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
+
+from finslerconv.ops._geometry import ConvGeometry
+from finslerconv.ops.backends import Convolution, Needs, Positions
+from finslerconv.ops.backends._contract import PositionKind
+from finslerconv.ops.backends.triton._backend import TritonBackend
 
 #: The devices for which Triton can compile here, and the shared memory of a block in bytes.
 TARGETS = {
@@ -25,7 +31,12 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-SHARED_MEMORY = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
+SHARED_MEMORY = {
+    "sm_80": 163 * 1024,
+    "sm_90": 227 * 1024,
+    "sm_100": 227 * 1024,
+    "gfx942": 64 * 1024,
+}
 _REGISTERS = 64 * 1024
 
 
@@ -116,6 +127,54 @@ def compiling_for(target: str) -> Iterator[list[Compilation]]:
             yield done
     finally:
         driver._active = active
+
+
+def compile_convolution(
+    target: str,
+    batch: int,
+    channels: int,
+    side: int,
+    outputs: int,
+    *,
+    kernel: int = 3,
+    stride: int = 1,
+    kind: PositionKind = "radial",
+    dtype: torch.dtype = torch.float16,
+    groups: int = 1,
+    sample_groups: int = 1,
+    omega: bool = True,
+    bias: bool = False,
+    mask: bool = False,
+) -> list[Compilation]:
+    """Compile all kernels of a convolution's forward and backward pass."""
+    geometry = ConvGeometry.of(kernel, stride, kernel // 2)
+    rows, columns = geometry.output_size(side, side)
+    real = torch.promote_types(dtype, torch.float32)
+
+    def empty(*shape: int, dtype: torch.dtype = real) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    taps = kernel * kernel
+    if kind == "offsets":
+        positions = Positions(kind, empty(batch, 2 * sample_groups * taps, rows, columns))
+    else:
+        where = (batch, sample_groups, rows, columns)
+        one_forms = empty(*where, 2) if omega else None
+        positions = Positions(kind, empty(*where, 2, 2), one_forms, empty(taps, 2))
+    image = empty(batch, channels, side, side, dtype=dtype)
+    conv = Convolution(
+        image.to(memory_format=torch.channels_last),
+        positions,
+        empty(outputs, channels // groups, kernel, kernel, dtype=dtype),
+        empty(outputs, dtype=dtype) if bias else None,
+        empty(batch, sample_groups * taps, rows, columns) if mask else None,
+        geometry,
+        "zeros",
+    )
+    backend = TritonBackend()
+    with compiling_for(target) as done:
+        backend.backward(backend.forward(conv), conv, Needs())
+    return done
 
 
 def facts(compilation: Compilation) -> Facts:

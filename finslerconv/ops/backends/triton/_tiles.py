@@ -40,24 +40,26 @@ class Tile:
         return options
 
 
+# Where there are several, the first is for channels that 8 does not divide, whose loads are single
+# numbers; the others are in the order of their outputs.
 TILES: dict[str, dict[Arithmetic, tuple[Tile, ...]]] = {
     "forward": {
-        "half": (Tile(64, 16, 64, 128), Tile(64, 32, 64, 256), Tile(64, 32, 128, 256, 128)),
-        "tf32": (Tile(64, 16, 64, 128), Tile(64, 32, 64, 256), Tile(64, 32, 128, 256, 128)),
+        "half": (Tile(32, 16, 64, 128, 255), Tile(64, 32, 64, 256), Tile(64, 32, 128, 256, 128)),
+        "tf32": (Tile(32, 16, 64, 128, 255), Tile(64, 32, 64, 256, 128)),
         "ieee": (Tile(32, 16, 32, 128),),
-        "double": (Tile(16, 16, 16, 128),),
+        "double": (Tile(32, 16, 16, 128, 255),),
     },
     "backward_samples": {
-        "half": (Tile(64, 16, 64, 128, 255), Tile(32, 32, 64, 128, 168)),
-        "tf32": (Tile(64, 16, 64, 128, 255), Tile(32, 32, 64, 128, 255)),
+        "half": (Tile(32, 16, 64, 128, 255), Tile(32, 32, 64, 128, 168)),
+        "tf32": (Tile(32, 16, 64, 128, 255), Tile(32, 32, 64, 128, 255)),
         "ieee": (Tile(32, 16, 32, 128, 255),),
         "double": (Tile(32, 16, 16, 128, 255),),
     },
     "backward_weight": {
-        "half": (Tile(64, 16, 64, 128), Tile(32, 64, 64, 256), Tile(32, 64, 128, 256, 128)),
-        "tf32": (Tile(64, 16, 64, 128), Tile(32, 64, 64, 256), Tile(32, 64, 128, 256, 128)),
+        "half": (Tile(32, 16, 64, 128, 255), Tile(32, 64, 64, 256), Tile(32, 64, 128, 256, 128)),
+        "tf32": (Tile(32, 16, 64, 128, 255), Tile(32, 64, 64, 256), Tile(32, 64, 128, 256, 128)),
         "ieee": (Tile(32, 16, 32, 128),),
-        "double": (Tile(16, 16, 16, 128),),
+        "double": (Tile(32, 16, 16, 128, 255),),
     },
 }
 _DEPTHWISE = (Tile(64, 32, 0, 256),)
@@ -74,23 +76,23 @@ def choose(
     kernel: str,
     arithmetic: Arithmetic,
     *,
-    channels: int,
+    aligned: bool,
     outputs: int,
     key: Any,
     run: Callable[[Tile], object],
 ) -> Tile:
-    """Return the tile for a run of ``channels`` and a weight group of ``outputs``.
+    """Return the tile for channels ``aligned`` to 8 or not, and weight groups of ``outputs``.
 
     If :class:`finslerconv.ops.autotune` says so, return the fastest for what ``key`` names, which
     ``run`` is called to find out.
     """
     tiles = TILES[kernel][arithmetic]
+    if len(tiles) > 1:
+        tiles = tiles[1:] if aligned else tiles[:1]
     if len(tiles) > 1 and is_autotuned():
         place = (kernel, arithmetic, torch.cuda.current_device(), key)
         if place not in _fastest:
             seconds = {t: triton.testing.do_bench(lambda t=t: run(t)) for t in tiles}
             _fastest[place] = min(tiles, key=seconds.__getitem__)
         return _fastest[place]
-    enough = min((t.channels for t in tiles if t.channels >= channels), default=tiles[-1].channels)
-    tiles = tuple(t for t in tiles if t.channels == enough)
     return next((t for t in tiles if t.outputs >= outputs), tiles[-1])
