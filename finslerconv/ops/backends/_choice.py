@@ -227,8 +227,8 @@ def _tell_of_reference(device_type: str) -> bool:
 
 
 # What torch.compiler.assume_constant_result does, without its two seconds of importing Dynamo.
-for _constant in (_available, _tell_of_reference):
-    _constant._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_available._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_tell_of_reference._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _numba() -> ConvBackend:
