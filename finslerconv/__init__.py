@@ -37,12 +37,14 @@ _SUBPACKAGES = (
     "cli",
 )
 
-__all__ = ["__version__", "doctor", *_SUBPACKAGES]
+_DOCTOR = ("doctor", "Report", "Check")
+
+__all__ = ["__version__", *_DOCTOR, *_SUBPACKAGES]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "doctor":
-        return import_module(f"{__name__}._doctor").doctor
+    if name in _DOCTOR:
+        return getattr(import_module(f"{__name__}._doctor"), name)
     if name in _SUBPACKAGES:
         return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
