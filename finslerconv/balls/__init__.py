@@ -4,7 +4,7 @@ Everything takes and returns NumPy, PyTorch, CuPy or JAX arrays, as :mod:`finsle
 """
 
 from finslerconv.balls._ellipse import Ellipse
-from finslerconv.balls._maps import BallMap, affine, radial
+from finslerconv.balls._maps import BallMap, MapName, affine, ball_map, radial
 from finslerconv.balls._measure import overlap, volume
 from finslerconv.balls._reference import (
     ReferenceSet,
@@ -25,8 +25,10 @@ __all__ = [
     "reference_set",
     "radius",
     "BallMap",
+    "MapName",
     "radial",
     "affine",
+    "ball_map",
     "Ellipse",
     "volume",
     "overlap",

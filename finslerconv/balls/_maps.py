@@ -4,6 +4,7 @@ Both are the identity for the Euclidean metric, and differentiable in the metric
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 from jaxtyping import Float
 
@@ -13,6 +14,9 @@ from finslerconv.metrics import FinslerMetric
 
 #: From a metric and points ``(..., d)`` to their images ``(..., d)``.
 BallMap = Callable[[FinslerMetric, Array], Array]
+
+#: The names of the maps, :func:`radial` and :func:`affine`.
+MapName = Literal["radial", "affine"]
 
 
 def radial(metric: FinslerMetric, points: Float[Array, "*_ d"]) -> Float[Array, "*_ d"]:
@@ -68,3 +72,23 @@ def affine(metric: FinslerMetric, points: Float[Array, "*_ d"]) -> Float[Array, 
     shape, centre = form.dual()
     images = matvec(spd_sqrt(shape), points)
     return images if centre is None else centre + images
+
+
+_MAPS: dict[str, BallMap] = {"radial": radial, "affine": affine}
+
+
+def ball_map(map: str) -> BallMap:
+    """Return the map of a name.
+
+    Parameters
+    ----------
+    map : {"radial", "affine"}
+
+    Raises
+    ------
+    ValueError
+        If there is no map of this name.
+    """
+    if map not in _MAPS:
+        raise ValueError(f"map: expected 'radial' or 'affine', got {map!r}")
+    return _MAPS[map]

@@ -26,13 +26,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from finslerconv._arrays import Array, as_integer
+from finslerconv._norms import norm_off_zero
 from finslerconv.geodesics.fields import (
     MetricField,
     Positions,
+    as_kind_of,
     as_tensors,
     check_finite,
-    is_numpy,
-    like,
     read_positions,
 )
 
@@ -127,8 +127,11 @@ def chord_distance(
         raise ValueError(
             f"a, b: expected shapes that broadcast, got {tuple(x.shape)} and {tuple(y.shape)}"
         ) from error
-    start, v = like(x.expand(shape), a), like((y - x).expand(shape), a)
-    lengths = [w * field.at(start + t * v).norm(v) for t, w in zip(nodes, weights, strict=True)]
+    start, v = as_kind_of(x.expand(shape), a), as_kind_of((y - x).expand(shape), a)
+    lengths = [
+        w * norm_off_zero(field.at(start + t * v).norm, v)
+        for t, w in zip(nodes, weights, strict=True)
+    ]
     total = lengths[0]
     for length in lengths[1:]:
         total = total + length
@@ -200,9 +203,9 @@ def path_length(field: MetricField, curve: Positions) -> Float[Array, "..."]:
     total: Tensor | float = 0.0
     for place in (0.5 - math.sqrt(1 / 12), 0.5 + math.sqrt(1 / 12)):
         metric = _as_tensor_field(field).at(begin + place * side)
-        total = total + metric.norm(side).sum(-1) / 2
+        total = total + norm_off_zero(metric.norm, side).sum(-1) / 2
     assert isinstance(total, Tensor)
-    return total.detach().cpu().numpy() if is_numpy(curve) else total
+    return as_kind_of(total, curve)
 
 
 def _as_tensor_field(field: Any) -> MetricField:

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from finslerconv._models import evaluating
 from finslerconv.implicit._positions import KernelPositions, deformable_positions, reader_of
-from finslerconv.ops import ConvGeometry
+from finslerconv.ops import ConvGeometry, convolution_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,30 +224,16 @@ def _torchvisions(
     return _Call(input, weight, offset, mask if numbers[-1] else None, geometry)
 
 
-def _ours(
-    input: Tensor,
-    offset: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    mask: Tensor | None,
-    *numbers: Any,
-) -> _Call:
-    stride, before, dilation = (tuple(pair) for pair in numbers[:3])
-    kernel = weight.shape[2], weight.shape[3]
-    # The padding after the image shows in the output's size alone.
-    after = [
-        (out - 1) * step + gap * (k - 1) + 1 - size - pad
-        for out, step, gap, k, size, pad in zip(
-            offset.shape[2:], stride, dilation, kernel, input.shape[2:], before, strict=True
-        )
-    ]
-    geometry = ConvGeometry(kernel, stride, dilation, before, (after[0], after[1]))
-    return _Call(input, weight, offset, mask, geometry)
+def _ours(*arguments: Any) -> _Call | None:
+    conv = convolution_of(*arguments)
+    if conv.positions.kind != "offsets":
+        return None
+    return _Call(conv.input, conv.weight, conv.positions.field, conv.mask, conv.geometry)
 
 
-_OPERATORS: dict[str, Callable[..., _Call]] = {
+_OPERATORS: dict[str, Callable[..., _Call | None]] = {
     "torchvision.deform_conv2d.default": _torchvisions,
-    "finslerconv.deform_conv2d.default": _ours,
+    "finslerconv.sampled_conv2d.default": _ours,
 }
 
 
@@ -274,8 +260,8 @@ class _Calls(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         read = _OPERATORS.get(str(func))
-        if read is not None:
-            self._tell(read(*args))
+        if read is not None and (call := read(*args)) is not None:
+            self._tell(call)
         result = func(*args, **(kwargs or {}))
         if str(func) in _COPIES:
             first = args[0]

@@ -13,7 +13,6 @@ from finslerconv import ops
 from finslerconv._arrays import has_values, is_integer
 from finslerconv._tracing import recorded
 from finslerconv.nn._constructor import constructor
-from finslerconv.ops._checks import multiplied_dtype
 
 Size = int | tuple[int, int]
 
@@ -332,7 +331,7 @@ device, dtype
                 f"input: expected the layer's device {like.device}, got {x.device}; move the input "
                 "or the layer"
             )
-        if multiplied_dtype(x) != multiplied_dtype(like):
+        if ops.multiplied_dtype(x) != ops.multiplied_dtype(like):
             raise TypeError(
                 f"input: expected the layer's dtype {like.dtype}, got {x.dtype}; convert the input "
                 "or the layer (layer.to(...))"

@@ -9,13 +9,12 @@ from torch import Tensor, nn
 from finslerconv import ops
 from finslerconv._arrays import as_integer
 from finslerconv.balls import ReferenceSet
-from finslerconv.geodesics.balls import fan, geodesic_positions
-from finslerconv.metrics import FinslerMetric, Randers, Riemannian
+from finslerconv.geodesics.balls import fan, geodesic_positions, metric_positions
+from finslerconv.metrics import FinslerMetric
 from finslerconv.nn._adaptive import Size
 from finslerconv.nn._ball_conv import BallConv2d
 from finslerconv.nn._constructor import constructor
 from finslerconv.nn._parametrization import MatrixParametrization
-from finslerconv.ops._backend import is_compiled
 
 
 class GeodesicConv2d(BallConv2d):
@@ -41,8 +40,10 @@ device, dtype
     metric_groups, head, reference, map, eps_omega, omega_constraint, fixed_kernel, modulation
         As in :class:`MetricConv2d`.
     metric : nn.Module, optional
-        As in :class:`MetricConv2d`, but it must return a Riemannian or Randers metric, whose
-        geodesics this layer knows.
+        As in :class:`MetricConv2d`. A metric that is neither Riemannian nor Randers must have a
+        method ``__getitem__``, by which ``metric[index]`` is the metric at an index of the batch:
+        between the output pixels its energy is interpolated. Its geodesics go through PyTorch's
+        operations (automatic differentiation of the norm), at many times the cost.
     steps : int
         Integration steps, of fourth order, of the longest geodesic.
 
@@ -111,15 +112,15 @@ device, dtype
         self._fan = fan(self.reference.points, map=map, steps=steps)
 
     def _positions_in(self, metric: FinslerMetric, x: Tensor) -> Tensor:
-        if not isinstance(metric, Randers | Riemannian):
-            raise TypeError(
-                "metric: expected the module to return a Riemannian or Randers metric, whose "
-                f"geodesics are known, got {type(metric).__name__}; MetricConv2d samples the unit "
-                "balls of any metric"
-            )
-        M, omega = metric.M, metric.omega if isinstance(metric, Randers) else None
         # Lengths are in spacings between taps: so are the coordinates of the field.
         spacing = [s / d for s, d in zip(self.stride, self.dilation, strict=True)]
+        form = metric.randers_form()
+        if form is None:
+            positions = metric_positions(
+                metric, self._place_points(), spacing=spacing, map=self.map, steps=self.steps
+            )
+            return positions * positions.new_tensor(self.dilation)
+        M, omega = form
         grid = M.shape[-4:-2]
         positions = geodesic_positions(
             M.reshape(-1, *grid, 2, 2),
@@ -127,7 +128,7 @@ device, dtype
             self._fan,
             spacing=spacing,
             # The reference backend is PyTorch's operations, here too.
-            compiled=None if is_compiled(M.device) else False,
+            compiled=None if ops.is_compiled(M.device) else False,
         )
         positions = positions.reshape(*M.shape[:-2], *positions.shape[-2:])
         return positions * positions.new_tensor(self.dilation)

@@ -1,23 +1,51 @@
 """The convolution operators, as functions of tensors.
 
 Each is one function with backends behind it: compiled ones for the CPU (Numba) and CUDA devices
-(Triton), and the reference, plain PyTorch, which is their definition. See :class:`use_backend`.
+(Triton), and the reference, plain PyTorch, which is their definition. :class:`use_backend` chooses
+one; :class:`ConvBackend` and :func:`register_backend` add another.
 """
 
-from finslerconv.ops._backend import Backend, current_backend, use_backend
-from finslerconv.ops._deform_conv2d import deform_conv2d
+from finslerconv.balls import MapName
+from finslerconv.ops._autotune import autotune
+from finslerconv.ops._checks import multiplied_dtype
+from finslerconv.ops._functions import deform_conv2d, metric_conv2d, metric_positions
 from finslerconv.ops._geometry import ConvGeometry, PaddingMode
-from finslerconv.ops._metric_conv2d import metric_conv2d
-from finslerconv.ops._positions import MapName, metric_positions
+from finslerconv.ops._operator import convolution_of
+from finslerconv.ops.backends import (
+    ConvBackend,
+    Convolution,
+    Gradients,
+    Needs,
+    Positions,
+    current_backend,
+    is_compiled,
+    memory_format,
+    reference,
+    register_backend,
+    use_backend,
+    why_reference,
+)
 
 __all__ = [
     "deform_conv2d",
     "metric_conv2d",
     "metric_positions",
-    "use_backend",
-    "current_backend",
-    "Backend",
     "ConvGeometry",
     "PaddingMode",
     "MapName",
+    "use_backend",
+    "autotune",
+    "current_backend",
+    "is_compiled",
+    "why_reference",
+    "multiplied_dtype",
+    "register_backend",
+    "ConvBackend",
+    "Convolution",
+    "Positions",
+    "Needs",
+    "Gradients",
+    "memory_format",
+    "convolution_of",
+    "reference",
 ]

@@ -125,11 +125,6 @@ def check_sample_groups(name: str, groups: int, input: Tensor) -> None:
         )
 
 
-def compute_dtype(tensor: Tensor) -> torch.dtype:
-    """Return the dtype for positions: at least float32, since half cannot name far pixels."""
-    return torch.promote_types(tensor.dtype, torch.float32)
-
-
 def n_points(points: Tensor, geometry: ConvGeometry) -> int:
     """Check reference points (n, 2) against a kernel, and return n."""
     taps = math.prod(geometry.kernel_size)

@@ -92,6 +92,17 @@ class ConvGeometry:
             )
         return rows, columns
 
+    @property
+    def origin(self) -> tuple[float, float]:
+        """Row and column of the kernel's centre at the first output pixel; halves if even."""
+        row, column = (
+            step * (k - 1) / 2 - before
+            for step, k, before in zip(
+                self.dilation, self.kernel_size, self.padding_before, strict=True
+            )
+        )
+        return row, column
+
     def centres(self, output_size: tuple[int, int], like: Tensor) -> tuple[Tensor, Tensor]:
         """Return rows (Ho, 1) and columns (1, Wo) of the kernel's centre at each output pixel.
 
@@ -99,16 +110,8 @@ class ConvGeometry:
         between pixels.
         """
         rows, columns = (
-            torch.arange(size, dtype=like.dtype, device=like.device) * stride
-            + (step * (k - 1) / 2 - before)
-            for size, stride, step, k, before in zip(
-                output_size,
-                self.stride,
-                self.dilation,
-                self.kernel_size,
-                self.padding_before,
-                strict=True,
-            )
+            torch.arange(size, dtype=like.dtype, device=like.device) * stride + first
+            for size, stride, first in zip(output_size, self.stride, self.origin, strict=True)
         )
         return rows[:, None], columns[None, :]
 

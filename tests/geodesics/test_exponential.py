@@ -21,8 +21,8 @@ from metric_fields import (
 )
 
 from finslerconv.geodesics import FunctionMetric, GridMetric
+from finslerconv.geodesics.flow import Schedule, _steps, exponential, geodesic_flow, shoot
 from finslerconv.geodesics.flow import _rays as module
-from finslerconv.geodesics.flow import Schedule, exponential, geodesic_flow, shoot
 from finslerconv.geodesics.flow._grid import Grid, grid_rates, grid_table
 from finslerconv.geodesics.flow._hamiltonian import hamiltonian, momentum, rates, velocity
 from finslerconv.metrics import Randers, Riemannian
@@ -605,7 +605,7 @@ def test_what_an_adaptive_method_cannot_do_is_said(monkeypatch):
     x, v = torch.tensor([[0.0, 0.0], [4.0, 0.0]]).double()
     with pytest.raises(ValueError, match=r"'dopri5' cannot go on.*take 'rk4'"):
         exponential(field, x, v, method="dopri5")
-    monkeypatch.setattr(module, "_MOST_EVALUATIONS", 50)
+    monkeypatch.setattr(_steps, "_MOST_EVALUATIONS", 50)
     with pytest.raises(ValueError, match=r"came to time 0\.\d+ of 1 within 50.*'rk4'.*'cubic'"):
         exponential(pull_back().grid(9), x / 2, v / 4, method="dopri5")
 

@@ -21,6 +21,7 @@ from finslerconv.geodesics import (
     logarithm,
     path_length,
 )
+from finslerconv.geodesics.fields import _grid
 from finslerconv.images import gradient_metric
 from finslerconv.metrics import CallableMetric, Euclidean, Randers, Riemannian
 
@@ -454,3 +455,46 @@ def test_a_cubic_that_leaves_the_metrics_is_refused():
         GridMetric(M, interpolation="cubic")
     smooth = random_smooth(condition=10.0, strength=0.5).grid(33, interpolation="cubic")
     assert smooth.interpolation == "cubic"
+
+
+def test_a_batch_of_metrics_makes_a_field():
+    M, omega = np.broadcast_to(np.eye(2), (4, 5, 2, 2)), np.full((4, 5, 2), 0.25)
+    of_randers = GridMetric(Randers(M, omega), spacing=0.5)
+    assert np.array_equal(of_randers.M, M)
+    assert np.array_equal(of_randers.omega, omega)
+    assert of_randers.spacing == (0.5, 0.5)
+    assert GridMetric(Riemannian(M)).omega is None
+    with pytest.raises(TypeError, match="omega: expected None beside a metric"):
+        GridMetric(Riemannian(M), omega)
+    with pytest.raises(ValueError, match="expected a grid of 2 axes"):
+        GridMetric(Riemannian(np.eye(2)))
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
+def test_a_field_is_checked_once_and_again_after_it_is_written_to(kind, monkeypatch):
+    checks = []
+    check = _grid.validate_fields
+    monkeypatch.setattr(_grid, "validate_fields", lambda *a: checks.append(check(*a)))
+    M, omega = kind(np.tile(np.eye(2), (4, 5, 1, 1))), kind(np.zeros((4, 5, 2)))
+    field = GridMetric(M, omega)
+    for _ in range(2):
+        distance(field, (1, 1))
+    assert len(checks) == 1
+    lazy = GridMetric(M, omega, validate=False)
+    for _ in range(2):
+        distance(lazy, (1, 1))
+    assert len(checks) == 2
+    omega[2, 3, 0] = 1.5
+    for each in (field, lazy):
+        with pytest.raises(ValueError, match="index \\(2, 3\\)"):
+            distance(each, (1, 1))
+
+
+def test_tensors_of_inference_mode_are_checked_every_time():
+    with torch.inference_mode():
+        M = torch.eye(2).repeat(4, 5, 1, 1)
+        field = GridMetric(M)
+        distance(field, (1, 1))
+        M[2, 3] = -1.0
+        with pytest.raises(ValueError, match="index"):
+            distance(field, (1, 1))

@@ -8,11 +8,10 @@ import torch
 from adaptive_layers import stirred
 from torch import nn
 
-from finslerconv.balls import concentric
+from finslerconv.balls import ball_map, concentric
 from finslerconv.geodesics import GridMetric, exponential
 from finslerconv.metrics import CallableMetric, Randers, Riemannian
 from finslerconv.nn import GeodesicConv2d, MetricConv2d, convert
-from finslerconv.ops._positions import MAPS
 
 
 @pytest.fixture(autouse=True)
@@ -112,7 +111,7 @@ def test_it_samples_where_the_geodesics_end(map, options):
     centres = torch.stack(torch.broadcast_tensors(rows, columns), dim=-1)
     points = torch.as_tensor(layer.reference.points, dtype=x.dtype)
     here = Randers(metric.M[0], metric.omega[0])
-    v = MAPS[map](here, points[:, None, None, :]) * dilation
+    v = ball_map(map)(here, points[:, None, None, :]) * dilation
     ends = exponential(field, centres.expand(25, -1, -1, -1), v, steps=1024)
     expected = (ends - centres).movedim(0, -2)[None]
 

@@ -99,6 +99,15 @@ class Case:
             input, where, omega, self.points, *common, map=self.kind, padding_mode=self.padding_mode
         )
 
+    def convolution(self, tensors=None):
+        """Return the convolution of such tensors as backends are given it."""
+        input, where, omega, weight, bias, mask = self.tensors() if tensors is None else tensors
+        points = None if self.kind == "offsets" else self.points
+        positions = ops.Positions(self.kind, where, omega, points)
+        return ops.Convolution(
+            input, positions, weight, bias, mask, self.geometry, self.padding_mode
+        )
+
     def results(self, backend, tensors=None):
         """Return the output and the gradients of all arguments, along a random direction."""
         tensors = self.tensors() if tensors is None else tensors

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from convolution_cases import Case, assert_equal_results, cases
+from convolution_cases import MODES, Case, assert_equal_results, cases
 from hypothesis import given, settings
 
 from finslerconv import ops
@@ -32,20 +32,27 @@ def test_in_the_interpreter():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def kernel_results(case):
-    """Return output and gradients as :meth:`Case.results` does, from the kernels themselves."""
-    from finslerconv.ops._positions import Positions
-    from finslerconv.ops.backends.triton import _backend as _triton
+@pytest.fixture(autouse=INTERPRETED, scope="module")
+def _large_tiles():
+    # The interpreter's time is that of the programs, whatever their size.
+    from finslerconv.ops.backends.triton import _tiles
 
-    input, where, omega, weight, bias, mask = case.tensors()
-    points = case.geometry.taps(where) if case.kind == "offsets" else case.points
-    arguments = (input, Positions(case.kind, where, omega, points), weight)
-    rest = (mask, case.geometry, case.padding_mode)
-    output = _triton.forward(*arguments, bias, *rest)
+    with pytest.MonkeyPatch.context() as patch:
+        for kernel in _tiles.TILES.values():
+            patch.setitem(kernel, "double", (_tiles.Tile(64, 16, 16, 128),))
+        yield
+
+
+def kernel_results(case, tensors=None):
+    """Return output and gradients as :meth:`Case.results` does, from the kernels themselves."""
+    from finslerconv.ops.backends.triton import TritonBackend
+
+    conv = case.convolution(tensors)
+    output = TritonBackend().forward(conv)
     generator = torch.Generator().manual_seed(case.seed + 2)
     direction = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output)
-    found = _triton.backward(direction, *arguments, *rest)
-    g_bias = None if bias is None else direction.sum((0, 2, 3))
+    found = TritonBackend().backward(direction, conv, ops.Needs())
+    g_bias = None if conv.bias is None else direction.sum((0, 2, 3))
     everything = (output, found.input, found.field, found.omega, found.weight, g_bias, found.mask)
     return [t for t in everything if t is not None]
 
@@ -66,17 +73,87 @@ def test_several_blocks_of_everything(kind):
     assert_equal_results(kernel_results(case), case.results("reference"), case.dtype)
 
 
+# Small kernels and images: the interpreter takes its time.
+SMALL = {"kernel": (1, 2), "size": (4, 5), "batch": 1, "padding": 0}
+GROUPS = [
+    # channels, outputs, groups, sample groups
+    (6, 4, 2, 3),  # a run of channels lies in two groups that cross
+    (8, 8, 8, 1),  # depthwise
+    (12, 12, 12, 3),
+    (8, 16, 8, 2),  # two outputs a channel: groups are merged
+    (32, 24, 4, 2),
+    (5, 7, 1, 1),  # nothing is aligned
+    (48, 8, 1, 2),  # several blocks of aligned channels
+]
+
+
+@interpreted
+@pytest.mark.parametrize(
+    ("groups", "kind", "mode", "dtype"),
+    [
+        (groups, ("offsets", "radial", "affine")[i % 3], MODES[i % 4], dtype)
+        for i, groups in enumerate(GROUPS)
+        for dtype in (torch.float64, torch.float32)
+    ],
+)
+def test_groups_of_every_kind(groups, kind, mode, dtype):
+    channels, outputs, groups, sample_groups = groups
+    case = Case(
+        channels=channels, out_channels=outputs, groups=groups, sample_groups=sample_groups,
+        kind=kind, padding_mode=mode, dtype=dtype, mask=sample_groups > 1, **SMALL,
+    )  # fmt: skip
+    assert_equal_results(kernel_results(case), case.results("reference"), case.dtype)
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["offsets", "radial"])
+@pytest.mark.parametrize("groups", [1, 8])
+def test_half_precision_rounds_what_is_multiplied(dtype, kind, groups):
+    # Image and weights of few bits, positions in float32: what is left is the rounding of samples,
+    # slopes and results.
+    case = Case(kind=kind, channels=8, out_channels=8, groups=groups, dtype=torch.float32, **SMALL)
+    exact = case.tensors()
+    for i in (0, 3, 4):
+        exact[i] = exact[i].to(dtype).float()
+    half = [t.to(dtype) if i in (0, 3, 4) else t for i, t in enumerate(exact)]
+    found, expected = kernel_results(case, half), case.results("reference", exact)
+    for got, wanted in zip(found, expected, strict=True):
+        error = torch.linalg.vector_norm(got.double() - wanted) / torch.linalg.vector_norm(wanted)
+        assert error < 4 * torch.finfo(dtype).eps
+
+
+@interpreted
+@pytest.mark.parametrize("kind", ["offsets", "affine"])
+def test_offsets_of_64_bits_give_the_same(kind, monkeypatch):
+    from finslerconv.ops.backends.triton import _backend
+
+    case = Case(kind=kind, channels=4, sample_groups=2, **SMALL)
+    monkeypatch.setattr(_backend, "_INT32", 0)
+    assert_equal_results(kernel_results(case), case.results("reference"), case.dtype)
+
+
+@interpreted
+def test_taps_shared_among_few_or_many_programs(monkeypatch):
+    from finslerconv.ops.backends.triton import _backend
+
+    case = Case(kind="radial", kernel=(1, 5), size=(3, 4), padding=(0, 2), batch=1)
+    expected = case.results("reference")
+    for programs in (1, 2, 512):
+        monkeypatch.setattr(_backend, "_PROGRAMS", programs)
+        assert_equal_results(kernel_results(case), expected, case.dtype)
+
+
 @interpreted
 def test_samples_nowhere_are_zero():
-    from finslerconv.ops._positions import Positions
-    from finslerconv.ops.backends.triton import _backend as _triton
+    from finslerconv.ops.backends.triton import TritonBackend
 
     case = Case()
-    input, offset, _, weight, bias, mask = case.tensors()
+    tensors = case.tensors()
+    offset = tensors[1]
     offset[0, 4, 2, 3], offset[1, 3, 1, 1] = torch.nan, 1e30
-    positions = Positions("offsets", offset, None, case.geometry.taps(offset))
-    output = _triton.forward(input, positions, weight, bias, mask, case.geometry, "zeros")
-    expected = case.results("reference", [input, offset, None, weight, bias, mask])
+    output = TritonBackend().forward(case.convolution(tensors))
+    expected = case.results("reference", tensors)
     torch.testing.assert_close(output, expected[0], rtol=1e-12, atol=1e-12)
 
 
@@ -91,7 +168,16 @@ def test_the_deterministic_way_gives_the_same():
     assert_equal_results(found, case.results("reference"), case.dtype)
 
 
+@pytest.fixture(scope="module")
+def _whole_float32():
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = before
+
+
 @on_gpu
+@pytest.mark.usefixtures("_whole_float32")
 @settings(max_examples=60)
 @given(case=cases())
 def test_equals_the_reference_on_the_gpu(case):

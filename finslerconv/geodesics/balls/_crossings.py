@@ -1,9 +1,10 @@
 """Samples of geodesic balls that another geodesic reaches earlier, found on a fan of geodesics.
 
-Geodesics from a centre, spread evenly over its directions, are followed through equal times. What
-they pass, joined to its neighbours, fills the ball with simplices whose corners have times. Where
-one that lies over a sample has less time than the sample, beyond a cut point, the geodesic that it
-stands for is followed: its length and the rest of the way are a bound on the sample's distance.
+Geodesics leave a centre in evenly spread directions and are recorded at equal times. Neighbouring
+records are joined to simplices that fill the ball, and each corner has its time. A simplex that
+contains a sample at an earlier time than the sample's own is a sign of a cut point. The geodesic to
+that place in the simplex is then followed: its length, and that of the straight way from its end to
+the sample, bound the sample's distance.
 """
 
 import itertools
@@ -18,6 +19,7 @@ from scipy.spatial import ConvexHull
 from torch import Tensor
 
 from finslerconv._compiled import entry, jit
+from finslerconv._norms import norm_off_zero
 from finslerconv._threads import run, share
 from finslerconv.balls import affine
 from finslerconv.geodesics.fields import FunctionMetric, GridMetric, MetricField
@@ -68,7 +70,7 @@ def arrivals(
     rim = torch.from_numpy(_mesh(d).vertices[-_RAYS[d] :]).to(x)
     with torch.no_grad():
         aims = _tangent(metric, rim.reshape(-1, *(1,) * (x.ndim - 1), d)).expand(-1, *x.shape)
-        lengths = metric.norm(velocities)[..., None]
+        lengths = norm_off_zero(metric.norm, velocities)[..., None]
         # One axis for the centres of each field.
         arrays = [
             u.detach().reshape(*u.shape[: u.ndim - x.ndim], *batch, count, u.shape[-1])
@@ -76,8 +78,8 @@ def arrivals(
         ]
         for begin in range(0, count, tile):
             part = (..., slice(begin, begin + tile))
-            some = (u[(*part, slice(None))] for u in arrays)
-            whole[part] = _tile(field, *some, steps)
+            here, aim, length, end = (u[(*part, slice(None))] for u in arrays)
+            whole[part] = _tile(field, here, aim, length[..., 0], end, steps)
     return whole.reshape(found.shape)
 
 
@@ -94,7 +96,6 @@ def _tile(
     """Return the fractions (n, *batch, centres) of some centres (*batch, centres, d)."""
     d = x.shape[-1]
     mesh = _mesh(d)
-    lengths = lengths[..., 0]
     reach = lengths.amax(0)
     fan = _follow(field, x, (reach[..., None] * aims).movedim(0, -2), steps)
     samples = torch.cat((positions - x, (lengths / reach)[..., None]), dim=-1)
@@ -143,7 +144,7 @@ def _bounds(
     ends = exponential(field, x[..., None, :], v, method="rk4", steps=_steps(field, steps))
     rest = positions.movedim(0, -2) - ends
     # Trapezoidal rule on the straight way from there.
-    gap = (field.at(ends).norm(rest) + field.at(ends + rest).norm(rest)) / 2
+    gap = sum(norm_off_zero(field.at(y).norm, rest) for y in (ends, ends + rest)) / 2
     return torch.where(times > 0, times * reach + gap.movedim(-1, 0), math.inf)
 
 
@@ -156,7 +157,7 @@ def _steps(field: MetricField, steps: int) -> int:
 
 
 def _continued(field: MetricField, x: Tensor) -> MetricField:
-    """Return a field that has the metric of ``x`` where geodesics are no longer finite."""
+    """Return a field with the metric of ``x`` at positions that are not finite."""
     if isinstance(field, GridMetric):
         return field
     return FunctionMetric(

@@ -3,25 +3,31 @@
 from finslerconv.geodesics.fields._function import FunctionMetric
 from finslerconv.geodesics.fields._grid import (
     GridMetric,
+    ensure_valid,
     first_rows,
     grid_nodes,
     per_axis,
     put_inside,
 )
-from finslerconv.geodesics.fields._interpolation import Outside
+from finslerconv.geodesics.fields._interpolation import (
+    Outside,
+    cell,
+    corner,
+    interpolate,
+    nodes_around,
+)
 from finslerconv.geodesics.fields._kinds import (
     Positions,
+    as_kind_of,
     as_tensor,
     as_tensors,
     check_finite,
     is_numpy,
     is_tensor,
-    like,
     plain_numbers,
     shown_position,
     shown_shape,
 )
-from finslerconv.geodesics.fields._matrices import validate_fields
 from finslerconv.geodesics.fields._protocol import MetricField, randers_at, read_positions
 
 __all__ = [
@@ -32,12 +38,17 @@ __all__ = [
     "Positions",
     "as_tensor",
     "as_tensors",
+    "cell",
     "check_finite",
+    "corner",
+    "ensure_valid",
     "first_rows",
     "grid_nodes",
+    "interpolate",
     "is_numpy",
     "is_tensor",
-    "like",
+    "as_kind_of",
+    "nodes_around",
     "per_axis",
     "plain_numbers",
     "put_inside",
@@ -45,5 +56,4 @@ __all__ = [
     "read_positions",
     "shown_position",
     "shown_shape",
-    "validate_fields",
 ]

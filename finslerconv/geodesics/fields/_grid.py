@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from typing import Any, final
 
 import torch
@@ -14,20 +15,16 @@ from finslerconv._arrays import Array, first_index, is_number, shown
 from finslerconv.geodesics.fields._interpolation import (
     Interpolation,
     Outside,
-    Tap,
-    catmull_rom,
-    continued,
-    continued_index,
-    linear,
+    interpolate,
     packed,
     unpacked,
 )
 from finslerconv.geodesics.fields._kinds import (
     Positions,
+    as_kind_of,
     as_tensor,
     as_tensors,
     is_numpy,
-    like,
     shown_position,
     shown_shape,
 )
@@ -53,9 +50,10 @@ class GridMetric:
 
     Parameters
     ----------
-    M : array, shape (\*batch, \*grid, d, d)
+    M : array, shape (\*batch, \*grid, d, d), or Riemannian or Randers
         Symmetric positive definite matrices, NumPy or PyTorch, float32 or float64; the grid has
-        ``d`` axes, 2 or 3. In 1 / pixels^2 where ``spacing`` is 1.
+        ``d`` axes, 2 or 3. In 1 / pixels^2 where ``spacing`` is 1. Or a batch of metrics that have
+        matrices, whose last axes are the grid, in the place of ``M`` and ``omega``.
     omega : array, shape (\*batch, \*grid, d), optional
         One-forms ("drift") with ``|omega|_{M^-1} < 1``, of a shape that broadcasts with that of
         ``M``; None for a Riemannian field.
@@ -69,7 +67,8 @@ class GridMetric:
         How :meth:`at` reads beyond the outermost nodes: the field of the nearest point of the
         grid, or the field mirrored at the outermost nodes.
     validate : bool
-        Whether to check the values (one pass over the data; on a GPU it waits for them).
+        Whether to check the values (one pass over the data; on a GPU it waits for them). Otherwise
+        :func:`distance` does, the first time. See :meth:`validate`.
 
     Raises
     ------
@@ -111,10 +110,11 @@ class GridMetric:
     origin: tuple[float, ...]
     interpolation: Interpolation
     outside: Outside
+    _cache: dict[str, Any] = dataclass_field(init=False)
 
     def __init__(
         self,
-        M: Float[Array, "*_ d d"],
+        M: Float[Array, "*_ d d"] | FinslerMetric,
         omega: Float[Array, "*_ d"] | None = None,
         spacing: float | Sequence[float] = 1.0,
         origin: float | Sequence[float] = 0.0,
@@ -123,15 +123,20 @@ class GridMetric:
         *,
         validate: bool = True,
     ) -> None:
+        if isinstance(M, FinslerMetric):
+            if omega is not None:
+                raise TypeError("omega: expected None beside a metric, which has its own")
+            M, omega = entries_of("M", M)
         matrices, forms = as_tensors(M=M, omega=omega)
         d = check_matrices(matrices)
         if forms is not None:
             matrices, forms = broadcast(matrices, forms)
+            omega = omega if forms.shape == omega.shape else as_kind_of(forms, omega)
         _check_option("interpolation", interpolation, ("linear", "cubic"))
         _check_option("outside", outside, ("constant", "reflect"))
         values = {
-            "M": M if matrices.shape == M.shape else like(matrices, M),
-            "omega": omega if omega is None or forms.shape == omega.shape else like(forms, omega),
+            "M": M if matrices.shape == M.shape else as_kind_of(matrices, M),
+            "omega": omega,
             "spacing": per_axis("spacing", spacing, d),
             "origin": per_axis("origin", origin, d),
             "interpolation": interpolation,
@@ -283,7 +288,7 @@ class GridMetric:
     def nodes(self) -> Float[Array, "*grid d"]:
         r"""Return the positions of the nodes, shape (\*grid, d)."""
         M = as_tensor("M", self.M)
-        return like(
+        return as_kind_of(
             grid_nodes(self.grid_shape, self.spacing, self.origin, M.dtype, M.device), self.M
         )
 
@@ -297,7 +302,7 @@ class GridMetric:
         (positions,) = read_positions(self, positions=positions)
         x = as_tensor("positions", positions)
         check_positions(x, self.dim)
-        return like(_inside(self, self._in_steps(x.double()), x.dtype), positions)
+        return as_kind_of(_inside(self, self._in_steps(x.double()), x.dtype), positions)
 
     def at(self, positions: Positions) -> Randers:
         r"""Return the metrics at ``positions``, interpolated.
@@ -325,24 +330,17 @@ class GridMetric:
         (positions,) = read_positions(self, positions=positions)
         M, omega, x = as_tensors(M=self.M, omega=self.omega, positions=positions)
         check_positions(x, self.dim)
+        t, first = self._in_steps(x), first_rows(self, x)
         channels = self._channels(M, omega)
-        first = first_rows(self, x)
-        entries: list[Tensor] = []
-        # By channel, not by node: a gather of numbers that lie side by side in the result is
-        # three times as fast as one of short rows, and its gradient ten times.
-        for taps in itertools.product(*self._taps(self._in_steps(x))):
-            row, weight = first, torch.ones_like(x[..., 0])
-            for tap in taps:
-                row = row + tap.rows
-                weight = weight * tap.weight
-            flat = row.flatten()
-            parts = [weight * c.index_select(0, flat).reshape(row.shape) for c in channels]
-            entries = [e + p for e, p in zip(entries, parts, strict=True)] if entries else parts
+        entries = interpolate(channels, t, self.grid_shape, self.interpolation, self.outside, first)
         M_at, omega_at = unpacked(entries, self.dim)
-        return Randers(like(M_at, self.M), like(omega_at, self.M), validate=False)
+        return Randers(as_kind_of(M_at, self.M), as_kind_of(omega_at, self.M), validate=False)
 
     def validate(self) -> None:
         """Check every metric, and for cubic interpolation those half-way between the nodes.
+
+        A field remembers that it was checked, until its arrays are changed in place: of tensors
+        PyTorch counts the changes, of NumPy arrays the sum of the entries tells.
 
         Raises
         ------
@@ -350,20 +348,18 @@ class GridMetric:
             It names the first that is not finite, not symmetric positive definite, or has
             ``|omega|_{M^-1} >= 1``.
         """
-        M, omega = as_tensors(M=self.M, omega=self.omega)
-        M, omega = M.detach(), None if omega is None else omega.detach()
-        validate_fields(M, omega)
+        self._cache.pop("checked", None)
+        ensure_valid(self)
         if self.interpolation == "linear":
             return
         field = self.detach()
-        middle = torch.tensor([s / 2 for s in self.spacing], dtype=M.dtype, device=M.device)
         nodes = as_tensor("nodes", field.nodes())
+        middle = nodes.new_tensor(self.spacing) / 2
         nodes = nodes.expand(*self.batch_shape, *nodes.shape)
         for corner in itertools.product((0.0, 1.0), repeat=self.dim):
             if not any(corner):
                 continue
-            shift = middle * torch.tensor(corner, dtype=M.dtype, device=M.device)
-            between = field.at(like(nodes + shift, self.M))
+            between = field.at(as_kind_of(nodes + middle * middle.new_tensor(corner), self.M))
             try:
                 between.validate()
             except ValueError as error:
@@ -421,34 +417,31 @@ class GridMetric:
         """Return the distinct entries of ``M`` and ``omega``, each over all nodes."""
         if M.requires_grad or (omega is not None and omega.requires_grad):
             return packed(M, omega)
-        cache: dict[str, list[Tensor]] = self._cache  # type: ignore[attr-defined]
-        if "channels" not in cache:
-            cache["channels"] = packed(M, omega)
-        return cache["channels"]
+        if "channels" not in self._cache:
+            self._cache["channels"] = packed(M, omega)
+        channels: list[Tensor] = self._cache["channels"]
+        return channels
 
-    def _table(self, M: Tensor, omega: Tensor | None) -> Tensor:
-        """Return the distinct entries, one row a node: for those who read whole nodes."""
-        return torch.stack(self._channels(M, omega), dim=-1)
 
-    def _taps(self, t: Tensor) -> list[list[Tap]]:
-        """Return for each axis the nodes around the coordinates ``t``, in steps.
+def ensure_valid(field: GridMetric) -> None:
+    """Check the metrics at the nodes, unless they were and have not been written to since."""
+    stamps = tuple(_stamp(x) for x in (field.M, field.omega))
+    if field._cache.get("checked") != stamps:
+        detached = field.detach()
+        validate_fields(*as_tensors(M=detached.M, omega=detached.omega))
+        field._cache["checked"] = stamps
 
-        Two for linear interpolation, at the floor and above it, and four for the cubic.
-        """
-        kernel = linear if self.interpolation == "linear" else catmull_rom
-        taps = []
-        for axis, n in enumerate(self.grid_shape):
-            s = continued(t[..., axis].contiguous(), n, self.outside)
-            floor = s.detach().floor().clamp(0, max(n - 2, 0))
-            node = floor.long()
-            stride = math.prod(self.grid_shape[axis + 1 :])
-            taps.append(
-                [
-                    Tap(continued_index(node + step, n, self.outside) * stride, weight)
-                    for step, weight in kernel(s - floor)
-                ]
-            )
-        return taps
+
+def _stamp(x: Array | None) -> float | None:
+    """Return a number that changes where an array is written to; NaN if there is none."""
+    if x is None:
+        return None
+    if is_numpy(x):
+        return float(x.sum())
+    try:
+        return float(x._version)
+    except RuntimeError:  # a tensor of inference mode
+        return float("nan")  # not math.nan, which is identical to itself
 
 
 def put_inside(

@@ -10,12 +10,14 @@ from finslerconv.geodesics.flow._grid import (
     tabulated,
 )
 from finslerconv.geodesics.flow._logarithm import ConvergenceWarning, geodesic, logarithm
+from finslerconv.geodesics.flow._nodes import NodeField
 from finslerconv.geodesics.flow._rays import Schedule, shoot
 
 __all__ = [
     "ConvergenceWarning",
     "GeodesicFlow",
     "Grid",
+    "NodeField",
     "Schedule",
     "exponential",
     "geodesic",

@@ -14,9 +14,9 @@ from finslerconv.geodesics.fields import (
     GridMetric,
     MetricField,
     Positions,
+    as_kind_of,
     as_tensors,
     check_finite,
-    like,
     read_positions,
     shown_shape,
 )
@@ -147,7 +147,7 @@ def exponential(
     start, speed = _checked(field, x, v)
     time = _finite_time(time)
     (position,) = _flow(field, start, speed, [time], method, steps, tolerance).position
-    return like(position, x)
+    return as_kind_of(position, x)
 
 
 def geodesic_flow(
@@ -198,7 +198,7 @@ def geodesic_flow(
     start, speed = _checked(field, x, v)
     moments = _moments(times)
     flow = _flow(field, start, speed, moments, method, steps, tolerance)
-    return GeodesicFlow(*(like(u, x) for u in flow))
+    return GeodesicFlow(*(as_kind_of(u, x) for u in flow))
 
 
 def _flow(

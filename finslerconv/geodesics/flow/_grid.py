@@ -132,7 +132,7 @@ def _read(grid: Grid, table: Tensor, first: Tensor, c: Tensor) -> tuple[_Entries
     weights = torch.ones_like(c[..., :1])
     signs = []
     for axis, n in enumerate(grid.shape):
-        t, sign = _continued(c[..., axis], n, grid.outside)
+        t, sign = continued(c[..., axis], n, grid.outside)
         signs.append(sign)
         i = t.detach().floor().clamp(0, max(n - 2, 0))
         nodes = torch.stack((i, (i + 1).clamp(max=n - 1)), dim=-1).long()
@@ -146,11 +146,11 @@ def _read(grid: Grid, table: Tensor, first: Tensor, c: Tensor) -> tuple[_Entries
     ]
 
 
-def _continued(c: Tensor, n: int, outside: Outside) -> tuple[Tensor, Tensor]:
-    """Return coordinates brought into [0, n - 1], and what slopes are multiplied by there.
+def continued(c: Tensor, n: int, outside: Outside) -> tuple[Tensor, Tensor]:
+    """Return coordinates brought into [0, n - 1], and the factors of slopes there.
 
-    Outside that changes within a node to what it is there, 0 or -1, so that no ray along the edge
-    hangs on a rounding error.
+    A factor is 1 inside. Outside it changes over one node to 0 or -1, its value there, so that a
+    ray along the edge does not depend on a rounding error.
     """
     last = n - 1.0
     if n == 1:

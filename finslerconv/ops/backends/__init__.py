@@ -1,1 +1,39 @@
-"""Who computes the operators: the reference, Numba for the CPU, Triton for GPUs."""
+"""The backends of the operators: their contract, the choice among them, and one module for each."""
+
+from finslerconv.ops.backends._choice import (
+    backend_for,
+    current_backend,
+    is_compiled,
+    reference,
+    register_backend,
+    use_backend,
+    why_reference,
+)
+from finslerconv.ops.backends._contract import (
+    ConvBackend,
+    Convolution,
+    Gradients,
+    Needs,
+    Positions,
+    in_balls,
+    memory_format,
+    promoted,
+)
+
+__all__ = [
+    "use_backend",
+    "current_backend",
+    "is_compiled",
+    "why_reference",
+    "register_backend",
+    "backend_for",
+    "reference",
+    "ConvBackend",
+    "Convolution",
+    "Positions",
+    "Needs",
+    "Gradients",
+    "in_balls",
+    "memory_format",
+    "promoted",
+]

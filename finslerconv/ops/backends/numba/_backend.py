@@ -13,10 +13,7 @@ from torch import Tensor
 
 from finslerconv._memory import array_of
 from finslerconv._threads import run, share
-from finslerconv.ops._geometry import ConvGeometry
-from finslerconv.ops._gradients import Gradients
-from finslerconv.ops._layout import is_channels_last
-from finslerconv.ops._positions import Positions
+from finslerconv.ops.backends import ConvBackend, Convolution, Gradients, Needs, memory_format
 from finslerconv.ops.backends.numba import _kernels as kernels
 from finslerconv.ops.backends.numba import _simd as simd
 
@@ -27,6 +24,8 @@ _MODES = {
     "reflect": kernels.REFLECT,
     "circular": kernels.CIRCULAR,
 }
+
+_DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
 
 # The columns held at once should leave room in a second-level cache of 512 KiB and more.
 _COLUMN_BYTES = 256 * 1024
@@ -66,158 +65,131 @@ class _Job:
         return self.pixels * depth * max(plan.out_channels, 16)
 
 
-def forward(
-    input: Tensor,
-    positions: Positions,
-    weight: Tensor,
-    bias: Tensor | None,
-    mask: Tensor | None,
-    geometry: ConvGeometry,
-    padding_mode: str,
-) -> Tensor:
-    """Return the convolution; arguments are taken as checked."""
-    rows, columns = positions.out_size
-    last = is_channels_last(input)
-    out = torch.empty(
-        (len(input), len(weight), rows, columns),
-        dtype=input.dtype,
-        memory_format=torch.channels_last if last else torch.contiguous_format,
-    )
-    if out.numel() == 0:
-        return out
-    job = _job(input, positions, weight, mask, geometry, padding_mode)
-    plan = job.plan
-    parts = _parts(job, job.pixels)
-    groups = plan.weight_groups
-    panels = groups * _ceil(plan.out_channels // groups, plan.out_vectors * plan.lanes)
-    depth = plan.taps * (plan.channels // groups)
-    packed = _empty(panels * depth * plan.out_vectors * plan.lanes, job)
+class NumbaBackend(ConvBackend):
+    """Kernels compiled by Numba, on the threads of PyTorch."""
 
-    def pack(part: int) -> None:
-        kernels.pack_outputs(plan, job.weight, packed, *share(panels, part, parts))
+    def forward(self, conv: Convolution) -> Tensor:
+        """Return the convolution."""
+        input, weight, bias = conv.input, conv.weight, conv.bias
+        layout = memory_format(input)
+        out = torch.empty(
+            (len(input), len(weight), *conv.out_size), dtype=input.dtype, memory_format=layout
+        )
+        if out.numel() == 0:
+            return out
+        job = _job(conv)
+        plan = job.plan
+        parts = _parts(job, job.pixels)
+        groups = plan.weight_groups
+        panels = groups * _ceil(plan.out_channels // groups, plan.out_vectors * plan.lanes)
+        depth = plan.taps * (plan.channels // groups)
+        packed = _empty(panels * depth * plan.out_vectors * plan.lanes, job)
 
-    job = _with_image(input, job, parts, pack)
-    shift = np.zeros(plan.out_channels, packed.dtype) if bias is None else _flat(bias, job.dtype)
-    result = out if out.dtype == job.dtype else torch.empty_like(out, dtype=job.dtype)
-    result_flat = _flat_pixels(result, last)
+        def pack(part: int) -> None:
+            kernels.pack_outputs(plan, job.weight, packed, *share(panels, part, parts))
 
-    def convolve(part: int) -> None:
-        kernels.forward(
-            plan, *share(job.pixels, part, parts, simd.TILE_ROWS), job.image, job.field,
-            job.omega, job.points, job.centre, job.dilation, job.mask, packed, shift,
-            result_flat, last,
-        )  # fmt: skip
+        job = _with_image(input, job, parts, pack)
+        shift = np.zeros(plan.out_channels, packed.dtype)
+        if bias is not None:
+            shift = _flat(bias, job.dtype)
+        result = out if out.dtype == job.dtype else torch.empty_like(out, dtype=job.dtype)
+        last = layout == torch.channels_last
+        result_flat = _flat_pixels(result, last)
 
-    run(convolve, parts)
-    return out if result is out else out.copy_(result)
+        def convolve(part: int) -> None:
+            kernels.forward(
+                plan, *share(job.pixels, part, parts, simd.TILE_ROWS), job.image, job.field,
+                job.omega, job.points, job.centre, job.dilation, job.mask, packed, shift,
+                result_flat, last,
+            )  # fmt: skip
 
+        run(convolve, parts)
+        return out if result is out else out.copy_(result)
 
-def backward(
-    gradient: Tensor,
-    input: Tensor,
-    positions: Positions,
-    weight: Tensor,
-    mask: Tensor | None,
-    geometry: ConvGeometry,
-    padding_mode: str,
-    *,
-    needs_input: bool = True,
-    needs_positions: bool = True,
-    needs_weight: bool = True,
-) -> Gradients:
-    """Return the gradients, from that of the output; ``needs_positions`` includes the mask."""
-    job = _job(input, positions, weight, mask, geometry, padding_mode)
-    plan = job.plan
-    g_field = torch.zeros(positions.field.shape, dtype=job.dtype) if needs_positions else None
-    g_omega = g_mask = None
-    if needs_positions and positions.omega is not None:
-        g_omega = torch.zeros(positions.omega.shape, dtype=job.dtype)
-    if needs_positions and mask is not None:
-        g_mask = torch.zeros(mask.shape, dtype=job.dtype)
-    g_input = g_weight = None
-    if input.numel() == 0 or gradient.numel() == 0:
-        g_input = torch.zeros_like(input) if needs_input else None
-        g_weight = torch.zeros_like(weight) if needs_weight else None
+    def backward(self, grad: Tensor, conv: Convolution, needs: Needs) -> Gradients:
+        """Return the gradients that are needed."""
+        input, weight = conv.input, conv.weight
+        job = _job(conv)
+        plan = job.plan
+        g_field, g_omega, g_mask = (
+            torch.zeros(argument.shape, dtype=job.dtype)
+            if needs.positions and argument is not None
+            else None
+            for argument in (conv.positions.field, conv.positions.omega, conv.mask)
+        )
+        g_input = g_weight = None
+        if input.numel() == 0 or grad.numel() == 0:
+            g_input = torch.zeros_like(input) if needs.input else None
+            g_weight = torch.zeros_like(weight) if needs.weight else None
+            return Gradients(g_input, g_field, g_omega, g_weight, g_mask)
+
+        limit = max(_LEAST_PARTS, _PARTS_PER_IMAGE * plan.batch)
+        parts = min(_parts(job, job.pixels), limit)
+        groups = plan.weight_groups
+        channels, outputs = plan.channels // groups, plan.out_channels // groups
+        chunks = _ceil(plan.taps, plan.chunk)
+        line = _ceil(plan.chunk * channels, plan.column_vectors * plan.lanes)
+        line *= plan.column_vectors * plan.lanes
+        packed = _empty(groups * chunks * outputs * line, job)
+
+        def pack(part: int) -> None:
+            kernels.pack_columns(plan, job.weight, packed, *share(groups * chunks, part, parts))
+
+        job = _with_image(input, job, parts, pack)
+        slope_last = memory_format(grad) == torch.channels_last
+        slope = _flat_pixels(grad.to(job.dtype), slope_last)
+
+        image_size = plan.channels * plan.height * plan.width
+        out_pixels = plan.out_height * plan.out_width
+        ranges = [share(job.pixels, part, parts, simd.TILE_ROWS) for part in range(parts)]
+        total = torch.zeros(plan.batch * image_size if needs.input else 0, dtype=job.dtype)
+        total_flat = array_of(total)
+        # A part that begins inside an image keeps what it adds to that image to itself.
+        private = [
+            np.zeros(image_size, packed.dtype)
+            if needs.input and begin < end and begin % out_pixels != 0
+            else None
+            for begin, end in ranges
+        ]
+        out_line = _ceil(outputs, plan.out_vectors * plan.lanes) * plan.out_vectors * plan.lanes
+        weight_size = groups * plan.taps * channels * out_line
+        weights = [
+            torch.zeros(weight_size if needs.weight else 0, dtype=job.dtype) for _ in range(parts)
+        ]
+        field_flat, omega_flat, mask_flat = (
+            _flat(gradient, job.dtype) for gradient in (g_field, g_omega, g_mask)
+        )
+
+        def differentiate(part: int) -> None:
+            own = private[part]
+            kernels.backward(
+                plan, *ranges[part], job.image, slope, slope_last, job.field, job.omega,
+                job.points, job.centre, job.dilation, job.mask, packed, total_flat,
+                _empty(0, job) if own is None else own, array_of(weights[part]), field_flat,
+                omega_flat, mask_flat, needs.input, needs.weight, needs.positions,
+            )  # fmt: skip
+
+        run(differentiate, parts)
+        if needs.input:
+            for (begin, _), own in zip(ranges, private, strict=True):
+                if own is not None:
+                    image = begin // out_pixels
+                    total_flat[image * image_size : (image + 1) * image_size] += own
+            del private
+            g_input = _image_gradient(total, input, job, parts)
+        if needs.weight:
+            for other in weights[1:]:
+                weights[0] += other
+            summed = weights[0].reshape(groups, plan.taps, channels, out_line)
+            g_weight = summed[..., :outputs].permute(0, 3, 2, 1).reshape(weight.shape).contiguous()
         return Gradients(g_input, g_field, g_omega, g_weight, g_mask)
 
-    limit = max(_LEAST_PARTS, _PARTS_PER_IMAGE * plan.batch)
-    parts = min(_parts(job, job.pixels), limit)
-    groups = plan.weight_groups
-    channels, outputs = plan.channels // groups, plan.out_channels // groups
-    chunks = _ceil(plan.taps, plan.chunk)
-    line = _ceil(plan.chunk * channels, plan.column_vectors * plan.lanes)
-    line *= plan.column_vectors * plan.lanes
-    packed = _empty(groups * chunks * outputs * line, job)
 
-    def pack(part: int) -> None:
-        kernels.pack_columns(plan, job.weight, packed, *share(groups * chunks, part, parts))
-
-    job = _with_image(input, job, parts, pack)
-    slope_last = is_channels_last(gradient)
-    slope = _flat_pixels(gradient.to(job.dtype), slope_last)
-
-    image_size = plan.channels * plan.height * plan.width
-    out_pixels = plan.out_height * plan.out_width
-    ranges = [share(job.pixels, part, parts, simd.TILE_ROWS) for part in range(parts)]
-    total = torch.zeros(plan.batch * image_size if needs_input else 0, dtype=job.dtype)
-    total_flat = array_of(total)
-    # A part that begins inside an image keeps what it adds to that image to itself.
-    private = [
-        np.zeros(image_size, packed.dtype)
-        if needs_input and begin < end and begin % out_pixels != 0
-        else None
-        for begin, end in ranges
-    ]
-    out_line = _ceil(outputs, plan.out_vectors * plan.lanes) * plan.out_vectors * plan.lanes
-    weight_size = groups * plan.taps * channels * out_line
-    weights = [
-        torch.zeros(weight_size if needs_weight else 0, dtype=job.dtype) for _ in range(parts)
-    ]
-    field_flat, omega_flat, mask_flat = (
-        _nothing(job) if g is None else array_of(g).reshape(-1) for g in (g_field, g_omega, g_mask)
-    )
-
-    def differentiate(part: int) -> None:
-        own = private[part]
-        kernels.backward(
-            plan, *ranges[part], job.image, slope, slope_last, job.field, job.omega, job.points,
-            job.centre, job.dilation, job.mask, packed, total_flat,
-            _nothing(job) if own is None else own, array_of(weights[part]), field_flat, omega_flat,
-            mask_flat, needs_input, needs_weight, needs_positions,
-        )  # fmt: skip
-
-    run(differentiate, parts)
-    if needs_input:
-        for (begin, _), own in zip(ranges, private, strict=True):
-            if own is not None:
-                image = begin // out_pixels
-                total_flat[image * image_size : (image + 1) * image_size] += own
-        del private
-        g_input = _image_gradient(total, input, job, parts)
-    if needs_weight:
-        for other in weights[1:]:
-            weights[0] += other
-        summed = weights[0].reshape(groups, plan.taps, channels, out_line)
-        g_weight = summed[..., :outputs].permute(0, 3, 2, 1).reshape(weight.shape).contiguous()
-    return Gradients(g_input, g_field, g_omega, g_weight, g_mask)
-
-
-def _job(
-    input: Tensor,
-    positions: Positions,
-    weight: Tensor,
-    mask: Tensor | None,
-    geometry: ConvGeometry,
-    padding_mode: str,
-) -> _Job:
+def _job(conv: Convolution) -> _Job:
     """Cut up a convolution; the image is still missing."""
-    dtype = positions.dtype
-    for tensor in (input, weight, mask):
-        if tensor is not None:
-            dtype = torch.promote_types(dtype, tensor.dtype)
-    batch, channels, height, width = input.shape
-    taps = geometry.n_taps
-    groups = channels // weight.shape[1]
+    weight, geometry, dtype = conv.weight, conv.geometry, conv.dtype
+    batch, channels, height, width = conv.input.shape
+    taps, groups = geometry.n_taps, conv.weight_groups
     lanes = simd.lanes(dtype.itemsize)
     line = weight.shape[1] * dtype.itemsize
     # Large weights are read once for every tile: then larger tiles.
@@ -230,40 +202,33 @@ def _job(
         height=height,
         width=width,
         channels=channels,
-        out_height=positions.out_size[0],
-        out_width=positions.out_size[1],
+        out_height=conv.out_size[0],
+        out_width=conv.out_size[1],
         out_channels=weight.shape[0],
         taps=taps,
-        sample_groups=positions.groups,
+        sample_groups=conv.sample_groups,
         weight_groups=groups,
         stride_y=geometry.stride[0],
         stride_x=geometry.stride[1],
-        kind=_KINDS[positions.kind],
-        mode=_MODES[padding_mode],
-        has_omega=int(positions.omega is not None),
-        has_mask=int(mask is not None),
+        kind=_KINDS[conv.positions.kind],
+        mode=_MODES[conv.padding_mode],
+        has_omega=int(conv.positions.omega is not None),
+        has_mask=int(conv.mask is not None),
         tile=tile,
         chunk=chunk,
         out_vectors=_vectors(weight.shape[0] // groups, lanes),
         column_vectors=_vectors(chunk * weight.shape[1], lanes),
         lanes=lanes,
     )
-    centre = [
-        step * (k - 1) / 2 - before
-        for step, k, before in zip(
-            geometry.dilation, geometry.kernel_size, geometry.padding_before, strict=True
-        )
-    ]
-    nothing = torch.empty(0)
     return _Job(
         plan=plan,
-        image=_flat(nothing, dtype),
-        field=_flat(positions.field, dtype),
-        omega=_flat(nothing if positions.omega is None else positions.omega, dtype),
-        points=_flat(positions.points, dtype),
-        centre=_flat(torch.tensor(centre, dtype=torch.float64), dtype),
-        dilation=_flat(torch.tensor(geometry.dilation, dtype=torch.float64), dtype),
-        mask=_flat(nothing if mask is None else mask, dtype),
+        image=_flat(None, dtype),
+        field=_flat(conv.positions.field, dtype),
+        omega=_flat(conv.positions.omega, dtype),
+        points=_flat(conv.points, dtype),
+        centre=np.array(geometry.origin, _DTYPES[dtype]),
+        dilation=np.array(geometry.dilation, _DTYPES[dtype]),
+        mask=_flat(conv.mask, dtype),
         weight=_flat(weight, dtype),
         dtype=dtype,
     )
@@ -293,7 +258,7 @@ def _image_gradient(total: Tensor, input: Tensor, job: _Job, parts: int) -> Tens
     """Return the gradient, which comes channels last, in the layout and dtype of the input."""
     plan = job.plan
     batch, channels, height, width = input.shape
-    if is_channels_last(input) or channels == 1:
+    if memory_format(input) == torch.channels_last or channels == 1:
         gradient = total.reshape(batch, height, width, channels)
         return gradient.permute(0, 3, 1, 2).to(input.dtype)
     gradient = torch.empty(input.shape, dtype=job.dtype)
@@ -322,7 +287,9 @@ def _ceil(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def _flat(tensor: Tensor, dtype: torch.dtype) -> np.ndarray:
+def _flat(tensor: Tensor | None, dtype: torch.dtype) -> np.ndarray:
+    if tensor is None:
+        return np.empty(0, _DTYPES[dtype])
     return array_of(tensor.to(dtype).contiguous()).reshape(-1)
 
 
@@ -333,8 +300,4 @@ def _flat_pixels(tensor: Tensor, last: bool) -> np.ndarray:
 
 
 def _empty(size: int, job: _Job) -> np.ndarray:
-    return np.empty(size, job.weight.dtype)
-
-
-def _nothing(job: _Job) -> np.ndarray:
-    return np.empty(0, job.weight.dtype)
+    return np.empty(size, _DTYPES[job.dtype])

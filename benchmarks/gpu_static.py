@@ -1,0 +1,203 @@
+"""What the Triton kernels compile to, and what they can cost at least: all that needs no GPU.
+
+    python benchmarks/gpu_static.py --markdown results/gpu_static.md
+    python benchmarks/gpu_static.py --targets sm_90 --quick
+
+Claims: no kernel spills registers or has a stack, two blocks or more fit a multiprocessor, images
+are read 16 bytes at a time wherever 8 divides the channels of a group, and float16, bfloat16 and
+TF32 are multiplied by the tensor cores. The layers of a network share compiled kernels.
+
+Times on paper: the operations over the rate of the tensor cores, and the bytes that must pass
+through device memory over its bandwidth, give the floor. Samples are gathered from caches: their
+bytes over the bandwidth of the first-level caches (where neighbouring pixels' samples overlap as
+much as those of a standard convolution) and of the second-level cache (where they never do) give
+the range in which a measurement is expected. The image's gradient is added up in the second-level
+cache, assumed to add at half the rate at which it is read.
+"""
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from finslerconv.ops.backends.triton import _static as static
+
+SHAPES = [(16, 64, 56, 64), (16, 256, 14, 256), (8, 512, 28, 512), (16, 256, 28, 256)]
+PRECISIONS = {
+    "fp16": (torch.float16, False),
+    "TF32": (torch.float32, True),
+    "fp32 IEEE": (torch.float32, False),
+    "float64": (torch.float64, False),
+}
+
+# Bytes and operations a second: device memory, second-level cache (assumed), first-level caches
+# (128 bytes a clock and multiprocessor), dense tensor cores in 16 bits and in TF32.
+CARDS = {
+    "H100 SXM": (3.35e12, 5.5e12, 132 * 128 * 1.755e9, 990e12, 495e12),
+    "A100 80 GB": (2.0e12, 4.0e12, 108 * 128 * 1.41e9, 312e12, 156e12),
+}
+
+
+def table(head: str, rows: Iterable[Iterable[object]]) -> str:
+    """Return a Markdown table; columns of the head are parted by commas."""
+    columns = head.split(", ")
+    lines = [columns, ["---"] * len(columns), *([str(cell) for cell in row] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def compile_all(
+    target: str, shapes: list[tuple[int, int, int, int]], precision: str, **rest: object
+) -> list[static.Compilation]:
+    """Compile the kernels of the shapes; those that are shared are listed once."""
+    dtype, tf32 = PRECISIONS[precision]
+    torch.backends.cudnn.allow_tf32 = tf32
+    found: dict[str, static.Compilation] = {}
+    for shape in shapes:
+        for done in static.compile_convolution(target, *shape, dtype=dtype, **rest):  # type: ignore[arg-type]
+            found.setdefault(done.key, done)
+    return list(found.values())
+
+
+def binaries(target: str, quick: bool) -> str:
+    """Return the table of what the kernels compile to."""
+    rows = []
+    jobs: list[tuple[str, str, list[tuple[int, int, int, int]], dict[str, object]]] = [
+        (name, "", SHAPES[:2], {}) for name in (["fp16", "TF32"] if quick else PRECISIONS)
+    ]
+    if not quick:
+        jobs += [
+            ("fp16", "affine", SHAPES[:1], {"kind": "affine"}),
+            ("fp16", "offsets", SHAPES[:1], {"kind": "offsets"}),
+            ("fp16", "depthwise", SHAPES[:1], {"groups": 64}),
+            ("fp16", "32 groups, 2 sample groups", [(16, 128, 28, 128)],
+             {"groups": 32, "sample_groups": 2}),
+            ("fp16", "3 channels", [(16, 3, 224, 64)], {"kernel": 7, "stride": 2}),
+        ]  # fmt: skip
+    for precision, what, shapes, rest in jobs:
+        for done in compile_all(target, shapes, precision, **rest):
+            f = static.facts(done)
+            blocks = [done.constants.get(f"BLOCK_{axis}", 0) for axis in "PCO"]
+            rows.append(
+                (
+                    f"`{done.kernel}`", ", ".join(filter(None, (precision, what))),
+                    " x ".join(str(b) for b in blocks if b), f.threads, f.registers,
+                    f.spills, f.stack, f"{f.shared / 1024:.0f} K", f.blocks(target),
+                    f.loads_128 + f.async_128, f.loads_64, f.tensor_core, f.atomics,
+                    f"{done.seconds:.1f}",
+                )
+            )  # fmt: skip
+    return table(
+        "kernel, numbers, tile P x C x O, threads, registers, spills, stack, shared, "
+        "blocks a multiprocessor, 128-bit loads, 64-bit loads, tensor-core instr., atomics, "
+        "compile s",
+        rows,
+    )
+
+
+def resnet(target: str) -> str:
+    """Return how many kernels the 3 x 3 and 7 x 7 layers of a ResNet-18 compile, and how long."""
+    layers = [(3, 224, 64, 7, 2), (64, 56, 64, 3, 1)]
+    for width, side in ((128, 56), (256, 28), (512, 14)):
+        layers += [(width // 2, side, width, 3, 2), (width, side // 2, width, 3, 1)]
+    launches, found = 0, {}
+    for channels, side, outputs, kernel, stride in layers:
+        compiled = static.compile_convolution(
+            target, 32, channels, side, outputs, kernel=kernel, stride=stride
+        )
+        launches += len(compiled)
+        for done in compiled:
+            found.setdefault(done.key, done)
+    seconds = sum(done.seconds for done in found.values())
+    return (
+        f"ResNet-18 in fp16, radial, {target}: {len(layers)} shapes of layers launch {launches} "
+        f"kernels forwards and backwards, of {len(found)} compilations; {seconds:.0f} s of "
+        "processor time in all.\n"
+    )
+
+
+def rooflines(card: str) -> str:
+    """Return the times that the kernels can take at least, and those expected, in microseconds."""
+    memory, second, first, half, tf32 = CARDS[card]
+    rows = []
+    for shape in SHAPES:
+        batch, channels, side, outputs = shape
+        pixels, taps = batch * side * side, 9
+        image, out, weight = pixels * channels, pixels * outputs, taps * channels * outputs
+        for name, size, rate in (("fp16", 2, half), ("TF32", 4, tf32)):
+            field, sums = 24 * pixels, 24 * pixels
+            operations = 2 * pixels * taps * channels * outputs
+            width = 128 if name == "fp16" else 64
+            samples = 4 * pixels * taps * channels
+            work = {
+                # Bytes of device memory, bytes gathered, bytes added up.
+                "forward": (
+                    size * (image + out + weight) + field,
+                    samples * size * -(-outputs // width),
+                    0,
+                ),
+                "backward_samples": (
+                    size * (image + out + weight) + 4 * image + 3 * field + sums,
+                    samples * size,
+                    4 * samples,
+                ),
+                "backward_weight": (
+                    size * (image + out) + field + 4 * weight,
+                    samples * size * -(-outputs // 128),
+                    0,
+                ),
+            }
+            total = [0.0, 0.0, 0.0]
+            for kernel, (moved, gathered, added) in work.items():
+                floor = max(operations / rate, moved / memory)
+                adding = added / (second / 2)
+                times = (
+                    floor,
+                    max(floor, gathered / first, adding),
+                    max(floor, gathered / second + adding),
+                )
+                total = [a + b for a, b in zip(total, times, strict=True)]
+                bound = "arithmetic" if operations / rate > moved / memory else "memory"
+                rows.append(
+                    (
+                        ", ".join(map(str, shape)), name, f"`{kernel}`",
+                        f"{operations / 1e9:.1f}", f"{moved / 1e6:.0f}", f"{gathered / 1e6:.0f}",
+                        f"{added / 1e6:.0f}", f"{1e6 * times[0]:.0f} ({bound})",
+                        f"{1e6 * times[1]:.0f} to {1e6 * times[2]:.0f}",
+                    )
+                )  # fmt: skip
+            rows.append(
+                (
+                    ", ".join(map(str, shape)), name, "all three", "", "", "", "",
+                    f"{1e6 * total[0]:.0f}", f"{1e6 * total[1]:.0f} to {1e6 * total[2]:.0f}",
+                )
+            )  # fmt: skip
+    return table(
+        "B; C; H; O, numbers, kernel, GFLOP, device memory MB, gathered MB, added MB, floor us, "
+        "expected us",
+        rows,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--targets", nargs="+", default=["sm_90", "sm_80"])
+    parser.add_argument("--quick", action="store_true", help="fp16 and TF32, radial")
+    parser.add_argument("--markdown", type=Path, help="write the tables here")
+    arguments = parser.parse_args()
+    parts = []
+    for target in arguments.targets:
+        parts.append(
+            f"What the kernels compile to, {target}:\n\n{binaries(target, arguments.quick)}"
+        )
+        parts.append(resnet(target))
+    parts += [f"On paper, {card}, k = 3 (not measured):\n\n{rooflines(card)}" for card in CARDS]
+    text = "\n".join(parts)
+    print(text)
+    if arguments.markdown is not None:
+        arguments.markdown.parent.mkdir(parents=True, exist_ok=True)
+        arguments.markdown.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,254 @@
+"""The operator as PyTorch knows it: ``finslerconv::sampled_conv2d``, and its backward operator.
+
+Both are computed by the backends, and have fake kernels and rules for autograd, autocast and
+vmap. Second derivatives are those of the reference, at its price.
+"""
+
+from collections.abc import Callable
+from typing import Any, no_type_check
+
+import torch
+from torch import Tensor
+
+from finslerconv.ops._geometry import ConvGeometry
+from finslerconv.ops.backends import (
+    Convolution,
+    Needs,
+    Positions,
+    backend_for,
+    current_backend,
+    memory_format,
+    reference,
+)
+
+_library = torch.library.Library("finslerconv", "DEF")
+_ops = torch.ops.finslerconv
+
+_ARGUMENTS = (
+    "Tensor input, Tensor field, Tensor? omega, Tensor? points, Tensor weight, Tensor? bias, "
+    "Tensor? mask, str kind, int[] stride, int[] padding_before, int[] padding_after, "
+    "int[] dilation, str padding_mode, str backend"
+)
+_INPUT, _FIELD, _OMEGA, _POINTS, _WEIGHT, _BIAS, _MASK = range(7)
+_N_ARGUMENTS = 14
+
+# The arguments that have a gradient from a backend, in the order of Gradients.
+_DIFFERENTIATED = (_INPUT, _FIELD, _OMEGA, _WEIGHT, _MASK)
+
+_library.define(f"sampled_conv2d({_ARGUMENTS}) -> Tensor")
+# ``needs`` holds the fields of Needs. A gradient that is not there is a tensor without elements.
+_library.define(
+    f"sampled_conv2d_backward(Tensor grad, {_ARGUMENTS}, bool[] needs) "
+    "-> (Tensor input, Tensor field, Tensor omega, Tensor weight, Tensor mask)"
+)
+
+
+def call_operator(conv: Convolution) -> Tensor:
+    """Return the convolution, by the backend that is chosen now."""
+    where, geometry = conv.positions, conv.geometry
+    return _ops.sampled_conv2d(
+        conv.input, where.field, where.omega, where.points, conv.weight, conv.bias, conv.mask,
+        where.kind, geometry.stride, geometry.padding_before, geometry.padding_after,
+        geometry.dilation, conv.padding_mode, current_backend(),
+    )  # fmt: skip
+
+
+@no_type_check
+def convolution_of(
+    input, field, omega, points, weight, bias, mask, kind, stride, padding_before, padding_after,
+    dilation, padding_mode, backend,
+):  # fmt: skip
+    """Return the convolution that the arguments of ``finslerconv::sampled_conv2d`` describe."""
+    geometry = ConvGeometry(
+        tuple(weight.shape[2:]),
+        tuple(stride),
+        tuple(dilation),
+        tuple(padding_before),
+        tuple(padding_after),
+    )
+    positions = Positions(kind, field, omega, points)
+    return Convolution(input, positions, weight, bias, mask, geometry, padding_mode)
+
+
+# One kernel for all devices: the registry knows which backend is for which.
+
+
+@no_type_check
+def _forward(*arguments):
+    return backend_for(arguments[-1], arguments[_INPUT].device).forward(convolution_of(*arguments))
+
+
+@no_type_check
+def _backward(grad, *arguments):
+    *arguments, needs = arguments
+    backend = backend_for(arguments[-1], grad.device)
+    found = backend.backward(grad, convolution_of(*arguments), Needs(*needs))
+    return tuple(
+        arguments[_INPUT].new_empty(0) if gradient is None else gradient.to(arguments[place].dtype)
+        for place, gradient in zip(_DIFFERENTIATED, found, strict=True)
+    )
+
+
+_library.impl("sampled_conv2d", _forward, "CompositeExplicitAutograd")
+_library.impl("sampled_conv2d_backward", _backward, "CompositeExplicitAutograd")
+
+
+# Fake kernels: shapes, dtypes and layouts without data.
+
+
+@no_type_check
+def _fake(*arguments):
+    input, size = arguments[_INPUT], arguments[_FIELD].shape[2:4]
+    output = input.new_empty(input.shape[0], arguments[_WEIGHT].shape[0], *size)
+    return output.to(memory_format=memory_format(input))
+
+
+@no_type_check
+def _fake_backward(grad, *arguments):
+    *arguments, needs = arguments
+    input = arguments[_INPUT]
+    found = [
+        arguments[place].new_empty(arguments[place].shape)
+        if needed and arguments[place] is not None
+        else input.new_empty(0)
+        for place, needed in zip(_DIFFERENTIATED, Needs(*needs).each, strict=True)
+    ]
+    if needs[0]:
+        found[0] = found[0].to(memory_format=memory_format(input))
+    return tuple(found)
+
+
+torch.library.register_fake("finslerconv::sampled_conv2d", _fake, lib=_library)
+torch.library.register_fake("finslerconv::sampled_conv2d_backward", _fake_backward, lib=_library)
+
+
+# Autograd.
+
+
+@no_type_check
+def _setup(ctx, inputs, output):
+    # The gradients do not depend on the bias.
+    ctx.save_for_backward(*inputs[:_BIAS], None, inputs[_MASK])
+    ctx.rest = inputs[_MASK + 1 :]
+
+
+@no_type_check
+def _gradient(ctx, grad):
+    wants = ctx.needs_input_grad
+    if wants[_POINTS]:
+        raise RuntimeError(
+            "finslerconv::sampled_conv2d has no derivative in the reference points; call "
+            "finslerconv.ops.metric_conv2d, which takes another way for points that require one"
+        )
+    positions = wants[_FIELD] or wants[_OMEGA] or wants[_MASK]
+    found = _ops.sampled_conv2d_backward(
+        grad, *ctx.saved_tensors, *ctx.rest, [wants[_INPUT], positions, wants[_WEIGHT]]
+    )
+    gradients = [None] * _N_ARGUMENTS
+    for place, gradient in zip(_DIFFERENTIATED, found, strict=True):
+        gradients[place] = gradient if wants[place] else None
+    if wants[_BIAS]:
+        gradients[_BIAS] = grad.sum((0, 2, 3))
+    return tuple(gradients)
+
+
+# Second derivatives: the gradients of the reference's gradients.
+
+
+@no_type_check
+def _setup_backward(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[: _MASK + 2])
+    ctx.rest = inputs[_MASK + 2 : -1]
+
+
+@no_type_check
+def _second_gradient(ctx, *seeds):
+    grad, *tensors = ctx.saved_tensors
+    further = torch.is_grad_enabled()
+
+    def renamed(tensor):
+        """Return the tensor as a variable of its own, whatever it came from."""
+        new = tensor.view_as(tensor) if further and tensor.requires_grad else tensor.detach()
+        return new if new.requires_grad else new.requires_grad_()
+
+    conv = convolution_of(*tensors, *ctx.rest)
+    with torch.enable_grad():
+        grad, *live = (None if t is None else renamed(t) for t in (grad, *conv.differentiated))
+        present = [t for t in live if t is not None]
+        output = reference.forward(conv.with_differentiated(live))
+        first = iter(
+            torch.autograd.grad(output, present, grad, create_graph=True, materialize_grads=True)
+        )
+        first = [None if t is None else next(first) for t in live]
+        along = [
+            (gradient * seed).sum()
+            for gradient, seed in zip(first, seeds, strict=True)
+            if gradient is not None and seed is not None and seed.shape == gradient.shape
+        ]
+        gradients = [None] * (1 + _N_ARGUMENTS + 1)
+        if along:
+            second = torch.autograd.grad(
+                torch.stack(along).sum(), [grad, *present], create_graph=further,
+                materialize_grads=True,
+            )  # fmt: skip
+            places = [1 + i for i, t in zip(_DIFFERENTIATED, live, strict=True) if t is not None]
+            for place, gradient in zip((0, *places), second, strict=True):
+                gradients[place] = gradient
+        return tuple(gradients)
+
+
+for _name, _rule, _prepare in (
+    ("sampled_conv2d", _gradient, _setup),
+    ("sampled_conv2d_backward", _second_gradient, _setup_backward),
+):
+    torch.library.register_autograd(
+        f"finslerconv::{_name}", _rule, setup_context=_prepare, lib=_library
+    )
+
+
+# Autocast lowers what a convolution multiplies, never what says where it samples.
+
+
+def _autocast(device: str) -> Callable[..., Tensor]:
+    @no_type_check
+    def cast(*arguments):
+        dtype = torch.get_autocast_dtype(device)
+        lowered = list(arguments)
+        for place in (_INPUT, _WEIGHT, _BIAS):
+            tensor = lowered[place]
+            if tensor is not None and tensor.dtype != torch.float64:
+                lowered[place] = tensor.to(dtype)
+        with torch.autocast(device, enabled=False):
+            return _ops.sampled_conv2d(*lowered)
+
+    return cast
+
+
+for _device in ("cpu", "cuda", "mps", "xpu"):
+    _library.impl("sampled_conv2d", _autocast(_device), f"Autocast{_device.upper()}")
+
+
+# vmap: slice by slice of the mapped axis; every slice is computed in parallel.
+
+
+def _mapped(op: Any) -> Callable[..., Any]:
+    @no_type_check
+    def rule(info, in_dims, *arguments):
+        results = [
+            op(
+                *(
+                    a.select(d, i) if isinstance(a, Tensor) and d is not None else a
+                    for a, d in zip(arguments, in_dims, strict=True)
+                )
+            )
+            for i in range(info.batch_size)
+        ]
+        if isinstance(results[0], Tensor):
+            return torch.stack(results), 0
+        return tuple(torch.stack(r) for r in zip(*results, strict=True)), (0,) * len(results[0])
+
+    return rule
+
+
+for _op in (_ops.sampled_conv2d, _ops.sampled_conv2d_backward):
+    torch.library.register_vmap(_op.default, _mapped(_op), lib=_library)

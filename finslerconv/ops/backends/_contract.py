@@ -1,0 +1,237 @@
+"""The contract of a backend: what it is given, what it returns, and in which shapes."""
+
+import abc
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from finslerconv._transforms import is_transformed
+from finslerconv.balls import ball_map
+from finslerconv.metrics import Randers, Riemannian
+from finslerconv.ops._geometry import ConvGeometry, PaddingMode
+
+#: What the field of :class:`Positions` holds.
+PositionKind = Literal["offsets", "radial", "affine"]
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Where a convolution takes its samples: offsets of the taps, or points in a metric's balls.
+
+    Parameters
+    ----------
+    kind : {"offsets", "radial", "affine"}
+        Offsets, or the map that carries the points into the unit balls.
+    field : Tensor, shape (B, G * taps * 2, Ho, Wo) or (B, G, Ho, Wo, 2, 2)
+        Offsets (dy, dx) of every tap from its standard place in pixels, or the matrices of the
+        metrics, for each of the ``G`` groups among which the channels are split evenly.
+    omega : Tensor, shape (B, G, Ho, Wo, 2), or None
+        The one-forms of Randers metrics; None for Riemannian metrics and offsets.
+    points : Tensor, shape (taps, 2), or None
+        Reference points in the Euclidean unit ball; None for offsets.
+    """
+
+    kind: PositionKind
+    field: (
+        Float[Tensor, "batch offset_channels out_height out_width"]
+        | Float[Tensor, "batch groups out_height out_width 2 2"]
+    )
+    omega: Float[Tensor, "batch groups out_height out_width 2"] | None = None
+    points: Float[Tensor, "taps 2"] | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the positions: at least float32, since half cannot name far pixels."""
+        return promoted(torch.float32, self.field, self.omega, self.points)
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """One call of the operator, its arguments checked.
+
+    ``output(x) = bias + sum_k weight_k mask_k(x) input(centre(x) + displacement_k(x))``, read
+    between pixels by bilinear interpolation, and beyond the image by ``padding_mode``. Samples at
+    NaN or infinite positions are zero.
+
+    Parameters
+    ----------
+    input : Tensor, shape (B, C, H, W)
+    positions : Positions
+        For ``sample_groups`` groups of channels.
+    weight : Tensor, shape (O, C // weight_groups, kh, kw)
+    bias : Tensor, shape (O,), or None
+    mask : Tensor, shape (B, sample_groups * taps, Ho, Wo), or None
+        A factor for every sample.
+    geometry : ConvGeometry
+    padding_mode : {"zeros", "reflect", "replicate", "circular"}
+    """
+
+    input: Float[Tensor, "batch channels height width"]
+    positions: Positions
+    weight: Float[Tensor, "out_channels group_channels kernel_height kernel_width"]
+    bias: Float[Tensor, " out_channels"] | None
+    mask: Float[Tensor, "batch mask_channels out_height out_width"] | None
+    geometry: ConvGeometry
+    padding_mode: PaddingMode
+
+    @property
+    def sample_groups(self) -> int:
+        """The number of sets of positions at a pixel."""
+        channels = self.positions.field.shape[1]
+        if self.positions.kind == "offsets":
+            return channels // (2 * self.geometry.n_taps)
+        return channels
+
+    @property
+    def weight_groups(self) -> int:
+        """The number of groups of channels that the weights keep apart."""
+        return self.input.shape[1] // self.weight.shape[1]
+
+    @property
+    def out_size(self) -> tuple[int, int]:
+        """Rows and columns of the output."""
+        rows, columns = self.positions.field.shape[2:4]
+        return rows, columns
+
+    @property
+    def points(self) -> Float[Tensor, "taps 2"]:
+        """The reference points, or for offsets the taps' standard places around the centre."""
+        if self.positions.points is not None:
+            return self.positions.points
+        like = self.positions.field.new_empty(0, dtype=self.positions.dtype)
+        return self.geometry.taps(like)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that holds positions, image, weights and mask without loss."""
+        return promoted(self.positions.dtype, self.input, self.weight, self.mask)
+
+    @property
+    def differentiated(self) -> tuple[Tensor | None, ...]:
+        """The tensors of which a backend computes the gradients, in the order of Gradients."""
+        where = self.positions
+        return self.input, where.field, where.omega, self.weight, self.mask
+
+    def with_differentiated(self, tensors: Sequence[Any]) -> "Convolution":
+        """Return the convolution of other such tensors, without bias."""
+        input, field, omega, weight, mask = tensors
+        positions = replace(self.positions, field=field, omega=omega)
+        return replace(self, input=input, positions=positions, weight=weight, bias=None, mask=mask)
+
+    def displacements(self) -> Float[Tensor, "batch groups taps 2 out_height out_width"]:
+        """Return the taps' displacements from the kernel's centre in pixels, in plain PyTorch."""
+        field, kind = self.positions.field, self.positions.kind
+        if kind == "offsets":
+            groups, taps = self.sample_groups, self.geometry.n_taps
+            offsets = field.to(self.positions.dtype).unflatten(1, (groups, taps, 2))
+            return offsets + self.points[..., None, None]
+        positions = in_balls(field, self.positions.omega, self.points, self.geometry.dilation, kind)
+        return positions.movedim((-2, -1), (2, 3))
+
+
+class Needs(NamedTuple):
+    """The gradients that are wanted; ``positions`` includes the mask."""
+
+    input: bool = True
+    positions: bool = True
+    weight: bool = True
+
+    @property
+    def each(self) -> tuple[bool, bool, bool, bool, bool]:
+        """Whether each of :class:`Gradients` is needed."""
+        return self.input, self.positions, self.positions, self.weight, self.positions
+
+
+class Gradients(NamedTuple):
+    """The gradients of a convolution's arguments, in their shapes; None where not needed."""
+
+    input: Float[Tensor, "batch channels height width"] | None = None
+    field: Float[Tensor, "..."] | None = None
+    omega: Float[Tensor, "batch groups out_height out_width 2"] | None = None
+    weight: Float[Tensor, "out_channels group_channels kernel_height kernel_width"] | None = None
+    mask: Float[Tensor, "batch mask_channels out_height out_width"] | None = None
+
+
+class ConvBackend(abc.ABC):
+    """Who computes the convolutions for one type of device: the base class.
+
+    A subclass computes the output. Its gradients follow by automatic differentiation if it is
+    made of PyTorch's operations; compiled code has a :meth:`backward` of its own. Autocast,
+    ``torch.compile``, ``torch.func`` and second derivatives are taken care of outside, the last
+    two by the reference. See :func:`register_backend`.
+    """
+
+    @abc.abstractmethod
+    def forward(
+        self, conv: Convolution
+    ) -> Float[Tensor, "batch out_channels out_height out_width"]:
+        """Return the output, in the dtype and memory format of the input."""
+
+    def backward(
+        self,
+        grad: Float[Tensor, "batch out_channels out_height out_width"],
+        conv: Convolution,
+        needs: Needs,
+    ) -> Gradients:
+        """Return the gradients that are needed, from that of the output.
+
+        The reference points have no gradient, and that of the bias is computed outside.
+        """
+        tensors = [
+            None if tensor is None else tensor.detach().requires_grad_(needed)
+            for tensor, needed in zip(conv.differentiated, needs.each, strict=True)
+        ]
+        wanted = [tensor for tensor in tensors if tensor is not None and tensor.requires_grad]
+        # PyTorch calls operators with automatic differentiation switched off in the dispatcher.
+        differentiating = torch._C._SetExcludeDispatchKeyGuard(
+            torch._C.DispatchKey.AutogradFunctionality, False
+        )
+        with differentiating, torch.enable_grad():
+            output = self.forward(conv.with_differentiated(tensors))
+            found = iter(torch.autograd.grad(output, wanted, grad, materialize_grads=True))
+        return Gradients(
+            *(next(found) if t is not None and t.requires_grad else None for t in tensors)
+        )
+
+
+def promoted(dtype: torch.dtype, *tensors: Tensor | None) -> torch.dtype:
+    """Return the dtype to which all are promoted; None does not count."""
+    for tensor in tensors:
+        if tensor is not None:
+            dtype = torch.promote_types(dtype, tensor.dtype)
+    return dtype
+
+
+def in_balls(
+    M: Float[Tensor, "*batch 2 2"],
+    omega: Float[Tensor, "*batch 2"] | None,
+    points: Float[Tensor, "taps 2"],
+    dilation: tuple[int, int],
+    map: str,
+) -> Float[Tensor, "*batch taps 2"]:
+    """Return the points in the unit balls of the metrics, in pixels, float32 at least."""
+    dtype = promoted(torch.float32, M, omega, points)
+    M = M.to(dtype)
+    metric: Randers | Riemannian
+    if omega is None:
+        metric = Riemannian(M, validate=False)
+    else:
+        metric = Randers(M, omega.to(dtype), validate=False)
+    g = points.to(dtype).reshape(-1, *(1,) * (M.ndim - 2), 2)
+    positions = ball_map(map)(metric, g).movedim(0, -2)
+    if dilation == (1, 1):
+        return positions
+    return positions * torch.tensor(dilation, dtype=dtype, device=positions.device)
+
+
+def memory_format(x: Tensor) -> torch.memory_format:
+    """Return the layout of the output for an input ``x``: channels first where it is both."""
+    # Inside vmap the question has no answer.
+    if is_transformed() or x.is_contiguous():
+        return torch.contiguous_format
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format

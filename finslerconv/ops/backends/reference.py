@@ -1,0 +1,102 @@
+"""The reference backend: plain PyTorch, the definition of the operator.
+
+It runs on every device and is differentiable any number of times. It goes tap by tap, so that
+nothing but the columns is as large as the image times the kernel.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from finslerconv.ops._geometry import PaddingMode
+from finslerconv.ops.backends._contract import ConvBackend, Convolution, memory_format
+
+# Coordinates beyond this are outside every image; integers and floats hold it exactly.
+_FAR = 2.0**30
+
+
+class Reference(ConvBackend):
+    """Plain PyTorch, for all devices."""
+
+    def forward(
+        self, conv: Convolution
+    ) -> Float[Tensor, "batch out_channels out_height out_width"]:
+        """Return the convolution, differentiable by whatever PyTorch offers."""
+        batch, channels, height, width = conv.input.shape
+        groups, taps, weight = conv.sample_groups, conv.geometry.n_taps, conv.weight
+        displacements = conv.displacements()
+        rows, columns = conv.geometry.centres(conv.out_size, displacements)
+        pixels = conv.input.reshape(batch, groups, channels // groups, height * width)
+        mask = conv.mask
+        if mask is not None:
+            mask = mask.reshape(batch, groups, taps, *conv.out_size)
+        samples = []
+        for tap in range(taps):
+            sample = _bilinear(
+                pixels,
+                rows + displacements[:, :, tap, 0],
+                columns + displacements[:, :, tap, 1],
+                (height, width),
+                conv.padding_mode,
+            )
+            if mask is not None:
+                sample = sample * mask[:, :, tap, None]
+            samples.append(sample.to(conv.input.dtype))
+        stacked = torch.stack(samples, dim=3).reshape(batch, channels * taps, *conv.out_size)
+        output = functional.conv2d(
+            stacked,
+            weight.reshape(weight.shape[0], -1, 1, 1),
+            conv.bias,
+            groups=conv.weight_groups,
+        )
+        return output.contiguous(memory_format=memory_format(conv.input))
+
+
+def _bilinear(
+    pixels: Float[Tensor, "batch groups channels pixels"],
+    rows: Float[Tensor, "batch groups out_height out_width"],
+    columns: Float[Tensor, "batch groups out_height out_width"],
+    size: tuple[int, int],
+    padding_mode: PaddingMode,
+) -> Float[Tensor, "batch groups channels out_height out_width"]:
+    # NaN, infinity and absurd coordinates are outside: zero, with zero gradients.
+    known = (rows.abs() < _FAR) & (columns.abs() < _FAR)
+    rows, columns = torch.where(known, rows, 0.0), torch.where(known, columns, 0.0)
+    top, left = rows.floor(), columns.floor()
+    below, right = rows - top, columns - left
+    corners = (
+        (top, left, (1 - below) * (1 - right)),
+        (top, left + 1, (1 - below) * right),
+        (top + 1, left, below * (1 - right)),
+        (top + 1, left + 1, below * right),
+    )
+    total: Tensor | None = None
+    for row, column, share in corners:
+        i, inside_rows = _wrap(row.long(), size[0], padding_mode)
+        j, inside_columns = _wrap(column.long(), size[1], padding_mode)
+        share = torch.where(known & inside_rows & inside_columns, share, 0.0)
+        index = (i * size[1] + j).flatten(2)[:, :, None]
+        values = pixels.gather(3, index.expand(-1, -1, pixels.shape[2], -1))
+        term = values.reshape(*values.shape[:3], *rows.shape[2:]) * share[:, :, None]
+        total = term if total is None else total + term
+    assert total is not None
+    return total
+
+
+def _wrap(
+    index: Int[Tensor, "..."], size: int, mode: PaddingMode
+) -> tuple[Int[Tensor, "..."], Tensor]:
+    """Return the pixel that stands for each index, and whether it counts."""
+    if mode == "circular":
+        return index.remainder(size), torch.ones_like(index, dtype=torch.bool)
+    if mode == "reflect":
+        period = max(2 * (size - 1), 1)
+        folded = index.remainder(period)
+        return torch.minimum(folded, period - folded).clamp(max=size - 1), torch.ones_like(
+            index, dtype=torch.bool
+        )
+    inside = (index >= 0) & (index < size)
+    if mode == "replicate":
+        inside = torch.ones_like(inside)
+    return index.clamp(0, size - 1), inside
