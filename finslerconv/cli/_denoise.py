@@ -37,7 +37,7 @@ class BallFilter:
     ) -> Float[Tensor, "1 channels height width"]:
         """Filter a picture, held constant beyond its border.
 
-        Some taps at a time, so that large pictures fit in memory; ``advance`` hears how many.
+        Some taps at a time, so that large pictures fit in memory; ``advance`` takes their number.
         """
         M, omega = self.metric.randers_form()
         points = torch.as_tensor(self.reference.points, dtype=image.dtype, device=image.device)
