@@ -15,6 +15,8 @@ The subpackages, from the mathematics to the tools, are imported on first use, s
 ``finslerconv.plotting``   pictures
 ``finslerconv.cli``        the command ``finslerconv``
 =========================  ==========================================================
+
+``finslerconv.doctor()`` checks the library on this machine.
 """
 
 from importlib import import_module
@@ -35,14 +37,16 @@ _SUBPACKAGES = (
     "cli",
 )
 
-__all__ = ["__version__", *_SUBPACKAGES]
+__all__ = ["__version__", "doctor", *_SUBPACKAGES]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "doctor":
+        return import_module(f"{__name__}._doctor").doctor
     if name in _SUBPACKAGES:
         return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_SUBPACKAGES])
+    return sorted({*globals(), *__all__})

@@ -32,7 +32,6 @@ from finslerconv.geodesics.fields import (
     Positions,
     as_tensors,
     check_finite,
-    is_numpy,
     like,
     read_positions,
 )
@@ -206,7 +205,7 @@ def path_length(field: MetricField, curve: Positions) -> Float[Array, "..."]:
         metric = _as_tensor_field(field).at(begin + place * side)
         total = total + norm_off_zero(metric.norm, side).sum(-1) / 2
     assert isinstance(total, Tensor)
-    return total.detach().cpu().numpy() if is_numpy(curve) else total
+    return like(total, curve)
 
 
 def _as_tensor_field(field: Any) -> MetricField:

@@ -6,6 +6,7 @@ one; :class:`ConvBackend` and :func:`register_backend` add another.
 """
 
 from finslerconv.balls import MapName
+from finslerconv.ops._autotune import autotune
 from finslerconv.ops._checks import multiplied_dtype
 from finslerconv.ops._functions import deform_conv2d, metric_conv2d, metric_positions
 from finslerconv.ops._geometry import ConvGeometry, PaddingMode
@@ -22,6 +23,7 @@ from finslerconv.ops.backends import (
     reference,
     register_backend,
     use_backend,
+    why_reference,
 )
 
 __all__ = [
@@ -32,8 +34,10 @@ __all__ = [
     "PaddingMode",
     "MapName",
     "use_backend",
+    "autotune",
     "current_backend",
     "is_compiled",
+    "why_reference",
     "multiplied_dtype",
     "register_backend",
     "ConvBackend",

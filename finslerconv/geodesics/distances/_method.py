@@ -75,11 +75,8 @@ class EikonalProblem:
 
     def __getitem__(self, part: slice) -> "EikonalProblem":
         """Return some of the problems."""
-        fields = {
-            name: x[part] if len(x) > 1 else x
-            for name, x in (("M", self.M), ("omega", self.omega), ("walls", self.walls))
-        }
-        return dataclasses.replace(self, seeds=self.seeds[part], **fields)
+        M, omega, walls = (x[part] if len(x) > 1 else x for x in (self.M, self.omega, self.walls))
+        return EikonalProblem(M, omega, self.seeds[part], walls, self.radius)
 
 
 class Front(NamedTuple):

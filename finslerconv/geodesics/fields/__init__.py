@@ -9,7 +9,13 @@ from finslerconv.geodesics.fields._grid import (
     per_axis,
     put_inside,
 )
-from finslerconv.geodesics.fields._interpolation import Outside
+from finslerconv.geodesics.fields._interpolation import (
+    Outside,
+    cell,
+    corner,
+    interpolate,
+    nodes_around,
+)
 from finslerconv.geodesics.fields._kinds import (
     Positions,
     as_tensor,
@@ -32,13 +38,17 @@ __all__ = [
     "Positions",
     "as_tensor",
     "as_tensors",
+    "cell",
     "check_finite",
+    "corner",
     "ensure_valid",
     "first_rows",
     "grid_nodes",
+    "interpolate",
     "is_numpy",
     "is_tensor",
     "like",
+    "nodes_around",
     "per_axis",
     "plain_numbers",
     "put_inside",

@@ -50,8 +50,7 @@ def randers_at(field: MetricField, x: Float[Tensor, "*batch d"], advice: str) ->
         raise TypeError(
             f"field: expected Riemannian or Randers metrics, got {type(metric).__name__}; {advice}"
         )
-    omega = torch.zeros_like(form.M[..., 0]) if form.omega is None else form.omega
-    return Randers(form.M, omega, validate=False)
+    return Randers(*form.with_omega(), validate=False)
 
 
 def read_positions(field: MetricField, **given: Any) -> list[Any]:

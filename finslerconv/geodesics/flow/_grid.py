@@ -147,10 +147,10 @@ def _read(grid: Grid, table: Tensor, first: Tensor, c: Tensor) -> tuple[_Entries
 
 
 def continued(c: Tensor, n: int, outside: Outside) -> tuple[Tensor, Tensor]:
-    """Return coordinates brought into [0, n - 1], and what slopes are multiplied by there.
+    """Return coordinates brought into [0, n - 1], and the factors of slopes there.
 
-    Outside that changes within a node to what it is there, 0 or -1, so that no ray along the edge
-    hangs on a rounding error.
+    A factor is 1 inside. Outside it changes over one node to 0 or -1, its value there, so that a
+    ray along the edge does not depend on a rounding error.
     """
     last = n - 1.0
     if n == 1:

@@ -83,7 +83,7 @@ class NodeField:
     def energy_slopes(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Return the derivatives ``(E_x, E_v)`` of the energy."""
         around = self._around(x)
-        energies, pull = torch.func.vjp(lambda v: self._energies(around, v), v)
+        energies, pull = torch.func.vjp(lambda v: self._energies(around, v), v)  # type: ignore[misc]
         force = torch.stack([self._sum(w * energies) for w in around.slopes], dim=-1)
         return force, pull(around.weights)[0]
 
@@ -120,5 +120,5 @@ class NodeField:
             for axis, slope in enumerate(slopes)
         ]
         # That it can be indexed is looked at when the field is made.
-        metric = self.metric[tuple(index)]  # type: ignore[index]
+        metric = self.metric[tuple(index)]
         return _Around(metric, reduce(mul, values), along)

@@ -63,7 +63,8 @@ def spray(
         Homogeneous of degree 2 in ``v``. NaN where ``g_v`` is singular, as of a norm with corners,
         and no acceleration solves the equation.
     """
-    (force, p), pull = torch.func.vjp(lambda v: slopes(x, v), v)
+    # Typed as if it had three results: it has the third where the function has auxiliary ones.
+    (force, p), pull = torch.func.vjp(lambda v: slopes(x, v), v)  # type: ignore[misc]
     none = torch.zeros_like(v)
     eye = torch.eye(v.shape[-1], dtype=v.dtype, device=v.device)
     rest = force - pull((v, none))[0]

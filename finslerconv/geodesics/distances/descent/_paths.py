@@ -64,12 +64,12 @@ class _Finder:
         self.last = float(known.max()) if len(known) else math.inf
         self.label = array_of(_cpu(distances.label)[problem].contiguous()).reshape(-1)
         self.table = _table(field, distances.reverse, problem)
-        self.wall, self.walled = np.zeros(1, np.bool_), False
+        self.walls, self.walled = np.zeros(1, np.bool_), False
         if distances.mask is not None:
             mask = torch.as_tensor(distances.mask).cpu()
             mask = mask.expand(*distances.distance.shape)[problem]
-            self.wall = ~array_of(mask.contiguous()).reshape(-1)
-            self.walled = bool(self.wall.any())
+            self.walls = ~array_of(mask.contiguous()).reshape(-1)
+            self.walled = bool(self.walls.any())
         nodes = len(self.left)
         self.scratch = (
             np.empty(nodes), np.empty(nodes, np.int32), np.full(nodes, FAR, np.int32),
@@ -79,12 +79,12 @@ class _Finder:
     def path(self, end: np.ndarray, step: float) -> np.ndarray | None:
         """Return the path (n, d) to ``end`` in index coordinates, None if there is none."""
         found = search(
-            self.table, self.wall, self.walled, self.shape, self.left, self.last, self.label,
+            self.table, self.walls, self.walled, self.shape, self.left, self.last, self.label,
             self.sources, self.values, self._space(end), *self.scratch,
         )  # fmt: skip
         if not len(found):
             return None
-        path = shorten(self.table, self.wall, self.walled, self.shape, self.d, found, step)
+        path = shorten(self.table, self.walls, self.walled, self.shape, self.d, found, step)
         return self.origin + self.spacing * path[:, : self.d]
 
     def _space(self, points: np.ndarray) -> np.ndarray:

@@ -11,10 +11,10 @@ from finslerconv.geodesics.distances._seeding import Start
 from finslerconv.geodesics.distances.fast_iterative._factored import Ends, factored_values
 from finslerconv.geodesics.distances.fast_iterative._numbers import (
     MetricAt,
-    choose,
+    compress,
     expand,
     first_number,
-    first_of_each,
+    unique,
 )
 from finslerconv.geodesics.distances.fast_iterative._updates import (
     Updates,
@@ -73,28 +73,28 @@ def iterate(
             pending = torch.cat((pending, later))
         queued[taken] = False
         # All updates that read a node taken, of those nodes that it may still lower.
-        source, update = expand(updates.start, updates.reader, taken, stride, updates.shared)
+        source, update = expand(updates.start, updates.dependent, taken, stride, updates.shared)
         base = first_number(taken, stride, updates.shared).index_select(0, source)
         node = updates.node.index_select(0, update) + base
         if updates.causal:
             reached = value.index_select(0, taken).index_select(0, source)
             may = value.index_select(0, node) > reached
         else:
-            may = first_of_each(node, ticket)
-        update, base, node = choose(may, update, base, node)
+            may = unique(node, ticket)
+        update, base, node = compress(may, update, base, node)
 
         neighbour = updates.neighbour.index_select(0, update) + base[:, None]
         read = value.index_select(0, neighbour.flatten()).reshape(neighbour.shape)
         candidate = value_of(read, updates.table.index_select(0, update))
         lower = candidate + tolerance * candidate.abs() < value.index_select(0, node)
-        update, node, candidate = choose(lower, update, node, candidate)
+        update, node, candidate = compress(lower, update, node, candidate)
         value.scatter_reduce_(0, node, candidate, "amin")
         best = candidate == value.index_select(0, node)
-        best &= first_of_each(node, ticket, best)
-        update, node, candidate = choose(best, update, node, candidate)
+        best &= unique(node, ticket, best)
+        update, node, candidate = compress(best, update, node, candidate)
         fronts.update[node] = update
         fresh = ~queued.index_select(0, node) & (candidate <= radius)
-        (fresh,) = choose(fresh, node)
+        (fresh,) = compress(fresh, node)
         queued[fresh] = True
         pending = torch.cat((pending, fresh))
     raise _not_settled(max_iterations, len(pending), tolerance)
@@ -131,14 +131,14 @@ def iterate_factored(
             return
         taken, pending = _lower_ones(time, pending, stride)
         queued[taken] = False
-        source, update = expand(updates.start, updates.reader, taken, stride, updates.shared)
+        source, update = expand(updates.start, updates.dependent, taken, stride, updates.shared)
         base = first_number(taken, stride, updates.shared)[source]
         node = updates.node.index_select(0, update) + base
         since = torch.minimum(time, told).index_select(0, taken).index_select(0, source)
         told[taken] = time[taken]
         may = time.index_select(0, node) > since
-        may &= first_of_each(node, ticket, may)
-        (node,) = choose(may, node)
+        may &= unique(node, ticket, may)
+        (node,) = compress(may, node)
         old, old_time = value.index_select(0, node), time.index_select(0, node)
 
         # All candidates: each sector, and its first end alone.
@@ -159,12 +159,12 @@ def iterate_factored(
         usable = candidate.masked_fill(needs > accepted[owner], math.inf)
         trial = here.clone().scatter_reduce_(0, owner, usable, "amin")
         best = (usable == trial[owner]) & (usable < here[owner])
-        best &= first_of_each(owner, ticket, best)
-        (chosen,) = choose(best, torch.arange(len(owner), device=device))
+        best &= unique(owner, ticket, best)
+        (chosen,) = compress(best, torch.arange(len(owner), device=device))
 
         fronts.trial[node], fronts.value[node] = trial, here
         # Neighbours that are computed in the same pass still read the label of before.
-        (kept,) = choose(trial >= here, node)
+        (kept,) = compress(trial >= here, node)
         fronts.update[kept], fronts.label[kept] = -1, seed_label[kept]
         which = chosen % len(update)
         read = torch.where((chosen < len(update))[:, None], read[which], first[which])
@@ -177,7 +177,7 @@ def iterate_factored(
         changed = (now - old).abs() > tolerance * now.abs()
         changed |= (accepted - old_time).abs() > tolerance * now.abs()
         fresh = changed & ~queued.index_select(0, node) & (accepted.minimum(now) <= radius)
-        (fresh,) = choose(fresh, node)
+        (fresh,) = compress(fresh, node)
         queued[fresh] = True
         pending = torch.cat((pending, fresh))
     raise _not_settled(max_iterations, len(pending), tolerance)

@@ -6,11 +6,13 @@ by atomics, is taken from the reference, whose gradients PyTorch then computes i
 
 import math
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 
 from finslerconv.ops.backends import (
@@ -22,208 +24,338 @@ from finslerconv.ops.backends import (
     reference,
 )
 from finslerconv.ops.backends.triton import _kernels as kernels
+from finslerconv.ops.backends.triton._tiles import Arithmetic, Tile, choose
 
 _KINDS = {"offsets": 0, "radial": 1, "affine": 2}
 _MODES = {"zeros": 0, "replicate": 1, "reflect": 2, "circular": 3}
+_KERNELS: dict[str, Any] = {
+    "forward": kernels.forward,
+    "forward_depthwise": kernels.forward_depthwise,
+    "backward_samples": kernels.backward_samples,
+    "backward_samples_depthwise": kernels.backward_samples,
+    "backward_weight": kernels.backward_weight,
+    "backward_weight_depthwise": kernels.backward_weight_depthwise,
+}
 
-# The interpreter runs the kernels on the CPU, to prove them right: it has nothing to tune.
+# The interpreter runs the kernels on the CPU, to prove them right: there is no driver to ask.
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
-# In double precision the product is a sum over a cube of numbers, which must stay small.
-_SMALL = {"BLOCK_P": 16, "BLOCK_C": 16, "BLOCK_O": 16}
+# Programs that fill a large device: where tiles of pixels are fewer, other axes are split too.
+_PROGRAMS = 512
+
+# Tensors with more elements need offsets of 64 bits; tiles at the end may reach a little further.
+_INT32 = 2**31 - 2**20
 
 
-def _configs(*shapes: tuple[int, int, int, int, int]) -> list[Any]:
-    return [
-        triton.Config(
-            {"BLOCK_P": p, "BLOCK_C": c, "BLOCK_O": o}, num_warps=warps, num_stages=stages
-        )
-        for p, c, o, warps, stages in shapes
-    ]
+@dataclass(frozen=True)
+class _Sizes:
+    """What every kernel takes: the fields are those of ``kernels.SIZES``, in order."""
 
-
-_FORWARD = _configs(
-    (64, 32, 32, 4, 2), (64, 32, 64, 4, 2), (64, 64, 64, 4, 3), (128, 32, 64, 8, 2),
-    (128, 64, 64, 8, 3), (128, 32, 128, 8, 3), (128, 64, 128, 8, 3), (32, 16, 16, 2, 2),
-)  # fmt: skip
-_BACKWARD = _configs(
-    (32, 32, 32, 4, 2), (64, 32, 32, 4, 2), (64, 32, 64, 4, 2), (64, 64, 64, 8, 2),
-    (128, 32, 64, 8, 2), (32, 16, 16, 2, 2),
-)  # fmt: skip
-_KEY = ["channels", "out_channels", "taps", "weight_groups", "sample_groups", "KIND"]
-
-
-def _tuned(kernel: Any, configs: list[Any], **options: Any) -> Any:
-    return triton.autotune(configs, key=_KEY, **options)(kernel)
-
-
-_KERNELS: dict[str, tuple[Any, Any]] = {
-    "forward": (kernels.forward, None),
-    "samples": (kernels.backward_samples, None),
-    "weight": (kernels.backward_weight, None),
-}
-if not _INTERPRETED:
-    _KERNELS = {
-        "forward": (kernels.forward, _tuned(kernels.forward, _FORWARD)),
-        # Trials add to the image's gradient too: it is emptied between them.
-        "samples": (
-            kernels.backward_samples,
-            _tuned(kernels.backward_samples, _BACKWARD, reset_to_zero=["g_x"]),
-        ),
-        "weight": (kernels.backward_weight, _tuned(kernels.backward_weight, _BACKWARD)),
-    }
+    total: int
+    """Output pixels of all images."""
+    channels: int
+    height: int
+    width: int
+    out_channels: int
+    out_width: int
+    pixels: int
+    """Output pixels of an image."""
+    taps: int
+    sample_groups: int
+    sampled: int
+    """Channels of a sample group."""
+    channels_of: int
+    """Channels of a weight group."""
+    outputs_of: int
+    """Outputs of a weight group."""
+    run: int
+    """Channels that share both groups."""
+    stride_y: int
+    stride_x: int
+    dilation_y: int
+    dilation_x: int
+    origin_y: float
+    """The row of the kernel's centre at output pixel 0."""
+    origin_x: float
 
 
 @dataclass(frozen=True)
 class _Job:
-    """What all kernels are given, in their order."""
+    """A convolution as the kernels take it."""
 
     image: Tensor
+    """Channels last."""
     field: Tensor
-    omega: Tensor
+    omega: Tensor | None
     points: Tensor
-    mask: Tensor
-    sizes: tuple[int | float, ...]
-    flags: dict[str, int | bool]
-    out_pixels: int
-    groups: int
-    low: torch.dtype
-    """The dtype of what is multiplied."""
+    mask: Tensor | None
+    sizes: _Sizes
+    constants: dict[str, Any]
+    """Compile-time constants, of which each kernel takes those that it names."""
+    arithmetic: Arithmetic
+    merged: int
+    """How many weight groups of the convolution make one of the kernels' (see _merged)."""
+    depthwise: bool
 
-    def launch(self, name: str, grid: Any, *arguments: Any, **flags: Any) -> None:
-        """Run a kernel, tuned to the shapes where that is possible."""
-        plain, tuned = _KERNELS[name]
-        flags = {**self.flags, **flags}
-        if tuned is None or self.low == torch.float64:
-            blocks = {**_SMALL, "BLOCK_P": 64} if _INTERPRETED else _SMALL
-            plain[grid](*arguments, **flags, **blocks)
-        else:
-            tuned[grid](*arguments, **flags)
+    @property
+    def groups(self) -> int:
+        """The kernels' weight groups."""
+        return self.sizes.channels // self.sizes.channels_of
+
+    @property
+    def positions(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+        """The tensors that say where samples are taken, and their factors."""
+        return self.field, self.omega, self.points, self.mask
+
+    def launch(
+        self,
+        name: str,
+        grid: Callable[[Tile], tuple[int, ...]],
+        *tensors: Tensor | None,
+        added_to: Tensor | None = None,
+    ) -> None:
+        """Run a kernel on a tile of its table; ``added_to`` is emptied first."""
+        if self.depthwise:
+            name += "_depthwise"
+        kernel, s = _KERNELS[name], self.sizes
+
+        def run(tile: Tile) -> None:
+            constants = {
+                **self.constants,
+                "DEPTHWISE": self.depthwise,
+                "ONE_SLOPE": s.run == s.sampled and s.outputs_of <= tile.outputs,
+                "BLOCK_P": tile.pixels,
+                "BLOCK_C": tile.channels,
+                "BLOCK_O": tile.outputs,
+            }
+            kernel[grid(tile)](
+                *tensors,
+                *astuple(s),
+                **{name: value for name, value in constants.items() if name in kernel.arg_names},
+                **_options(tile),
+            )
+
+        tile = choose(
+            name,
+            self.arithmetic,
+            channels=s.run if self.constants["C_UNIT"] > 1 else min(s.run, 16),
+            outputs=s.outputs_of,
+            key=(astuple(s), self.constants["KIND"]),
+            run=run,
+        )
+        if added_to is not None:
+            added_to.zero_()
+        run(tile)
+
+    def packed(self, weight: Tensor, outputs_last: bool) -> Tensor:
+        """Return the weights [group][tap][output][channel], or with the last two exchanged.
+
+        Those of a depthwise convolution are [tap][channel].
+        """
+        weight = weight.to(self.image.dtype).flatten(2)
+        if self.depthwise:
+            return weight[:, 0].t().contiguous()
+        weight = weight.unflatten(0, (self.groups, self.merged, -1))
+        if self.merged > 1:
+            # Zero where output and channel are of different groups among the merged.
+            weight = torch.diag_embed(weight.movedim(1, -1), dim1=1, dim2=3).flatten(3, 4)
+        weight = weight.flatten(1, 2)
+        order = (0, 3, 2, 1) if outputs_last else (0, 3, 1, 2)
+        return weight.permute(order).contiguous()
+
+    def unpacked(self, gradient: Tensor) -> Tensor:
+        """Return [output, channel, tap] of gradients [group][tap][channel][output]."""
+        if self.depthwise:
+            return gradient.t().unsqueeze(1)
+        merged = self.merged
+        blocks = gradient.permute(0, 3, 2, 1).unflatten(2, (merged, -1)).unflatten(1, (merged, -1))
+        return blocks.diagonal(dim1=1, dim2=3).movedim(-1, 1).flatten(0, 2)
 
 
 class TritonBackend(ConvBackend):
-    """Kernels compiled by Triton, tuned to the shapes when first used."""
+    """Kernels compiled by Triton when first used."""
 
     def forward(self, conv: Convolution) -> Tensor:
         """Return the convolution."""
-        input, weight, bias = conv.input, conv.weight, conv.bias
         job = _job(conv)
-        rows, columns = conv.out_size
-        outputs, channels = weight.shape[:2]
-        out = input.new_empty((len(input), rows, columns, outputs))
+        s = job.sizes
+        out = conv.input.new_empty((len(conv.input), *conv.out_size, s.out_channels))
+
+        def grid(tile: Tile) -> tuple[int, int]:
+            if job.depthwise:
+                blocks = s.sample_groups * triton.cdiv(s.sampled, tile.channels)
+            else:
+                blocks = job.groups * triton.cdiv(s.outputs_of, tile.outputs)
+            return triton.cdiv(s.total, tile.pixels), blocks
+
         if out.numel() > 0:
-            taps = conv.geometry.n_taps
-            packed = weight.reshape(job.groups, outputs // job.groups, channels, taps)
-            packed = packed.permute(0, 3, 2, 1).to(job.low).contiguous()
-
-            def grid(meta: Any) -> tuple[int, int]:
-                blocks = triton.cdiv(outputs // job.groups, meta["BLOCK_O"])
-                return triton.cdiv(job.out_pixels, meta["BLOCK_P"]), job.groups * blocks
-
             job.launch(
-                "forward", grid, job.image, job.field, job.omega, job.points, job.mask, packed,
-                out if bias is None else bias.contiguous(), out, *job.sizes,
-                HAS_BIAS=bias is not None,
+                "forward", grid, job.image, *job.positions,
+                job.packed(conv.weight, outputs_last=False),
+                None if conv.bias is None else conv.bias.contiguous(), out,
             )  # fmt: skip
-        return out.permute(0, 3, 1, 2).contiguous(memory_format=memory_format(input))
+        return out.permute(0, 3, 1, 2).contiguous(memory_format=memory_format(conv.input))
 
     def backward(self, grad: Tensor, conv: Convolution, needs: Needs) -> Gradients:
         """Return the gradients that are needed."""
-        input, weight, omega, mask = conv.input, conv.weight, conv.positions.omega, conv.mask
+        input, weight = conv.input, conv.weight
         job = _job(conv)
-        real = job.points.dtype
-        taps = conv.geometry.n_taps
-        outputs, channels = weight.shape[:2]
-        g_input = g_field = g_omega = g_weight = g_mask = None
+        g_input = g_image = g_field = g_omega = g_weight = g_mask = None
         if needs.positions:
             g_field = torch.zeros_like(job.field)
-            g_omega = None if omega is None else torch.zeros_like(job.omega)
-            g_mask = None if mask is None else torch.zeros_like(job.mask)
-        if needs.input:
-            g_input = torch.zeros_like(job.image, dtype=real)
-        if needs.weight:
-            g_weight = torch.zeros_like(weight)
+            g_omega = None if job.omega is None else torch.zeros_like(job.omega)
+            g_mask = None if job.mask is None else torch.zeros_like(job.mask)
         if input.numel() == 0 or grad.numel() == 0:
-            image = None if g_input is None else g_input.permute(0, 3, 1, 2).to(input.dtype)
-            return Gradients(image, g_field, g_omega, g_weight, g_mask)
-        slope = grad.permute(0, 2, 3, 1).to(job.low).contiguous()
-        atomics = needs.input and not torch.are_deterministic_algorithms_enabled()
-        if needs.positions or atomics:
-            packed = weight.reshape(job.groups, outputs // job.groups, channels, taps)
-            packed = packed.permute(0, 3, 1, 2).to(job.low).contiguous()
-            nothing = job.image
-
-            def grid(meta: Any) -> tuple[int, int]:
-                return triton.cdiv(job.out_pixels, meta["BLOCK_P"]), conv.sample_groups
-
-            job.launch(
-                "samples", grid, job.image, slope, job.field, job.omega, job.points, job.mask,
-                packed,
-                nothing if g_input is None else g_input,
-                nothing if g_field is None else g_field,
-                nothing if g_omega is None else g_omega,
-                nothing if g_mask is None else g_mask,
-                *job.sizes, NEEDS_X=atomics, NEEDS_FIELD=needs.positions,
-            )  # fmt: skip
-        if needs.input and not atomics:
-            g_input = reference.backward(grad, conv, Needs(True, False, False)).input
-        elif g_input is not None:
-            g_input = g_input.permute(0, 3, 1, 2).to(input.dtype)
+            g_input = torch.zeros_like(input) if needs.input else None
+            g_weight = torch.zeros_like(weight) if needs.weight else None
+            return Gradients(g_input, g_field, g_omega, g_weight, g_mask)
+        slope = grad.permute(0, 2, 3, 1).to(job.image.dtype).contiguous()
+        if needs.input and not torch.are_deterministic_algorithms_enabled():
+            g_image = torch.empty_like(job.image, dtype=job.points.dtype)
+        if needs.positions or g_image is not None:
+            _backward_samples(job, slope, weight, g_image, g_field, g_omega, g_mask)
+        if g_image is not None:
+            g_input = g_image.permute(0, 3, 1, 2).to(input.dtype)
             g_input = g_input.contiguous(memory_format=memory_format(input))
+        elif needs.input:
+            g_input = reference.backward(grad, conv, Needs(True, False, False)).input
         if needs.weight:
-            # Enough programs to fill the device, and no more partial sums than needed for that.
-            c_blocks, o_blocks = math.ceil(channels / 32), math.ceil(outputs / job.groups / 32)
-            blocks = job.groups * taps * c_blocks * o_blocks
-            splits = max(1, min(math.ceil(512 / blocks), math.ceil(job.out_pixels / 512)))
-            partial = torch.empty(
-                (splits, job.groups, taps, channels, outputs // job.groups),
-                dtype=real,
-                device=input.device,
-            )
-
-            def weight_grid(meta: Any) -> tuple[int, int]:
-                c_blocks = triton.cdiv(channels, meta["BLOCK_C"])
-                o_blocks = triton.cdiv(outputs // job.groups, meta["BLOCK_O"])
-                return job.groups * taps * c_blocks * o_blocks, splits
-
-            job.launch(
-                "weight", weight_grid, job.image, slope, job.field, job.omega, job.points, job.mask,
-                partial, *job.sizes, splits,
-            )  # fmt: skip
-            summed = partial.sum(0).permute(0, 3, 2, 1).reshape(weight.shape)
-            g_weight = summed.to(weight.dtype).contiguous()
+            g_weight = _backward_weight(job, slope).reshape(weight.shape)
+            g_weight = g_weight.to(weight.dtype).contiguous()
         return Gradients(g_input, g_field, g_omega, g_weight, g_mask)
 
 
+def _backward_samples(
+    job: _Job,
+    slope: Tensor,
+    weight: Tensor,
+    g_image: Tensor | None,
+    g_field: Tensor | None,
+    g_omega: Tensor | None,
+    g_mask: Tensor | None,
+) -> None:
+    """Write the gradients that are not None."""
+    s = job.sizes
+    tiles = s.sample_groups * triton.cdiv(s.total, 64)
+    shares = triton.cdiv(s.taps, triton.cdiv(s.taps, max(1, min(s.taps, _PROGRAMS // tiles))))
+    of_metrics = g_field is not None and job.constants["KIND"] != _KINDS["offsets"]
+    g_positions = g_field
+    if of_metrics:
+        g_positions = job.points.new_empty((shares, 6, s.total * s.sample_groups))
+
+    def grid(tile: Tile) -> tuple[int, int, int]:
+        return triton.cdiv(s.total, tile.pixels), s.sample_groups, shares
+
+    job.launch(
+        "backward_samples", grid, job.image, slope, *job.positions,
+        job.packed(weight, outputs_last=True), g_image, g_positions, g_mask, added_to=g_image,
+    )  # fmt: skip
+    if of_metrics:
+        assert g_positions is not None
+        plane = g_positions.shape[2]
+        kernels.backward_metric[(triton.cdiv(plane, 256),)](
+            g_positions, job.field, job.omega, g_field, g_omega, plane, shares,
+            KIND=job.constants["KIND"], INDEX=job.constants["INDEX"], BLOCK_P=256,
+        )  # fmt: skip
+
+
+def _backward_weight(job: _Job, slope: Tensor) -> Tensor:
+    """Return the weights' gradient [output, channel, tap]."""
+    s = job.sizes
+    runs = s.channels // s.run
+    columns = triton.cdiv(s.outputs_of, 128)
+    programs = s.taps * runs * triton.cdiv(s.run, 64) * columns
+    shares = max(1, min(triton.cdiv(_PROGRAMS, programs), triton.cdiv(s.total, 512)))
+    shape = (s.taps, s.channels)
+    if not job.depthwise:
+        shape = (job.groups, s.taps, s.channels_of, s.outputs_of)
+    partial = torch.empty((shares, *shape), dtype=job.points.dtype, device=slope.device)
+
+    def grid(tile: Tile) -> tuple[int, int]:
+        blocks = s.taps * runs * triton.cdiv(s.run, tile.channels)
+        if not job.depthwise:
+            blocks *= triton.cdiv(s.outputs_of, tile.outputs)
+        return blocks, shares
+
+    job.launch("backward_weight", grid, job.image, slope, *job.positions, partial)
+    return job.unpacked(partial.sum(0))
+
+
 def _job(conv: Convolution) -> _Job:
-    input, positions, geometry = conv.input, conv.positions, conv.geometry
+    input, positions = conv.input, conv.positions
     real = conv.dtype
     low = real if real == torch.float64 else input.dtype
-    image = input.detach().to(low).permute(0, 2, 3, 1).contiguous()
-    field = positions.field.detach().to(real).contiguous()
-    omega, mask = (
-        field if t is None else t.detach().to(real).contiguous()
-        for t in (positions.omega, conv.mask)
+    batch, channels, height, width = input.shape
+    outputs, channels_of = conv.weight.shape[:2]
+    groups = conv.weight_groups
+    depthwise = channels_of == 1 and outputs == groups
+    merged = 1 if depthwise else _merged(groups, channels_of, outputs // groups)
+    channels_of, outputs_of = merged * channels_of, merged * outputs // groups
+    sampled = channels // conv.sample_groups
+    run = sampled if depthwise else math.gcd(channels_of, sampled)
+    taps, pixels = conv.geometry.n_taps, math.prod(conv.out_size)
+    largest = max(
+        input.numel(),
+        merged * conv.weight.numel(),
+        batch * pixels * max(outputs, 6 * conv.sample_groups * taps),
     )
-    rows, columns = conv.out_size
+
+    def in_order(tensor: Tensor) -> Tensor:
+        return tensor.detach().to(real).contiguous()
+
     return _Job(
-        image=image,
-        field=field,
-        omega=omega,
-        points=conv.points.detach().to(real).contiguous(),
-        mask=mask,
-        sizes=(
-            *input.shape, len(conv.weight), columns, rows * columns, geometry.n_taps,
-            conv.sample_groups, conv.weight_groups, *geometry.stride, *geometry.dilation,
-            *geometry.origin,
+        image=input.detach().to(low).permute(0, 2, 3, 1).contiguous(),
+        field=in_order(positions.field),
+        omega=None if positions.omega is None else in_order(positions.omega),
+        points=in_order(conv.points),
+        mask=None if conv.mask is None else in_order(conv.mask),
+        sizes=_Sizes(
+            batch * pixels, channels, height, width, outputs, conv.out_size[1], pixels, taps,
+            conv.sample_groups, sampled, channels_of, outputs_of, run, *conv.geometry.stride,
+            *conv.geometry.dilation, *conv.geometry.origin,
         ),
-        flags={
+        constants={
             "KIND": _KINDS[positions.kind],
             "MODE": _MODES[conv.padding_mode],
-            "HAS_OMEGA": positions.omega is not None,
-            "HAS_MASK": conv.mask is not None,
+            "INDEX": tl.int64 if largest > _INT32 else tl.int32,
+            "PRECISION": "tf32" if _arithmetic(low) == "tf32" else "ieee",
+            "C_UNIT": 8 if run % 8 == 0 else 1,
+            "O_UNIT": 8 if outputs_of % 8 == 0 else 1,
         },
-        out_pixels=len(input) * rows * columns,
-        groups=conv.weight_groups,
-        low=low,
+        arithmetic=_arithmetic(low),
+        merged=merged,
+        depthwise=depthwise,
     )  # fmt: skip
+
+
+def _merged(groups: int, channels_of: int, outputs_of: int) -> int:
+    """Return how many weight groups to compute as one.
+
+    Tensor cores multiply blocks of 16: small groups fill them together, with zeros between channels
+    and outputs of different groups.
+    """
+    for merged in range(1, groups + 1):
+        fits = merged * max(channels_of, outputs_of) <= 64
+        if groups % merged == 0 and merged * min(channels_of, outputs_of) >= 16 and fits:
+            return merged
+    return 1
+
+
+def _arithmetic(low: torch.dtype) -> Arithmetic:
+    """Return how numbers are multiplied; float32 as PyTorch's convolutions do it."""
+    if low == torch.float64:
+        return "double"
+    if low != torch.float32:
+        return "half"
+    cudnn = torch.backends.cudnn
+    if hasattr(cudnn, "conv"):
+        return "tf32" if cudnn.conv.fp32_precision == "tf32" else "ieee"
+    return "tf32" if cudnn.allow_tf32 else "ieee"
+
+
+def _options(tile: Tile) -> dict[str, int]:
+    """Return the compiler's options for the tile on the current device."""
+    if _INTERPRETED:
+        return {}
+    target = triton.runtime.driver.active.get_current_target()
+    return tile.options(target.warp_size, capped=target.backend == "cuda")

@@ -1,11 +1,24 @@
-"""The Triton kernels of the convolutions at displaced taps, for CUDA devices.
+"""The Triton kernels of the convolutions at displaced taps.
 
-Layout. The image is read channels last: a sample is four runs of contiguous channels, which the
-threads of a warp read together. A program holds a tile of output pixels; for each tap it computes
-the tile's positions from the offsets or metrics in registers, gathers ``[pixels, channels]`` blocks
-of samples, and feeds them to the tensor cores against ``[channels, outputs]`` blocks of weights.
-Neither positions nor columns go to memory: the bytes moved are those of image, field, weights and
-output, times the number of tiles that share them in cache.
+Layout. Images are channels last, so that a sample is four runs of contiguous channels, of which
+neighbouring threads read 16 bytes each. A program holds a tile of output pixels. For each tap it
+computes the tile's positions and bilinear weights once, in registers; for each block of channels it
+gathers the samples ``[pixels, channels]`` and multiplies them by weights on the tensor cores, for
+up to 128 outputs at a time. Neither positions nor samples go to global memory.
+
+Groups. Channels that share both a weight group and a sample group form a *run*, of
+``gcd(channels_of, sampled)`` channels: kernels loop over runs, so that a block of channels never
+crosses a group.
+
+Specialisation. Sizes are run-time integers on which nothing is specialised, so layers of all sizes
+share compiled kernels. Compile-time constants say what changes the code: the kind of positions, the
+padding mode, which tensors are absent (None), the dtypes, and
+
+- ``C_UNIT``, ``O_UNIT``: a number that divides the channels of a run and the outputs of a group; 8
+  makes every access 16 bytes wide (1 where nothing is known);
+- ``INDEX``: the integer type of offsets in memory;
+- ``PRECISION``: how float32 is multiplied, ``"tf32"`` or ``"ieee"``;
+- ``BLOCK_P``, ``BLOCK_C``, ``BLOCK_O``: pixels, channels and outputs of a tile.
 
 The image's gradient is added up by atomics, in an order that differs from run to run; all else is
 summed in a fixed order.
@@ -28,57 +41,63 @@ CIRCULAR = tl.constexpr(3)
 # Coordinates beyond this are outside every image; integers and floats hold it exactly.
 _FAR = tl.constexpr(2.0**30)
 
-
-@triton.jit
-@no_type_check
-def _product(a, b, total):
-    """``total + a @ b``; in double precision without tensor cores, which not all devices have."""
-    if a.dtype == tl.float64:
-        return total + tl.sum(a[:, :, None] * b[None, :, :], axis=1)
-    return tl.dot(a, b, total, input_precision="ieee")
+# Run-time sizes, in the order in which every kernel takes them.
+SIZES = (
+    "total", "channels", "height", "width", "out_channels", "out_width", "pixels", "taps",
+    "sample_groups", "sampled", "channels_of", "outputs_of", "run", "stride_y", "stride_x",
+    "dilation_y", "dilation_x", "origin_y", "origin_x",
+)  # fmt: skip
 
 
 @triton.jit
 @no_type_check
-def _axis(position, known, size, MODE: tl.constexpr):
-    """Return the two pixels around each position, the share of the second, and which count."""
-    position = tl.where(known, position, 0.0)
-    floor = tl.floor(position)
-    low = floor.to(tl.int32)
-    high = low + 1
-    low_in = known
-    high_in = known
-    if MODE == CIRCULAR:
-        low = (low % size + size) % size
-        high = (high % size + size) % size
-    elif MODE == REFLECT:
-        period = tl.maximum(2 * (size - 1), 1)
-        low = (low % period + period) % period
-        high = (high % period + period) % period
-        low = tl.minimum(tl.minimum(low, period - low), size - 1)
-        high = tl.minimum(tl.minimum(high, period - high), size - 1)
-    else:
-        if MODE == ZEROS:
-            low_in = known & (low >= 0) & (low < size)
-            high_in = known & (high >= 0) & (high < size)
-        low = tl.minimum(tl.maximum(low, 0), size - 1)
-        high = tl.minimum(tl.maximum(high, 0), size - 1)
-    return low, high, position - floor, low_in, high_in
+def _multiple(size, UNIT: tl.constexpr):
+    """Return ``size``, which ``UNIT`` divides, in a form in which the compiler sees that."""
+    return size // UNIT * UNIT
 
 
 @triton.jit
 @no_type_check
-def _metric(field, omega, here, valid, KIND: tl.constexpr, HAS_OMEGA: tl.constexpr):
-    """Load M and omega of each pixel; the identity where there is none."""
-    m00 = tl.load(field + 4 * here, mask=valid, other=1.0)
-    m01 = tl.load(field + 4 * here + 1, mask=valid, other=0.0)
-    m10 = tl.load(field + 4 * here + 2, mask=valid, other=0.0)
-    m11 = tl.load(field + 4 * here + 3, mask=valid, other=1.0)
+def _product(a, b, total, PRECISION: tl.constexpr):
+    """Return ``total + a @ b``."""
+    return tl.dot(a, b, total, input_precision=PRECISION, out_dtype=total.dtype)
+
+
+@triton.jit
+@no_type_check
+def _pixels(
+    tile, total, pixels, out_width, stride_y, stride_x, origin_y, origin_x,
+    like: tl.constexpr, INDEX: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    """Return a tile of output pixels: number, whether it exists, image, pixel, kernel's centre.
+
+    Numbers count over all images. Pixels that do not exist have the place of the last one, so that
+    they can be read and need not be masked.
+    """
+    flat = tile * tl.full((BLOCK_P,), BLOCK_P, INDEX) + tl.arange(0, BLOCK_P)
+    last = tl.minimum(flat, total - 1)
+    image = last // pixels
+    pixel = last - image * pixels
+    row = pixel // out_width
+    column = pixel - row * out_width
+    centre_y = (row * stride_y).to(like) + origin_y
+    centre_x = (column * stride_x).to(like) + origin_x
+    return flat, flat < total, image, pixel, centre_y, centre_x
+
+
+@triton.jit
+@no_type_check
+def _metric(field, omega, here):
+    """Load M and omega of each pixel; omega is 0 where there is none."""
+    m00 = tl.load(field + 4 * here)
+    m01 = tl.load(field + 4 * here + 1)
+    m10 = tl.load(field + 4 * here + 2)
+    m11 = tl.load(field + 4 * here + 3)
     w0 = tl.zeros_like(m00)
     w1 = tl.zeros_like(m00)
-    if HAS_OMEGA:
-        w0 = tl.load(omega + 2 * here, mask=valid, other=0.0)
-        w1 = tl.load(omega + 2 * here + 1, mask=valid, other=0.0)
+    if omega is not None:
+        w0 = tl.load(omega + 2 * here)
+        w1 = tl.load(omega + 2 * here + 1)
     return m00, m01, m10, m11, w0, w1
 
 
@@ -106,12 +125,12 @@ def _dual(m00, m01, m10, m11, w0, w1):
 
 @triton.jit
 @no_type_check
-def _prepare(field, omega, here, valid, like, KIND: tl.constexpr, HAS_OMEGA: tl.constexpr):
+def _shape(field, omega, here, like, KIND: tl.constexpr):
     """Return six numbers per pixel: M and omega (radial), or centre W and root R (affine)."""
     if KIND == OFFSETS:
         nothing = tl.zeros_like(like)
         return nothing, nothing, nothing, nothing, nothing, nothing
-    m00, m01, m10, m11, w0, w1 = _metric(field, omega, here, valid, KIND, HAS_OMEGA)
+    m00, m01, m10, m11, w0, w1 = _metric(field, omega, here)
     if KIND == AFFINE:
         _, _, _, _, _, a0, a1, lam, d00, d01, d10, d11, s, n = _dual(m00, m01, m10, m11, w0, w1)
         return -a0 / lam, -a1 / lam, (d00 + s) / n, d01 / n, d10 / n, (d11 + s) / n
@@ -121,16 +140,16 @@ def _prepare(field, omega, here, valid, like, KIND: tl.constexpr, HAS_OMEGA: tl.
 @triton.jit
 @no_type_check
 def _position(
-    field, points, group, tap, taps, pixels, pixel, valid, centre_y, centre_x,
-    dilation_y, dilation_x, n0, n1, n2, n3, n4, n5, KIND: tl.constexpr,
+    field, points, at, tap, taps, pixels, pixel, centre_y, centre_x, dilation_y, dilation_x,
+    n0, n1, n2, n3, n4, n5, KIND: tl.constexpr,
 ):  # fmt: skip
-    """Return the positions of one tap at each pixel; ``group`` counts over all images."""
+    """Return the positions of one tap; ``at`` counts sample groups over all images."""
     g0 = tl.load(points + 2 * tap)
     g1 = tl.load(points + 2 * tap + 1)
     if KIND == OFFSETS:
-        here = 2 * (group * taps + tap) * pixels + pixel
-        y = centre_y + (tl.load(field + here, mask=valid, other=0.0) + g0)
-        x = centre_x + (tl.load(field + here + pixels, mask=valid, other=0.0) + g1)
+        here = 2 * (at * taps + tap) * pixels + pixel
+        y = centre_y + (tl.load(field + here) + g0)
+        x = centre_x + (tl.load(field + here + pixels) + g1)
     elif KIND == RADIAL:
         length = tl.sqrt(g0 * g0 + g1 * g1)
         q = g0 * (n0 * g0 + n1 * g1) + g1 * (n2 * g0 + n3 * g1)
@@ -146,227 +165,355 @@ def _position(
 
 @triton.jit
 @no_type_check
-def _pixel(flat, pixels, out_width, stride_y, stride_x, origin_y, origin_x, like: tl.constexpr):
-    """Return image, pixel, and the kernel's centre for output pixels counted over all images."""
-    image = flat // pixels
-    pixel = flat - image * pixels
-    row = pixel // out_width
-    column = pixel - row * out_width
-    centre_y = (row * stride_y).to(like) + origin_y
-    centre_x = (column * stride_x).to(like) + origin_x
-    return image, pixel, centre_y, centre_x
+def _axis(position, known, size, MODE: tl.constexpr):
+    """Return the two pixels around each position, the share of the second, and which count."""
+    position = tl.where(known, position, 0.0)
+    floor = tl.floor(position)
+    low = floor.to(tl.int32)
+    high = low + 1
+    low_in = known
+    high_in = known
+    if MODE == CIRCULAR:
+        low = (low % size + size) % size
+        high = tl.where(low + 1 == size, 0, low + 1)
+    elif MODE == REFLECT:
+        period = tl.maximum(2 * (size - 1), 1)
+        low = (low % period + period) % period
+        high = tl.where(low + 1 == period, 0, low + 1)
+        low = tl.minimum(tl.minimum(low, period - low), size - 1)
+        high = tl.minimum(tl.minimum(high, period - high), size - 1)
+    else:
+        if MODE == ZEROS:
+            low_in = known & (low >= 0) & (low < size)
+            high_in = known & (high >= 0) & (high < size)
+        low = tl.minimum(tl.maximum(low, 0), size - 1)
+        high = tl.minimum(tl.maximum(high, 0), size - 1)
+    return low, high, position - floor, low_in, high_in
 
 
 @triton.jit
+@no_type_check
+def _corners(y, x, image, height, width, channels, MODE: tl.constexpr, INDEX: tl.constexpr):
+    """Return where the four pixels around each position begin, and their weights along each axis.
+
+    Then which rows and columns count. Positions that are not finite, or absurd, count nowhere.
+    """
+    known = (tl.abs(y) < _FAR) & (tl.abs(x) < _FAR)
+    top, bottom, below, top_in, bottom_in = _axis(y, known, height, MODE)
+    left, right, beside, left_in, right_in = _axis(x, known, width, MODE)
+    upper = (image.to(INDEX) * height + top) * width
+    lower = (image.to(INDEX) * height + bottom) * width
+    return (
+        (upper + left) * channels, (upper + right) * channels,
+        (lower + left) * channels, (lower + right) * channels,
+        top_in & left_in, top_in & right_in, bottom_in & left_in, bottom_in & right_in,
+        below, beside,
+    )  # fmt: skip
+
+
+@triton.jit
+@no_type_check
+def _samples(
+    x, mask, c00, c01, c10, c11, in00, in01, in10, in11, below, beside, here, channel, inside,
+    real: tl.constexpr,
+):  # fmt: skip
+    """Gather samples [pixels, channels]; ``here`` is where a pixel's factor in the mask is."""
+    above = 1.0 - below
+    if mask is not None:
+        factor = tl.load(mask + here)
+        above *= factor
+        below *= factor
+    before = 1.0 - beside
+    block = x + channel[None, :]
+    v00 = tl.load(block + c00[:, None], mask=in00[:, None] & inside[None, :], other=0.0)
+    v01 = tl.load(block + c01[:, None], mask=in01[:, None] & inside[None, :], other=0.0)
+    v10 = tl.load(block + c10[:, None], mask=in10[:, None] & inside[None, :], other=0.0)
+    v11 = tl.load(block + c11[:, None], mask=in11[:, None] & inside[None, :], other=0.0)
+    samples = v00.to(real) * (above * before)[:, None]
+    samples += v01.to(real) * (above * beside)[:, None]
+    samples += v10.to(real) * (below * before)[:, None]
+    samples += v11.to(real) * (below * beside)[:, None]
+    return samples
+
+
+@triton.jit(do_not_specialize=SIZES)
 @no_type_check
 def forward(
     x, field, omega, points, mask, weight, bias, out,
-    batch, channels, height, width, out_channels, out_width, pixels, taps,
-    sample_groups, weight_groups, stride_y, stride_x, dilation_y, dilation_x, origin_y, origin_x,
-    KIND: tl.constexpr, MODE: tl.constexpr, HAS_OMEGA: tl.constexpr, HAS_MASK: tl.constexpr,
-    HAS_BIAS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr,
+    total, channels, height, width, out_channels, out_width, pixels, taps, sample_groups, sampled,
+    channels_of, outputs_of, run, stride_y, stride_x, dilation_y, dilation_x, origin_y, origin_x,
+    KIND: tl.constexpr, MODE: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
+    C_UNIT: tl.constexpr, O_UNIT: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
     """Convolve a tile of pixels into a block of output channels of one weight group.
 
-    ``weight`` is [group][tap][channel][output]; ``out`` channels last.
+    ``weight`` is [group][tap][output][channel]; ``out`` is channels last.
     """
     real = points.dtype.element_ty
-    channels_of = channels // weight_groups
-    outputs_of = out_channels // weight_groups
-    sampled = channels // sample_groups
-    total = batch.to(tl.int64) * pixels
+    channels, out_channels = _multiple(channels, C_UNIT), _multiple(out_channels, O_UNIT)
+    channels_of, outputs_of = _multiple(channels_of, C_UNIT), _multiple(outputs_of, O_UNIT)
+    run = _multiple(run, C_UNIT)
     blocks = tl.cdiv(outputs_of, BLOCK_O)
     group = tl.program_id(1) // blocks
-    o = (tl.program_id(1) % blocks) * BLOCK_O + tl.arange(0, BLOCK_O)
-    flat = tl.program_id(0).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
-    valid = flat < total
-    image, pixel, centre_y, centre_x = _pixel(
-        flat, pixels, out_width, stride_y, stride_x, origin_y, origin_x, real
-    )
-    sums = tl.zeros((BLOCK_P, BLOCK_O), tl.float64 if real == tl.float64 else tl.float32)
-    first = group * channels_of
-    for s in range(first // sampled, (first + channels_of - 1) // sampled + 1):
-        at = image * sample_groups + s
-        n0, n1, n2, n3, n4, n5 = _prepare(
-            field, omega, at * pixels + pixel, valid, centre_y, KIND, HAS_OMEGA
-        )
-        begin = tl.maximum(first, s * sampled)
-        end = tl.minimum(first + channels_of, (s + 1) * sampled)
+    o = tl.program_id(1) % blocks * BLOCK_O + tl.arange(0, BLOCK_O)
+    o_inside = o < outputs_of
+    flat, valid, image, pixel, centre_y, centre_x = _pixels(
+        tl.program_id(0), total, pixels, out_width, stride_y, stride_x, origin_y, origin_x,
+        real, INDEX, BLOCK_P,
+    )  # fmt: skip
+    sums = tl.zeros((BLOCK_P, BLOCK_O), real)
+    for begin in range(0, channels_of, run):
+        first = group * channels_of + begin
+        at = image * sample_groups + first // sampled
+        n0, n1, n2, n3, n4, n5 = _shape(field, omega, at * pixels + pixel, centre_y, KIND)
         for tap in range(taps):
             py, px = _position(
-                field, points, at, tap, taps, pixels, pixel, valid, centre_y, centre_x,
+                field, points, at, tap, taps, pixels, pixel, centre_y, centre_x,
                 dilation_y, dilation_x, n0, n1, n2, n3, n4, n5, KIND,
             )  # fmt: skip
-            known = valid & (tl.abs(py) < _FAR) & (tl.abs(px) < _FAR)
-            top, bottom, below, top_in, bottom_in = _axis(py, known, height, MODE)
-            left, right, beside, left_in, right_in = _axis(px, known, width, MODE)
-            above_share = tl.where(top_in, 1.0 - below, 0.0)
-            below_share = tl.where(bottom_in, below, 0.0)
-            left_share = tl.where(left_in, 1.0 - beside, 0.0)
-            right_share = tl.where(right_in, beside, 0.0)
-            if HAS_MASK:
-                factor = tl.load(mask + (at * taps + tap) * pixels + pixel, mask=valid, other=0.0)
-                above_share *= factor
-                below_share *= factor
-            upper = (image * height + top) * width
-            lower = (image * height + bottom) * width
-            for c in range(begin, end, BLOCK_C):
+            c00, c01, c10, c11, in00, in01, in10, in11, below, beside = _corners(
+                py, px, image, height, width, channels, MODE, INDEX
+            )
+            line = ((group * taps + tap) * outputs_of + o) * channels_of + begin
+            for c in range(0, run, BLOCK_C):
                 channel = c + tl.arange(0, BLOCK_C)
-                inside = channel < end
-                here = valid[:, None] & inside[None, :]
-                block = x + channel[None, :]
-                v = tl.load(block + ((upper + left) * channels)[:, None], mask=here, other=0.0)
-                columns = v.to(real) * (above_share * left_share)[:, None]
-                v = tl.load(block + ((upper + right) * channels)[:, None], mask=here, other=0.0)
-                columns += v.to(real) * (above_share * right_share)[:, None]
-                v = tl.load(block + ((lower + left) * channels)[:, None], mask=here, other=0.0)
-                columns += v.to(real) * (below_share * left_share)[:, None]
-                v = tl.load(block + ((lower + right) * channels)[:, None], mask=here, other=0.0)
-                columns += v.to(real) * (below_share * right_share)[:, None]
-                line = (group * taps + tap) * channels_of + channel - first
+                inside = channel < run
+                samples = _samples(
+                    x, mask, c00, c01, c10, c11, in00, in01, in10, in11, below, beside,
+                    (at * taps + tap) * pixels + pixel, first + channel, inside, real,
+                )  # fmt: skip
                 w = tl.load(
-                    weight + line[:, None] * outputs_of + o[None, :],
-                    mask=inside[:, None] & (o < outputs_of)[None, :],
+                    weight + line[None, :] + channel[:, None],
+                    mask=inside[:, None] & o_inside[None, :],
                     other=0.0,
                 )
-                sums = _product(columns.to(w.dtype), w, sums)
-    if HAS_BIAS:
-        b = tl.load(bias + group * outputs_of + o, mask=o < outputs_of, other=0.0)
+                sums = _product(samples.to(w.dtype), w, sums, PRECISION)
+    if bias is not None:
+        b = tl.load(bias + group * outputs_of + o, mask=o_inside, other=0.0)
         sums += b.to(sums.dtype)[None, :]
     tl.store(
-        out + flat[:, None] * out_channels + (group * outputs_of + o)[None, :],
+        out + (flat * out_channels)[:, None] + (group * outputs_of + o)[None, :],
         sums.to(out.dtype.element_ty),
-        mask=valid[:, None] & (o < outputs_of)[None, :],
+        mask=valid[:, None] & o_inside[None, :],
+    )
+
+
+@triton.jit(do_not_specialize=SIZES)
+@no_type_check
+def forward_depthwise(
+    x, field, omega, points, mask, weight, bias, out,
+    total, channels, height, width, out_channels, out_width, pixels, taps, sample_groups, sampled,
+    channels_of, outputs_of, run, stride_y, stride_x, dilation_y, dilation_x, origin_y, origin_x,
+    KIND: tl.constexpr, MODE: tl.constexpr, INDEX: tl.constexpr, C_UNIT: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Convolve a tile of pixels and a block of channels of one sample group, each with its weight.
+
+    ``weight`` is [tap][channel]. The sums of products need no tensor cores.
+    """
+    real = points.dtype.element_ty
+    channels, sampled = _multiple(channels, C_UNIT), _multiple(sampled, C_UNIT)
+    blocks = tl.cdiv(sampled, BLOCK_C)
+    s = tl.program_id(1) // blocks
+    within = tl.program_id(1) % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
+    inside = within < sampled
+    channel = s * sampled + within
+    flat, valid, image, pixel, centre_y, centre_x = _pixels(
+        tl.program_id(0), total, pixels, out_width, stride_y, stride_x, origin_y, origin_x,
+        real, INDEX, BLOCK_P,
+    )  # fmt: skip
+    at = image * sample_groups + s
+    n0, n1, n2, n3, n4, n5 = _shape(field, omega, at * pixels + pixel, centre_y, KIND)
+    sums = tl.zeros((BLOCK_P, BLOCK_C), real)
+    for tap in range(taps):
+        py, px = _position(
+            field, points, at, tap, taps, pixels, pixel, centre_y, centre_x,
+            dilation_y, dilation_x, n0, n1, n2, n3, n4, n5, KIND,
+        )  # fmt: skip
+        c00, c01, c10, c11, in00, in01, in10, in11, below, beside = _corners(
+            py, px, image, height, width, channels, MODE, INDEX
+        )
+        samples = _samples(
+            x, mask, c00, c01, c10, c11, in00, in01, in10, in11, below, beside,
+            (at * taps + tap) * pixels + pixel, channel, inside, real,
+        )  # fmt: skip
+        w = tl.load(weight + tap * channels + channel, mask=inside, other=0.0)
+        sums += samples * w.to(real)[None, :]
+    if bias is not None:
+        sums += tl.load(bias + channel, mask=inside, other=0.0).to(sums.dtype)[None, :]
+    tl.store(
+        out + (flat * channels)[:, None] + channel[None, :],
+        sums.to(out.dtype.element_ty),
+        mask=valid[:, None] & inside[None, :],
     )
 
 
 @triton.jit
 @no_type_check
+def _quads(at, corner, counts, inside):
+    """Load four channels a thread [pixels, quads, 4] of each pixel's corner."""
+    mask = counts[:, None, None] & inside
+    return tl.load(at + corner[:, None, None], mask=mask, other=0.0)
+
+
+@triton.jit
+@no_type_check
+def _add(at, corner, share, g, counts, inside):
+    """Add the corner's share of the gradients, laid out as by :func:`_quads`."""
+    g = (g * share[:, None, None]).to(at.dtype.element_ty)
+    mask = counts[:, None, None] & inside
+    tl.atomic_add(at + corner[:, None, None], g, mask=mask, sem="relaxed")
+
+
+@triton.jit(do_not_specialize=SIZES)
+@no_type_check
 def backward_samples(
-    x, slope, field, omega, points, mask, weight, g_x, g_field, g_omega, g_mask,
-    batch, channels, height, width, out_channels, out_width, pixels, taps,
-    sample_groups, weight_groups, stride_y, stride_x, dilation_y, dilation_x, origin_y, origin_x,
-    KIND: tl.constexpr, MODE: tl.constexpr, HAS_OMEGA: tl.constexpr, HAS_MASK: tl.constexpr,
-    NEEDS_X: tl.constexpr, NEEDS_FIELD: tl.constexpr,
+    x, slope, field, omega, points, mask, weight, g_x, g_field, g_mask,
+    total, channels, height, width, out_channels, out_width, pixels, taps, sample_groups, sampled,
+    channels_of, outputs_of, run, stride_y, stride_x, dilation_y, dilation_x, origin_y, origin_x,
+    KIND: tl.constexpr, MODE: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
+    C_UNIT: tl.constexpr, O_UNIT: tl.constexpr, DEPTHWISE: tl.constexpr, ONE_SLOPE: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
-    """Differentiate a tile of pixels of one sample group in the image, the field and the mask.
+    """Differentiate a tile of pixels of one sample group in the image, the positions and the mask.
 
-    ``slope`` is the gradient of the output, channels last; ``weight`` is [group][tap][output]
-    [channel]; ``g_x`` is channels last, of float32 at least, and added to.
+    ``slope`` is the gradient of the output, channels last; ``weight`` is [group][tap][channel]
+    [output], or [tap][channel] where ``DEPTHWISE``. ``g_x``, channels last and of float32 at least,
+    is added to, unless it is None; ``g_field`` and ``g_mask`` are None where they are not wanted.
+    ``g_field`` is that of the offsets, or takes six sums per pixel, [share][sum][sample group over
+    all images][pixel], of which :func:`backward_metric` makes the gradients of M and omega. The
+    taps are shared among the programs of the third axis. ``ONE_SLOPE`` says that a block of outputs
+    holds all that the sample group has part in, so that the slopes are loaded once.
     """
     real = points.dtype.element_ty
-    channels_of = channels // weight_groups
-    outputs_of = out_channels // weight_groups
-    sampled = channels // sample_groups
-    total = batch.to(tl.int64) * pixels
+    channels, out_channels = _multiple(channels, C_UNIT), _multiple(out_channels, O_UNIT)
+    channels_of, outputs_of = _multiple(channels_of, C_UNIT), _multiple(outputs_of, O_UNIT)
+    sampled, run = _multiple(sampled, C_UNIT), _multiple(run, C_UNIT)
     s = tl.program_id(1)
-    flat = tl.program_id(0).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
-    valid = flat < total
-    image, pixel, centre_y, centre_x = _pixel(
-        flat, pixels, out_width, stride_y, stride_x, origin_y, origin_x, real
-    )
+    flat, valid, image, pixel, centre_y, centre_x = _pixels(
+        tl.program_id(0), total, pixels, out_width, stride_y, stride_x, origin_y, origin_x,
+        real, INDEX, BLOCK_P,
+    )  # fmt: skip
     at = image * sample_groups + s
-    metric_at = at * pixels + pixel
-    n0, n1, n2, n3, n4, n5 = _prepare(field, omega, metric_at, valid, centre_y, KIND, HAS_OMEGA)
+    n0, n1, n2, n3, n4, n5 = _shape(field, omega, at * pixels + pixel, centre_y, KIND)
     t0 = tl.zeros_like(centre_y)
     t1 = tl.zeros_like(centre_y)
     t2 = tl.zeros_like(centre_y)
     t3 = tl.zeros_like(centre_y)
     t4 = tl.zeros_like(centre_y)
     t5 = tl.zeros_like(centre_y)
-    for tap in range(taps):
+    slopes = slope + (flat * out_channels)[:, None]
+    # Threads take four channels: their atomics are 16 bytes, and neighbours fill whole sectors. The
+    # product's columns are in the order in which tl.split makes of them the halves of the channels.
+    # That split has one layout, which spares the compiler conversions between layouts.
+    quads = (4 * tl.arange(0, BLOCK_C // 8)[:, None] + tl.arange(0, 4)[None, :])[None, :, :]
+    columns = tl.arange(0, BLOCK_C)
+    columns = columns // 8 * 4 + columns % 4 + columns // 4 % 2 * (BLOCK_C // 2)
+    if ONE_SLOPE:
+        group = s * sampled // channels_of
+        o = tl.arange(0, BLOCK_O)
+        d = tl.load(
+            slopes + (group * outputs_of + o)[None, :],
+            mask=valid[:, None] & (o < outputs_of)[None, :],
+            other=0.0,
+        )
+    for tap in range(tl.program_id(2), taps, tl.num_programs(2)):
         py, px = _position(
-            field, points, at, tap, taps, pixels, pixel, valid, centre_y, centre_x,
+            field, points, at, tap, taps, pixels, pixel, centre_y, centre_x,
             dilation_y, dilation_x, n0, n1, n2, n3, n4, n5, KIND,
         )  # fmt: skip
-        known = valid & (tl.abs(py) < _FAR) & (tl.abs(px) < _FAR)
-        top, bottom, below, top_in, bottom_in = _axis(py, known, height, MODE)
-        left, right, beside, left_in, right_in = _axis(px, known, width, MODE)
-        above_share = tl.where(top_in, 1.0 - below, 0.0)
-        below_share = tl.where(bottom_in, below, 0.0)
-        left_share = tl.where(left_in, 1.0 - beside, 0.0)
-        right_share = tl.where(right_in, beside, 0.0)
+        c00, c01, c10, c11, in00, in01, in10, in11, below, beside = _corners(
+            py, px, image, height, width, channels, MODE, INDEX
+        )
+        here = (at * taps + tap) * pixels + pixel
         factor = tl.full((BLOCK_P,), 1.0, real)
-        if HAS_MASK:
-            factor = tl.load(mask + (at * taps + tap) * pixels + pixel, mask=valid, other=0.0)
-        upper = (image * height + top) * width
-        lower = (image * height + bottom) * width
-        p00 = tl.zeros_like(centre_y)
-        p01 = tl.zeros_like(centre_y)
-        p10 = tl.zeros_like(centre_y)
-        p11 = tl.zeros_like(centre_y)
-        for group in range(s * sampled // channels_of, ((s + 1) * sampled - 1) // channels_of + 1):
-            first = group * channels_of
-            begin = tl.maximum(first, s * sampled)
-            end = tl.minimum(first + channels_of, (s + 1) * sampled)
-            for c in range(begin, end, BLOCK_C):
-                channel = c + tl.arange(0, BLOCK_C)
-                inside = channel < end
-                here = valid[:, None] & inside[None, :]
-                gradient = tl.zeros(
-                    (BLOCK_P, BLOCK_C), tl.float64 if real == tl.float64 else tl.float32
-                )
-                for o in range(0, outputs_of, BLOCK_O):
-                    output = o + tl.arange(0, BLOCK_O)
-                    there = output < outputs_of
-                    d = tl.load(
-                        slope + flat[:, None] * out_channels
-                        + (group * outputs_of + output)[None, :],
-                        mask=valid[:, None] & there[None, :],
-                        other=0.0,
-                    )  # fmt: skip
-                    line = (group * taps + tap) * outputs_of + output
-                    w = tl.load(
-                        weight + line[:, None] * channels_of + (channel - first)[None, :],
-                        mask=there[:, None] & inside[None, :],
-                        other=0.0,
+        if mask is not None:
+            factor = tl.load(mask + here)
+        p00 = tl.zeros((BLOCK_P, BLOCK_C // 8), real)
+        p01 = tl.zeros((BLOCK_P, BLOCK_C // 8), real)
+        p10 = tl.zeros((BLOCK_P, BLOCK_C // 8), real)
+        p11 = tl.zeros((BLOCK_P, BLOCK_C // 8), real)
+        for begin in range(s * sampled, (s + 1) * sampled, run):
+            group = begin // channels_of
+            for c in range(0, run, BLOCK_C):
+                first = c + quads
+                second = first + BLOCK_C // 2
+                if g_field is not None:
+                    at_first, at_second = x + begin + first, x + begin + second
+                    u00 = _quads(at_first, c00, in00, first < run)
+                    u01 = _quads(at_first, c01, in01, first < run)
+                    u10 = _quads(at_first, c10, in10, first < run)
+                    u11 = _quads(at_first, c11, in11, first < run)
+                    v00 = _quads(at_second, c00, in00, second < run)
+                    v01 = _quads(at_second, c01, in01, second < run)
+                    v10 = _quads(at_second, c10, in10, second < run)
+                    v11 = _quads(at_second, c11, in11, second < run)
+                if DEPTHWISE:
+                    line = weight + tap * channels + begin
+                    g = _quads(slope + begin + first, flat * channels, valid, first < run).to(real)
+                    g *= tl.load(line + first, mask=first < run, other=0.0).to(real)
+                    h = _quads(slope + begin + second, flat * channels, valid, second < run).to(
+                        real
                     )
-                    gradient = _product(d, w, gradient)
-                gradient = gradient.to(real)
-                c00 = ((upper + left) * channels)[:, None] + channel[None, :]
-                c01 = ((upper + right) * channels)[:, None] + channel[None, :]
-                c10 = ((lower + left) * channels)[:, None] + channel[None, :]
-                c11 = ((lower + right) * channels)[:, None] + channel[None, :]
-                if NEEDS_FIELD:
-                    v = tl.load(x + c00, mask=here, other=0.0).to(real)
-                    p00 += tl.sum(v * gradient, axis=1)
-                    v = tl.load(x + c01, mask=here, other=0.0).to(real)
-                    p01 += tl.sum(v * gradient, axis=1)
-                    v = tl.load(x + c10, mask=here, other=0.0).to(real)
-                    p10 += tl.sum(v * gradient, axis=1)
-                    v = tl.load(x + c11, mask=here, other=0.0).to(real)
-                    p11 += tl.sum(v * gradient, axis=1)
-                if NEEDS_X:
-                    gradient = gradient * factor[:, None]
-                    kind = g_x.dtype.element_ty
-                    share = (above_share * left_share)[:, None]
-                    on = here & (top_in & left_in)[:, None]
-                    tl.atomic_add(g_x + c00, (gradient * share).to(kind), mask=on, sem="relaxed")
-                    share = (above_share * right_share)[:, None]
-                    on = here & (top_in & right_in)[:, None]
-                    tl.atomic_add(g_x + c01, (gradient * share).to(kind), mask=on, sem="relaxed")
-                    share = (below_share * left_share)[:, None]
-                    on = here & (bottom_in & left_in)[:, None]
-                    tl.atomic_add(g_x + c10, (gradient * share).to(kind), mask=on, sem="relaxed")
-                    share = (below_share * right_share)[:, None]
-                    on = here & (bottom_in & right_in)[:, None]
-                    tl.atomic_add(g_x + c11, (gradient * share).to(kind), mask=on, sem="relaxed")
-        if NEEDS_FIELD:
-            upper_sum = left_share * p00 + right_share * p01
-            lower_sum = left_share * p10 + right_share * p11
-            left_sum = above_share * p00 + below_share * p10
-            right_sum = above_share * p01 + below_share * p11
-            g_y = factor * (tl.where(bottom_in, lower_sum, 0.0) - tl.where(top_in, upper_sum, 0.0))
-            g_across = factor * (
-                tl.where(right_in, right_sum, 0.0) - tl.where(left_in, left_sum, 0.0)
-            )
-            if HAS_MASK:
-                tl.store(
-                    g_mask + (at * taps + tap) * pixels + pixel,
-                    above_share * upper_sum + below_share * lower_sum,
-                    mask=valid,
-                )
+                    h *= tl.load(line + second, mask=second < run, other=0.0).to(real)
+                else:
+                    product = tl.zeros((BLOCK_P, BLOCK_C), real)
+                    channel = c + columns
+                    inside = channel < run
+                    line = (
+                        (group * taps + tap) * channels_of + begin - group * channels_of + channel
+                    )
+                    if ONE_SLOPE:
+                        w = tl.load(
+                            weight + (line * outputs_of)[None, :] + o[:, None],
+                            mask=inside[None, :] & (o < outputs_of)[:, None],
+                            other=0.0,
+                        )
+                        product = _product(d, w, product, PRECISION)
+                    else:
+                        for o_begin in range(0, outputs_of, BLOCK_O):
+                            o = o_begin + tl.arange(0, BLOCK_O)
+                            w = tl.load(
+                                weight + (line * outputs_of)[None, :] + o[:, None],
+                                mask=inside[None, :] & (o < outputs_of)[:, None],
+                                other=0.0,
+                            )
+                            d = tl.load(
+                                slopes + (group * outputs_of + o)[None, :],
+                                mask=valid[:, None] & (o < outputs_of)[None, :],
+                                other=0.0,
+                            )
+                            product = _product(d, w, product, PRECISION)
+                    product = tl.reshape(product, (BLOCK_P, BLOCK_C // 8, 2, 4))
+                    g, h = tl.split(tl.permute(product, (0, 1, 3, 2)))
+                if g_field is not None:
+                    p00 += tl.sum(u00.to(real) * g + v00.to(real) * h, axis=2)
+                    p01 += tl.sum(u01.to(real) * g + v01.to(real) * h, axis=2)
+                    p10 += tl.sum(u10.to(real) * g + v10.to(real) * h, axis=2)
+                    p11 += tl.sum(u11.to(real) * g + v11.to(real) * h, axis=2)
+                if g_x is not None:
+                    above, before = factor * (1.0 - below), 1.0 - beside
+                    at_first, at_second = g_x + begin + first, g_x + begin + second
+                    _add(at_first, c00, above * before, g, in00 & valid, first < run)
+                    _add(at_second, c00, above * before, h, in00 & valid, second < run)
+                    _add(at_first, c01, above * beside, g, in01 & valid, first < run)
+                    _add(at_second, c01, above * beside, h, in01 & valid, second < run)
+                    _add(at_first, c10, factor * below * before, g, in10 & valid, first < run)
+                    _add(at_second, c10, factor * below * before, h, in10 & valid, second < run)
+                    _add(at_first, c11, factor * below * beside, g, in11 & valid, first < run)
+                    _add(at_second, c11, factor * below * beside, h, in11 & valid, second < run)
+        if g_field is not None:
+            p00 = tl.sum(p00, axis=1)
+            p01 = tl.sum(p01, axis=1)
+            p10 = tl.sum(p10, axis=1)
+            p11 = tl.sum(p11, axis=1)
+            upper = p00 + beside * (p01 - p00)
+            lower = p10 + beside * (p11 - p10)
+            g_y = factor * (lower - upper)
+            g_across = factor * (p01 - p00 + below * (p11 - p10 - p01 + p00))
+            if g_mask is not None:
+                tl.store(g_mask + here, upper + below * (lower - upper), mask=valid)
             if KIND == OFFSETS:
                 place = 2 * (at * taps + tap) * pixels + pixel
                 tl.store(g_field + place, g_y, mask=valid)
@@ -399,30 +546,60 @@ def backward_samples(
                     t3 += u * g1
                     t4 += v * g0
                     t5 += v * g1
-    if NEEDS_FIELD and KIND != OFFSETS:
+    if g_field is not None and KIND != OFFSETS:
         if KIND == RADIAL:
             t2 = t1
-        else:
-            t0, t1, t2, t3, t4, t5 = _affine_gradient(
-                field, omega, metric_at, valid, t0, t1, t2, t3, t4, t5, KIND, HAS_OMEGA
-            )
-        tl.store(g_field + 4 * metric_at, t0, mask=valid)
-        tl.store(g_field + 4 * metric_at + 1, t1, mask=valid)
-        tl.store(g_field + 4 * metric_at + 2, t2, mask=valid)
-        tl.store(g_field + 4 * metric_at + 3, t3, mask=valid)
-        if HAS_OMEGA:
-            tl.store(g_omega + 2 * metric_at, t4, mask=valid)
-            tl.store(g_omega + 2 * metric_at + 1, t5, mask=valid)
+        plane = total.to(INDEX) * sample_groups
+        place = g_field + tl.program_id(2) * 6 * plane + at * pixels + pixel
+        tl.store(place, t0, mask=valid)
+        tl.store(place + plane, t1, mask=valid)
+        tl.store(place + 2 * plane, t2, mask=valid)
+        tl.store(place + 3 * plane, t3, mask=valid)
+        tl.store(place + 4 * plane, t4, mask=valid)
+        tl.store(place + 5 * plane, t5, mask=valid)
+
+
+@triton.jit(do_not_specialize=["plane", "shares"])
+@no_type_check
+def backward_metric(
+    sums, field, omega, g_field, g_omega, plane, shares,
+    KIND: tl.constexpr, INDEX: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    """Make the gradients of M and omega of the sums over taps of :func:`backward_samples`."""
+    here = tl.program_id(0).to(INDEX) * BLOCK_P + tl.arange(0, BLOCK_P)
+    valid = here < plane
+    here = tl.minimum(here, plane - 1)
+    t0 = tl.zeros((BLOCK_P,), sums.dtype.element_ty)
+    t1 = tl.zeros_like(t0)
+    t2 = tl.zeros_like(t0)
+    t3 = tl.zeros_like(t0)
+    t4 = tl.zeros_like(t0)
+    t5 = tl.zeros_like(t0)
+    plane = plane.to(INDEX)
+    for share in range(shares):
+        place = sums + 6 * share * plane + here
+        t0 += tl.load(place)
+        t1 += tl.load(place + plane)
+        t2 += tl.load(place + 2 * plane)
+        t3 += tl.load(place + 3 * plane)
+        t4 += tl.load(place + 4 * plane)
+        t5 += tl.load(place + 5 * plane)
+    if KIND == AFFINE:
+        t0, t1, t2, t3, t4, t5 = _affine_gradient(field, omega, here, t0, t1, t2, t3, t4, t5)
+    tl.store(g_field + 4 * here, t0, mask=valid)
+    tl.store(g_field + 4 * here + 1, t1, mask=valid)
+    tl.store(g_field + 4 * here + 2, t2, mask=valid)
+    tl.store(g_field + 4 * here + 3, t3, mask=valid)
+    if g_omega is not None:
+        tl.store(g_omega + 2 * here, t4, mask=valid)
+        tl.store(g_omega + 2 * here + 1, t5, mask=valid)
 
 
 @triton.jit
 @no_type_check
-def _affine_gradient(
-    field, omega, here, valid, gW0, gW1, g00, g01, g10, g11,
-    KIND: tl.constexpr, HAS_OMEGA: tl.constexpr,
-):  # fmt: skip
+def _affine_gradient(field, omega, here, gW0, gW1, g00, g01, g10, g11):
     """Return the gradients of M and omega from those of the ellipse's centre W and root R."""
-    m00, m01, m10, m11, w0, w1 = _metric(field, omega, here, valid, KIND, HAS_OMEGA)
+    m00, m01, m10, m11, w0, w1 = _metric(field, omega, here)
     det, i00, i01, i10, i11, a0, a1, lam, d00, d01, d10, d11, s, n = _dual(
         m00, m01, m10, m11, w0, w1
     )
@@ -460,91 +637,121 @@ def _affine_gradient(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 @no_type_check
 def backward_weight(
     x, slope, field, omega, points, mask, g_weight,
-    batch, channels, height, width, out_channels, out_width, pixels, taps,
-    sample_groups, weight_groups, stride_y, stride_x, dilation_y, dilation_x, origin_y, origin_x,
-    splits,
-    KIND: tl.constexpr, MODE: tl.constexpr, HAS_OMEGA: tl.constexpr, HAS_MASK: tl.constexpr,
+    total, channels, height, width, out_channels, out_width, pixels, taps, sample_groups, sampled,
+    channels_of, outputs_of, run, stride_y, stride_x, dilation_y, dilation_x, origin_y, origin_x,
+    KIND: tl.constexpr, MODE: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
+    C_UNIT: tl.constexpr, O_UNIT: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
-    """Differentiate in a block of the weights, over one of ``splits`` shares of the pixels.
+    """Differentiate in a block of the weights of one tap, over a share of the pixels.
 
-    ``g_weight`` is [split][group][tap][channel][output]; the splits are added up afterwards, in
-    order.
+    ``g_weight`` is [share][group][tap][channel][output]; the shares, one for each program of the
+    second axis, are added up afterwards, in order.
     """
     real = points.dtype.element_ty
-    channels_of = channels // weight_groups
-    outputs_of = out_channels // weight_groups
-    sampled = channels // sample_groups
-    total = batch.to(tl.int64) * pixels
+    channels, out_channels = _multiple(channels, C_UNIT), _multiple(out_channels, O_UNIT)
+    channels_of, outputs_of = _multiple(channels_of, C_UNIT), _multiple(outputs_of, O_UNIT)
+    run = _multiple(run, C_UNIT)
     o_blocks = tl.cdiv(outputs_of, BLOCK_O)
-    c_blocks = tl.cdiv(channels_of, BLOCK_C)
+    c_blocks = tl.cdiv(run, BLOCK_C)
     block = tl.program_id(0)
-    o = (block % o_blocks) * BLOCK_O + tl.arange(0, BLOCK_O)
+    o = block % o_blocks * BLOCK_O + tl.arange(0, BLOCK_O)
+    o_inside = o < outputs_of
     block = block // o_blocks
-    within = (block % c_blocks) * BLOCK_C
-    block = block // c_blocks
     tap = block % taps
-    group = block // taps
-    split = tl.program_id(1)
-    first = group * channels_of + within
-    channel = first + tl.arange(0, BLOCK_C)
-    last = tl.minimum(first + BLOCK_C, (group + 1) * channels_of)
-    sums = tl.zeros((BLOCK_C, BLOCK_O), tl.float64 if real == tl.float64 else tl.float32)
-    tiles = tl.cdiv(total, BLOCK_P)
-    for tile in range(split, tiles, splits):
-        flat = (tl.zeros((BLOCK_P,), tl.int64) + tile) * BLOCK_P + tl.arange(0, BLOCK_P)
-        valid = flat < total
-        image, pixel, centre_y, centre_x = _pixel(
-            flat, pixels, out_width, stride_y, stride_x, origin_y, origin_x, real
+    block = block // taps
+    begin = block // c_blocks * run
+    within = block % c_blocks * BLOCK_C + tl.arange(0, BLOCK_C)
+    inside = within < run
+    channel = begin + within
+    group = begin // channels_of
+    sums = tl.zeros((BLOCK_C, BLOCK_O), real)
+    for tile in range(tl.program_id(1), tl.cdiv(total, BLOCK_P), tl.num_programs(1)):
+        flat, valid, image, pixel, centre_y, centre_x = _pixels(
+            tile, total, pixels, out_width, stride_y, stride_x, origin_y, origin_x,
+            real, INDEX, BLOCK_P,
+        )  # fmt: skip
+        at = image * sample_groups + begin // sampled
+        n0, n1, n2, n3, n4, n5 = _shape(field, omega, at * pixels + pixel, centre_y, KIND)
+        py, px = _position(
+            field, points, at, tap, taps, pixels, pixel, centre_y, centre_x,
+            dilation_y, dilation_x, n0, n1, n2, n3, n4, n5, KIND,
+        )  # fmt: skip
+        c00, c01, c10, c11, in00, in01, in10, in11, below, beside = _corners(
+            py, px, image, height, width, channels, MODE, INDEX
         )
-        columns = tl.zeros((BLOCK_P, BLOCK_C), real)
-        for s in range(first // sampled, (last - 1) // sampled + 1):
-            at = image * sample_groups + s
-            n0, n1, n2, n3, n4, n5 = _prepare(
-                field, omega, at * pixels + pixel, valid, centre_y, KIND, HAS_OMEGA
-            )
-            py, px = _position(
-                field, points, at, tap, taps, pixels, pixel, valid, centre_y, centre_x,
-                dilation_y, dilation_x, n0, n1, n2, n3, n4, n5, KIND,
-            )  # fmt: skip
-            known = valid & (tl.abs(py) < _FAR) & (tl.abs(px) < _FAR)
-            top, bottom, below, top_in, bottom_in = _axis(py, known, height, MODE)
-            left, right, beside, left_in, right_in = _axis(px, known, width, MODE)
-            above_share = tl.where(top_in, 1.0 - below, 0.0)
-            below_share = tl.where(bottom_in, below, 0.0)
-            left_share = tl.where(left_in, 1.0 - beside, 0.0)
-            right_share = tl.where(right_in, beside, 0.0)
-            if HAS_MASK:
-                factor = tl.load(mask + (at * taps + tap) * pixels + pixel, mask=valid, other=0.0)
-                above_share *= factor
-                below_share *= factor
-            upper = (image * height + top) * width
-            lower = (image * height + bottom) * width
-            inside = (channel >= s * sampled) & (channel < (s + 1) * sampled) & (channel < last)
-            here = valid[:, None] & inside[None, :]
-            base = x + channel[None, :]
-            v = tl.load(base + ((upper + left) * channels)[:, None], mask=here, other=0.0)
-            columns += v.to(real) * (above_share * left_share)[:, None]
-            v = tl.load(base + ((upper + right) * channels)[:, None], mask=here, other=0.0)
-            columns += v.to(real) * (above_share * right_share)[:, None]
-            v = tl.load(base + ((lower + left) * channels)[:, None], mask=here, other=0.0)
-            columns += v.to(real) * (below_share * left_share)[:, None]
-            v = tl.load(base + ((lower + right) * channels)[:, None], mask=here, other=0.0)
-            columns += v.to(real) * (below_share * right_share)[:, None]
         d = tl.load(
-            slope + flat[:, None] * out_channels + (group * outputs_of + o)[None, :],
-            mask=valid[:, None] & (o < outputs_of)[None, :],
+            slope + (flat * out_channels)[:, None] + (group * outputs_of + o)[None, :],
+            mask=valid[:, None] & o_inside[None, :],
             other=0.0,
         )
-        sums = _product(tl.trans(columns.to(d.dtype)), d, sums)
-    line = ((split.to(tl.int64) * weight_groups + group) * taps + tap) * channels_of
-    line = line + channel - group * channels_of
+        samples = _samples(
+            x, mask, c00, c01, c10, c11, in00, in01, in10, in11, below, beside,
+            (at * taps + tap) * pixels + pixel, channel, inside, real,
+        )  # fmt: skip
+        sums = _product(tl.trans(samples.to(d.dtype)), d, sums, PRECISION)
+    size = channels * taps * outputs_of
+    line = (group * taps + tap) * channels_of + channel - group * channels_of
     tl.store(
-        g_weight + line[:, None] * outputs_of + o[None, :],
+        g_weight + tl.program_id(1).to(tl.int64) * size + (line * outputs_of)[:, None] + o[None, :],
         sums,
-        mask=(channel < last)[:, None] & (o < outputs_of)[None, :],
+        mask=inside[:, None] & o_inside[None, :],
+    )
+
+
+@triton.jit(do_not_specialize=SIZES)
+@no_type_check
+def backward_weight_depthwise(
+    x, slope, field, omega, points, mask, g_weight,
+    total, channels, height, width, out_channels, out_width, pixels, taps, sample_groups, sampled,
+    channels_of, outputs_of, run, stride_y, stride_x, dilation_y, dilation_x, origin_y, origin_x,
+    KIND: tl.constexpr, MODE: tl.constexpr, INDEX: tl.constexpr, C_UNIT: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Differentiate in one tap's weights of a block of channels, each its own output.
+
+    ``g_weight`` is [share][tap][channel], as for :func:`backward_weight`.
+    """
+    real = points.dtype.element_ty
+    channels, sampled = _multiple(channels, C_UNIT), _multiple(sampled, C_UNIT)
+    c_blocks = tl.cdiv(sampled, BLOCK_C)
+    tap = tl.program_id(0) % taps
+    block = tl.program_id(0) // taps
+    s = block // c_blocks
+    within = block % c_blocks * BLOCK_C + tl.arange(0, BLOCK_C)
+    inside = within < sampled
+    channel = s * sampled + within
+    sums = tl.zeros((BLOCK_P, BLOCK_C), real)
+    for tile in range(tl.program_id(1), tl.cdiv(total, BLOCK_P), tl.num_programs(1)):
+        flat, valid, image, pixel, centre_y, centre_x = _pixels(
+            tile, total, pixels, out_width, stride_y, stride_x, origin_y, origin_x,
+            real, INDEX, BLOCK_P,
+        )  # fmt: skip
+        at = image * sample_groups + s
+        n0, n1, n2, n3, n4, n5 = _shape(field, omega, at * pixels + pixel, centre_y, KIND)
+        py, px = _position(
+            field, points, at, tap, taps, pixels, pixel, centre_y, centre_x,
+            dilation_y, dilation_x, n0, n1, n2, n3, n4, n5, KIND,
+        )  # fmt: skip
+        c00, c01, c10, c11, in00, in01, in10, in11, below, beside = _corners(
+            py, px, image, height, width, channels, MODE, INDEX
+        )
+        d = tl.load(
+            slope + (flat * channels)[:, None] + channel[None, :],
+            mask=valid[:, None] & inside[None, :],
+            other=0.0,
+        )
+        samples = _samples(
+            x, mask, c00, c01, c10, c11, in00, in01, in10, in11, below, beside,
+            (at * taps + tap) * pixels + pixel, channel, inside, real,
+        )  # fmt: skip
+        sums += samples * d.to(real)
+    tl.store(
+        g_weight + (tl.program_id(1) * taps + tap) * channels + channel,
+        tl.sum(sums, axis=0),
+        mask=inside,
     )

@@ -1,0 +1,96 @@
+"""The tiles on which the kernels work: few for each kernel and arithmetic, in a table.
+
+The table is the result of compiling: every entry compiles for compute capability 8.0 and 9.0
+without spills, and so that two blocks or more fit a multiprocessor
+(``tests/ops/test_triton_compiled.py``, ``benchmarks/gpu_static.py``).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import triton
+
+from finslerconv.ops._autotune import is_autotuned
+
+#: What is multiplied and how: 16-bit floats or float32 rounded to TF32 on the tensor cores, float32
+#: as it is, or float64.
+Arithmetic = Literal["half", "tf32", "ieee", "double"]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Pixels, channels and outputs of a tile; threads of a block, and how many registers each has.
+
+    Depthwise kernels have no outputs; the compiler chooses where ``registers`` is None.
+    """
+
+    pixels: int
+    channels: int
+    outputs: int
+    threads: int
+    registers: int | None = None
+
+    def options(self, warp_size: int, capped: bool) -> dict[str, int]:
+        """Return the compiler's options for warps of this size."""
+        options = {"num_warps": self.threads // warp_size, "num_stages": 1}
+        if capped and self.registers is not None:
+            options["maxnreg"] = self.registers
+        return options
+
+
+TILES: dict[str, dict[Arithmetic, tuple[Tile, ...]]] = {
+    "forward": {
+        "half": (Tile(64, 16, 64, 128), Tile(64, 32, 64, 256), Tile(64, 32, 128, 256, 128)),
+        "tf32": (Tile(64, 16, 64, 128), Tile(64, 32, 64, 256), Tile(64, 32, 128, 256, 128)),
+        "ieee": (Tile(32, 16, 32, 128),),
+        "double": (Tile(16, 16, 16, 128),),
+    },
+    "backward_samples": {
+        "half": (Tile(64, 16, 64, 128, 255), Tile(32, 32, 64, 128, 168)),
+        "tf32": (Tile(64, 16, 64, 128, 255), Tile(32, 32, 64, 128, 255)),
+        "ieee": (Tile(32, 16, 32, 128, 255),),
+        "double": (Tile(32, 16, 16, 128, 255),),
+    },
+    "backward_weight": {
+        "half": (Tile(64, 16, 64, 128), Tile(32, 64, 64, 256), Tile(32, 64, 128, 256, 128)),
+        "tf32": (Tile(64, 16, 64, 128), Tile(32, 64, 64, 256), Tile(32, 64, 128, 256, 128)),
+        "ieee": (Tile(32, 16, 32, 128),),
+        "double": (Tile(16, 16, 16, 128),),
+    },
+}
+_DEPTHWISE = (Tile(64, 32, 0, 256),)
+for _kernel in ("forward_depthwise", "backward_weight_depthwise"):
+    TILES[_kernel] = {
+        "half": _DEPTHWISE, "tf32": _DEPTHWISE, "ieee": _DEPTHWISE, "double": _DEPTHWISE,
+    }  # fmt: skip
+TILES["backward_samples_depthwise"] = TILES["forward_depthwise"]
+
+_fastest: dict[Any, Tile] = {}
+
+
+def choose(
+    kernel: str,
+    arithmetic: Arithmetic,
+    *,
+    channels: int,
+    outputs: int,
+    key: Any,
+    run: Callable[[Tile], object],
+) -> Tile:
+    """Return the tile for a run of ``channels`` and a weight group of ``outputs``.
+
+    If :class:`finslerconv.ops.autotune` says so, return the fastest for what ``key`` names, which
+    ``run`` is called to find out.
+    """
+    tiles = TILES[kernel][arithmetic]
+    if len(tiles) > 1 and is_autotuned():
+        place = (kernel, arithmetic, torch.cuda.current_device(), key)
+        if place not in _fastest:
+            seconds = {t: triton.testing.do_bench(lambda t=t: run(t)) for t in tiles}
+            _fastest[place] = min(tiles, key=seconds.__getitem__)
+        return _fastest[place]
+    enough = min((t.channels for t in tiles if t.channels >= channels), default=tiles[-1].channels)
+    tiles = tuple(t for t in tiles if t.channels == enough)
+    return next((t for t in tiles if t.outputs >= outputs), tiles[-1])
