@@ -97,7 +97,7 @@ def some(n=5, d=2, seed=0):
 
 @pytest.mark.parametrize(
     "field",
-    [rotation_wind(), pull_back(wobble=0.1), half_plane(), funk(), half_plane(3), funk(3)],
+    [rotation_wind(), pull_back(), half_plane(), funk(), half_plane(3), funk(3)],
     ids=str,
 )
 def test_a_randers_metric_in_disguise_has_its_own_geodesics(field):
@@ -166,9 +166,9 @@ def test_a_norm_with_corners_is_refused_where_it_varies():
         lambda x: CallableMetric(lambda v: (1 + x[..., 0] ** 2) * v.abs().sum(-1), like=x)
     )
     x, v = tensor([0.3, 0.2], [0.5, 0.6])
-    assert exponential(field, x, v, method="rk4").isnan().all()
-    with pytest.raises(ValueError, match="where the field is finite"):
-        exponential(field, x, v)
+    for method in ("rk4", "dopri8"):
+        with pytest.raises(ValueError, match="finite"):
+            exponential(field, x, v, method=method)
 
 
 # Derivatives.
@@ -198,7 +198,10 @@ def test_the_logarithm_has_gradients():
     y = exponential(field, x, v).requires_grad_()
     x = x.requires_grad_()
     assert torch.autograd.gradcheck(
-        lambda x, y: logarithm(field, x, y, method="rk4"), (x, y), atol=1e-4
+        lambda x, y: logarithm(field, x, y, method="rk4", steps=4),
+        (x, y),
+        atol=1e-4,
+        fast_mode=True,
     )
 
 

@@ -8,8 +8,9 @@ from torch import Tensor
 from torch.nn.functional import embedding
 
 from finslerconv._linalg import dot, matvec
-from finslerconv.geodesics.fields import GridMetric, Outside
-from finslerconv.geodesics.flow._hamiltonian import normal
+from finslerconv.geodesics.fields import GridMetric, MetricField, Outside, first_rows
+from finslerconv.geodesics.flow._hamiltonian import normal, rates
+from finslerconv.geodesics.flow._steps import Rates
 from finslerconv.metrics import Randers
 
 
@@ -120,6 +121,18 @@ def grid_rates(
     scale = length / root
     force = [scale * (dot(z, matvec(dM, z)) / 2 + F * dot(domega, z)) for dM, domega in slopes]
     return scale[..., None] * z, torch.stack(force, dim=-1)
+
+
+def momentum_rates(
+    field: MetricField, x: Float[Tensor, "*batch d"], length: Float[Tensor, "*batch"]
+) -> Rates:
+    """Return the rates of positions and momenta, of rays of these lengths that start at ``x``."""
+    if not is_linear(field):
+        return lambda x, p: rates(field, x, p, length)
+    # By the table, so that a linear field has one flow by all methods.
+    grid, table = tabulated(field, x)
+    first = first_rows(field, x)
+    return lambda x, p: grid_rates(grid, table, first, in_nodes(field, x), p, length)
 
 
 _Entries = tuple[Tensor, Tensor]
