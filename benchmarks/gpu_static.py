@@ -127,13 +127,12 @@ def rooflines(card: str) -> str:
         for name, size, rate in (("fp16", 2, half), ("TF32", 4, tf32)):
             field, sums = 24 * pixels, 24 * pixels
             operations = 2 * pixels * taps * channels * outputs
-            width = 128 if name == "fp16" else 64
             samples = 4 * pixels * taps * channels
             work = {
                 # Bytes of device memory, bytes gathered, bytes added up.
                 "forward": (
                     size * (image + out + weight) + field,
-                    samples * size * -(-outputs // width),
+                    samples * size * -(-outputs // 128),
                     0,
                 ),
                 "backward_samples": (

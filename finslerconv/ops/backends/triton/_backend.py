@@ -123,7 +123,9 @@ class _Job:
             constants = {
                 **self.constants,
                 "DEPTHWISE": self.depthwise,
-                "ONE_SLOPE": s.run == s.sampled and s.outputs_of <= tile.outputs,
+                "ONE_SLOPE": not self.depthwise
+                and s.run == s.sampled
+                and s.outputs_of <= tile.outputs,
                 "BLOCK_P": tile.pixels,
                 "BLOCK_C": tile.channels,
                 "BLOCK_O": tile.outputs,
@@ -177,6 +179,15 @@ class TritonBackend(ConvBackend):
 
     def forward(self, conv: Convolution) -> Tensor:
         """Return the convolution."""
+        with torch.cuda.device_of(conv.input):
+            return self._forward(conv)
+
+    def backward(self, grad: Tensor, conv: Convolution, needs: Needs) -> Gradients:
+        """Return the gradients that are needed."""
+        with torch.cuda.device_of(conv.input):
+            return self._backward(grad, conv, needs)
+
+    def _forward(self, conv: Convolution) -> Tensor:
         job = _job(conv)
         s = job.sizes
         out = conv.input.new_empty((len(conv.input), *conv.out_size, s.out_channels))
@@ -196,8 +207,7 @@ class TritonBackend(ConvBackend):
             )  # fmt: skip
         return out.permute(0, 3, 1, 2).contiguous(memory_format=memory_format(conv.input))
 
-    def backward(self, grad: Tensor, conv: Convolution, needs: Needs) -> Gradients:
-        """Return the gradients that are needed."""
+    def _backward(self, grad: Tensor, conv: Convolution, needs: Needs) -> Gradients:
         input, weight = conv.input, conv.weight
         job = _job(conv)
         g_input = g_image = g_field = g_omega = g_weight = g_mask = None
@@ -348,9 +358,17 @@ def _arithmetic(low: torch.dtype) -> Arithmetic:
     if low != torch.float32:
         return "half"
     cudnn = torch.backends.cudnn
-    if hasattr(cudnn, "conv"):
-        return "tf32" if cudnn.conv.fp32_precision == "tf32" else "ieee"
-    return "tf32" if cudnn.allow_tf32 else "ieee"
+    # PyTorch refuses to answer for the older switch where the newer one was used.
+    allowed = cudnn.conv.fp32_precision == "tf32" if hasattr(cudnn, "conv") else cudnn.allow_tf32
+    return "tf32" if allowed and _has_tf32() else "ieee"
+
+
+def _has_tf32() -> bool:
+    """Return whether the current device multiplies TF32."""
+    if _INTERPRETED:
+        return True
+    target = triton.runtime.driver.active.get_current_target()
+    return target.arch >= 80 if target.backend == "cuda" else target.arch == "gfx942"
 
 
 def _options(tile: Tile) -> dict[str, int]:

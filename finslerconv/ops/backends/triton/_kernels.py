@@ -388,7 +388,9 @@ def backward_samples(
     """
     real = points.dtype.element_ty
     channels, out_channels = _multiple(channels, C_UNIT), _multiple(out_channels, O_UNIT)
-    channels_of, outputs_of = _multiple(channels_of, C_UNIT), _multiple(outputs_of, O_UNIT)
+    if not DEPTHWISE:
+        channels_of = _multiple(channels_of, C_UNIT)
+        outputs_of = _multiple(outputs_of, O_UNIT)
     sampled, run = _multiple(sampled, C_UNIT), _multiple(run, C_UNIT)
     s = tl.program_id(1)
     flat, valid, image, pixel, centre_y, centre_x = _pixels(
@@ -435,7 +437,6 @@ def backward_samples(
         p10 = tl.zeros((BLOCK_P, BLOCK_C // 8), real)
         p11 = tl.zeros((BLOCK_P, BLOCK_C // 8), real)
         for begin in range(s * sampled, (s + 1) * sampled, run):
-            group = begin // channels_of
             for c in range(0, run, BLOCK_C):
                 first = c + quads
                 second = first + BLOCK_C // 2
@@ -458,6 +459,7 @@ def backward_samples(
                     )
                     h *= tl.load(line + second, mask=second < run, other=0.0).to(real)
                 else:
+                    group = begin // channels_of
                     product = tl.zeros((BLOCK_P, BLOCK_C), real)
                     channel = c + columns
                     inside = channel < run
