@@ -129,7 +129,7 @@ class GridMetric:
             M, omega = entries_of("M", M)
         matrices, forms = as_tensors(M=M, omega=omega)
         d = check_matrices(matrices)
-        if forms is not None:
+        if omega is not None:
             matrices, forms = broadcast(matrices, forms)
             omega = omega if forms.shape == omega.shape else as_kind_of(forms, omega)
         _check_option("interpolation", interpolation, ("linear", "cubic"))
