@@ -154,26 +154,26 @@ modulation, metric
         return [f"reference={self.reference.name!r}", f"map={self.map!r}", *groups]
 
     def _place_points(self) -> Tensor:
-        """Return the reference points where the weights are, in float32 or better, from float64.
+        """Return the reference points on the weight's device, in float32 at least.
 
-        A weight may have come from elsewhere than they did: by assignment, such as that of
-        ``load_state_dict(..., assign=True)`` to a layer built on the meta device.
+        They are made again from float64 if the weight has moved since: by assignment too, such as
+        that of ``load_state_dict(..., assign=True)`` to a layer built on the meta device.
         """
         like = own_tensor(self)
         dtype = torch.promote_types(like.dtype, torch.float32)
         points = self.points
         if points is None or points.device != like.device or points.dtype != dtype:
-            # Kept for later calls, which may want gradients.
+            # Later calls may need gradients.
             with torch.inference_mode(False):
                 points = torch.as_tensor(self.reference.points, dtype=dtype, device=like.device)
-            # What a trace holds for a tensor has no values for later calls.
+            # A tracer's tensor has no values for later calls.
             if type(points) is Tensor and not torch.compiler.is_compiling():
                 self.points = points
         return points
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "BallConv2d":
-        # A move to half precision must not round the points, nor one to float64 keep rounded ones;
-        # and those on the meta device, of a layer loaded by assignment, have no values to move.
+        # The points are made again from float64: a change of dtype must not round them, and those
+        # on the meta device have no values to move.
         self.points = None
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._place_points()

@@ -15,14 +15,15 @@ from finslerconv._memory import array_of
 from finslerconv._threads import run, share
 from finslerconv.ops.backends import ConvBackend, Convolution, Gradients, Needs, memory_format
 from finslerconv.ops.backends.numba import _kernels as kernels
+from finslerconv.ops.backends.numba import _places as places
 from finslerconv.ops.backends.numba import _simd as simd
 
-_KINDS = {"offsets": kernels.OFFSETS, "radial": kernels.RADIAL, "affine": kernels.AFFINE}
+_KINDS = {"offsets": places.OFFSETS, "radial": places.RADIAL, "affine": places.AFFINE}
 _MODES = {
-    "zeros": kernels.ZEROS,
-    "replicate": kernels.REPLICATE,
-    "reflect": kernels.REFLECT,
-    "circular": kernels.CIRCULAR,
+    "zeros": places.ZEROS,
+    "replicate": places.REPLICATE,
+    "reflect": places.REFLECT,
+    "circular": places.CIRCULAR,
 }
 
 _DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
@@ -43,7 +44,7 @@ _LEAST_PARTS = 8
 class _Job:
     """The arguments that both passes hand to the kernels, as flat arrays of one dtype."""
 
-    plan: kernels.Plan
+    plan: places.Plan
     image: np.ndarray
     field: np.ndarray
     omega: np.ndarray
@@ -197,7 +198,7 @@ def _job(conv: Convolution) -> _Job:
     tile = 192 if large or taps * line * 192 <= _COLUMN_BYTES else 96
     chunk = min(taps, max(1, _COLUMN_BYTES // (tile * line)))
     chunk = _ceil(taps, _ceil(taps, chunk))
-    plan = kernels.Plan(
+    plan = places.Plan(
         batch=batch,
         height=height,
         width=width,
