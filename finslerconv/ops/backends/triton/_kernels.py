@@ -59,8 +59,12 @@ def _multiple(size, UNIT: tl.constexpr):
 @triton.jit
 @no_type_check
 def _product(a, b, total, PRECISION: tl.constexpr):
-    """Return ``total + a @ b``."""
-    return tl.dot(a, b, total, input_precision=PRECISION, out_dtype=total.dtype)
+    """Return ``total + a @ b``; in double precision without ``tl.dot``, which may not take it."""
+    if a.dtype == tl.float64:
+        total += tl.sum(a[:, :, None] * b[None, :, :], axis=1)
+    else:
+        total = tl.dot(a, b, total, input_precision=PRECISION)
+    return total
 
 
 @triton.jit

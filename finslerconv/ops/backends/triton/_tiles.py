@@ -51,27 +51,29 @@ TILES: dict[str, dict[Arithmetic, tuple[Tile, ...]]] = {
             Tile(32, 32, 128, 128, 255),
         ),
         "ieee": (Tile(32, 16, 32, 128),),
-        "double": (Tile(32, 16, 16, 128, 255),),
+        "double": (Tile(16, 16, 16, 128, 255),),
     },
     "backward_samples": {
         "half": (Tile(32, 16, 64, 128, 255), Tile(32, 32, 64, 128, 168)),
         "tf32": (Tile(32, 16, 64, 128, 255), Tile(32, 32, 64, 128, 255)),
         "ieee": (Tile(32, 16, 32, 128, 255),),
-        "double": (Tile(32, 16, 16, 128, 255),),
+        "double": (Tile(16, 16, 16, 128, 255),),
     },
     "backward_weight": {
         "half": (Tile(32, 16, 64, 128, 255), Tile(32, 64, 64, 256), Tile(32, 64, 128, 256, 128)),
         "tf32": (Tile(32, 16, 64, 128, 255), Tile(32, 64, 64, 256), Tile(32, 64, 128, 256, 128)),
         "ieee": (Tile(32, 16, 32, 128),),
-        "double": (Tile(32, 16, 16, 128, 255),),
+        "double": (Tile(16, 16, 16, 128, 255),),
     },
 }
-_DEPTHWISE = (Tile(64, 32, 0, 256),)
-for _kernel in ("forward_depthwise", "backward_weight_depthwise"):
+for _kernel in ("forward_depthwise", "backward_samples_depthwise", "backward_weight_depthwise"):
+    _single = (Tile(32, 16, 0, 128, 255), Tile(32, 32, 0, 128, 255))
     TILES[_kernel] = {
-        "half": _DEPTHWISE, "tf32": _DEPTHWISE, "ieee": _DEPTHWISE, "double": _DEPTHWISE,
-    }  # fmt: skip
-TILES["backward_samples_depthwise"] = TILES["forward_depthwise"]
+        "half": _single,
+        "tf32": _single,
+        "ieee": _single,
+        "double": (Tile(16, 16, 0, 128, 255),),
+    }
 
 _fastest: dict[Any, Tile] = {}
 
