@@ -9,14 +9,7 @@ from typing import Any
 
 from jaxtyping import Float
 
-from finslerconv._arrays import (
-    Array,
-    first_index,
-    has_values,
-    identity_like,
-    namespace,
-    safe_sqrt,
-)
+from finslerconv._arrays import Array, first_index, has_values, identity_like, namespace, safe_sqrt
 
 # Larger matrices are named in errors by their size.
 _SHOWN = 5

@@ -105,9 +105,7 @@ class Randers(FinslerMetric):
         M = xp.broadcast_to(self.M, (*self.batch_shape, self.dim, self.dim))
         omega = xp.broadcast_to(self.omega, (*self.batch_shape, self.dim))
         return Randers(
-            M[(*index, slice(None), slice(None))],
-            omega[(*index, slice(None))],
-            validate=False,
+            M[(*index, slice(None), slice(None))], omega[(*index, slice(None))], validate=False
         )
 
     @classmethod

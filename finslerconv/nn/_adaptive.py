@@ -188,11 +188,7 @@ device, dtype
         arguments = {name: getattr(conv, name) for name in _CONV_ARGUMENTS}
         like = own_tensor(conv)
         return cls(
-            **arguments,
-            bias=conv.bias is not None,
-            device=like.device,
-            dtype=like.dtype,
-            **options,
+            **arguments, bias=conv.bias is not None, device=like.device, dtype=like.dtype, **options
         )
 
     def reset_parameters(self) -> None:

@@ -9,9 +9,7 @@ P = ParamSpec("P")
 Self = TypeVar("Self")
 
 
-def constructor(
-    init: Callable[Concatenate[Self, P], None],
-) -> Callable[Concatenate[Self, P], None]:
+def constructor(init: Callable[Concatenate[Self, P], None]) -> Callable[Concatenate[Self, P], None]:
     """Make an ``__init__`` name the object's class in errors about its arguments.
 
     Python names the base class that holds the constructor.

@@ -210,9 +210,7 @@ def _has_kernel_size(kernel_size: int | Sequence[int]) -> Callable[[str, nn.Modu
     return matches
 
 
-def _has_name(
-    pattern: str | re.Pattern[str] | Sequence[str],
-) -> Callable[[str, nn.Module], bool]:
+def _has_name(pattern: str | re.Pattern[str] | Sequence[str]) -> Callable[[str, nn.Module], bool]:
     if isinstance(pattern, re.Pattern):
         return lambda name, _: pattern.search(name) is not None
     patterns = [pattern] if isinstance(pattern, str) else pattern

@@ -57,11 +57,7 @@ def multiplied_dtype(tensor: Tensor) -> torch.dtype:
 
 
 def check_convolution(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    geometry: ConvGeometry,
-    padding_mode: str,
+    input: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry, padding_mode: str
 ) -> tuple[int, int]:
     """Check what every convolution takes, and return the size of its output.
 

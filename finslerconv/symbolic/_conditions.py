@@ -66,9 +66,4 @@ def positive_norm(P: Parameters) -> Positive:
 
 def reference_point(P: Parameters) -> Positive:
     """Assume a Randers metric, a reference point g != 0 and F(g) > 0, which follows."""
-    return (
-        *metric(P),
-        *nonzero(P.g),
-        *nonzero(P.g, P.M),
-        P.metric.norm(P.g),
-    )
+    return (*metric(P), *nonzero(P.g), *nonzero(P.g, P.M), P.metric.norm(P.g))

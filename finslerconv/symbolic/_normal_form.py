@@ -194,8 +194,7 @@ def _inverse(terms: _Sum) -> _Sum:
     middle = (inverse(small) * K).applyfunc(_simplified)
     corrections = [
         _multiply(
-            _multiply(_multiply(B_inverse, {column: sympy.S.One}), {row: -middle[i, j]}),
-            B_inverse,
+            _multiply(_multiply(B_inverse, {column: sympy.S.One}), {row: -middle[i, j]}), B_inverse
         )
         for i, column in enumerate(columns)
         for j, row in enumerate(rows)

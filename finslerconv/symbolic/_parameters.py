@@ -67,9 +67,7 @@ def _entries(name: str, d: int) -> sympy.ImmutableMatrix:
 
 def _symmetric(name: str, d: int) -> sympy.ImmutableMatrix:
     return sympy.ImmutableMatrix(
-        d,
-        d,
-        lambda i, j: sympy.Symbol(f"{name}_{min(i, j)}{max(i, j)}", real=True),
+        d, d, lambda i, j: sympy.Symbol(f"{name}_{min(i, j)}{max(i, j)}", real=True)
     )
 
 

@@ -12,12 +12,7 @@ from torch.nn.utils import parametrize
 
 from finslerconv._arrays import has_values
 from finslerconv._models import named
-from finslerconv.nn._adaptive import (
-    _CONV_ARGUMENTS,
-    AdaptiveConv2d,
-    own_tensor,
-    unlike_conv2d,
-)
+from finslerconv.nn._adaptive import _CONV_ARGUMENTS, AdaptiveConv2d, own_tensor, unlike_conv2d
 from finslerconv.nn._constructor import arguments_of
 from finslerconv.nn._geodesic_conv import GeodesicConv2d
 from finslerconv.nn._metric_conv import MetricConv2d

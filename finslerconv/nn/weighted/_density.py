@@ -189,11 +189,7 @@ class TensorDensity(Density):
     """
 
     def __init__(
-        self,
-        values: Float[Tensor, "*kernel"],
-        *,
-        trainable: bool = False,
-        positive: bool = False,
+        self, values: Float[Tensor, "*kernel"], *, trainable: bool = False, positive: bool = False
     ) -> None:
         super().__init__(tuple(values.shape))
         check_values(values, "values", positive)

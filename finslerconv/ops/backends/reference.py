@@ -45,10 +45,7 @@ class Reference(ConvBackend):
             samples.append(sample.to(conv.input.dtype))
         stacked = torch.stack(samples, dim=3).reshape(batch, channels * taps, *conv.out_size)
         output = functional.conv2d(
-            stacked,
-            weight.reshape(weight.shape[0], -1, 1, 1),
-            conv.bias,
-            groups=conv.weight_groups,
+            stacked, weight.reshape(weight.shape[0], -1, 1, 1), conv.bias, groups=conv.weight_groups
         )
         return output.contiguous(memory_format=memory_format(conv.input))
 
