@@ -13,18 +13,9 @@ class MissingExtraError(ImportError):
 
 @contextmanager
 def needs(extra: str, what: str) -> Iterator[None]:
-    """Have an import that fails for want of an extra's package name the extra.
+    """Raise a MissingExtraError in place of the ModuleNotFoundError of an extra's package.
 
-    Parameters
-    ----------
-    extra : str
-    what : str
-        What the package is needed for.
-
-    Raises
-    ------
-    MissingExtraError
-        In place of the ``ModuleNotFoundError`` of one of the extra's packages.
+    ``what`` is what the package is needed for.
     """
     try:
         yield
