@@ -1,8 +1,8 @@
 """From unconstrained numbers to positive definite matrices, with zero for the identity.
 
-Each parametrisation takes what a convolution puts out and cannot leave the positive matrices, not
-even by the rounding of single precision; at zero it gives exactly the identity, so that a layer
-whose head puts out zero is the standard convolution.
+Every parametrisation takes any output of a convolution to a positive definite matrix, in single
+precision too. Zero gives exactly the identity, so a layer whose head outputs zero is the standard
+convolution.
 """
 
 import abc
