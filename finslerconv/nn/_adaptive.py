@@ -275,7 +275,7 @@ device, dtype
 
     @property
     def itself(self) -> "AdaptiveConv2d":
-        """The layer, by a name for it where it is the root of a symbolic trace."""
+        """The layer itself, under a name for the root of a symbolic trace."""
         return self
 
     def extra_repr(self) -> str:
