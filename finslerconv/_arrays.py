@@ -1,7 +1,5 @@
 """Arrays of any kind: their namespace, the checks of arguments, a square root safe at zero.
 
-Numbers are read here too: what an argument that is one number, or one integer, may be.
-
 The geometry core is written once against the Python array API standard; NumPy, PyTorch, CuPy and
 JAX arrays come in and the same kind goes out.
 """
@@ -22,23 +20,13 @@ Array = Any
 
 
 def namespace(*arrays: Array) -> Any:
-    """Return the array API namespace that all ``arrays`` share.
-
-    Raises
-    ------
-    TypeError
-        If an argument is no array, or if two kinds of array are mixed.
-    """
+    """Return the namespace that all ``arrays`` share; a TypeError if their kinds differ."""
     if _is_compiling():
         import array_api_compat.torch as torch_namespace
 
         return torch_namespace
     for array in arrays:
-        if not _is_array(array):
-            raise TypeError(
-                f"expected an array (NumPy, PyTorch, CuPy, JAX, ...), got {type(array).__name__}; "
-                "convert it first, for example with numpy.asarray(..., dtype=float)"
-            )
+        _check_array("", array)
     try:
         return array_api_compat.array_namespace(*arrays)
     except TypeError as error:
@@ -55,25 +43,18 @@ def _is_compiling() -> bool:
     return torch is not None and torch.compiler.is_compiling()
 
 
-def _is_array(x: object) -> bool:
-    return _is_compiling() or array_api_compat.is_array_api_obj(x)
+def _check_array(label: str, x: object) -> None:
+    if not (_is_compiling() or array_api_compat.is_array_api_obj(x)):
+        raise TypeError(
+            f"{label}expected an array (NumPy, PyTorch, CuPy, JAX, ...), got {type(x).__name__}; "
+            "convert it first, for example with numpy.asarray(..., dtype=float)"
+        )
 
 
 def check_floating(**arrays: Array) -> Any:
-    """Return the shared namespace of the named ``arrays``, all of which must be real floats.
-
-    Raises
-    ------
-    TypeError
-        If one of them is no array, or not of a real floating-point dtype.
-    """
+    """Return the shared namespace of the named ``arrays``; a TypeError if one is no real float."""
     for name, array in arrays.items():
-        if not _is_array(array):
-            raise TypeError(
-                f"{name}: expected an array (NumPy, PyTorch, CuPy, JAX, ...), got "
-                f"{type(array).__name__}; convert it first, for example with "
-                "numpy.asarray(..., dtype=float)"
-            )
+        _check_array(f"{name}: ", array)
     xp = namespace(*arrays.values())
     for name, array in arrays.items():
         if not _is_real_floating(xp, array.dtype):
@@ -91,15 +72,7 @@ def _is_real_floating(xp: Any, dtype: Any) -> bool:
 
 
 def check_vectors(name: str, v: Array, dim: int, like: Array | None = None) -> Any:
-    """Return the namespace of the vectors ``v`` of shape ``(..., dim)``.
-
-    Raises
-    ------
-    TypeError
-        If ``v`` is no array of real floats, or of another kind than ``like``.
-    ValueError
-        If its last axis is not of length ``dim``.
-    """
+    """Return the namespace of vectors ``v``, of shape ``(..., dim)`` and the kind of ``like``."""
     xp = check_floating(**{name: v})
     if v.ndim == 0 or v.shape[-1] != dim:
         raise ValueError(
@@ -133,11 +106,11 @@ def check_matrices(name: str, matrix: Array) -> Any:
 def is_number(value: Any) -> bool:
     """Return whether ``value`` is one real number: Python's, NumPy's, or an array without axes.
 
-    A boolean is none, nor is a tensor that asks for a gradient, which would be lost.
+    Booleans do not count, nor do tensors that require a gradient, which would be lost.
     """
     if isinstance(value, Real):
         return not isinstance(value, bool)
-    # Sequences never are, and torch.compile cannot look through the caches of array_api_compat.
+    # Lists are none either; torch.compile cannot look through the caches of array_api_compat.
     if isinstance(value, list | tuple):
         return False
     if not array_api_compat.is_array_api_obj(value) or getattr(value, "requires_grad", False):
@@ -147,7 +120,7 @@ def is_number(value: Any) -> bool:
 
 
 def is_integer(value: Any) -> bool:
-    """Return whether ``value`` is one integer: whatever has ``__index__``, but a boolean."""
+    """Return whether ``value`` is one integer: anything with ``__index__`` except a boolean."""
     try:
         return is_number(value) and operator.index(value) is not None
     except TypeError:  # a number with a fraction
@@ -162,13 +135,7 @@ def shown(value: Any) -> str:
 
 
 def as_integer(name: str, value: Any, least: int = 1) -> int:
-    """Return an argument that is one integer, of any kind that has ``__index__``, as an ``int``.
-
-    Raises
-    ------
-    ValueError
-        If it is no integer, or below ``least``.
-    """
+    """Return an argument that is one integer of at least ``least``, of any kind, as an ``int``."""
     if not is_integer(value) or operator.index(value) < least:
         wanted = "a positive integer" if least == 1 else f"an integer of at least {least}"
         raise ValueError(f"{name}: expected {wanted}, got {shown(value)}")
@@ -176,13 +143,7 @@ def as_integer(name: str, value: Any, least: int = 1) -> int:
 
 
 def as_number(name: str, value: Any, above: float = -math.inf) -> float:
-    """Return an argument that is one finite real number, of any kind, as a ``float``.
-
-    Raises
-    ------
-    ValueError
-        If it is no number, not finite, or not above ``above``.
-    """
+    """Return an argument that is one finite number above ``above``, of any kind, as a ``float``."""
     number = float(value) if is_number(value) else math.nan
     if not (math.isfinite(number) and number > above):
         wanted = "positive" if above == 0 else "finite"
@@ -223,7 +184,7 @@ def identity_like(d: int, like: Array) -> Array:
 
 
 def has_values(x: Array) -> bool:
-    """Return whether there are values to look at: PyTorch's meta device has shapes alone."""
+    """Return whether ``x`` has values: tensors on PyTorch's meta device have only shapes."""
     return not getattr(x, "is_meta", False)
 
 

@@ -1,9 +1,9 @@
 """Compiled functions whose machine code is kept on disk from one process to the next.
 
-Numba's own cache knows the file of a function alone: after an edit of a file from which the
-function takes others, the old machine code runs on. Its errors are its caller's, and two processes
-that fill it at once can exchange their entries. Here every entry is a file of its own, named after
-all that went into it, and an entry that can't be used or kept costs a compilation and no more.
+Numba's own cache checks only the file of the function itself: after an edit of a file that it
+imports, the old machine code still runs. Its errors reach the caller, and two processes that fill
+it at once can swap entries. Here every entry is a file of its own, named after all its sources. An
+entry that cannot be read or written costs a compilation, nothing more.
 """
 
 import ast
@@ -30,16 +30,10 @@ _warned = False
 
 
 def compile_and_keep(function: Callable[..., Any], **options: Any) -> Any:
-    """Compile a kernel that Python calls, and keep its machine code where one may write.
+    """Compile a kernel that Python calls with ``numba.njit``, and keep its machine code on disk.
 
-    That is in ``NUMBA_CACHE_DIR`` if it is set, beside the function's file, or in the user's
-    cache. Where there is no such place, and where writing fails, a warning says so, once a process.
-
-    Parameters
-    ----------
-    function : callable
-    **options
-        Those of ``numba.njit``.
+    The folder is ``NUMBA_CACHE_DIR`` if set, else beside the function's file or in the user's
+    cache. If none can be written, a warning says so once a process.
     """
     compiled = numba.njit(**options)(function)
     if numba.config.DISABLE_JIT:
@@ -90,7 +84,7 @@ class _Kept(FunctionCache):  # type: ignore[misc]
 
 
 class _Entries:
-    """Machine code by its key, a file each; what stands for Numba's index of a function."""
+    """Machine code by its key, a file each: takes the place of Numba's index of a function."""
 
     def __init__(self, folder: Path, name: str, sources: str) -> None:
         self._folder = folder

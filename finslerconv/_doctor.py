@@ -29,12 +29,7 @@ _PACKAGES = (
 
 # The error that rounding explains, relative to the largest entry: sums of a few hundred products,
 # positions in float32 at least, results rounded to the dtype.
-_TOLERANCE = {
-    torch.float64: 1e-12,
-    torch.float32: 2e-5,
-    torch.float16: 4e-3,
-    torch.bfloat16: 3e-2,
-}
+_TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 _OPERATORS = ("deform_conv2d", "metric_conv2d, radial", "metric_conv2d, affine")
 _GEOMETRY_TOLERANCE = 1e-4
 

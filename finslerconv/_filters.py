@@ -1,8 +1,7 @@
 """Gaussian and Sobel filters of pictures that have been continued beyond their borders.
 
-The filters return only what they know: their results are smaller than what they take, by the
-filter's radius on every side. A picture is continued once, by :func:`continued`, so that a chain of
-filters sees one picture.
+The result of a filter is smaller than its input, by the filter's radius on every side. A picture
+is continued once, by :func:`continued`, so that a chain of filters sees one picture.
 """
 
 import math

@@ -9,14 +9,7 @@ from typing import Any
 
 from jaxtyping import Float
 
-from finslerconv._arrays import (
-    Array,
-    first_index,
-    has_values,
-    identity_like,
-    namespace,
-    safe_sqrt,
-)
+from finslerconv._arrays import Array, first_index, has_values, identity_like, namespace, safe_sqrt
 
 # Larger matrices are named in errors by their size.
 _SHOWN = 5
@@ -80,9 +73,8 @@ def from_eigenvalues(
 ) -> Float[Array, "... 2 2"]:
     """Return the planar matrices of eigenvalue ``along`` for unit vectors ``n``, ``across`` beside.
 
-    No entry is a difference of large numbers, so each is exact to a few roundings of itself. The
-    matrices stay positive as long as the condition number is well below one over the rounding
-    error: with one near it, no matrix of the dtype has these eigenvalues.
+    No entry is a difference of large numbers, so each is exact to a few roundings. The matrices are
+    positive as long as the condition number is well below one over the rounding error.
     """
     xp = namespace(n, along)
     u, v = n[..., 0], n[..., 1]
@@ -98,8 +90,7 @@ def spd_sqrt(A: Float[Array, "... d d"]) -> Float[Array, "... d d"]:
     """Return the symmetric positive definite square roots of ``A``, smooth in ``A``.
 
     Up to dimension 2 in closed form (Cayley-Hamilton); above, by the Denman-Beavers iteration.
-    Neither divides by a difference of eigenvalues, so the derivative at equal eigenvalues is
-    right, where that of an eigendecomposition is NaN.
+    Neither divides by a difference of eigenvalues, so derivatives at equal eigenvalues are right.
     """
     xp = namespace(A)
     match A.shape[-1]:

@@ -22,8 +22,8 @@ class _Memory:
 def array_of(tensor: Any) -> np.ndarray:
     """Return the memory of a tensor on the CPU as an array, without its history.
 
-    ``Tensor.numpy()`` forbids that the tensor's storage is ever resized, and so fully sharded
-    training, which frees parameters between their uses.
+    ``Tensor.numpy()`` would forbid resizing the storage, which fully sharded training does to free
+    parameters between uses.
     """
     tensor = tensor.detach().resolve_neg().resolve_conj()
     if tensor.numel() == 0:  # it may have no address

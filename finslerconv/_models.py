@@ -10,7 +10,7 @@ _SHOWN = 5
 
 
 def replace_modules(model: nn.Module, new: Callable[[str, nn.Module], nn.Module]) -> nn.Module:
-    """Replace each module by what ``new`` makes of its name and it, once, wherever it occurs."""
+    """Replace each module by ``new(name, module)``, called once, wherever the module occurs."""
     made: dict[int, nn.Module] = {}
 
     def visit(name: str, module: nn.Module) -> nn.Module:
@@ -29,7 +29,7 @@ def replace_modules(model: nn.Module, new: Callable[[str, nn.Module], nn.Module]
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode, and each of its modules back into its own mode after."""
+    """Put a model into evaluation mode; afterwards each of its modules gets its own mode back."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -19,8 +19,8 @@ _GOLDEN = (math.sqrt(5) - 1) / 2
 def norm_off_zero(norm: Norm, v: Array) -> Array:
     """Return ``norm(v)``, and 0 at ``v = 0`` without a call of ``norm`` there.
 
-    The derivatives at 0 are 0 too. A norm of the user's own may have infinity or NaN there, which
-    no factor of zero would remove.
+    The derivatives at 0 are 0 too: those of a user's norm may be infinity or NaN, which no factor
+    of zero removes.
     """
     xp = namespace(v)
     zero = xp.all(v == 0, axis=-1)
@@ -31,11 +31,8 @@ def norm_off_zero(norm: Norm, v: Array) -> Array:
 def dual_direction(norm: Norm, p: Array) -> Array:
     """Return vectors ``v`` that maximise ``p(v) / norm(v)``, shape ``(..., d)``.
 
-    Raises
-    ------
-    RuntimeError
-        If the ascent does not converge (``d >= 3`` and a norm that is not smooth and strongly
-        convex, as a Finsler metric is by definition).
+    A RuntimeError says that the ascent did not converge: ``d >= 3``, and a norm that is not smooth
+    and strongly convex.
     """
     match p.shape[-1]:
         case 1:
@@ -60,16 +57,19 @@ def _dual_direction_plane(norm: Norm, p: Array) -> Array:
     xp = namespace(p)
     length = xp.sqrt(dot(p, p))[..., None]
     along = xp.where(length > 0, p / xp.where(length > 0, length, 1.0), constant_like([1.0, 0], p))
-    across = xp.stack((-along[..., 1], along[..., 0]), axis=-1)
-
-    def direction(angle: Array) -> Array:
-        return xp.cos(angle)[..., None] * along + xp.sin(angle)[..., None] * across
 
     def value(angle: Array) -> Array:
-        return xp.cos(angle) / norm(direction(angle))
+        return xp.cos(angle) / norm(_turned(along, angle))
 
     half_circle = math.pi / 2 * xp.ones_like(norm(along))
-    return direction(_golden_section(value, -half_circle, half_circle))
+    return _turned(along, _golden_section(value, -half_circle, half_circle))
+
+
+def _turned(u: Array, angle: Array) -> Array:
+    """Return the plane vectors ``u`` turned by ``angle``."""
+    xp = namespace(u)
+    across = xp.stack((-u[..., 1], u[..., 0]), axis=-1)
+    return xp.cos(angle)[..., None] * u + xp.sin(angle)[..., None] * across
 
 
 def _golden_section(value: Norm, lower: Array, upper: Array) -> Array:
@@ -144,10 +144,7 @@ def _damped_inverse(H: Array) -> Array:
 def gradient(function: Norm, v: Array, relative_step: float) -> Array:
     """Return central differences of ``function`` at ``v``, shape ``(..., d)``."""
     xp = namespace(v)
-    d = v.shape[-1]
-    h = relative_step * xp.sqrt(dot(v, v))
-    eye = identity_like(d, v)
-    shifts = [h[..., None] * eye[i, :] for i in range(d)]
+    h, shifts = _shifts(v, relative_step)
     return xp.stack([(function(v + s) - function(v - s)) / (2 * h) for s in shifts], axis=-1)
 
 
@@ -155,9 +152,7 @@ def hessian(function: Norm, v: Array, relative_step: float) -> Array:
     """Return central second differences of ``function`` at ``v``, shape ``(..., d, d)``."""
     xp = namespace(v)
     d = v.shape[-1]
-    h = relative_step * xp.sqrt(dot(v, v))
-    eye = identity_like(d, v)
-    shifts = [h[..., None] * eye[i, :] for i in range(d)]
+    h, shifts = _shifts(v, relative_step)
 
     def entry(s: Array, t: Array) -> Array:
         corners = function(v + s + t) - function(v + s - t)
@@ -166,6 +161,13 @@ def hessian(function: Norm, v: Array, relative_step: float) -> Array:
     upper = {(i, j): entry(shifts[i], shifts[j]) for i in range(d) for j in range(i, d)}
     rows = [xp.stack([upper[min(i, j), max(i, j)] for j in range(d)], axis=-1) for i in range(d)]
     return xp.stack(rows, axis=-2)
+
+
+def _shifts(v: Array, relative_step: float) -> tuple[Array, list[Array]]:
+    """Return a step in proportion to ``v``, and the vectors of that length along the axes."""
+    h = relative_step * namespace(v).sqrt(dot(v, v))
+    eye = identity_like(v.shape[-1], v)
+    return h, [h[..., None] * eye[i, :] for i in range(v.shape[-1])]
 
 
 def asymmetric_direction(norm: Norm, dim: int, like: Array) -> Array:
@@ -194,13 +196,9 @@ def asymmetric_direction(norm: Norm, dim: int, like: Array) -> Array:
     batch_ndim = T.ndim - 2
     u = best_of(over_batch(scattered(dim, 512 if dim <= 2 else 4096), like, batch_ndim))
     if dim == 2:
-        across = xp.stack((-u[..., 1], u[..., 0]), axis=-1)
-
-        def turned(angle: Array) -> Array:
-            return xp.cos(angle)[..., None] * u + xp.sin(angle)[..., None] * across
-
         spacing = 2 * math.pi / 512 * xp.ones_like(u[..., 0])
-        u = turned(_golden_section(lambda angle: ratio(turned(angle)), -spacing, spacing))
+        best = _golden_section(lambda angle: ratio(_turned(u, angle)), -spacing, spacing)
+        u = _turned(u, best)
     elif dim > 2:
         cloud = over_batch(scattered(dim, 64), like, batch_ndim)
         for round_number in range(40):

@@ -4,10 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 #: The packages of each extra, by the names under which they are imported.
-_EXTRAS = {
-    "plot": ("matplotlib",),
-    "cli": ("matplotlib", "PIL", "rich", "skimage", "typer"),
-}
+_EXTRAS = {"plot": ("matplotlib",), "cli": ("matplotlib", "PIL", "rich", "skimage", "typer")}
 
 
 class MissingExtraError(ImportError):
@@ -16,18 +13,9 @@ class MissingExtraError(ImportError):
 
 @contextmanager
 def needs(extra: str, what: str) -> Iterator[None]:
-    """Have an import that fails for want of an extra's package name the extra.
+    """Raise a MissingExtraError in place of the ModuleNotFoundError of an extra's package.
 
-    Parameters
-    ----------
-    extra : str
-    what : str
-        What the package is needed for.
-
-    Raises
-    ------
-    MissingExtraError
-        In place of the ``ModuleNotFoundError`` of one of the extra's packages.
+    ``what`` is what the package is needed for.
     """
     try:
         yield

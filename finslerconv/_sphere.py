@@ -1,7 +1,7 @@
 """Directions: points on the Euclidean unit sphere, and the frame in which a unit ball looks round.
 
-What a metric does not know in closed form is found by looking in many directions. In the frame
-of :func:`round_frame` no direction is missed, however elongated the ball is.
+What has no closed form is found by looking in many directions. In the frame of
+:func:`round_frame` no direction is missed, however elongated the ball is.
 """
 
 import math
@@ -20,15 +20,9 @@ Norm = Callable[[Array], Array]
 def quadrature(dim: int, n: int = 32) -> tuple[Float[np.ndarray, "m d"], Float[np.ndarray, " m"]]:
     """Return points of the unit sphere of R^dim, with weights that integrate over it.
 
-    On the circle the ``n`` points are equally spaced (spectrally accurate for smooth functions);
-    above, circles of points are stacked along Gauss-Legendre nodes of the polar angles, ``n``
-    points on each circle and ``n // 2`` nodes for each polar angle.
-
-    Returns
-    -------
-    points : ndarray, shape (m, dim)
-    weights : ndarray, shape (m,)
-        Their sum is the area of the sphere (2 for ``dim = 1``, 2 pi for ``dim = 2``).
+    The circle has ``n`` equally spaced points (spectrally accurate for smooth functions). Above,
+    circles of ``n`` points are stacked along ``n // 2`` Gauss-Legendre nodes of each polar angle.
+    The weights sum to the area of the sphere (2 for ``dim = 1``, 2 pi for ``dim = 2``).
     """
     if dim == 1:
         return np.array([[1.0], [-1.0]]), np.array([1.0, 1.0])
@@ -66,10 +60,10 @@ def over_batch(points: Float[np.ndarray, "n d"], like: Array, batch_ndim: int) -
 def round_frame(norm: Norm, dim: int, like: Array) -> Float[Array, "*batch d d"]:
     """Return the matrices ``T`` for which the ball of ``v -> norm(T v)`` is nearly round.
 
-    To be exact, the ball of the symmetrised norm ``(F(v) + F(-v)) / 2``: directions are spread
-    around the origin, and a ball whose rim is close to the origin hides most of itself from them.
-    ``T T'`` approaches the second moments of its boundary. Every round looks in evenly spread
-    directions of the frame found by the last, so any elongation is found in a few.
+    It is the ball of the symmetrised norm ``(F(v) + F(-v)) / 2``, since directions around the
+    origin miss most of a ball whose rim is close to it. ``T T'`` approaches the second moments of
+    the boundary. Every round looks along evenly spread directions of the last frame, so few rounds
+    find any elongation.
     """
     xp = namespace(like)
     eye = identity_like(dim, like)

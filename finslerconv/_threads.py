@@ -1,13 +1,12 @@
 """Threads for compiled code that runs without Python's lock.
 
-Where PyTorch computes with GNU OpenMP (its Linux wheels do), tasks run on those same threads. They
-spin for some milliseconds after every operation of PyTorch's before they sleep, and threads
-beside them would share the cores with that: it doubles the time of a convolution.
+Where PyTorch computes with GNU OpenMP (its Linux wheels do), tasks run on its threads. These spin
+for some milliseconds after every operation before they sleep; other threads would share the cores
+with them, which doubles the time of a convolution.
 
-Elsewhere, and in a forked child, where OpenMP's threads do not exist and asking for them hangs,
-tasks run on ordinary Python threads, as many as ``torch.set_num_threads`` allows to each call,
-started when first wanted. Numba's own parallel loops are not safe to enter from two threads at
-once.
+Elsewhere tasks run on ordinary Python threads, as many as ``torch.set_num_threads`` allows, started
+at the first call. So they do in a forked child, where OpenMP's threads do not exist and asking for
+them hangs. Numba's own parallel loops may not be entered from two threads at once.
 """
 
 import ctypes
@@ -59,12 +58,8 @@ def _openmp() -> ctypes.CDLL | None:
         for path in folder.glob("libgomp*.so*"):
             try:
                 library = ctypes.CDLL(str(path))
-                library.GOMP_parallel.argtypes = (
-                    _OUTLINED,
-                    ctypes.c_void_p,
-                    ctypes.c_uint,
-                    ctypes.c_uint,
-                )
+                count = ctypes.c_uint
+                library.GOMP_parallel.argtypes = (_OUTLINED, ctypes.c_void_p, count, count)
                 library.GOMP_parallel.restype = None
                 return library
             except (OSError, AttributeError):

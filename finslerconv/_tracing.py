@@ -1,4 +1,4 @@
-"""Functions whose calls ``torch.fx`` records as they are, in place of the operations inside."""
+"""Functions whose calls ``torch.fx`` records, and not the operations inside."""
 
 import functools
 from collections.abc import Callable
@@ -12,16 +12,12 @@ R = TypeVar("R")
 
 
 def recorded(function: Callable[P, R]) -> Callable[P, R]:
-    """Have a call of a function be one node of a symbolic trace, as that of a function of PyTorch.
+    """Make a call of a function one node of a symbolic trace, as for PyTorch's own functions.
 
-    A trace has no shapes, devices or dtypes, at which our functions look. ``torch.fx.wrap`` would
-    do the same, but only for the name in one module, and not for the root of a trace: a module
-    among the arguments that is the root itself is found by its attribute ``itself``.
-
-    Parameters
-    ----------
-    function : callable
-        Of a module's namespace, where a saved trace finds it again.
+    Our functions look at shapes, devices and dtypes, which a trace does not have. Unlike
+    ``torch.fx.wrap`` this works for every name of the function, and with the root of the trace
+    among the arguments: it is found by its attribute ``itself``. The function must be in a module's
+    namespace, where a saved trace finds it again.
     """
 
     @functools.wraps(function)

@@ -1,8 +1,8 @@
 """Derivatives that only PyTorch's own operations carry: forward mode, and ``torch.func``.
 
 Compiled code has a backward pass and nothing else. Where a tensor has a tangent
-(``torch.autograd.forward_ad``), or a transform of ``torch.func`` is at work, a function takes
-PyTorch's operations instead, or refuses: values would be right, and derivatives silently zero.
+(``torch.autograd.forward_ad``) or a transform of ``torch.func`` is active, a function uses
+PyTorch's operations or refuses: its values would be right, but its derivatives silently zero.
 """
 
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 
 
 def is_transformed() -> bool:
-    """Return whether transforms of ``torch.func`` are at work."""
+    """Return whether transforms of ``torch.func`` are active."""
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
@@ -41,9 +41,9 @@ def refuse_transforms(name: str, advice: str, arguments: Iterable[Any] = ()) -> 
 
 
 def values(x: Tensor) -> np.ndarray:
-    """Return what a tensor holds, out of the transforms of ``torch.func``.
+    """Return a tensor's values as an array, also under transforms of ``torch.func``.
 
-    Under ``torch.vmap`` it is everything that is mapped over, of another shape.
+    Under ``torch.vmap`` the array has all that is mapped over, in another shape.
     """
     x = x.detach().cpu()
     if not is_transformed():
@@ -55,12 +55,12 @@ def values(x: Tensor) -> np.ndarray:
 
 
 def is_mapped() -> bool:
-    """Return whether ``torch.vmap`` is at work, under which no value can be looked at."""
+    """Return whether ``torch.vmap`` is active, under which no value can be read."""
     return "Vmap" in _kinds()
 
 
 def differentiations() -> int:
-    """Return how many transforms of ``torch.func`` differentiate, one within the other."""
+    """Return how many nested transforms of ``torch.func`` differentiate."""
     return sum(kind in ("Grad", "Jvp") for kind in _kinds())
 
 

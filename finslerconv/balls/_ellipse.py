@@ -75,7 +75,9 @@ class Ellipse:
     def axes(self) -> Float[Array, "*batch 2"]:
         """The half-axes, the larger first, in pixels."""
         xp = namespace(self.shape)
-        large = self._mean() + self._spread()
+        mean = (self.shape[..., 0, 0] + self.shape[..., 1, 1]) / 2
+        half_difference = (self.shape[..., 0, 0] - self.shape[..., 1, 1]) / 2
+        large = mean + safe_sqrt(half_difference**2 + self.shape[..., 0, 1] ** 2)
         # The product of the eigenvalues is the determinant: no cancellation in the smaller.
         return safe_sqrt(xp.stack((large, det(self.shape) / large), axis=-1))
 
@@ -126,10 +128,3 @@ class Ellipse:
         check_vectors("v", v, 2, self.shape)
         offset = v - self.centre
         return dot(offset, matvec(inverse(self.shape), offset)) <= 1
-
-    def _mean(self) -> Array:
-        return (self.shape[..., 0, 0] + self.shape[..., 1, 1]) / 2
-
-    def _spread(self) -> Array:
-        half_difference = (self.shape[..., 0, 0] - self.shape[..., 1, 1]) / 2
-        return safe_sqrt(half_difference**2 + self.shape[..., 0, 1] ** 2)

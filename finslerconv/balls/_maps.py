@@ -30,10 +30,6 @@ def radial(metric: FinslerMetric, points: Float[Array, "*_ d"]) -> Float[Array, 
     metric : FinslerMetric
     points : array, shape (..., d)
         Points of the Euclidean unit ball; their batch broadcasts against the metric's.
-
-    Returns
-    -------
-    array, shape (..., d)
     """
     return metric.unit_ball(points)
 
@@ -49,16 +45,12 @@ def affine(metric: FinslerMetric, points: Float[Array, "*_ d"]) -> Float[Array, 
     metric : Randers, Riemannian or Euclidean
         The metrics whose balls are ellipses.
     points : array, shape (..., d)
-        Points of the Euclidean unit ball; their batch broadcasts against the metric's.
-
-    Returns
-    -------
-    array, shape (..., d)
+        As for :func:`radial`.
 
     Raises
     ------
     TypeError
-        If the metric is of another kind: its ball is no ellipse, and ``radial`` serves.
+        If the metric is of another kind, whose ball is no ellipse: use ``radial``.
     """
     check_vectors("points", points, metric.dim)
     form = metric.randers_form(points)
@@ -78,17 +70,7 @@ _MAPS: dict[str, BallMap] = {"radial": radial, "affine": affine}
 
 
 def ball_map(map: str) -> BallMap:
-    """Return the map of a name.
-
-    Parameters
-    ----------
-    map : {"radial", "affine"}
-
-    Raises
-    ------
-    ValueError
-        If there is no map of this name.
-    """
+    """Return the map of a name, "radial" or "affine"; a ValueError if there is none."""
     if map not in _MAPS:
         raise ValueError(f"map: expected 'radial' or 'affine', got {map!r}")
     return _MAPS[map]

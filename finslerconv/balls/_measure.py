@@ -21,21 +21,12 @@ from finslerconv.metrics import Euclidean, FinslerMetric
 
 
 def volume(metric: FinslerMetric) -> Float[Array, "*batch"]:
-    """Return the volume of the unit ball (its area in the plane, its length on the line).
+    """Return the volume of the unit ball in pixels^d (the area in the plane), shape ``(*batch)``.
 
     Exact to rounding for smooth metrics in the plane, however elongated; for metrics with
     corners the error falls with the square of the spacing (1024 directions). Above the plane the
     error grows as the origin comes close to the rim of the ball: for Randers metrics of
     ``|omega| = 0.9`` and 0.999 it is 1e-13 and 3e-5 in three dimensions, 1e-7 and 3 % in five.
-
-    Parameters
-    ----------
-    metric : FinslerMetric
-
-    Returns
-    -------
-    array, shape (...)
-        In pixels^d.
     """
     return _volume(metric.norm, metric.dim, metric.like)
 
@@ -62,7 +53,7 @@ def overlap(first: FinslerMetric, second: FinslerMetric) -> Float[Array, "*batch
         raise ValueError(
             f"second: expected a metric of dimension {first.dim}, as the first, got {second.dim}"
         )
-    # Euclidean is a metric for arrays of every kind, so the other one says which.
+    # A Euclidean metric takes arrays of every kind, so the other one decides.
     like = second.like if isinstance(first, Euclidean) else first.like
 
     def larger(v: Array) -> Array:
@@ -79,6 +70,7 @@ def _volume(norm: Norm, dim: int, like: Array) -> Array:
     with no_gradient():
         frame = round_frame(norm, dim, like)
         if dim > 2:
+            # The integrand peaks in the direction of greatest asymmetry.
             frame = _aligned(frame, asymmetric_direction(norm, dim, like))
         frame = detached(frame)
     xp = namespace(frame)
@@ -90,10 +82,7 @@ def _volume(norm: Norm, dim: int, like: Array) -> Array:
 
 
 def _aligned(frame: Array, v: Array) -> Array:
-    """Return the frame turned so that its first axis lies along ``v``.
-
-    Along the direction of greatest asymmetry the integrand peaks, and there the nodes crowd.
-    """
+    """Return the frame turned so that its first axis, where nodes are dense, lies along ``v``."""
     xp = namespace(frame)
     axis = solve(frame, v)
     axis = axis / xp.sqrt(dot(axis, axis))[..., None]

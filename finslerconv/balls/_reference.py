@@ -1,7 +1,7 @@
 """Reference point sets: where a kernel's weights sit in the Euclidean unit ball.
 
-A kernel has an order (its rows and columns); a reference set gives each place in that order a point
-``g`` of the unit ball, and the area of the cell that the point stands for.
+A reference set gives each tap of a kernel a point ``g`` of the unit ball, and the area of the cell
+that the point stands for.
 """
 
 import math

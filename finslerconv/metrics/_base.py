@@ -1,7 +1,4 @@
-"""The Finsler metric: a norm on every tangent space, and all that follows from the norm alone.
-
-``CallableMetric`` is the metric of any function that is a norm; derived metrics are of it.
-"""
+"""The Finsler metric: a norm on every tangent space, and all that follows from the norm alone."""
 
 import abc
 from collections.abc import Callable
@@ -125,17 +122,12 @@ class FinslerMetric(abc.ABC):
         return norm_off_zero(self.norm, v) <= radius
 
     def indicatrix(self, u: Float[Array, "*_ d"]) -> Float[Array, "*_ d"]:
-        """Return the points ``u / F(u)`` in which the rays along ``u`` leave the unit ball.
+        """Return the points ``u / F(u)`` of the indicatrix ``{F = 1}`` along directions ``u``.
 
         Parameters
         ----------
         u : array, shape (..., d)
             Directions, of any length but zero.
-
-        Returns
-        -------
-        array, shape (..., d)
-            Points of the indicatrix ``{F = 1}``.
 
         Raises
         ------
@@ -157,10 +149,6 @@ class FinslerMetric(abc.ABC):
         ----------
         points : array, shape (..., d)
             Points ``g`` of the Euclidean unit ball (points beyond it go beyond the ball).
-
-        Returns
-        -------
-        array, shape (..., d)
         """
         xp = check_vectors("points", points, self.dim)
         length = safe_sqrt(dot(points, points))
@@ -171,8 +159,8 @@ class FinslerMetric(abc.ABC):
     def randers_form(self, like: Array | None = None) -> RandersForm | None:
         """Return ``M`` and ``omega`` if this is a Randers metric, None if it is another one.
 
-        What has formulas for Randers metrics asks this, never for a class: a metric of your own
-        that is one can say so here, and takes the same ways.
+        Code with formulas for Randers metrics asks this, not for the class, so a metric of your own
+        that is Randers can return its form here and use the same formulas.
 
         Parameters
         ----------
@@ -190,9 +178,9 @@ class FinslerMetric(abc.ABC):
     def dual_norm(self, p: Float[Array, "*_ d"]) -> Float[Array, "..."]:
         """Return the dual norms ``F*(p) = max {p(v) : F(v) <= 1}`` of the covectors ``p``.
 
-        ``F*`` is the support function of the unit ball. Where no closed form is known it is found
-        by optimisation: in the plane by a golden-section search that is right for every convex
-        norm, in three dimensions and more by Newton's method, which wants the norm smooth.
+        ``F*`` is the support function of the unit ball. Without a closed form it is found by
+        optimisation: in the plane by a golden-section search, for every convex norm; above, by
+        Newton's method, which needs a smooth one.
 
         Parameters
         ----------
@@ -227,14 +215,10 @@ class FinslerMetric(abc.ABC):
         return self._from_norm(self._symmetrized_norm)
 
     def asymmetry_ratio(self) -> Float[Array, "..."]:
-        """Return the largest ratio ``F(-v) / F(v)``, 1 for a symmetric metric.
+        """Return the largest ratio ``F(-v) / F(v)``, 1 for a symmetric metric, shape ``(*batch)``.
 
         Without a closed form, by a search over directions: to rounding in one and two dimensions,
         to about four digits above.
-
-        Returns
-        -------
-        array, shape (...)
         """
         with no_gradient():
             v = detached(_norms.asymmetric_direction(self.norm, self.dim, self.like))
@@ -319,9 +303,8 @@ class CallableMetric(FinslerMetric):
     ----------
     function : callable
         From vectors, shape (..., d), to their lengths, shape (...). It may close over a field; the
-        batches then broadcast from the right. It is never called at ``v = 0``: another vector is
-        put in the place, and the length is 0. To have it checked, call
-        :meth:`~finslerconv.metrics.FinslerMetric.validate`.
+        batches then broadcast from the right. It is never called at ``v = 0``, where the length is
+        0. :meth:`~finslerconv.metrics.FinslerMetric.validate` checks it.
     dim : int
         The dimension ``d``.
     like : array, optional

@@ -43,8 +43,8 @@ class Zermelo(NamedTuple):
 class Randers(FinslerMetric):
     """The Randers metric ``F(v) = sqrt(v' M v) + omega' v``, with ``|omega|_{M^-1} < 1``.
 
-    Moving against ``omega`` is cheap, moving along it dear. The unit ball is an ellipse that
-    holds the origin, though not at its centre (see :meth:`zermelo` and
+    Vectors against ``omega`` are shorter than those along it. The unit ball is an ellipse that
+    contains the origin, not at its centre (see :meth:`zermelo` and
     :class:`finslerconv.balls.Ellipse`). Immutable by convention.
 
     Parameters
@@ -66,9 +66,9 @@ class Randers(FinslerMetric):
 
     Notes
     -----
-    With ``lambda = 1 - omega' M^-1 omega`` everything about this metric is in closed form:
-    design and formulas as in Dagès, Lindenbaum, Bruckstein, "Metric Convolutions" (ICCV 2025),
-    and each of them proved in :mod:`finslerconv.symbolic`.
+    With ``lambda = 1 - omega' M^-1 omega`` everything about this metric has a closed form, as in
+    Dagès, Lindenbaum, Bruckstein, "Metric Convolutions" (ICCV 2025); :mod:`finslerconv.symbolic`
+    has the proofs.
 
     Examples
     --------
@@ -105,9 +105,7 @@ class Randers(FinslerMetric):
         M = xp.broadcast_to(self.M, (*self.batch_shape, self.dim, self.dim))
         omega = xp.broadcast_to(self.omega, (*self.batch_shape, self.dim))
         return Randers(
-            M[(*index, slice(None), slice(None))],
-            omega[(*index, slice(None))],
-            validate=False,
+            M[(*index, slice(None), slice(None))], omega[(*index, slice(None))], validate=False
         )
 
     @classmethod
@@ -175,32 +173,20 @@ class Randers(FinslerMetric):
         return RandersForm(self.M, self.omega)
 
     def dual_norm(self, p: Float[Array, "*_ d"]) -> Float[Array, "..."]:
-        """Return the dual norms of covectors, the support function of the unit ball.
+        """Return the dual norms of covectors ``p``, shape ``(...)``.
 
         With ``q = p' M^-1 p`` and ``s = omega' M^-1 p`` it is ``(sqrt(lambda q + s^2) - s) /
         lambda``, written where ``s > 0`` so that nothing cancels.
-
-        Parameters
-        ----------
-        p : array, shape (..., d)
-            Covectors.
-
-        Returns
-        -------
-        array, shape (...)
         """
         xp = check_vectors("p", p, self.dim, self.M)
-        q, s, lam = self._dual_terms(p)
+        M_inverse = inverse(self.M)
+        M_inverse_omega = matvec(M_inverse, self.omega)
+        lam = 1.0 - dot(self.omega, M_inverse_omega)
+        q, s = dot(p, matvec(M_inverse, p)), dot(M_inverse_omega, p)
         root = safe_sqrt(lam * q + s * s)
         positive = s > 0
         denominator = xp.where(positive, root + s, xp.ones_like(root))
         return xp.where(positive, q / denominator, (root - s) / lam)
-
-    def _dual_terms(self, p: Array) -> tuple[Array, Array, Array]:
-        M_inverse = inverse(self.M)
-        M_inverse_omega = matvec(M_inverse, self.omega)
-        lam = 1.0 - dot(self.omega, M_inverse_omega)
-        return dot(p, matvec(M_inverse, p)), dot(M_inverse_omega, p), lam
 
     def dual(self) -> "Randers":
         """Return the dual metric, again Randers: :meth:`RandersForm.dual` has the formulas.
@@ -211,15 +197,9 @@ class Randers(FinslerMetric):
         return Randers(M, omega, validate=False)
 
     def zermelo(self) -> Zermelo:
-        """Return the navigation data: the Riemannian sea ``h`` and the wind ``W``.
+        """Return the navigation data: matrix and centre of the unit ball's ellipse.
 
         ``h = lambda (M - omega omega')`` and ``W = -M^-1 omega / lambda``.
-
-        Returns
-        -------
-        Zermelo
-            ``h``, shape (..., d, d), and ``W``, shape (..., d): matrix and centre of the unit
-            ball's ellipse.
         """
         a = solve(self.M, self.omega)
         lam = (1.0 - dot(self.omega, a))[..., None]
@@ -239,23 +219,15 @@ class Randers(FinslerMetric):
         return (1 + n) / (1 - n)
 
     def fundamental_tensor(self, v: Float[Array, "*_ d"]) -> Float[Array, "... d d"]:
-        """Return ``g_v``, the second derivative of ``F^2 / 2`` at ``v``.
+        """Return ``g_v``, the second derivative of ``F^2 / 2`` at ``v``, shape ``(..., d, d)``.
 
-        Parameters
-        ----------
-        v : array, shape (..., d)
-            Tangent vectors, none zero (the limit depends on the direction).
-
-        Returns
-        -------
-        array, shape (..., d, d)
-            With ``alpha = sqrt(v' M v)`` and ``l = M v / alpha``:
-            ``(F / alpha) (M - l l') + (l + omega)(l + omega)'``.
+        With ``alpha = sqrt(v' M v)`` and ``l = M v / alpha`` it is
+        ``(F / alpha) (M - l l') + (l + omega)(l + omega)'``.
 
         Raises
         ------
         ValueError
-            If a vector is zero.
+            If a vector is zero: the limit there depends on the direction.
         """
         check_vectors("v", v, self.dim, self.M)
         check_nonzero("v", v)

@@ -33,11 +33,11 @@ Layer = TypeVar("Layer", bound="AdaptiveConv2d")
 class AdaptiveConv2d(nn.Conv2d, abc.ABC):
     """A convolution whose sampling positions are computed from its own input: the base class.
 
-    A subclass computes the positions (:meth:`_positions`) and the output (:meth:`_convolve`), sets
-    its own parameters back (:meth:`_reset_sampling`), and says when its positions are the standard
-    ones (:meth:`_why_not_standard_positions`). It is an ``nn.Conv2d`` to ``isinstance`` too,
-    with the same arguments, weight and bias. Code that replaces the convolutions of a model should
-    leave those inside this layer alone.
+    A subclass computes the positions (:meth:`_positions`) and the output (:meth:`_convolve`),
+    resets its own parameters (:meth:`_reset_sampling`), and says when its positions are the
+    standard ones (:meth:`_why_not_standard_positions`). It is an ``nn.Conv2d`` to ``isinstance``
+    too, with the same arguments, weight and bias. Code that replaces the convolutions of a model
+    should leave those inside this layer alone.
 
     Parameters
     ----------
@@ -51,6 +51,11 @@ device, dtype
         the positions are (the FKW of Dagès et al.).
     modulation : bool
         Whether every sample is multiplied by a learned factor in (0, 2), from 1 at the start.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of its range; the message says what was expected.
 
     Attributes
     ----------
@@ -87,7 +92,7 @@ device, dtype
         fixed_kernel: bool = False,
         modulation: bool = False,
     ) -> None:
-        # nn.Conv2d does not check the range of its sizes.
+        # nn.Conv2d does not check these.
         sizes = ops.ConvGeometry.of(kernel_size, stride, padding, dilation)
         for name, value in (("fixed_kernel", fixed_kernel), ("modulation", modulation)):
             if not isinstance(value, bool):
@@ -129,12 +134,12 @@ device, dtype
     def _convolve(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Return the convolution of a batched input with the factors ``mask`` of its samples.
 
-        By the operator that needs least; :meth:`_convolve_at` is there for positions of any kind.
+        :meth:`_convolve_at` does it for positions of any kind; a subclass may have a quicker way.
         """
 
     @abc.abstractmethod
     def _reset_sampling(self) -> None:
-        """Put what computes the positions back to its start."""
+        """Reset what computes the positions."""
 
     @abc.abstractmethod
     def _why_not_standard_positions(self) -> str | None:
@@ -188,11 +193,7 @@ device, dtype
         arguments = {name: getattr(conv, name) for name in _CONV_ARGUMENTS}
         like = own_tensor(conv)
         return cls(
-            **arguments,
-            bias=conv.bias is not None,
-            device=like.device,
-            dtype=like.dtype,
-            **options,
+            **arguments, bias=conv.bias is not None, device=like.device, dtype=like.dtype, **options
         )
 
     def reset_parameters(self) -> None:
@@ -264,21 +265,17 @@ device, dtype
     def forward(
         self, input: Float[Tensor, "*batch channels height width"]
     ) -> Float[Tensor, "*batch out_channels out_height out_width"]:
-        """Return the convolution of ``input``.
+        """Return the convolution of ``input``, shape (B, O, Ho, Wo) or (O, Ho, Wo).
 
         Parameters
         ----------
         input : Tensor, shape (B, C, H, W) or (C, H, W)
-
-        Returns
-        -------
-        Tensor, shape (B, O, Ho, Wo) or (O, Ho, Wo)
         """
         return _output(self, input)
 
     @property
     def itself(self) -> "AdaptiveConv2d":
-        """The layer, by a name for it where it is the root of a symbolic trace."""
+        """The layer itself, under a name for the root of a symbolic trace."""
         return self
 
     def extra_repr(self) -> str:
@@ -309,7 +306,7 @@ device, dtype
         return 2 * torch.sigmoid(self.modulation_conv(x))
 
     def _conv_over_output(self, channels: int) -> nn.Conv2d:
-        """Return a convolution from the input to so many channels at each output pixel."""
+        """Return a convolution from the input to ``channels`` numbers at each output pixel."""
         like = own_tensor(self)
         return nn.Conv2d(
             self.in_channels, channels, self.kernel_size, self.stride, self.padding, self.dilation,

@@ -18,17 +18,10 @@ from finslerconv.nn._parametrization import MatrixParametrization
 
 
 class BallConv2d(AdaptiveConv2d):
-    """A convolution that samples balls of metrics: the base class.
+    """A convolution that samples balls of metrics: the base class, with MetricConv2d's arguments.
 
     It holds the head, which computes the metrics, and the reference points, which a subclass
     carries into the balls.
-
-    Parameters
-    ----------
-    in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, \
-device, dtype, metric_groups, head, reference, map, eps_omega, omega_constraint, fixed_kernel, \
-modulation, metric
-        As in :class:`MetricConv2d`.
     """
 
     _groups_argument = "metric_groups"
@@ -141,7 +134,7 @@ modulation, metric
         for name in ("weight", "bias"):
             values = getattr(self.head.conv, name)
             if values is not None:
-                # A direction has no effect as long as the eigenvalues are equal.
+                # A direction has no effect while the eigenvalues are equal.
                 directions = self.head.parametrization.n_direction_channels
                 values = values.unflatten(0, (self.metric_groups, -1))[:, directions:]
             reason = nonzero(f"head.conv.{name}", values)
@@ -156,8 +149,8 @@ modulation, metric
     def _place_points(self) -> Tensor:
         """Return the reference points on the weight's device, in float32 at least.
 
-        They are made again from float64 if the weight has moved since: by assignment too, such as
-        that of ``load_state_dict(..., assign=True)`` to a layer built on the meta device.
+        They are made again from float64 if the weight has moved, by assignment too, such as that of
+        ``load_state_dict(..., assign=True)`` to a layer on the meta device.
         """
         like = own_tensor(self)
         dtype = torch.promote_types(like.dtype, torch.float32)
@@ -172,8 +165,8 @@ modulation, metric
         return points
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "BallConv2d":
-        # The points are made again from float64: a change of dtype must not round them, and those
-        # on the meta device have no values to move.
+        # Made again from float64: a change of dtype must not round the points, and on the meta
+        # device they have no values to move.
         self.points = None
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._place_points()

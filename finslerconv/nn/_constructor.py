@@ -9,12 +9,10 @@ P = ParamSpec("P")
 Self = TypeVar("Self")
 
 
-def constructor(
-    init: Callable[Concatenate[Self, P], None],
-) -> Callable[Concatenate[Self, P], None]:
+def constructor(init: Callable[Concatenate[Self, P], None]) -> Callable[Concatenate[Self, P], None]:
     """Make an ``__init__`` name the object's class in errors about its arguments.
 
-    Python names the base class that holds the constructor.
+    Python would name the base class that defines the constructor.
     """
     signature = inspect.signature(init)
 
@@ -33,8 +31,8 @@ def constructor(
 def arguments_of(cls: type[Any]) -> list[str]:
     """Return the names of the arguments of a class's constructor, in their order.
 
-    Where a constructor passes ``**options`` on, the arguments of the base class are included.
-    ``"..."`` comes last if no base class ends the chain.
+    The arguments of base classes are included as long as constructors pass ``**options`` on;
+    ``"..."`` comes last if the last of them takes any.
     """
     found: dict[str, None] = {}
     for kind in cls.__mro__:

@@ -20,25 +20,21 @@ from finslerconv.nn._parametrization import MatrixParametrization
 class GeodesicConv2d(BallConv2d):
     """A convolution that samples the unit geodesic balls of a metric field.
 
-    As :class:`MetricConv2d`, whose samples lie in the unit ball of the one metric at each output
-    pixel, but here every sample lies where the geodesic that sets out towards that place ends:
-    at ``exp_x(v)`` instead of ``x + v``. The two agree where the metric is constant; elsewhere the
-    kernel bends with the field. Heads, weights and the ``state_dict`` are those of
-    :class:`MetricConv2d`, and so is the start, as the standard convolution.
+    A sample of :class:`MetricConv2d` lies at ``x + v``, ``v`` in the unit ball of the metric at the
+    output pixel ``x``; here it lies where the geodesic of that velocity ends, at ``exp_x(v)``. The
+    two agree where the metric is constant; elsewhere the kernel bends with the field. Heads,
+    weights, ``state_dict`` and the start are those of :class:`MetricConv2d`.
 
-    The field is known at the centres of the kernel at the output pixels (those are the nodes of
-    its grid, ``stride`` pixels apart), is interpolated linearly between them and is constant
-    beyond them. The geodesics are integrated without storing their states: the backward pass goes
-    through them again.
+    The nodes of the field's grid are the centres of the kernel at the output pixels, ``stride``
+    pixels apart; between them it is interpolated linearly, beyond them it is constant. The backward
+    pass integrates the geodesics again, so their states are not stored.
 
     Parameters
     ----------
     in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, \
-device, dtype
-        As in ``nn.Conv2d``. ``padding_mode`` holds for every sample outside the image. Lengths of
-        the metric are in spacings between taps, so ``dilation`` stretches the ball.
-    metric_groups, head, reference, map, eps_omega, omega_constraint, fixed_kernel, modulation
-        As in :class:`MetricConv2d`.
+device, dtype, metric_groups, head, reference, map, eps_omega, omega_constraint, fixed_kernel, \
+modulation
+        As in :class:`MetricConv2d`, and so are the errors and the attributes.
     metric : nn.Module, optional
         As in :class:`MetricConv2d`. A metric that is neither Riemannian nor Randers must have a
         method ``__getitem__``, by which ``metric[index]`` is the metric at an index of the batch:
@@ -46,19 +42,6 @@ device, dtype
         operations (automatic differentiation of the norm), at many times the cost.
     steps : int
         Integration steps, of fourth order, of the longest geodesic.
-
-    Raises
-    ------
-    ValueError
-        If an argument is out of its range; the message says what was expected.
-
-    Attributes
-    ----------
-    head : nn.Module
-        The module that computes the metric.
-    modulation_conv : nn.Conv2d or None
-        The convolution that computes the factors of the samples.
-    reference : ReferenceSet
 
     References
     ----------

@@ -48,11 +48,9 @@ class MetricHead(nn.Module):
                 f"omega_constraint: expected one of {list(OMEGA_CONSTRAINTS)}, got "
                 f"{omega_constraint!r}"
             )
-        if conv.out_channels != groups * channels_per_group(parametrization, eps_omega):
-            raise ValueError(
-                f"conv: expected {groups * channels_per_group(parametrization, eps_omega)} output "
-                f"channels, got {conv.out_channels}"
-            )
+        channels = groups * channels_per_group(parametrization, eps_omega)
+        if conv.out_channels != channels:
+            raise ValueError(f"conv: expected {channels} output channels, got {conv.out_channels}")
         self.conv = conv
         self.parametrization = parametrization
         self.eps_omega = eps_omega
@@ -113,14 +111,8 @@ def _full_precision(device_type: str) -> contextlib.AbstractContextManager[objec
 
 
 def channels_per_group(parametrization: MatrixParametrization, eps_omega: float) -> int:
-    """Return the number of channels that make one metric.
-
-    Raises
-    ------
-    ValueError
-        If ``eps_omega`` is not in [0.01, 1].
-    """
-    # Closer to 1 than that, single precision no longer keeps |omega| below it.
+    """Return the number of channels that make one metric; check ``eps_omega``."""
+    # With a smaller one, single precision no longer keeps |omega| below 1.
     if not 0.01 <= eps_omega <= 1:
         raise ValueError(
             f"eps_omega: expected a number in [0.01, 1], 1 for a Riemannian metric, got {eps_omega}"
@@ -129,13 +121,7 @@ def channels_per_group(parametrization: MatrixParametrization, eps_omega: float)
 
 
 def parametrization(head: str | MatrixParametrization) -> MatrixParametrization:
-    """Return the parametrisation of that name, with its default options, or the object given.
-
-    Raises
-    ------
-    ValueError
-        If it is neither the name of one nor one.
-    """
+    """Return the parametrisation of a name, with its default options, or the one given."""
     if isinstance(head, MatrixParametrization):
         return head
     if head not in PARAMETRIZATIONS:

@@ -16,16 +16,15 @@ class MetricConv2d(BallConv2d):
     that convolution (with the reference set ``"lattice"``), and it learns the shape of its
     support, pixel by pixel, through 3 to 7 numbers.
 
-    It is an ``nn.Conv2d`` to ``isinstance`` too. Code that replaces the convolutions of a model
-    should leave the one inside it (``head.conv``) alone. The ``state_dict`` of an ``nn.Conv2d``
-    lacks the head: load it before converting (:meth:`from_conv2d`), or with ``strict=False``.
+    The ``state_dict`` of an ``nn.Conv2d`` lacks the head: load it before converting
+    (:meth:`from_conv2d`), or with ``strict=False``. The convolution inside is ``head.conv``.
 
     Parameters
     ----------
     in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, \
-device, dtype, fixed_kernel
-        As in :class:`AdaptiveConv2d`. Lengths of the metric are in spacings between taps, so
-        ``dilation`` stretches the ball.
+device, dtype, fixed_kernel, modulation
+        As in :class:`AdaptiveConv2d`, and so are the errors. Lengths of the metric are in spacings
+        between taps, so ``dilation`` stretches the ball; the modulation is a density on it.
     metric_groups : int
         The number of metrics at each pixel, one for each group of input channels.
     head : {"cholesky", "ldl", "spectral", "spectral_scaled", "log_euclidean"} or \
@@ -41,25 +40,16 @@ MatrixParametrization
         need no channels for omega.
     omega_constraint : {"sigmoid", "sigmoid_detached", "clip"}
         How omega is held to that.
-    modulation : bool
-        As in :class:`AdaptiveConv2d`: a density on the ball.
     metric : nn.Module, optional
         A module of your own in the place of the head, from the input (B, C, H, W) to a
         :class:`~finslerconv.metrics.FinslerMetric` over the output pixels, of batch (B, Ho, Wo)
-        or (B, metric_groups, Ho, Wo). ``head``, ``eps_omega`` and ``omega_constraint`` are then
-        without effect.
-
-    Raises
-    ------
-    ValueError
-        If an argument is out of its range; the message says what was expected.
+        or (B, metric_groups, Ho, Wo). ``head``, ``eps_omega`` and ``omega_constraint`` then have
+        no effect.
 
     Attributes
     ----------
     head : nn.Module
         The module that computes the metric.
-    modulation_conv : nn.Conv2d or None
-        The convolution that computes the factors of the samples.
     reference : ReferenceSet
 
     References

@@ -98,9 +98,8 @@ class OffsetConv2d(AdaptiveConv2d):
         zero_(self.offset_conv)
 
     def _why_not_standard_positions(self) -> str | None:
-        return nonzero("offset_conv.weight", self.offset_conv.weight) or nonzero(
-            "offset_conv.bias", self.offset_conv.bias
-        )
+        conv = self.offset_conv
+        return nonzero("offset_conv.weight", conv.weight) or nonzero("offset_conv.bias", conv.bias)
 
     def _repr_parts(self) -> Sequence[str]:
         return [] if self.offset_groups == 1 else [f"offset_groups={self.offset_groups}"]
@@ -118,21 +117,14 @@ class DeformConv2d(OffsetConv2d):
     ----------
     in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, \
 device, dtype, fixed_kernel, modulation
-        As in :class:`AdaptiveConv2d`.
+        As in :class:`AdaptiveConv2d`, and so are the errors.
     offset_groups : int
         The number of sets of offsets at each pixel, one for each group of input channels.
-
-    Raises
-    ------
-    ValueError
-        If an argument is out of its range; the message says what was expected.
 
     Attributes
     ----------
     offset_conv : nn.Conv2d
         The convolution that computes the offsets, (dy, dx) of every tap in pixels.
-    modulation_conv : nn.Conv2d or None
-        The convolution that computes the factors of the samples.
 
     Notes
     -----
@@ -164,35 +156,10 @@ device, dtype, fixed_kernel, modulation
 class ShiftedConv2d(OffsetConv2d):
     """A convolution whose entire kernel is displaced by an offset computed from its own input.
 
-    The deformable convolution with one offset, 2 numbers at every pixel, for all taps (the
-    "entire deformable" or shifted one of Dagès et al.). A drop-in for ``nn.Conv2d``, with its
-    arguments, its weight and its bias; at the start the offset is zero, and the layer *is* the
-    standard convolution. As a metric, its kernel samples a ball moved off its centre.
-
-    Parameters
-    ----------
-    in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, \
-device, dtype, fixed_kernel, modulation
-        As in :class:`AdaptiveConv2d`.
-    offset_groups : int
-        The number of offsets at each pixel, one for each group of input channels.
-
-    Raises
-    ------
-    ValueError
-        If an argument is out of its range; the message says what was expected.
-
-    Attributes
-    ----------
-    offset_conv : nn.Conv2d
-        The convolution that computes the offsets, (dy, dx) in pixels.
-    modulation_conv : nn.Conv2d or None
-        The convolution that computes the factors of the samples.
-
-    Notes
-    -----
-    ``state_dict`` keys: ``weight`` and ``bias`` as in ``nn.Conv2d``, ``offset_conv.weight``,
-    ``offset_conv.bias``, and with modulation ``modulation_conv.weight``, ``modulation_conv.bias``.
+    :class:`DeformConv2d` with one offset, 2 numbers at every pixel, for all taps (the "entire
+    deformable" or shifted one of Dagès et al.). Arguments, attributes, ``state_dict`` keys and the
+    start as the standard convolution are the same. As a metric, its kernel samples a ball moved off
+    its centre.
 
     References
     ----------

@@ -1,8 +1,8 @@
 """From unconstrained numbers to positive definite matrices, with zero for the identity.
 
-Each parametrisation takes what a convolution puts out and cannot leave the positive matrices, not
-even by the rounding of single precision; at zero it gives exactly the identity, so that a layer
-whose head puts out zero is the standard convolution.
+Every parametrisation takes any output of a convolution to a positive definite matrix, in single
+precision too. Zero gives exactly the identity, so a layer whose head outputs zero is the standard
+convolution.
 """
 
 import abc
@@ -67,10 +67,7 @@ class Cholesky(MatrixParametrization):
     The entry below the diagonal is softly held to 300 times the diagonal entry beside it.
     """
 
-    @property
-    def n_channels(self) -> int:
-        """Three: two diagonal entries, one below."""
-        return 3
+    n_channels = 3  #: Two diagonal entries, one below.
 
     def matrix(self, raw: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch 2 2"]:
         """Return the matrices ``L L'``."""
@@ -91,10 +88,7 @@ class LDL(MatrixParametrization):
     The entry below the diagonal is softly held where the determinant would be lost to rounding.
     """
 
-    @property
-    def n_channels(self) -> int:
-        """Three: two diagonal entries, one below."""
-        return 3
+    n_channels = 3  #: Two diagonal entries, one below.
 
     def matrix(self, raw: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch 2 2"]:
         """Return the matrices ``L D L'``."""
@@ -114,15 +108,8 @@ class Spectral(MatrixParametrization):
     counts as the first axis. The smaller eigenvalue is held above 1 / 90000 of the larger one.
     """
 
-    @property
-    def n_channels(self) -> int:
-        """Four: two of the direction, two eigenvalues."""
-        return 4
-
-    @property
-    def n_direction_channels(self) -> int:
-        """Two."""
-        return 2
+    n_channels = 4  #: Two of the direction, two eigenvalues.
+    n_direction_channels = 2
 
     def matrix(self, raw: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch 2 2"]:
         """Return the matrices with these eigenvectors and eigenvalues."""
@@ -157,15 +144,8 @@ class SpectralScaled(MatrixParametrization):
                 f"can start at 1, got {self.scale_min} and {self.scale_max}"
             )
 
-    @property
-    def n_channels(self) -> int:
-        """Five: two of the direction, two eigenvalues, the scale."""
-        return 5
-
-    @property
-    def n_direction_channels(self) -> int:
-        """Two."""
-        return 2
+    n_channels = 5  #: Two of the direction, two eigenvalues, the scale.
+    n_direction_channels = 2
 
     def matrix(self, raw: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch 2 2"]:
         """Return the matrices with these eigenvectors, eigenvalues and scale."""
@@ -188,10 +168,7 @@ class LogEuclidean(MatrixParametrization):
     stay between ``exp(-3)`` and ``exp(3)`` times those at the start.
     """
 
-    @property
-    def n_channels(self) -> int:
-        """Three: the entries of a symmetric matrix."""
-        return 3
+    n_channels = 3  #: The entries of a symmetric matrix.
 
     def matrix(self, raw: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch 2 2"]:
         """Return the exponentials."""

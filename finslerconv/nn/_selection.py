@@ -5,6 +5,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -13,16 +14,12 @@ from torch.nn.modules.conv import _ConvNd
 from finslerconv._arrays import is_integer
 from finslerconv._models import first_few, named
 
+#: From a dotted name and a module to whether it is meant.
+Predicate = Callable[[str, nn.Module], bool]
+
 #: What ``where`` may be: a kernel size, patterns of names, a class, a predicate, or all (None).
 Where = (
-    int
-    | Sequence[int]
-    | str
-    | re.Pattern[str]
-    | Sequence[str]
-    | type[nn.Module]
-    | Callable[[str, nn.Module], bool]
-    | None
+    int | Sequence[int] | str | re.Pattern[str] | Sequence[str] | type[nn.Module] | Predicate | None
 )
 
 # "layer3", "stage3", "stages.3", "block3": how networks number their stages.
@@ -44,19 +41,19 @@ class Selection:
         What is shown.
     """
 
-    matches: Callable[[str, nn.Module], bool]
+    matches: Predicate
     description: str
 
     def __call__(self, name: str, module: nn.Module) -> bool:
         return bool(self.matches(name, module))
 
-    def __and__(self, other: Callable[[str, nn.Module], bool]) -> "Selection":
+    def __and__(self, other: Predicate) -> "Selection":
         return Selection(
             lambda name, module: self(name, module) and bool(other(name, module)),
             f"({self} & {_description(other)})",
         )
 
-    def __or__(self, other: Callable[[str, nn.Module], bool]) -> "Selection":
+    def __or__(self, other: Predicate) -> "Selection":
         return Selection(
             lambda name, module: self(name, module) or bool(other(name, module)),
             f"({self} | {_description(other)})",
@@ -75,7 +72,7 @@ def select(
     name: str | re.Pattern[str] | Sequence[str] | None = None,
     stage: int | Iterable[int] | None = None,
     type: type[nn.Module] | tuple[type[nn.Module], ...] | None = None,  # noqa: A002
-    predicate: Callable[[str, nn.Module], bool] | None = None,
+    predicate: Predicate | None = None,
 ) -> Selection:
     """Select the convolutions for which everything that is given holds.
 
@@ -113,22 +110,16 @@ def select(
     >>> print(late & ~select(name="*.conv1"))
     (select(kernel_size=3, stage=(3, 4)) & ~select(name='*.conv1'))
     """
-    tests: list[Callable[[str, nn.Module], bool]] = []
-    if kernel_size is not None:
-        tests.append(_has_kernel_size(kernel_size))
-    if name is not None:
-        tests.append(_has_name(name))
-    if stage is not None:
-        tests.append(_is_in_stage(stage))
-    if type is not None:
-        tests.append(_is_instance(type))
-    if predicate is not None:
-        tests.append(_predicate("predicate", predicate))
-    given = {
-        "kernel_size": kernel_size, "name": name, "stage": stage, "type": type,
-        "predicate": predicate,
-    }  # fmt: skip
-    shown = ", ".join(f"{k}={_shown(v)}" for k, v in given.items() if v is not None)
+    criteria: dict[str, tuple[Any, Callable[[Any], Predicate]]] = {
+        "kernel_size": (kernel_size, _has_kernel_size),
+        "name": (name, _has_name),
+        "stage": (stage, _is_in_stage),
+        "type": (type, _is_instance),
+        "predicate": (predicate, partial(_predicate, "predicate")),
+    }
+    given = {key: each for key, each in criteria.items() if each[0] is not None}
+    tests = [test(value) for value, test in given.values()]
+    shown = ", ".join(f"{key}={_shown(value)}" for key, (value, _) in given.items())
     return Selection(
         lambda name, module: all(test(name, module) for test in tests), f"select({shown})"
     )
@@ -169,7 +160,7 @@ def unmatched(where: Where, names: Sequence[str]) -> str:
     )
 
 
-def _is_instance(wanted: Any) -> Callable[[str, nn.Module], bool]:
+def _is_instance(wanted: Any) -> Predicate:
     classes = wanted if isinstance(wanted, tuple) else (wanted,)
     if not classes or not all(isinstance(c, type) and issubclass(c, nn.Module) for c in classes):
         raise TypeError(
@@ -179,7 +170,7 @@ def _is_instance(wanted: Any) -> Callable[[str, nn.Module], bool]:
     return lambda _, module: isinstance(module, classes)
 
 
-def _predicate(argument: str, function: Any) -> Callable[[str, nn.Module], bool]:
+def _predicate(argument: str, function: Any) -> Predicate:
     """Return a function that can be called with a name and a module, or refuse it."""
     expected = f"{argument}: expected a function of (name, module), got"
     if not callable(function):
@@ -191,11 +182,11 @@ def _predicate(argument: str, function: Any) -> Callable[[str, nn.Module], bool]
     except ValueError:
         # Some functions that are not written in Python do not tell what they take.
         pass
-    checked: Callable[[str, nn.Module], bool] = function
+    checked: Predicate = function
     return checked
 
 
-def _has_kernel_size(kernel_size: int | Sequence[int]) -> Callable[[str, nn.Module], bool]:
+def _has_kernel_size(kernel_size: int | Sequence[int]) -> Predicate:
     single = not isinstance(kernel_size, Sequence)
     sizes = tuple(kernel_size) if isinstance(kernel_size, Sequence) else (kernel_size,)
     if not sizes or not all(map(is_integer, sizes)):
@@ -210,9 +201,7 @@ def _has_kernel_size(kernel_size: int | Sequence[int]) -> Callable[[str, nn.Modu
     return matches
 
 
-def _has_name(
-    pattern: str | re.Pattern[str] | Sequence[str],
-) -> Callable[[str, nn.Module], bool]:
+def _has_name(pattern: str | re.Pattern[str] | Sequence[str]) -> Predicate:
     if isinstance(pattern, re.Pattern):
         return lambda name, _: pattern.search(name) is not None
     patterns = [pattern] if isinstance(pattern, str) else pattern
@@ -223,7 +212,7 @@ def _has_name(
     return lambda name, _: any(fnmatch.fnmatchcase(name, each) for each in patterns)
 
 
-def _is_in_stage(stage: int | Iterable[int]) -> Callable[[str, nn.Module], bool]:
+def _is_in_stage(stage: int | Iterable[int]) -> Predicate:
     stages = set(stage) if isinstance(stage, Iterable) else {stage}
     if not all(map(is_integer, stages)):
         raise TypeError(f"stage: expected integers, got {stage!r}")
@@ -235,7 +224,7 @@ def _is_in_stage(stage: int | Iterable[int]) -> Callable[[str, nn.Module], bool]
     return matches
 
 
-def _description(where: Callable[[str, nn.Module], bool]) -> str:
+def _description(where: Predicate) -> str:
     return str(where) if isinstance(where, Selection) else getattr(where, "__name__", repr(where))
 
 

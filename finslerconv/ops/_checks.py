@@ -21,15 +21,7 @@ def kernel_size(weight: Tensor) -> tuple[int, int]:
 
 
 def check_tensors(**tensors: Tensor | None) -> None:
-    """Check each tensor argument of an operator by itself: kind, dtype and device.
-
-    Raises
-    ------
-    TypeError
-        If one is no tensor, or not floating.
-    ValueError
-        If one is on another device than the first.
-    """
+    """Check that all arguments of an operator are floating tensors on one device."""
     device = None
     for name, tensor in tensors.items():
         if tensor is None and name in _OPTIONAL:
@@ -57,20 +49,11 @@ def multiplied_dtype(tensor: Tensor) -> torch.dtype:
 
 
 def check_convolution(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    geometry: ConvGeometry,
-    padding_mode: str,
+    input: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry, padding_mode: str
 ) -> tuple[int, int]:
     """Check what every convolution takes, and return the size of its output.
 
-    Raises
-    ------
-    TypeError
-        If dtypes differ, after autocast where that is on.
-    ValueError
-        If shapes, groups or the padding mode do not fit.
+    Dtypes are compared after autocast where that is on.
     """
     check_padding_mode(padding_mode)
     if input.ndim != 4:

@@ -124,17 +124,12 @@ def metric_conv2d(
         One-forms, ``|omega|_{M^-1} < 1``; None for a Riemannian metric.
     points : Tensor, shape (kh * kw, 2)
         Reference points ``g_k`` of the Euclidean unit ball, in the order of the kernel (row-major).
-    weight : Tensor, shape (O, C // groups, kh, kw)
-        The weight groups are inferred.
-    bias : Tensor, shape (O,), optional
-    stride, padding, dilation : int or pair of int
-        As in ``torch.nn.functional.conv2d``, ``padding="same"`` and ``"valid"`` included.
+    weight, bias, stride, padding, dilation, padding_mode
+        As in :func:`deform_conv2d`.
     mask : Tensor, shape (B, G * kh * kw, Ho, Wo), optional
         A factor for every sample: a density on the ball.
     map : {"radial", "affine"}
         The map of the points into the ball.
-    padding_mode : {"zeros", "reflect", "replicate", "circular"}
-        The image's continuation, for every sample that falls outside.
 
     Returns
     -------
@@ -142,12 +137,8 @@ def metric_conv2d(
 
     Raises
     ------
-    TypeError
-        If an argument is no tensor or not floating, or weight and bias are not of the input's
-        dtype (under autocast, float64 is not lowered, as in ``torch.nn.functional.conv2d``).
-    ValueError
-        If the shapes do not fit, or a tensor is on another device than the input; the message
-        says what was expected.
+    TypeError, ValueError
+        As :func:`deform_conv2d`.
 
     References
     ----------

@@ -1,7 +1,7 @@
 """The operator as PyTorch knows it: ``finslerconv::sampled_conv2d``, and its backward operator.
 
-Both are computed by the backends, and have fake kernels and rules for autograd, autocast and
-vmap. Second derivatives are those of the reference, at its price.
+The backends compute both. Fake kernels and rules for autograd, autocast and vmap are here; second
+derivatives are those of the reference, at its cost.
 """
 
 from collections.abc import Callable
@@ -59,18 +59,13 @@ def convolution_of(
     dilation, padding_mode, backend,
 ):  # fmt: skip
     """Return the convolution that the arguments of ``finslerconv::sampled_conv2d`` describe."""
-    geometry = ConvGeometry(
-        tuple(weight.shape[2:]),
-        tuple(stride),
-        tuple(dilation),
-        tuple(padding_before),
-        tuple(padding_after),
-    )
+    sizes = (weight.shape[2:], stride, dilation, padding_before, padding_after)
+    geometry = ConvGeometry(*map(tuple, sizes))
     positions = Positions(kind, field, omega, points)
     return Convolution(input, positions, weight, bias, mask, geometry, padding_mode)
 
 
-# One kernel for all devices: the registry knows which backend is for which.
+# One kernel for all devices: the registry knows the backend of each.
 
 
 @no_type_check
@@ -167,7 +162,7 @@ def _second_gradient(ctx, *seeds):
     further = torch.is_grad_enabled()
 
     def renamed(tensor):
-        """Return the tensor as a variable of its own, whatever it came from."""
+        """Return the tensor as a variable of its own."""
         new = tensor.view_as(tensor) if further and tensor.requires_grad else tensor.detach()
         return new if new.requires_grad else new.requires_grad_()
 
@@ -206,7 +201,7 @@ for _name, _rule, _prepare in (
     )
 
 
-# Autocast lowers what a convolution multiplies, never what says where it samples.
+# Autocast lowers what a convolution multiplies, never the positions of its samples.
 
 
 def _autocast(device: str) -> Callable[..., Tensor]:

@@ -30,11 +30,6 @@ def completed_square(P: Parameters) -> tuple[Any, Any]:
     return A / size, centre
 
 
-def _zermelo_data(P: Parameters) -> tuple[Any, Any]:
-    # Written out, so that the statement shows the formulas.
-    return completed_square(P), tuple(Randers.zermelo(P.metric))
-
-
 def _unit_ball(P: Parameters) -> tuple[Any, Any]:
     F = P.metric
     h, W = F.zermelo()
@@ -49,13 +44,6 @@ def _wind_norm(P: Parameters) -> tuple[Any, Any]:
 def _round_trip(P: Parameters) -> tuple[Any, Any]:
     back = Randers.from_zermelo(*P.metric.zermelo())
     return (back.M, back.omega), (P.M, P.omega)
-
-
-def _other_round_trip(P: Parameters) -> tuple[Any, Any]:
-    F = P.navigated
-    # Written out, so that the statement shows the formulas.
-    h, W = Randers.zermelo(F)
-    return (h, W), (P.h, P.W)
 
 
 def _riemannian(P: Parameters) -> tuple[Any, Any]:
@@ -110,7 +98,8 @@ IDENTITIES = (
         r"around $W = -A^{-1} \omega$ whose shape matrix is the inverse of "
         r"$h = A / (1 + \omega^{\top} A^{-1} \omega)$. Proved is that these are the formulas on "
         r"the right; that the ellipse is the unit ball is unit_ball.",
-        sides=_zermelo_data,
+        # The method of the class, so that the statement shows the formulas and not their names.
+        sides=lambda P: (completed_square(P), tuple(Randers.zermelo(P.metric))),
         positive=given.metric,
         left=r"\left(h,\ W\right)",
     ),
@@ -148,7 +137,7 @@ IDENTITIES = (
         "zermelo_inverse_round_trip",
         "From Zermelo data to a metric and back. So every ellipse that holds the origin inside is "
         "the unit ball of exactly one Randers metric.",
-        sides=_other_round_trip,
+        sides=lambda P: (tuple(Randers.zermelo(P.navigated)), (P.h, P.W)),
         positive=given.wind,
     ),
     Identity(

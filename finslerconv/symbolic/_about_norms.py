@@ -67,10 +67,7 @@ IDENTITIES = (
         r"For every $\omega$, whatever the sign of $\lambda$. By cauchy_schwarz the right side is "
         r"at least $\lambda\, v^{\top} M v$. So where $\lambda > 0$, both $F(v)$ and $F(-v)$ are "
         r"positive, for their sum $2 \sqrt{v^{\top} M v}$ is.",
-        sides=lambda P: (
-            _product(P, P.v),
-            dot(P.v, P.M - P.omega * P.omega.T, P.v),
-        ),
+        sides=lambda P: (_product(P, P.v), dot(P.v, P.M - P.omega * P.omega.T, P.v)),
         positive=lambda P: (*given.definite(P.M), *given.nonzero(P.v, P.M)),
     ),
     Identity(
@@ -78,10 +75,7 @@ IDENTITIES = (
         r"The product $F(v) F(-v)$ at $v = M^{-1} \omega$, where it is least in proportion to "
         r"$v^{\top} M v$, which is $1 - \lambda$ there. Where $\lambda \le 0$ the product is not "
         r"positive, and $F$ is no metric.",
-        sides=lambda P: (
-            _product(P, inverse(P.M) * P.omega),
-            P.metric.lam * (1 - P.metric.lam),
-        ),
+        sides=lambda P: (_product(P, inverse(P.M) * P.omega), P.metric.lam * (1 - P.metric.lam)),
         positive=lambda P: given.definite(P.M),
     ),
     Identity(
@@ -145,10 +139,7 @@ IDENTITIES = (
     Identity(
         "fundamental_norm",
         r"The fundamental tensor measures its own direction as $F$ does.",
-        sides=lambda P: (
-            dot(P.v, P.metric.fundamental_tensor(P.v), P.v),
-            P.metric.norm(P.v) ** 2,
-        ),
+        sides=lambda P: (dot(P.v, P.metric.fundamental_tensor(P.v), P.v), P.metric.norm(P.v) ** 2),
         positive=given.metric_and_vector,
     ),
     Identity(

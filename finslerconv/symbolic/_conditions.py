@@ -45,8 +45,8 @@ def wind(P: Parameters) -> Positive:
 def nonzero(x: MatrixLike, A: MatrixLike | None = None) -> Positive:
     """Assume that the vector ``x`` is not zero: x' A x is positive.
 
-    In one dimension the axis is taken to point along ``x``, which is no restriction: turning the
-    axis round changes the sign of omega, and the identities are for every omega.
+    In one dimension the axis points along ``x``. That is no restriction: the identities are for
+    every omega, whose sign changes with the axis.
     """
     A = identity_like(x * x.T) if A is None else A
     if isinstance(x, sympy.MatrixBase) and x.rows == 1:
@@ -66,9 +66,4 @@ def positive_norm(P: Parameters) -> Positive:
 
 def reference_point(P: Parameters) -> Positive:
     """Assume a Randers metric, a reference point g != 0 and F(g) > 0, which follows."""
-    return (
-        *metric(P),
-        *nonzero(P.g),
-        *nonzero(P.g, P.M),
-        P.metric.norm(P.g),
-    )
+    return (*metric(P), *nonzero(P.g), *nonzero(P.g, P.M), P.metric.norm(P.g))

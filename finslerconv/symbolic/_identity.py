@@ -89,9 +89,9 @@ class Identity:
     left, right : str
         LaTeX of a side, where it cannot be printed from the expressions.
     kind : {"theorem", "definition"}
-        What its proof is worth. The two sides of a theorem are found in independent ways. A
-        definition's follow from each other by substitution, or by homogeneity alone: the proof
-        checks that the formulas keep to the convention.
+        The two sides of a theorem are found in independent ways. Those of a definition follow from
+        each other by substitution or homogeneity: its proof checks that the formulas keep to the
+        convention.
 
     Examples
     --------

@@ -62,24 +62,10 @@ def check_column(name: str, x: MatrixLike, like: MatrixLike) -> None:
 
 
 def dot(x: MatrixLike, *factors: MatrixLike) -> sympy.Expr:
-    """Return the number ``x' A ... y`` for a column ``x`` and factors that end in a column.
+    """Return the number ``x' A ... y`` of a column, any number of (d, d) matrices and a column.
 
-    Parameters
-    ----------
-    x : (d, 1) matrix
-    *factors : matrices
-        Any number of (d, d) matrices, then a (d, 1) column.
-
-    Returns
-    -------
-    sympy.Expr
-        A scalar; a `Contraction` where the size of the matrices is a symbol. Written out where
-        all entries are symbols or numbers.
-
-    Raises
-    ------
-    ValueError
-        If the product is no number.
+    It is a `Contraction` where the size of the matrices is a symbol, and expanded where all entries
+    are symbols or numbers.
     """
     if not isinstance(x, sympy.MatrixBase):
         flat = [part for f in factors for part in (f.args if f.is_MatMul else (f,))]

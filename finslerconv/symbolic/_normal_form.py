@@ -26,22 +26,9 @@ _Sum: TypeAlias = dict[_Word, Any]
 
 
 def normal_form(expression: MatrixLike | sympy.Expr) -> dict[_Word, sympy.Expr]:
-    """Return the coefficients of an expression by word.
+    """Return the coefficients of an expression by word; a scalar has the one word ``()``.
 
-    Parameters
-    ----------
-    expression : matrix expression or scalar
-        A scalar has the one word ``()``; its Contractions are put into normal form.
-
-    Returns
-    -------
-    dict
-        From words to scalars. An expression is zero in every dimension if all are zero.
-
-    Raises
-    ------
-    TypeError
-        If a matrix expression of an unknown kind occurs.
+    An expression is zero in every dimension if all coefficients are zero.
     """
     if getattr(expression, "is_Matrix", False):
         return _matrix(expression)
@@ -148,7 +135,7 @@ def _transpose(terms: _Sum) -> _Sum:
 def _split(terms: _Sum) -> tuple[Any, _Word, list[_Word], list[_Word], sympy.Matrix]:
     """Return c, w, C, R, K of the expression c w + sum of C_i K_ij R_j, w free of columns."""
     base = [(word, c) for word, c in terms.items() if all(k != "column" for _, k in word)]
-    base = [(word, c) for word, c in base if _simplified(c) != 0]
+    base = [(word, c) for word, c in base if sympy.factor(c) != 0]
     if len(base) != 1 or len(base[0][0]) > 1:
         raise ValueError(
             f"expression: expected a power of one matrix plus terms of low rank, got {terms}"
@@ -156,7 +143,7 @@ def _split(terms: _Sum) -> tuple[Any, _Word, list[_Word], list[_Word], sympy.Mat
     [(word, c)] = base
     low_rank = {}
     for whole, coefficient in terms.items():
-        if whole != word and _simplified(coefficient) != 0:
+        if whole != word and sympy.factor(coefficient) != 0:
             cut = next(i for i, (_, kind) in enumerate(whole) if kind == "column") + 1
             low_rank[whole[:cut], whole[cut:]] = coefficient
     columns = sorted({column for column, _ in low_rank}, key=str)
@@ -165,10 +152,6 @@ def _split(terms: _Sum) -> tuple[Any, _Word, list[_Word], list[_Word], sympy.Mat
         len(columns), len(rows), lambda i, j: low_rank.get((columns[i], rows[j]), sympy.S.Zero)
     )
     return c, word, columns, rows, K
-
-
-def _simplified(coefficient: sympy.Expr) -> sympy.Expr:
-    return sympy.factor(coefficient)
 
 
 def _schur(
@@ -183,7 +166,7 @@ def _schur(
             _multiply({rows[i]: sympy.S.One}, B_inverse), {columns[j]: sympy.S.One}
         ).get((), sympy.S.Zero),
     )
-    return B_inverse, (sympy.eye(len(columns)) + K * G).applyfunc(_simplified)
+    return B_inverse, (sympy.eye(len(columns)) + K * G).applyfunc(sympy.factor)
 
 
 def _inverse(terms: _Sum) -> _Sum:
@@ -191,11 +174,10 @@ def _inverse(terms: _Sum) -> _Sum:
     B_inverse, small = _schur(c, word, columns, rows, K)
     if not columns:
         return B_inverse
-    middle = (inverse(small) * K).applyfunc(_simplified)
+    middle = (inverse(small) * K).applyfunc(sympy.factor)
     corrections = [
         _multiply(
-            _multiply(_multiply(B_inverse, {column: sympy.S.One}), {row: -middle[i, j]}),
-            B_inverse,
+            _multiply(_multiply(B_inverse, {column: sympy.S.One}), {row: -middle[i, j]}), B_inverse
         )
         for i, column in enumerate(columns)
         for j, row in enumerate(rows)

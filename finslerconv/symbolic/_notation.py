@@ -1,7 +1,7 @@
 """Short names in place of formulas, for statements that are printed and not computed.
 
-The two sides of an identity are made by one function of the parameters. Given the names of this
-module it yields what the statement says, F(v) or h; given symbols, what the proof works on.
+One function of the parameters makes the two sides of an identity. Given the names of this module it
+returns what is printed, F(v) or h; given symbols, what is proved.
 """
 
 from collections.abc import Iterable
@@ -46,10 +46,8 @@ class _NamedRanders(Randers):
         return self._marked("-")
 
     def zermelo(self) -> Zermelo:
-        superscript = _superscript(self.mark)
-        return Zermelo(
-            self._symbol(f"h{superscript}", self.M.rows), self._symbol(f"W{superscript}", 1)
-        )
+        mark = _superscript(self.mark)
+        return Zermelo(self._symbol(f"h{mark}", self.M.rows), self._symbol(f"W{mark}", 1))
 
     def _marked(self, mark: str) -> "_NamedRanders":
         marks = self.mark + mark
@@ -111,7 +109,7 @@ class _Printer(LatexPrinter):  # type: ignore[misc]  # sympy has no type informa
         return " ".join([printed[0], *signed])
 
     def _needs_mul_brackets(self, expr: sympy.Expr, **position: bool) -> bool:
-        # Two products of matrices side by side would read as one.
+        # Two adjacent products of matrices would read as one.
         return isinstance(expr, Contraction) or super()._needs_mul_brackets(expr, **position)
 
 

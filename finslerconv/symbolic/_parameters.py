@@ -20,20 +20,12 @@ class Parameters:
     ----------
     dimension : int or "any"
         The dimension d of the tangent space; "any" leaves it a symbol.
-    M : (d, d) matrix
-        Symmetric: the Riemannian part of a metric.
-    omega : (d, 1) matrix
-        Its one-form.
-    h : (d, d) matrix
-        Symmetric: the Riemannian sea of Zermelo data.
-    W : (d, 1) matrix
-        The wind of Zermelo data.
-    v : (d, 1) matrix
-        A tangent vector.
-    p : (d, 1) matrix
-        A covector.
-    g : (d, 1) matrix
-        A reference point of the Euclidean unit ball.
+    M, omega : (d, d) and (d, 1) matrix
+        The symmetric Riemannian part of a metric, and its one-form.
+    h, W : (d, d) and (d, 1) matrix
+        Zermelo data: the symmetric Riemannian sea, and the wind.
+    v, p, g : (d, 1) matrix
+        A tangent vector, a covector, and a reference point of the Euclidean unit ball.
     """
 
     dimension: Dimension
@@ -67,9 +59,7 @@ def _entries(name: str, d: int) -> sympy.ImmutableMatrix:
 
 def _symmetric(name: str, d: int) -> sympy.ImmutableMatrix:
     return sympy.ImmutableMatrix(
-        d,
-        d,
-        lambda i, j: sympy.Symbol(f"{name}_{min(i, j)}{max(i, j)}", real=True),
+        d, d, lambda i, j: sympy.Symbol(f"{name}_{min(i, j)}{max(i, j)}", real=True)
     )
 
 
@@ -82,10 +72,6 @@ def parameters(dimension: Dimension = 2) -> Parameters:
     dimension : int or "any"
         A positive integer gives explicit matrices with a real symbol for every entry;
         "any" gives matrix symbols whose size is the symbol ``d``.
-
-    Returns
-    -------
-    P : Parameters
 
     Raises
     ------

@@ -1,8 +1,8 @@
 """Rational functions as a polynomial times powers of irreducible polynomials.
 
-The formulas of this package divide by few polynomials (det M, lambda det M, a norm), again and
-again. Kept factored, these cancel by trial division, where SymPy's fields of fractions
-would need a multivariate greatest common divisor for every sum.
+The formulas of this package divide by the same few polynomials (det M, lambda det M, a norm). Kept
+factored, these cancel by trial division; SymPy's fields of fractions would compute a multivariate
+greatest common divisor for every sum.
 """
 
 from collections.abc import Iterable, Mapping
@@ -19,15 +19,8 @@ _PRIMES = tuple(primerange(50, 1000))
 class Quotient:
     """The rational function ``constant * polynomial * product of f ** powers[f]``.
 
-    Parameters
-    ----------
-    ring : sympy PolyRing
-        A ring of polynomials with integer coefficients.
-    constant : Fraction
-    polynomial : PolyElement
-        Of the ring; need not be irreducible.
-    powers : mapping
-        From irreducible polynomials of the ring to exponents, negative ones included.
+    The f are irreducible, and their exponents may be negative; the polynomial need not be
+    irreducible. The ring has integer coefficients.
     """
 
     __slots__ = ("constant", "polynomial", "powers", "ring")
@@ -115,10 +108,7 @@ class Quotient:
     def factored(self, likely: Iterable[Any] = ()) -> "Quotient":
         """Return the same function with all of the polynomial moved to the powers.
 
-        Parameters
-        ----------
-        likely : iterable of irreducible polynomials
-            They are tried first, which is much quicker than to find them.
+        Division by the ``likely`` irreducible factors is tried first: it is quicker than factoring.
         """
         polynomial, powers = self.polynomial, dict(self.powers)
         for f in likely:
@@ -175,7 +165,7 @@ def _divided(polynomial: Any, f: Any) -> Any:
     degrees = f.degrees()
     if f.is_ground or any(a < b for a, b in zip(polynomial.degrees(), degrees, strict=True)):
         return None
-    # Most trials fail, and most of these do so for the values in one point already.
+    # Most trials fail, and most of these already at one point.
     if _value(polynomial) % (_value(f) or 1):
         return None
     quotient, rest = polynomial.div(f)

@@ -4,13 +4,7 @@ from collections.abc import Mapping
 from functools import cache
 from types import MappingProxyType
 
-from finslerconv.symbolic import (
-    _about_balls,
-    _about_duality,
-    _about_maps,
-    _about_norms,
-    _weighted,
-)
+from finslerconv.symbolic import _about_balls, _about_duality, _about_maps, _about_norms, _weighted
 from finslerconv.symbolic._identity import Identity
 
 

@@ -1,8 +1,7 @@
 """Weighted convolution: what a density on the taps does to gradient descent.
 
-The case is small but has everything: a kernel of 2 x 2 taps on a picture of 3 x 3 pixels, a
-squared loss, all numbers symbols. The kernel that is applied is w = Phi v, tap by tap; what is
-trained is v.
+The smallest case: a kernel of 2 x 2 taps on a picture of 3 x 3 pixels, a squared loss, all numbers
+symbols. The applied kernel is w = Phi v, tap by tap; v is trained.
 """
 
 from itertools import product
@@ -39,41 +38,19 @@ def loss(kernel: Vector) -> sympy.Expr:
 
 
 def applied(weights: Vector) -> Vector:
-    """Return the kernel that is applied: Phi times what is trained."""
+    """Return the applied kernel, Phi times the trained weights."""
     return tuple(p * c for p, c in zip(Phi, weights, strict=True))
 
 
 def weighted_descent(steps: int) -> Vector:
-    """Train v by SGD with momentum and weight decay; return the applied kernel Phi v.
-
-    Parameters
-    ----------
-    steps : int
-        Number of steps from v.
-
-    Returns
-    -------
-    tuple of expressions
-        One for each tap.
-    """
+    """Train v by SGD with momentum and weight decay; return the applied kernel Phi v."""
     objective = loss(applied(v)) + decay * sum(c**2 for c in v) / 2
     gradient = tuple(objective.diff(c) for c in v)
     return applied(_descent(v, v, gradient, (eta,) * len(v), steps))
 
 
 def per_tap_descent(steps: int) -> Vector:
-    """Train w = Phi v itself, each tap with the rate eta Phi^2 and the decay lambda / Phi^2.
-
-    Parameters
-    ----------
-    steps : int
-        Number of steps from w = Phi v.
-
-    Returns
-    -------
-    tuple of expressions
-        One for each tap.
-    """
+    """Train w = Phi v itself, each tap with the rate eta Phi^2 and the decay lambda / Phi^2."""
     penalty = sum(c**2 / p**2 for c, p in zip(w, Phi, strict=True))
     objective = loss(w) + decay * penalty / 2
     gradient = tuple(objective.diff(c) for c in w)

@@ -8,7 +8,7 @@ zero is decidable. A root r = f^(1/q) of an irreducible polynomial f becomes a v
   seen to be one. Where a square coefficient vanishes the identity holds by continuity;
 - else r carries the relation r^q = f, by which the numerator is reduced at the end.
 
-A root of a product is split only where that is right for real numbers: factors known to be positive
+A root of a product is split only where that holds for real numbers: factors known to be positive
 leave the root, and an even power of a factor f of unknown sign leaves a square root as |f|.
 """
 
@@ -27,27 +27,14 @@ def remainders(
 ) -> tuple[sympy.Expr, ...]:
     """Return what is left of each expression after exact reduction: 0 where it is proved zero.
 
-    Parameters
-    ----------
-    differences : sequence of expressions
-        Rational functions of real symbols, of roots with rational exponents, of absolute values,
-        and of powers with an exponent that is linear in an integer symbol. Any other function
-        counts as a variable of its own.
-    positive : iterable of expressions
-        Expressions assumed to be positive; only these let a root be split. One that holds a root
-        comes after those that say the root's base is positive.
+    The differences are rational functions of real symbols, roots with rational exponents, absolute
+    values, and powers with an exponent linear in an integer symbol; any other function counts as a
+    variable. Only the expressions assumed to be ``positive`` let a root be split; one that holds a
+    root comes after those that say its base is positive.
 
-    Returns
-    -------
-    tuple of expressions
-        0 for a difference that vanishes wherever the assumptions hold, all roots are real and no
-        denominator is zero. Anything else proves nothing.
-
-    Raises
-    ------
-    ValueError
-        If a root of a quotient cannot be split because a sign is unknown, if a denominator is
-        zero, or if the assumptions contradict each other.
+    A 0 means that the difference vanishes wherever the assumptions hold, all roots are real and no
+    denominator is zero; anything else proves nothing. A ValueError says that a root cannot be
+    split, a denominator is zero, or the assumptions contradict each other.
 
     Examples
     --------

@@ -87,11 +87,12 @@ def convert(
 
     Notes
     -----
-    Every convolution is in the report, and what is left alone is there with the reason, also where
-    that is all of them and the model stays as it was:
-    transposed, lazy and single-tap (1 x 1) ones, those that are adaptive already (torchvision's
-    too) and what is inside them, convolutions beside such a layer that are named after its
-    offsets, classes that compute something of their own, and weights that a hook computes.
+    Every convolution is in the report, and those left alone with the reason: transposed, lazy and
+    single-tap (1 x 1) ones, those that are adaptive already (torchvision's too) and what is inside
+    them, convolutions beside such a layer that are named after its offsets, classes that compute
+    something of their own, and weights that a hook computes. If that is all of them, the model
+    stays as it was.
+
     Weights, biases, ``requires_grad``, device, dtype, training mode, hooks and parametrisations
     (``torch.nn.utils.parametrize``) go over to the new layer; what is new in it is trained even
     where the weights are frozen. A convolution that a model uses in several places is converted
@@ -142,15 +143,11 @@ def convert_back(
     ----------
     model : nn.Module
         A model with layers of this library, or one of them.
-    where : Selection, str, sequence of str, int, sequence of int, class or callable, optional
-        Which of them, as in :func:`convert`; by default all.
+    where, inplace, example
+        As in :func:`convert`.
     strict : bool
         Whether to refuse if one of them cannot be converted exactly; otherwise it is left alone,
         and the report says why.
-    inplace : bool
-        Whether to change the model itself; by default a copy is changed.
-    example : Tensor, sequence or mapping, optional
-        As in :func:`convert`.
 
     Returns
     -------

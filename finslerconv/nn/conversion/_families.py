@@ -12,12 +12,7 @@ from torch.nn.utils import parametrize
 
 from finslerconv._arrays import has_values
 from finslerconv._models import named
-from finslerconv.nn._adaptive import (
-    _CONV_ARGUMENTS,
-    AdaptiveConv2d,
-    own_tensor,
-    unlike_conv2d,
-)
+from finslerconv.nn._adaptive import _CONV_ARGUMENTS, AdaptiveConv2d, own_tensor, unlike_conv2d
 from finslerconv.nn._constructor import arguments_of
 from finslerconv.nn._geodesic_conv import GeodesicConv2d
 from finslerconv.nn._metric_conv import MetricConv2d
@@ -37,10 +32,10 @@ from finslerconv.nn.weighted import (
 #: What a user may ask for: a name, an adaptive class, or a function from a convolution to a module.
 To = str | type[AdaptiveConv2d] | Callable[..., nn.Module]
 
-#: How the kernels start: as those that they replace, or at the constant ``1 / (k^2 C_in)``.
+#: How the kernels start: as the ones they replace, or at the constant ``1 / (k^2 C_in)``.
 Start = Literal["weights", "constant"]
 
-#: What ends a conversion: returns the new layer with the old one's parameters, and the notes.
+#: The last step of a conversion: returns the new layer, with the old parameters, and the notes.
 Finish = Callable[[], tuple[nn.Module, tuple[str, ...]]]
 
 #: The adaptive layers by the names that ``convert(to=...)`` takes.
@@ -55,12 +50,11 @@ ADAPTIVE: dict[str, type[AdaptiveConv2d]] = {
 class Family(abc.ABC):
     """What convolutions are converted to, and which of them.
 
-    The methods are called in their order, and before anything is changed: what can fail fails
-    there.
+    The methods are called in this order, before the model is changed: all errors are raised there.
     """
 
     def stranger(self, module: nn.Module) -> str | None:
-        """Return why a module is none of those it is about, selected or not; or None."""
+        """Return why a module is left alone even if it is not selected, or None."""
         return None
 
     @abc.abstractmethod
@@ -69,15 +63,15 @@ class Family(abc.ABC):
 
     @abc.abstractmethod
     def prepare(self, name: str, conv: Any) -> Finish | str:
-        """Return what ends the conversion of a module, or why it is left alone."""
+        """Return the last step of a module's conversion, or why it is left alone."""
 
     def withdraw(self, model: nn.Module, prepared: Collection[int]) -> dict[int, str]:
-        """Return which prepared modules, by identity, are left alone after all, and why."""
+        """Return the prepared modules, by identity, that are left alone after all, and why."""
         return {}
 
 
 def family(to: To, start: Start, options: dict[str, Any]) -> Family:
-    """Return what ``to`` stands for; raise if it is nothing, or an option does not fit it."""
+    """Return what ``to`` stands for; raise if it is unknown, or does not take an option."""
     if start not in ("weights", "constant"):
         raise ValueError(f"start: expected 'weights' or 'constant', got {start!r}")
     if isinstance(to, str):
@@ -139,7 +133,7 @@ class _Adaptive(Family):
             layer.bias = conv.bias
         else:
             take_over_weights(conv, layer)
-        # On the meta device there are no values to tell by.
+        # On the meta device there are no values to check.
         why = layer.why_not_standard() if has_values(own_tensor(layer)) else None
 
         def finish() -> tuple[nn.Module, tuple[str, ...]]:
@@ -210,7 +204,7 @@ class _Factory(Family):
 
         def finish() -> tuple[nn.Module, tuple[str, ...]]:
             if any(module is conv for module in made.modules()):
-                # It is still in use and keeps what it has.
+                # The convolution is still in use and keeps its hooks.
                 return made.train(conv.training), ()
             return made, take_over_surroundings(conv, made)
 
@@ -218,7 +212,7 @@ class _Factory(Family):
 
 
 class Plain(Family):
-    """Plain convolutions, of layers of this library that compute nothing else."""
+    """Plain convolutions, for layers of this library that compute nothing else."""
 
     def __init__(self, model: nn.Module, strict: bool) -> None:
         self._strict = strict
@@ -258,7 +252,7 @@ class Plain(Family):
 
 @torch.no_grad()
 def _standard(layer: AdaptiveConv2d) -> tuple[nn.Module, tuple[str, ...]]:
-    """Return the convolution that a layer is whose positions are the standard ones."""
+    """Return the plain convolution that equals a layer with the standard positions."""
     like = own_tensor(layer)
     conv = nn.Conv2d(
         **{name: getattr(layer, name) for name in _CONV_ARGUMENTS},
@@ -302,7 +296,7 @@ def _unfoldable_modulation(layer: AdaptiveConv2d, shared: bool) -> str | None:
 
 @contextmanager
 def _located(name: str, module: nn.Module) -> Iterator[None]:
-    """Say in an error at which layer it arose."""
+    """Add the layer to an error's message."""
     try:
         yield
     except (TypeError, ValueError) as error:
@@ -310,7 +304,7 @@ def _located(name: str, module: nn.Module) -> Iterator[None]:
 
 
 def _options_of(cls: type[AdaptiveConv2d]) -> set[str] | None:
-    """Return what a class takes besides the arguments of a convolution; None if it takes all."""
+    """Return the arguments of a class besides a convolution's; None if it takes any."""
     found = set(arguments_of(cls))
     if "..." in found:
         return None
@@ -358,7 +352,7 @@ def _lazy(module: nn.Module) -> str | None:
 
 
 def _hidden_weight(module: nn.Module) -> str | None:
-    """Return why the weight is not the module's to give away, or None."""
+    """Return why the weight cannot be taken over, or None."""
     for name in ("weight", "bias"):
         if name not in module._parameters and not parametrize.is_parametrized(module, name):
             return (
@@ -369,7 +363,7 @@ def _hidden_weight(module: nn.Module) -> str | None:
 
 
 def _has_more(module: nn.Module) -> str | None:
-    """Return what a module holds that a convolution does not, and that would be lost."""
+    """Return what a module holds besides its weights, which would be lost, or None."""
     more = [*module._parameters, *module._buffers, *module._modules]
     more = [name for name in more if name not in ("weight", "bias", "parametrizations")]
     return f"it holds {', '.join(more)} besides its weights, which would be lost" if more else None

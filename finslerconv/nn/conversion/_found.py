@@ -1,4 +1,4 @@
-"""Which convolutions there are in a model, and which of them are parts of adaptive layers."""
+"""The convolutions of a model, and which of them are parts of adaptive layers."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ from finslerconv.nn.weighted import density_of
 class Found:
     """A convolution of a model, by all its dotted names.
 
-    ``part`` says of which adaptive layer it is a part (it is then left alone), ``note`` what the
-    report says if it is converted.
+    ``part`` names the adaptive layer of which it is a part (it is then left alone); ``note`` is for
+    the report if it is converted.
     """
 
     names: list[str]
@@ -73,22 +73,22 @@ def is_ours(module: nn.Module) -> bool:
 def is_foreign(module: nn.Module) -> bool:
     """Whether a module is an adaptive convolution of another library; none of them is imported.
 
-    torchvision's ``DeformConv2d``, one with the groups or the inner convolution of mmcv's and
-    detectron2's, or one with the methods of this library's.
+    That is torchvision's ``DeformConv2d``, a module with the attributes of mmcv's and detectron2's,
+    or one with the methods of this library's.
     """
     if isinstance(module, AdaptiveConv2d):
         return False
     if all(callable(getattr(module, name, None)) for name in ("positions", "geometry")):
         return True
-    for kind in type(module).__mro__:
-        if kind.__name__ == "DeformConv2d" and kind.__module__.startswith("torchvision."):
-            return True
+    bases = [(kind.__name__, kind.__module__.partition(".")[0]) for kind in type(module).__mro__]
+    if ("DeformConv2d", "torchvision") in bases:
+        return True
     names = ("deform_groups", "deformable_groups", "conv_offset", "conv_offset_mask")
     return _has_kernel(module) and any(hasattr(module, name) for name in names)
 
 
 def _has_kernel(module: nn.Module) -> bool:
-    """Whether a module is a two-dimensional convolution that is none of PyTorch's."""
+    """Whether a module is a two-dimensional convolution, but not one of PyTorch's."""
     if isinstance(module, _ConvNd):
         return False
     weight = module._parameters.get("weight")
@@ -104,7 +104,7 @@ def _beside(parent: nn.Module, layer: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def _may_compute_samples(conv: nn.Conv2d, layer: Any) -> bool:
-    """Whether the channels are offsets (2), factors (1), or both (3), for a number of groups."""
+    """Whether the channels may be offsets (2 a tap), factors (1) or both (3), in some groups."""
     if not _has_kernel(layer):
         return False
     taps = layer.weight.shape[-2:].numel()

@@ -17,17 +17,17 @@ _REPEATS = 3
 
 @dataclass(frozen=True)
 class Measurement:
-    """What an example showed: the quickest of several passes forward, without gradients.
+    """Times of an example: the quickest of several passes forward, without gradients.
 
-    ``seconds`` is that of the whole model; ``layers`` has, by the identity of each layer that ran,
-    the spatial size of its last output and the seconds of all its calls within a pass.
+    ``seconds`` is for the whole model. ``layers`` maps the identity of each layer that ran to the
+    spatial size of its last output and the seconds of all its calls within a pass.
     """
 
     seconds: float
     layers: dict[int, tuple[tuple[int, ...], float]]
 
     def of(self, layer: nn.Module) -> dict[str, Any]:
-        """Return the fields of a :class:`Cost` that were measured: none if it was not run."""
+        """Return the measured fields of a :class:`Cost`; none if the layer did not run."""
         if id(layer) not in self.layers:
             return {}
         size, seconds = self.layers[id(layer)]
@@ -62,14 +62,8 @@ def measure(model: nn.Module, layers: Sequence[nn.Module], example: Example) -> 
             _run(model, example)
             _synchronize()
             totals.append(time.perf_counter() - start)
-        handles = [
-            handle
-            for layer in layers
-            for handle in (
-                layer.register_forward_pre_hook(before),
-                layer.register_forward_hook(after),
-            )
-        ]
+        handles = [layer.register_forward_pre_hook(before) for layer in layers]
+        handles += [layer.register_forward_hook(after) for layer in layers]
         try:
             for _ in range(_REPEATS):
                 running.clear()

@@ -49,7 +49,7 @@ def convert_resnet(
     start : {"weights", "constant"}
         As in :func:`convert`; the paper's adaptive kernels start at the ``"constant"``.
     inplace : bool
-        Whether to change the model itself; by default a copy is changed.
+        As in :func:`convert`.
     example : Tensor, sequence or mapping, optional
         As in :func:`convert`; the times before are those of the plain network with the stem,
         strides and dilations changed.
@@ -147,7 +147,7 @@ def _small_stem(model: nn.Module) -> list[_Edit]:
 
 
 def _full_resolution(stage: nn.Sequential) -> list[_Edit]:
-    """Return what takes the stride out of a stage and dilates its later blocks instead."""
+    """Return the edits that remove a stage's stride and dilate its later blocks instead."""
     first, *later = stage
     edits = []
     for name, module in first.named_modules():

@@ -1,4 +1,4 @@
-"""What one module takes over from another whose place it takes."""
+"""What a module takes over from the one that it replaces."""
 
 from torch import nn
 from torch.nn.utils import parametrize
@@ -31,7 +31,7 @@ def take_over_weights(old: nn.Module, new: nn.Module) -> None:
 
 def take_over_surroundings(old: nn.Module, new: nn.Module) -> tuple[str, ...]:
     """Give a module the hooks, mode and attributes of another; return notes for the report."""
-    # What came over with the weights, parametrisations that is, keeps the modes that it had.
+    # Parametrisations, which came over with the weights, keep their modes.
     before = set(old.modules())
     for module in new.modules():
         if module not in before:
@@ -42,7 +42,7 @@ def take_over_surroundings(old: nn.Module, new: nn.Module) -> tuple[str, ...]:
     for name in _HOOKS:
         theirs, ours = getattr(old, name), getattr(new, name)
         if theirs:
-            # The old dictionary itself, so that handle.remove() goes on to work.
+            # The old dictionary itself, so that handle.remove() still works.
             theirs.update(ours)
             setattr(new, name, theirs)
     if old._is_full_backward_hook is not None:
@@ -56,8 +56,8 @@ def take_over_surroundings(old: nn.Module, new: nn.Module) -> tuple[str, ...]:
 
 
 def _take_over_parametrization(old: nn.Module, new: nn.Module, name: str) -> None:
-    """Give a module the list of parametrisations of another, itself, as it is."""
-    # Registering them anew would have them invert the new module's tensor, and some remember what
-    # they inverted (the base of an orthogonal one). Another one makes the place for the list.
+    """Give a module another's list of parametrisations, the object itself."""
+    # Registering them anew would call their right inverse, and some store what they inverted (the
+    # base of an orthogonal one). So an identity is registered, and its list replaced.
     parametrize.register_parametrization(new, name, nn.Identity(), unsafe=True)
     new.parametrizations[name] = old.parametrizations[name]  # type: ignore[index, operator]

@@ -44,13 +44,7 @@ class Density(nn.Module, ABC):
         """Phi from the parameters, in the shape of the kernel."""
 
     def forward(self) -> Float[Tensor, "*kernel"]:
-        """Phi, in the shape of the kernel.
-
-        Returns
-        -------
-        Tensor
-            Shape ``kernel_size``, differentiable in the density's parameters.
-        """
+        """Return Phi, shape ``kernel_size``, differentiable in the density's parameters."""
         return self._evaluate() if self.phi is None else self.phi
 
     @property
@@ -131,16 +125,11 @@ class SeparableDensity(Density):
                 hold(self, f"profile_{axis}", values, positive)
         if not trainable:
             self.phi = outer(_full_profiles(profiles, self.kernel_size))
-        # Computed in double until here: a fixed float32 Phi is rounded once.
+        # In double until here, so that a fixed float32 Phi is rounded once.
         place(self, device, dtype)
 
     def profiles(self) -> tuple[Float[Tensor, " _"], ...]:
-        """Full profiles, one per axis (trainable densities only).
-
-        Returns
-        -------
-        tuple of Tensor
-            One tensor of shape ``(k,)`` per spatial axis, differentiable in the parameters.
+        """Return full profiles, shape ``(k,)``, one per axis, differentiable in the parameters.
 
         Raises
         ------
@@ -189,11 +178,7 @@ class TensorDensity(Density):
     """
 
     def __init__(
-        self,
-        values: Float[Tensor, "*kernel"],
-        *,
-        trainable: bool = False,
-        positive: bool = False,
+        self, values: Float[Tensor, "*kernel"], *, trainable: bool = False, positive: bool = False
     ) -> None:
         super().__init__(tuple(values.shape))
         check_values(values, "values", positive)
@@ -308,7 +293,7 @@ def _checked_kernel_size(kernel_size: Sequence[int]) -> tuple[int, ...]:
 def _checked_profiles(
     profile: Sequence[float] | Sequence[Sequence[float]], kernel_size: tuple[int, ...]
 ) -> list[Tensor]:
-    """One double tensor for all axes, or one for each, each of length k // 2 or k."""
+    """Return one double tensor for all axes, or one for each, of length k // 2 or k."""
     rows = list(profile)
     per_axis = bool(rows) and all(isinstance(row, Sequence) for row in rows)
     if not per_axis:

@@ -90,7 +90,7 @@ class MetricDensity(Density):
             )
         with torch.no_grad():
             distances = _distances(current, self.kernel_size)
-            # The profile may be where another density of its own has put it.
+            # Another density may have moved the profile to its device.
             numbers = itertools.chain(profile.parameters(), profile.buffers())
             home = next(numbers, distances).device
             phi = profile(distances.to(home)) if has_values(distances) else distances
@@ -121,7 +121,7 @@ class MetricDensity(Density):
         """Return a tensor of the device and dtype in which the density is computed."""
         if isinstance(metric.like, Tensor):
             return metric.like
-        # A metric that has no numbers, such as the Euclidean one, takes vectors of any kind.
+        # A metric without tensors, such as the Euclidean one, takes vectors of any kind.
         return next(itertools.chain(self.parameters(), self.buffers()), torch.empty(0))
 
 
@@ -176,7 +176,7 @@ class TrainableRanders(nn.Module):
 
 
 def tap_offsets(kernel_size: Sequence[int], like: Tensor) -> Tensor:
-    """Centred tap offsets, shape ``(*kernel_size, d)``, in array-axis order."""
+    """Return the centred tap offsets, shape ``(*kernel_size, d)``, in array-axis order."""
     axes = [
         torch.arange(k, dtype=like.dtype, device=like.device) - (k - 1) / 2 for k in kernel_size
     ]
@@ -184,7 +184,7 @@ def tap_offsets(kernel_size: Sequence[int], like: Tensor) -> Tensor:
 
 
 def _distances(metric: FinslerMetric, kernel_size: Sequence[int]) -> Tensor:
-    """F at the taps, in double on the CPU, whatever kind of array the metric computes in."""
+    """Return F at the taps, in double on the CPU, for metrics of any kind of array."""
     if not has_values(metric.like):
         return torch.empty(kernel_size, dtype=torch.float64, device="meta")
     exact = torch.empty(0, dtype=torch.float64, device="cpu")

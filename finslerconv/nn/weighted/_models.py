@@ -169,12 +169,8 @@ def fold(model: nn.Module, *, inplace: bool = False) -> nn.Module:
 class Weighter:
     """Put densities on the convolutions of a model, one by one; the inverse of :class:`Folder`.
 
-    Parameters
-    ----------
-    choice : DensityChoice or None
-        Which density; None for the paper's of each kernel size.
-    preserve : bool
-        Whether weights are divided by their density, a shared one once.
+    A ``choice`` of None means the paper's density of each kernel size; ``preserve``, that weights
+    are divided by their density, a shared one once.
     """
 
     def __init__(self, choice: DensityChoice | None, preserve: bool) -> None:
@@ -253,14 +249,9 @@ class Weighter:
 class Folder:
     """Fold layers of a model, one by one; the inverse of :class:`Weighter`.
 
-    A weight is multiplied by its density where it is, once, if all that hold it are folded with the
-    same density. Otherwise the layer gets a weight of its own, and :meth:`note` says so.
-
-    Parameters
-    ----------
-    model : nn.Module
-    layers : sequence of nn.Module
-        The layers to be folded; those without a density stay as they are.
+    If all layers that hold a weight are folded with the same density, it is multiplied in place,
+    once. Otherwise the layer gets a weight of its own, and :meth:`note` says so. Of ``layers``,
+    those without a density stay as they are.
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[nn.Module]) -> None:
@@ -294,7 +285,7 @@ class Folder:
         if parametrize.is_parametrized(layer, "weight"):
             functions: Any = layer.parametrizations["weight"]  # type: ignore[index]
             if functions.is_tensor:
-                # PyTorch leaves what it held, and would write the result into what others may hold.
+                # PyTorch would write the result into this tensor, which other layers may hold.
                 functions.original = weight
             remove_parametrizations(layer, leave_parametrized=not functions.is_tensor)
         conv: Any = layer
@@ -334,7 +325,7 @@ def shared_kernels(model: nn.Module) -> dict[int, list[tuple[str, nn.Module]]]:
 
 
 def shared_outside(model: nn.Module, chosen: Collection[int]) -> dict[int, str]:
-    """Return which chosen modules, by identity, share a kernel with one that is not, and which."""
+    """Return the chosen modules, by identity, that share a kernel with one not chosen, and why."""
     reasons = {}
     for key, others in shared_kernels(model).items():
         for name, module in others:
@@ -346,7 +337,7 @@ def shared_outside(model: nn.Module, chosen: Collection[int]) -> dict[int, str]:
 
 @torch.no_grad()
 def _unshareable(model: nn.Module, densities: Mapping[int, Density]) -> dict[int, str]:
-    """Return which modules share a weight that cannot take up all their densities, and why.
+    """Return the modules that share a weight but have different densities, and why.
 
     A shared weight is multiplied or divided once: all its holders need densities of equal value.
     """
@@ -363,7 +354,7 @@ def _equal(a: Density, b: Density) -> bool:
     if a is b or a.kernel_size != b.kernel_size:
         return a is b
     first, second = a(), b()
-    # Without values they may yet be equal, and nothing is multiplied.
+    # Without values nothing is multiplied, and they may be equal.
     return not (has_values(first) and has_values(second)) or torch.equal(first, second)
 
 
@@ -372,7 +363,7 @@ def _memory(tensor: Tensor) -> Memory:
     try:
         return tensor.untyped_storage()._cdata, int(tensor.storage_offset())
     except (NotImplementedError, RuntimeError):
-        # Sparse tensors and some subclasses have no such storage.
+        # Sparse tensors and some subclasses have no storage.
         return id(tensor), 0
 
 
@@ -387,7 +378,7 @@ def _kernel(module: nn.Module) -> Tensor | None:
 
 
 def _computed_from(layer: nn.Module) -> list[Tensor]:
-    """Return the parameters of which a layer's weight is computed, but for the density's."""
+    """Return the parameters of which a layer's weight is computed, without the density's."""
     held: Any = layer
     if parametrize.is_parametrized(layer, "weight"):
         held = layer.parametrizations["weight"]  # type: ignore[index]

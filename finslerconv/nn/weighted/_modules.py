@@ -25,7 +25,7 @@ class Weighted(_ConvNd):
 
     @property
     def itself(self) -> "Weighted":
-        """The layer, by a name for it where it is the root of a symbolic trace."""
+        """The layer itself, under a name for the root of a symbolic trace."""
         return self
 
     def forward(self, input: Float[Tensor, "..."]) -> Float[Tensor, "..."]:

@@ -97,7 +97,7 @@ def weight_convolution(conv: Conv, density: DensityLike, *, preserve: bool = Fal
     weighting._identity = True
     parametrize.register_parametrization(conv, "weight", weighting, unsafe=True)
     weighting._identity = False
-    # PyTorch has made a class for this object alone: it can carry a way to pickle it.
+    # PyTorch has made a class for this object alone, to which pickling can be added.
     type(conv).__reduce_ex__ = _reduce_weighted  # type: ignore[assignment, method-assign]
     return conv
 
@@ -154,9 +154,9 @@ def remove_parametrizations(module: nn.Module, *, leave_parametrized: bool) -> N
 
 
 def own_class(module: nn.Module) -> None:
-    """Give a parametrized module a class of its own, in which a weight can be put and removed.
+    """Give a parametrized module a class of its own, which can be changed.
 
-    PyTorch makes one for each module, but copies share it: a change would reach them too.
+    PyTorch makes one for each module, but copies share it, and a change would affect them too.
     """
     if parametrize.is_parametrized(module):
         cls = type(module)
@@ -164,7 +164,7 @@ def own_class(module: nn.Module) -> None:
 
 
 def check_divisible(conv: _ConvNd, density: Density) -> None:
-    """Refuse a convolution whose weight cannot be divided by the density, so as to preserve."""
+    """Refuse a convolution whose weight cannot be divided by the density."""
     if "weight" not in conv._parameters:
         raise ValueError(
             "the weight is computed, by a parametrization or a hook, and cannot be divided by the "
@@ -184,10 +184,7 @@ def divide(conv: _ConvNd, density: Density) -> None:
 
 
 def density_of(module: nn.Module) -> Density | None:
-    """Return the density on the taps of a module, or None.
-
-    Of a weighted module, and of a convolution that :func:`weight_convolution` weighted.
-    """
+    """Return the density of a weighted module or parametrized convolution; None for others."""
     if isinstance(module, Weighted):
         return module.density
     if parametrize.is_parametrized(module, "weight"):

@@ -30,18 +30,7 @@ class Profile(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, r: Float[Tensor, "*taps"]) -> Float[Tensor, "*taps"]:
-        """Return the density at distances ``r``.
-
-        Parameters
-        ----------
-        r : Tensor
-            Distances from the centre, at least 0, in the metric's unit; any shape.
-
-        Returns
-        -------
-        Tensor
-            The same shape.
-        """
+        """Return the density at distances ``r >= 0`` from the centre, in the metric's unit."""
 
     def _keep(self, name: str, values: Tensor) -> None:
         if self.trainable:

@@ -151,7 +151,7 @@ def search_density(
     bounds : sequence of (float, float), optional
         The range of each entry, outermost first; by default :func:`paper_bounds`.
     seeds : sequence of int
-        The objective's mean over these is what is compared.
+        The objective's mean over these is compared.
     max_evaluations : int
         How many candidates to evaluate, besides the standard convolution.
     log : path, optional
@@ -219,7 +219,7 @@ def search_density(
             print(f"\rdensity search, best {best:.6g} ({how_far})", end="", flush=True)
         return done[-1].value
 
-    # SciPy's own limits are set out of reach: its count overshoots, ours does not.
+    # SciPy's limits are set out of reach, since its count overshoots.
     limit = 10 * max_evaluations + 1000
     try:
         found = direct(candidate, box, locally_biased=True, maxfun=limit, maxiter=limit)
@@ -330,7 +330,7 @@ def _read_log(path: Path, header: dict[str, Any]) -> dict[tuple[float, ...], Eva
     """Read the evaluations of an earlier run, or begin the log."""
     begin = json.dumps(header)
     text = path.read_text() if path.exists() else ""
-    # A line without its end was cut off as it was written: that evaluation is lost, no other.
+    # A line without its end was interrupted: only that evaluation is lost.
     first, *lines = text[: text.rfind("\n") + 1].splitlines() or [begin]
     if json.loads(first) != header:
         raise ValueError(

@@ -10,19 +10,19 @@ import torch
 from finslerconv.ops.backends._contract import ConvBackend
 from finslerconv.ops.backends.reference import Reference
 
-# Who is there, in the order of registration: the first for a type of device is its own.
+# The type of device of each backend; the first of a type is the device's own.
 _devices: dict[str, str] = {}
 _loaders: dict[str, Callable[[], ConvBackend]] = {}
-# None where loading failed, and why.
+# None where loading failed; the errors are in _missing.
 _loaded: dict[str, ConvBackend | None] = {}
 _missing: dict[str, ImportError] = {}
 
-# The types of device for which the user was told that the reference computes.
+# The types of device for which a warning has said that the reference computes.
 _told: set[str] = set()
 
 _chosen: list["use_backend"] = []
 _lock = Lock()
-# The last of them; a plain global, which torch.compile watches.
+# The name in the last of them: a plain global, which torch.compile watches.
 _choice = "auto"
 
 reference = Reference()
@@ -190,10 +190,7 @@ def backend_for(name: str, device: torch.device) -> ConvBackend:
 
 
 def _backend_of(device_type: str) -> str | None:
-    for name, kind in _devices.items():
-        if kind == device_type:
-            return name
-    return None
+    return next((name for name, kind in _devices.items() if kind == device_type), None)
 
 
 def _available(name: str) -> bool:

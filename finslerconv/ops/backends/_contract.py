@@ -157,12 +157,12 @@ class Gradients(NamedTuple):
 
 
 class ConvBackend(abc.ABC):
-    """Who computes the convolutions for one type of device: the base class.
+    """The base class of what computes the convolutions for one type of device.
 
-    A subclass computes the output. Its gradients follow by automatic differentiation if it is
-    made of PyTorch's operations; compiled code has a :meth:`backward` of its own. Autocast,
-    ``torch.compile``, ``torch.func`` and second derivatives are taken care of outside, the last
-    two by the reference. See :func:`register_backend`.
+    A subclass computes the output. Its gradients follow by automatic differentiation if it uses
+    PyTorch's operations; compiled code has a :meth:`backward` of its own. Autocast and
+    ``torch.compile`` are handled outside, ``torch.func`` and second derivatives by the reference.
+    See :func:`register_backend`.
     """
 
     @abc.abstractmethod

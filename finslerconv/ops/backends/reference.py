@@ -1,7 +1,7 @@
 """The reference backend: plain PyTorch, the definition of the operator.
 
-It runs on every device and is differentiable any number of times. It goes tap by tap, so that
-nothing but the columns is as large as the image times the kernel.
+It runs on every device and is differentiable any number of times. It goes tap by tap, so only the
+columns are as large as the image times the kernel.
 """
 
 import torch
@@ -45,10 +45,7 @@ class Reference(ConvBackend):
             samples.append(sample.to(conv.input.dtype))
         stacked = torch.stack(samples, dim=3).reshape(batch, channels * taps, *conv.out_size)
         output = functional.conv2d(
-            stacked,
-            weight.reshape(weight.shape[0], -1, 1, 1),
-            conv.bias,
-            groups=conv.weight_groups,
+            stacked, weight.reshape(weight.shape[0], -1, 1, 1), conv.bias, groups=conv.weight_groups
         )
         return output.contiguous(memory_format=memory_format(conv.input))
 
@@ -88,15 +85,12 @@ def _wrap(
     index: Int[Tensor, "..."], size: int, mode: PaddingMode
 ) -> tuple[Int[Tensor, "..."], Tensor]:
     """Return the pixel that stands for each index, and whether it counts."""
+    everywhere = torch.ones_like(index, dtype=torch.bool)
     if mode == "circular":
-        return index.remainder(size), torch.ones_like(index, dtype=torch.bool)
+        return index.remainder(size), everywhere
     if mode == "reflect":
         period = max(2 * (size - 1), 1)
         folded = index.remainder(period)
-        return torch.minimum(folded, period - folded).clamp(max=size - 1), torch.ones_like(
-            index, dtype=torch.bool
-        )
-    inside = (index >= 0) & (index < size)
-    if mode == "replicate":
-        inside = torch.ones_like(inside)
+        return torch.minimum(folded, period - folded).clamp(max=size - 1), everywhere
+    inside = everywhere if mode == "replicate" else (index >= 0) & (index < size)
     return index.clamp(0, size - 1), inside

@@ -20,11 +20,9 @@ from finslerconv.ops.backends.numba import _simd as simd
 
 _KINDS = {"offsets": places.OFFSETS, "radial": places.RADIAL, "affine": places.AFFINE}
 _MODES = {
-    "zeros": places.ZEROS,
-    "replicate": places.REPLICATE,
-    "reflect": places.REFLECT,
+    "zeros": places.ZEROS, "replicate": places.REPLICATE, "reflect": places.REFLECT,
     "circular": places.CIRCULAR,
-}
+}  # fmt: skip
 
 _DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
 
@@ -236,7 +234,7 @@ def _job(conv: Convolution) -> _Job:
 
 
 def _with_image(input: Tensor, job: _Job, parts: int, pack: Any) -> _Job:
-    """Add the image, channels last and without a copy if it is so already; pack the weights."""
+    """Pack the weights and add the image, channels last; it is copied only if it is not so yet."""
     plan = job.plan
     tensor = input.detach().to(job.dtype)
     if tensor.is_contiguous(memory_format=torch.channels_last):
@@ -277,7 +275,7 @@ def _image_gradient(total: Tensor, input: Tensor, job: _Job, parts: int) -> Tens
 def _vectors(columns: int, lanes: int) -> int:
     """Return how many vectors a row of the register tile should have: little waste, then width."""
     slowness = {4: 1.0, 2: 1.1, 1: 1.4}
-    return min(simd.TILE_VECTORS, key=lambda n: _ceil(columns, n * lanes) * n * slowness[n])
+    return min(simd.tile_rows, key=lambda n: _ceil(columns, n * lanes) * n * slowness[n])
 
 
 def _parts(job: _Job, units: int) -> int:

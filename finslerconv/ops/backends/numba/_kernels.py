@@ -6,8 +6,8 @@ output's pixels are taken in tiles; for a chunk of the kernel's taps at a time t
 multiplied there with the weights, which have been packed into panels as wide as the register tile.
 Columns exist nowhere else: the backward pass samples again.
 
-A kernel works on a range of the pixels of all images, alone, and is given its own buffers; which
-thread runs it makes no difference to the result.
+A kernel works alone on a range of the pixels of all images, with its own buffers. The result does
+not depend on which thread runs it.
 """
 
 from typing import no_type_check
@@ -24,12 +24,9 @@ _PRODUCT_1 = simd.product_tiles[1]
 _ROWS_4 = simd.tile_rows.get(4, simd.tile_rows[2])
 _ROWS_2 = simd.tile_rows[2]
 _ROWS_1 = simd.tile_rows[1]
-_blend = simd.blend
-_blend_backward = simd.blend_backward
-_blend_scatter = simd.blend_scatter
 _SPARE_ROWS = simd.TILE_ROWS
 
-# Products that are summed before they are added to what stands.
+# Products that are summed before they are added to the output.
 _BLOCK = 384
 
 
@@ -46,30 +43,12 @@ def _product(vectors, a, a_at, a_row, a_k, b, b_at, b_k, c, c_at, c_row, depth, 
 
 @jit
 @no_type_check
-def _multiply(
-    a,
-    a_at,
-    a_row,
-    a_k,
-    b,
-    b_at,
-    b_panel,
-    b_k,
-    c,
-    c_at,
-    c_row,
-    rows,
-    depth,
-    panels,
-    vectors,
-    lanes,
-    add,
-    spare,
-):
+def _multiply(a, a_at, a_row, a_k, b, b_at, b_panel, b_k, c, c_at, c_row, rows, depth, panels,
+              vectors, lanes, add, spare):  # fmt: skip
     """``c (+)= a @ b``, b in panels of ``vectors * lanes`` columns; c has room for whole panels.
 
-    The sum over ``depth`` is a sum of sums over blocks: so rounding errors of float32 grow with
-    the block's length and the number of blocks, not with their product.
+    The sum over ``depth`` is a sum of sums over blocks, so that rounding errors of float32 grow
+    with the block's length and the number of blocks, not with their product.
     """
     step = _ROWS_4 if vectors == 4 else (_ROWS_2 if vectors == 2 else _ROWS_1)
     wide = vectors * lanes
@@ -260,7 +239,7 @@ def forward(plan, begin, end, image_data, field, omega, points, centre, dilation
                                 above *= mask[factors + p]
                                 below *= mask[factors + p]
                             west, east = shares[4, q], shares[5, q]
-                            _blend(
+                            simd.blend(
                                 image_data, top + left, top + right, bottom + left,
                                 bottom + right, above * west, above * east, below * west,
                                 below * east, columns, p * line + column, length,
@@ -380,14 +359,14 @@ def backward(plan, begin, end, image_data, g_out, g_out_channels_last, field, om
                             factor = mask[factors + p] if plan.has_mask else one
                             s0, s1 = above * factor, below * factor
                             if needs_image:
-                                d00, d01, d10, d11 = _blend_scatter(
+                                d00, d01, d10, d11 = simd.blend_scatter(
                                     data, top + left, top + right,
                                     bottom + left, bottom + right, s0 * west, s0 * east,
                                     s1 * west, s1 * east, columns, p * line + column,
                                     target, target_at, length,
                                 )  # fmt: skip
                             else:
-                                d00, d01, d10, d11 = _blend_backward(
+                                d00, d01, d10, d11 = simd.blend_backward(
                                     data, top + left, top + right,
                                     bottom + left, bottom + right, s0 * west, s0 * east,
                                     s1 * west, s1 * east, columns, p * line + column,

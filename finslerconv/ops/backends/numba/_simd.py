@@ -1,8 +1,8 @@
 """Vector instructions for the compiled CPU kernels, written out in LLVM's own language.
 
-Numba leaves vectorisation to LLVM's guesses about loops. The few inner loops on which everything
-depends are spelled out here instead, over vectors of the widest kind that the machine has: the tile
-of a matrix product held in registers, and the sampling of all the channels of a pixel.
+Numba leaves vectorisation to LLVM. The two innermost loops are spelled out here instead, over the
+widest vectors of the machine: the tile of a matrix product held in registers, and the sampling of
+all channels of a pixel.
 """
 
 from typing import Any, no_type_check
@@ -26,13 +26,10 @@ def _vector_bytes() -> int:
 #: Width of the machine's vectors in bytes.
 VECTOR_BYTES = _vector_bytes()
 
-# Rows of the register tile for each number of vectors in a row: enough independent sums to hide
-# the latency of the multiply-adds, and no more registers than the machine has (16 with AVX2, 32
-# with AVX-512 and on Arm).
-_REGISTER_TILES = {2: 6, 1: 12} if VECTOR_BYTES == 32 else {4: 6, 2: 12, 1: 12}
-
-#: The numbers of vectors that a row of the register tile can have, widest first.
-TILE_VECTORS = tuple(_REGISTER_TILES)
+#: Rows of the register tile for each number of vectors in a row, widest first: enough independent
+#: sums to hide the latency of the multiply-adds, and no more registers than the machine has (16
+#: with AVX2, 32 with AVX-512 and on Arm).
+tile_rows = {2: 6, 1: 12} if VECTOR_BYTES == 32 else {4: 6, 2: 12, 1: 12}
 
 #: Rows of every register tile divide this.
 TILE_ROWS = 12
@@ -110,20 +107,9 @@ def _each_vector(builder: Any, count: Any, widest: int, body: Any) -> None:
         width //= 2
 
 
-def _accumulators(builder: Any, element: Any, width: int, count: int) -> list[Any]:
-    vector = ir.VectorType(element, width)
-    zero = ir.Constant(vector, [0.0] * width)
-    return [cgutils.alloca_once_value(builder, zero) for _ in range(count)]
-
-
-def _accumulate(builder: Any, slot: Any, a: Any, b: Any, element: Any, width: int) -> None:
-    total = _load(builder, slot, element, width)
-    _store(builder, _fma(builder, a, b, total), slot, element)
-
-
 def _sum_lanes(builder: Any, vector: Any) -> Any:
     """Add up the lanes in halves, the same tree on every machine of this width."""
-    element, width = vector.type.element, vector.type.count
+    width = vector.type.count
     undefined = ir.Constant(vector.type, ir.Undefined)
     while width > 1:
         width //= 2
@@ -135,7 +121,6 @@ def _sum_lanes(builder: Any, vector: Any) -> Any:
             builder.shuffle_vector(vector, undefined, high),
         )
         undefined = ir.Constant(vector.type, ir.Undefined)
-    assert vector.type.element == element
     return builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))
 
 
@@ -161,14 +146,13 @@ def _product_tile(vectors: int, rows: int) -> Any:
                 _at(builder, a_data, builder.mul(a_row, ir.Constant(size, i)), element)
                 for i in range(rows)
             ]
-            c_places = [
-                _at(
-                    builder,
-                    _at(builder, c_data, builder.mul(c_row, ir.Constant(size, i)), element),
-                    ir.Constant(size, j * width),
-                    element,
-                )
+            c_rows = [
+                _at(builder, c_data, builder.mul(c_row, ir.Constant(size, i)), element)
                 for i in range(rows)
+            ]
+            c_places = [
+                _at(builder, row, ir.Constant(size, j * width), element)
+                for row in c_rows
                 for j in range(vectors)
             ]
             zero = ir.Constant(ir.VectorType(element, width), [0.0] * width)
@@ -186,15 +170,10 @@ def _product_tile(vectors: int, rows: int) -> Any:
             builder.cbranch(builder.icmp_signed("<", k, depth), body, done)
             builder.position_at_end(body)
             b_line = _at(builder, b_data, builder.mul(k, b_k), element)
-            b_values = [
-                _load(
-                    builder,
-                    _at(builder, b_line, ir.Constant(size, j * width), element),
-                    element,
-                    width,
-                )
-                for j in range(vectors)
+            b_places = [
+                _at(builder, b_line, ir.Constant(size, j * width), element) for j in range(vectors)
             ]
+            b_values = [_load(builder, place, element, width) for place in b_places]
             a_offset = builder.mul(k, a_k)
             after = []
             for i in range(rows):
@@ -226,10 +205,7 @@ def _product_tile(vectors: int, rows: int) -> Any:
 
 
 #: Register tiles of the matrix product, by the number of vectors in a row.
-product_tiles = {vectors: _product_tile(vectors, rows) for vectors, rows in _REGISTER_TILES.items()}
-
-#: Rows of the register tile, by the number of vectors in a row.
-tile_rows = dict(_REGISTER_TILES)
+product_tiles = {vectors: _product_tile(vectors, rows) for vectors, rows in tile_rows.items()}
 
 
 @intrinsic
@@ -294,7 +270,8 @@ def _blend_backward(scatters: bool) -> Any:
             column = _at(
                 builder, _data(context, builder, signature.args[9], column), column_at, element
             )
-            sums = _accumulators(builder, element, widest, 4)
+            zero = ir.Constant(ir.VectorType(element, widest), [0.0] * widest)
+            sums = [cgutils.alloca_once_value(builder, zero) for _ in range(4)]
 
             def body(offset, width):
                 here = _at(builder, column, offset, element)
@@ -307,7 +284,9 @@ def _blend_backward(scatters: bool) -> Any:
                         total = builder.fmul(weight, value)
                     else:
                         total = _fma(builder, weight, value, total)
-                    _accumulate(builder, sums[j], gradient, value, element, width)
+                    product = _load(builder, sums[j], element, width)
+                    product = _fma(builder, gradient, value, product)
+                    _store(builder, product, sums[j], element)
                 _store(builder, total, here, element)
                 if scatters:
                     for j in range(4):
