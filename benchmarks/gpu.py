@@ -262,7 +262,8 @@ def check_autocast(device: str) -> None:
         with torch.autocast(device.split(":")[0], dtype=dtype):
             output = layer(x)
         assert output.dtype == dtype
-        torch.testing.assert_close(output.float(), wanted, rtol=0.1, atol=0.1)
+        # The head is computed in half precision too, and moves some samples to other pixels.
+        assert float((output.float() - wanted).norm() / wanted.norm()) < 0.1
         output.float().square().mean().backward()
         assert all(p.grad is None or p.grad.isfinite().all() for p in layer.parameters())
 

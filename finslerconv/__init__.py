@@ -15,6 +15,8 @@ The subpackages, from the mathematics to the tools, are imported on first use, s
 ``finslerconv.plotting``   pictures
 ``finslerconv.cli``        the command ``finslerconv``
 =========================  ==========================================================
+
+``finslerconv.doctor()`` checks the library on this machine.
 """
 
 from importlib import import_module
@@ -35,14 +37,18 @@ _SUBPACKAGES = (
     "cli",
 )
 
-__all__ = ["__version__", *_SUBPACKAGES]
+_DOCTOR = ("doctor", "Report", "Check")
+
+__all__ = ["__version__", *_DOCTOR, *_SUBPACKAGES]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _DOCTOR:
+        return getattr(import_module(f"{__name__}._doctor"), name)
     if name in _SUBPACKAGES:
         return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_SUBPACKAGES])
+    return sorted({*globals(), *__all__})

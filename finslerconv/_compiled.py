@@ -51,13 +51,19 @@ def compile_and_keep(function: Callable[..., Any], **options: Any) -> Any:
     return compiled
 
 
-_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+_UNFUSED: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+_OPTIONS: dict[str, Any] = {**_UNFUSED, "fastmath": {"contract"}}
 
 #: Decorates the parts of a kernel: no lock, no error for a division by zero, fused multiply-adds.
 jit = numba.njit(**_OPTIONS)
 
 #: Decorates a kernel that Python calls, with the options of its parts.
 entry = partial(compile_and_keep, **_OPTIONS)
+
+#: The same without fused multiply-adds, for kernels whose results must not depend on the order of
+#: the axes.
+jit_unfused = numba.njit(**_UNFUSED)
+entry_unfused = partial(compile_and_keep, **_UNFUSED)
 
 
 class _Kept(FunctionCache):  # type: ignore[misc]

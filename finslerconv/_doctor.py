@@ -216,17 +216,10 @@ def _described(device: torch.device) -> str:
 
 def _server(device: torch.device) -> str:
     """Return which backend serves the device, and why."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        name = ops.backend_for(device)
-    chosen = ops.current_backend()
-    if caught:
-        return f"{name}, because {caught[0].message}"
-    if chosen != "auto":
-        return f"{name}, since use_backend({chosen!r}) was called"
-    if name == "reference":
-        return "reference: no compiled backend is made for this device"
-    return name
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the reason is in the report
+        name = ops.current_backend(device)
+    return name if name != "reference" else f"{name}, because {ops.why_reference(device)}"
 
 
 def _checks(device: torch.device) -> Iterator[Check]:
@@ -292,26 +285,20 @@ def _convolution(
     image = normal(batch, channels, side, side)
     weight = normal(outputs, channels, k, k) / math.sqrt(channels * k * k)
     pad = k // 2
-    if operator == "deform_conv2d":
-        offset = normal(batch, 2 * k * k, side, side)
-        tensors = [image, offset, weight]
-
-        def call(x: Tensor, offset: Tensor, weight: Tensor) -> Tensor:
-            return ops.deform_conv2d(x, offset, weight, padding=pad)
-
-    elif operator == "conv2d":
+    call: Callable[..., Tensor]
+    if operator == "conv2d":
         tensors = [image, weight]
-
-        def call(x: Tensor, weight: Tensor) -> Tensor:
-            return functional.conv2d(x, weight, padding=pad)
-
+        call = partial(functional.conv2d, padding=pad)
+    elif operator == "deform_conv2d":
+        tensors = [image, normal(batch, 2 * k * k, side, side), weight]
+        call = partial(ops.deform_conv2d, padding=pad)
     else:
         root = 0.3 * normal(batch, side, side, 2, 2)
         M = root @ root.mT + 0.4 * torch.eye(2, dtype=torch.float64)
         omega = 0.2 * torch.tanh(normal(batch, side, side, 2))
         tensors = [image, M, omega, weight]
         points = torch.as_tensor(lattice(k).points)
-        map = "affine" if operator.endswith("affine") else "radial"
+        map: ops.MapName = "affine" if operator.endswith("affine") else "radial"
 
         def call(x: Tensor, M: Tensor, omega: Tensor, weight: Tensor) -> Tensor:
             return ops.metric_conv2d(x, M, omega, points.to(M), weight, padding=pad, map=map)

@@ -19,8 +19,8 @@ _GOLDEN = (math.sqrt(5) - 1) / 2
 def norm_off_zero(norm: Norm, v: Array) -> Array:
     """Return ``norm(v)``, and 0 at ``v = 0`` without a call of ``norm`` there.
 
-    The derivatives at 0 are 0 too: what a norm of the user's own has there, infinity or NaN, would
-    otherwise outlive a factor of zero.
+    The derivatives at 0 are 0 too. A norm of the user's own may have infinity or NaN there, which
+    no factor of zero would remove.
     """
     xp = namespace(v)
     zero = xp.all(v == 0, axis=-1)

@@ -1,8 +1,13 @@
 """Shared configuration of the tests."""
 
+import json
 import os
 import subprocess
 import sys
+import tempfile
+import threading
+from functools import cache
+from pathlib import Path
 
 import jaxtyping
 import pytest
@@ -13,7 +18,12 @@ from hypothesis import settings
 settings.register_profile("default", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("default")
 
-_IN_SUBPROCESS = "FINSLERCONV_TEST_SUBPROCESS"
+# A check of annotations costs several times what a small function does. Each test is checked for so
+# many seconds; what a long test repeats later on was checked before.
+_CHECKED_SECONDS = 1.0
+
+# Where tests without instrumentation leave their outcomes, in the process that runs them.
+_OUTCOMES = "FINSLERCONV_TEST_OUTCOMES"
 
 
 def pytest_configure(config):
@@ -24,34 +34,85 @@ def pytest_configure(config):
     )
     config.addinivalue_line(
         "markers",
-        "uninstrumented: run in a process of its own where annotations were never instrumented, "
+        "uninstrumented: run in a process where annotations were never instrumented, "
         "because torch.compile and torch.export cannot trace through the instrumentation",
     )
 
 
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if _uninstrumented(item):
+            item.add_marker(pytest.mark.timeout(1800))  # the first one waits for all of its file
+
+
 @pytest.fixture(autouse=True)
 def _annotation_checks(request):
-    if request.node.get_closest_marker("unchecked") is None:
+    if _OUTCOMES in os.environ:
+        import torch
+
+        torch.compiler.reset()
         yield
         return
-    jaxtyping.config.update("jaxtyping_disable", True)
+    unchecked = request.node.get_closest_marker("unchecked") is not None
+    stop = threading.Timer(0.0 if unchecked else _CHECKED_SECONDS, _check_annotations, (False,))
+    if unchecked:
+        _check_annotations(False)
+    else:
+        stop.start()
     yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+    stop.cancel()
+    _check_annotations(True)
+
+
+def _check_annotations(wanted):
+    jaxtyping.config.update("jaxtyping_disable", not wanted)
+
+
+def _uninstrumented(item):
+    return item.get_closest_marker("uninstrumented") is not None
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem):
-    if pyfuncitem.get_closest_marker("uninstrumented") is None or os.environ.get(_IN_SUBPROCESS):
+    if not _uninstrumented(pyfuncitem) or _OUTCOMES in os.environ:
         return None
-    command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider"]
-    result = subprocess.run(
-        [*command, "--override-ini", "addopts=--strict-markers", pyfuncitem.nodeid],
-        env={**os.environ, _IN_SUBPROCESS: "1"},
-        cwd=pyfuncitem.config.rootpath,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if result.returncode != 0:
-        pytest.fail(result.stdout[-8000:] + result.stderr[-2000:], pytrace=False)
+    together = [
+        item.nodeid
+        for item in pyfuncitem.session.items
+        if item.path == pyfuncitem.path and _uninstrumented(item)
+    ]
+    outcomes, output = _run_uninstrumented(str(pyfuncitem.config.rootpath), tuple(together))
+    outcome, text = outcomes.get(pyfuncitem.nodeid, ("failed", output))
+    if outcome == "skipped":
+        pytest.skip(text)
+    if outcome == "failed":
+        pytest.fail(text, pytrace=False)
     return True
+
+
+@cache
+def _run_uninstrumented(root, tests):
+    """Run tests in one process; return the outcome of each with its text, and all output."""
+    command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider"]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "outcomes"
+        path.touch()
+        done = subprocess.run(
+            [*command, "--override-ini", "addopts=--strict-markers", *tests],
+            env={**os.environ, _OUTCOMES: str(path)},
+            cwd=root,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        found = [json.loads(line) for line in path.read_text().splitlines()]
+    outcomes = {nodeid: (outcome, text) for nodeid, outcome, text in found}
+    return outcomes, done.stdout[-8000:] + done.stderr[-2000:]
+
+
+def pytest_runtest_logreport(report):
+    if _OUTCOMES not in os.environ or (report.when != "call" and report.passed):
+        return
+    text = str(report.longrepr[2]) if report.skipped else report.longreprtext
+    with open(os.environ[_OUTCOMES], "a") as file:
+        file.write(json.dumps((report.nodeid, report.outcome, text[-8000:])) + "\n")

@@ -8,7 +8,7 @@ import pytest
 
 from finslerconv.images import photograph
 
-EXTRA = ("matplotlib", "PIL", "rich", "skimage", "typer", "imageio", "geoopt", "sklearn")
+EXTRA = ("matplotlib", "PIL", "rich", "skimage", "typer", "imageio", "sklearn")
 
 
 def run(code, *missing):

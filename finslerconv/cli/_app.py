@@ -414,6 +414,28 @@ def _save(figure: "Figure", path: Path) -> None:
 
 
 @_command
+def doctor(
+    device: Annotated[
+        str | None,
+        typer.Option(help="Look at this device only: cpu, cuda, ...", show_default=False),
+    ] = None,
+    timings: Annotated[
+        bool, typer.Option(help="Time the operators against nn.Conv2d, some seconds a device.")
+    ] = True,
+) -> None:
+    """Check the library on this machine. A report of a problem should begin with the output."""
+    if device is not None:
+        _device(device)
+    with _busy("Checking; the first time kernels are compiled"):
+        from finslerconv._doctor import doctor as examine
+
+        report = examine(device, timings=timings)
+    typer.echo(str(report))
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@_command
 def inspect(
     model: Annotated[
         str,

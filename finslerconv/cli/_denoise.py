@@ -37,9 +37,9 @@ class BallFilter:
     ) -> Float[Tensor, "1 channels height width"]:
         """Filter a picture, held constant beyond its border.
 
-        Some taps at a time, so that large pictures fit in memory; ``advance`` hears how many.
+        Some taps at a time, so that large pictures fit in memory; ``advance`` takes their number.
         """
-        omega = self.metric.omega if isinstance(self.metric, Randers) else None
+        M, omega = self.metric.randers_form()
         points = torch.as_tensor(self.reference.points, dtype=image.dtype, device=image.device)
         channels = image.shape[1]
         total = torch.zeros_like(image)
@@ -47,7 +47,7 @@ class BallFilter:
         for part in points.split(self.reference.kernel_shape[-1]):
             weight = image.new_full((channels, 1, 1, len(part)), 1 / len(points))
             total += metric_conv2d(
-                image, self.metric.M, omega, part, weight, padding="same", padding_mode="replicate"
+                image, M, omega, part, weight, padding="same", padding_mode="replicate"
             )
             advance(len(part))
         return total
@@ -89,8 +89,8 @@ class GeodesicFilter(BallFilter):
         self, points: Float[Tensor, "n 2"], centres: Float[Tensor, "m 2"] | None = None
     ) -> Float[Tensor, "1 *centres n 2"]:
         """Return where reference points lie around some pixels, or around all, as displacements."""
-        omega = self.metric.omega if isinstance(self.metric, Randers) else None
-        return geodesic_positions(self.metric.M, omega, points, centres=centres, steps=self.steps)
+        M, omega = self.metric.randers_form()
+        return geodesic_positions(M, omega, points, centres=centres, steps=self.steps)
 
 
 def ball_filters(metric: Randers, kernel_size: int, radius: float) -> list[BallFilter]:

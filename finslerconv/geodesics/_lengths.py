@@ -30,10 +30,9 @@ from finslerconv._norms import norm_off_zero
 from finslerconv.geodesics.fields import (
     MetricField,
     Positions,
+    as_kind_of,
     as_tensors,
     check_finite,
-    is_numpy,
-    like,
     read_positions,
 )
 
@@ -128,7 +127,7 @@ def chord_distance(
         raise ValueError(
             f"a, b: expected shapes that broadcast, got {tuple(x.shape)} and {tuple(y.shape)}"
         ) from error
-    start, v = like(x.expand(shape), a), like((y - x).expand(shape), a)
+    start, v = as_kind_of(x.expand(shape), a), as_kind_of((y - x).expand(shape), a)
     lengths = [
         w * norm_off_zero(field.at(start + t * v).norm, v)
         for t, w in zip(nodes, weights, strict=True)
@@ -206,7 +205,7 @@ def path_length(field: MetricField, curve: Positions) -> Float[Array, "..."]:
         metric = _as_tensor_field(field).at(begin + place * side)
         total = total + norm_off_zero(metric.norm, side).sum(-1) / 2
     assert isinstance(total, Tensor)
-    return total.detach().cpu().numpy() if is_numpy(curve) else total
+    return as_kind_of(total, curve)
 
 
 def _as_tensor_field(field: Any) -> MetricField:

@@ -353,7 +353,7 @@ def _bounded(
 
 
 def _quality(samples: Samples, ellipse: Ellipse) -> tuple[Tensor, Tensor, Tensor]:
-    """Return intersection over union, share of samples held, and if the hull holds the pixel."""
+    """Return intersection over union, share of samples inside, and if the pixel is in the hull."""
     frame = Frame.of(ellipse)
     held = frame.norm(frame.vectors(samples.points)) <= 1 + _ROUNDING
     present = samples.weights > 0

@@ -295,10 +295,11 @@ def _fit_field(positions: KernelPositions, known: dict[str, Any]) -> RandersFit:
     fit = fit_randers(points[once], None if weights is None else weights[once].abs(), **known)
     if not any(same):
         return fit
-    M = fit.metric.M.expand(*batch, 2, 2)
+    M, omega = fit.metric.randers_form()
+    M = M.expand(*batch, 2, 2)
     metric: Randers | Riemannian = Riemannian(M, validate=False)
-    if isinstance(fit.metric, Randers):
-        metric = Randers(M, fit.metric.omega.expand(*batch, 2), validate=False)
+    if omega is not None:
+        metric = Randers(M, omega.expand(*batch, 2), validate=False)
     names = ("residual", "iou", "inside", "pixel_in_hull", "reason", "converged")
     return replace(fit, metric=metric, **{name: getattr(fit, name).expand(batch) for name in names})
 

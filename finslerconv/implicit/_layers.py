@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from finslerconv._models import evaluating
 from finslerconv.implicit._positions import KernelPositions, deformable_positions, reader_of
-from finslerconv.ops import ConvGeometry
+from finslerconv.ops import ConvGeometry, convolution_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,26 +224,11 @@ def _torchvisions(
     return _Call(input, weight, offset, mask if numbers[-1] else None, geometry)
 
 
-def _ours(
-    input: Tensor,
-    offset: Tensor,
-    omega: Tensor | None,
-    points: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    mask: Tensor | None,
-    kind: str,
-    stride: Sequence[int],
-    before: Sequence[int],
-    after: Sequence[int],
-    dilation: Sequence[int],
-    *rest: Any,
-) -> _Call | None:
-    if kind != "offsets":
+def _ours(*arguments: Any) -> _Call | None:
+    conv = convolution_of(*arguments)
+    if conv.positions.kind != "offsets":
         return None
-    sizes: Any = map(tuple, (weight.shape[2:], stride, dilation, before, after))
-    geometry = ConvGeometry(*sizes)
-    return _Call(input, weight, offset, mask, geometry)
+    return _Call(conv.input, conv.weight, conv.positions.field, conv.mask, conv.geometry)
 
 
 _OPERATORS: dict[str, Callable[..., _Call | None]] = {

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from finslerconv._linalg import det, dot, outer
-from finslerconv.balls import Ellipse, ReferenceSet, lattice
+from finslerconv.balls import Ellipse, ReferenceSet, ball_map, lattice
 from finslerconv.implicit._ellipses import Frame, Model, descend, holding_pixel, where
 from finslerconv.implicit._enclosing import smallest_enclosing
 from finslerconv.implicit._moments import (
@@ -285,8 +285,7 @@ def objective_of(
         raise ValueError(
             f"objective: expected 'reference', 'enclosing', 'gauge' or 'overlap', got {name!r}"
         )
-    if map not in ("radial", "affine"):
-        raise ValueError(f"map: expected 'radial' or 'affine', got {map!r}")
+    ball_map(map)  # raises if there is no such map
     if map == "affine" and name != "reference":
         missing = "; give the reference points" if reference is None else ""
         raise ValueError(f"map: is for the objective 'reference', not for {name!r}{missing}")

@@ -318,16 +318,16 @@ def _read_positioned(layer: Any, *args: Any) -> KernelPositions:
 
 def _own_metric(layer: Any, args: tuple[Any, ...]) -> Randers | Riemannian | None:
     """Return the metric of a metric convolution in pixels, if it is of these kinds."""
-    metric = layer.metric(*args) if isinstance(layer, MetricConv2d) else None
-    if not isinstance(metric, Randers | Riemannian):
+    form = layer.metric(*args).randers_form() if isinstance(layer, MetricConv2d) else None
+    if form is None:
         return None
     # The layer's lengths are in spacings between taps.
-    M = _exact(metric.M)
+    M = _exact(form.M)
     shrink = 1 / torch.tensor(layer.dilation, dtype=M.dtype, device=M.device)
     M = shrink[:, None] * M * shrink
-    if isinstance(metric, Riemannian):
+    if form.omega is None:
         return Riemannian(M, validate=False)
-    return Randers(M, shrink * _exact(metric.omega), validate=False)
+    return Randers(M, shrink * _exact(form.omega), validate=False)
 
 
 def _read_conv2d(layer: nn.Conv2d, x: Tensor, *_: Any) -> KernelPositions:

@@ -143,9 +143,8 @@ def as_randers(metric: Randers | Riemannian) -> Randers:
 
     In single precision the anisotropy of discs would be rounding errors.
     """
-    M = metric.M.double()
-    omega = metric.omega.double() if isinstance(metric, Randers) else torch.zeros_like(M[..., 0])
-    return Randers(M, omega, validate=False)
+    M, omega = metric.randers_form().with_omega()
+    return Randers(M.double(), omega.double(), validate=False)
 
 
 def _ninth_decile(values: Float[Tensor, " n"]) -> float:

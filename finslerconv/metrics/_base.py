@@ -34,6 +34,12 @@ class RandersForm(NamedTuple):
     omega: Float[Array, "*#batch d"] | None
     """One-forms, shape (..., d), or None: the metric is Riemannian. Both batches broadcast."""
 
+    def with_omega(self) -> tuple[Array, Array]:
+        """Return ``M`` and ``omega``, which is 0 for a Riemannian metric."""
+        if self.omega is None:
+            return self.M, namespace(self.M).zeros_like(self.M[..., 0])
+        return self.M, self.omega
+
     def dual(self) -> "RandersForm":
         """Return the data of the dual metric: the matrix and the centre of the unit ball's ellipse.
 
@@ -58,8 +64,9 @@ class FinslerMetric(abc.ABC):
 
     A subclass must give :meth:`norm` and nothing else; it replaces :attr:`dim` unless that is 2,
     :attr:`like` unless its numbers are NumPy float64, and any other method for which it knows a
-    closed form. No other method asks for ``norm`` at ``v = 0``, where the derivative of most norms
-    is none: the length there is 0.
+    closed form. No other method calls ``norm`` at ``v = 0``, where most norms have no derivative;
+    the length there is 0. A field of metrics may have ``__getitem__`` too, by which
+    ``metric[index]`` is the metric at an index of the batch.
 
     Vectors have shape ``(..., d)``, components in array-axis order (down, right), and broadcast
     against the batch of the metric from the right: ``n`` directions for each point of a field

@@ -7,10 +7,10 @@ are their relatives without a metric; the weighted convolutions put a density on
 """
 
 from finslerconv.nn._adaptive import AdaptiveConv2d
-from finslerconv.nn._deform_conv import DeformConv2d
 from finslerconv.nn._geodesic_conv import GeodesicConv2d
 from finslerconv.nn._head import MetricHead, metric_penalty
 from finslerconv.nn._metric_conv import MetricConv2d
+from finslerconv.nn._offset_conv import DeformConv2d, ShiftedConv2d
 from finslerconv.nn._parametrization import (
     LDL,
     Cholesky,
@@ -19,7 +19,6 @@ from finslerconv.nn._parametrization import (
     Spectral,
     SpectralScaled,
 )
-from finslerconv.nn._shifted_conv import ShiftedConv2d
 from finslerconv.nn.conversion import (
     Conversion,
     ConversionReport,

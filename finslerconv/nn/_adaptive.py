@@ -1,4 +1,4 @@
-"""What the layers share whose sampling positions are computed from their own input."""
+"""The base class of the layers that compute their sampling positions from their own input."""
 
 import abc
 from collections.abc import Sequence
@@ -33,9 +33,9 @@ Layer = TypeVar("Layer", bound="AdaptiveConv2d")
 class AdaptiveConv2d(nn.Conv2d, abc.ABC):
     """A convolution whose sampling positions are computed from its own input: the base class.
 
-    A subclass says how the positions come about, in :meth:`_positions` and :meth:`_convolve`, what
-    of it starts anew, in :meth:`_reset_sampling`, and when it is a standard convolution, in
-    :meth:`why_not_standard`; everything else is here. It is an ``nn.Conv2d`` to ``isinstance`` too,
+    A subclass computes the positions (:meth:`_positions`) and the output (:meth:`_convolve`), sets
+    its own parameters back (:meth:`_reset_sampling`), and says when its positions are the standard
+    ones (:meth:`_why_not_standard_positions`). It is an ``nn.Conv2d`` to ``isinstance`` too,
     with the same arguments, weight and bias. Code that replaces the convolutions of a model should
     leave those inside this layer alone.
 
@@ -65,7 +65,7 @@ device, dtype
     dilation: tuple[int, int]
     padding_mode: ops.PaddingMode
 
-    # By what name a subclass takes its sample_groups.
+    # The name of the argument sample_groups in a subclass.
     _groups_argument = "sample_groups"
 
     @constructor
@@ -87,12 +87,12 @@ device, dtype
         fixed_kernel: bool = False,
         modulation: bool = False,
     ) -> None:
-        # nn.Conv2d takes sizes out of their range without a word, and fails at them later or never.
+        # nn.Conv2d does not check the range of its sizes.
         sizes = ops.ConvGeometry.of(kernel_size, stride, padding, dilation)
         for name, value in (("fixed_kernel", fixed_kernel), ("modulation", modulation)):
             if not isinstance(value, bool):
                 raise ValueError(f"{name}: expected True or False, got {value!r}")
-        # nn.Conv2d's constructor ends in reset_parameters, before there is anything of ours.
+        # nn.Conv2d's constructor calls reset_parameters before our attributes exist.
         self._constructed = False
         super().__init__(
             in_channels, out_channels, sizes.kernel_size, sizes.stride,
@@ -353,7 +353,7 @@ def _output(layer: AdaptiveConv2d, input: Tensor) -> Tensor:
 
 
 def unlike_conv2d(module: nn.Module) -> str | None:
-    """Return why a module is not to be taken for the ``nn.Conv2d`` it may derive from, or None."""
+    """Return why a module does not compute what ``nn.Conv2d`` does, or None if it does."""
     if not isinstance(module, nn.Conv2d):
         return f"expected an nn.Conv2d, got {type(module).__name__}"
     cls = type(module)
@@ -374,7 +374,7 @@ def own_tensor(conv: nn.Conv2d) -> Tensor:
     """Return a tensor of a layer's device and dtype, without computing a parametrised weight."""
     if parametrize.is_parametrized(conv, "weight"):
         functions: Any = conv.parametrizations["weight"]  # type: ignore[index]
-        # A parameter, or the buffer of a fixed kernel; what it is computed with may be elsewhere.
+        # A parameter, or the buffer of a fixed kernel. The parametrisation may be elsewhere.
         return functions.original if functions.is_tensor else functions.original0
     return conv.weight
 

@@ -1,4 +1,4 @@
-"""What the layers share that sample balls of metrics computed from their own input."""
+"""The base class of the layers that sample balls of metrics computed from their own input."""
 
 import abc
 from collections.abc import Callable, Sequence
@@ -11,22 +11,23 @@ from torch import Tensor, nn
 from finslerconv import ops
 from finslerconv.balls import ReferenceSet, ball_map, lattice, radius, reference_set
 from finslerconv.metrics import FinslerMetric
-from finslerconv.nn._adaptive import AdaptiveConv2d, nonzero, own_tensor
+from finslerconv.nn._adaptive import AdaptiveConv2d, Size, nonzero, own_tensor
+from finslerconv.nn._constructor import constructor
 from finslerconv.nn._head import MetricHead, channels_per_group, parametrization
 from finslerconv.nn._parametrization import MatrixParametrization
 
 
 class BallConv2d(AdaptiveConv2d):
-    """A convolution that samples balls of metrics, by a way that a subclass says: the base class.
+    """A convolution that samples balls of metrics: the base class.
 
-    It holds the head, which computes the metrics, and the reference points, which the subclass
+    It holds the head, which computes the metrics, and the reference points, which a subclass
     carries into the balls.
 
     Parameters
     ----------
-    *arguments, **options
-        Those of :class:`AdaptiveConv2d`.
-    metric_groups, head, reference, map, eps_omega, omega_constraint, metric
+    in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, \
+device, dtype, metric_groups, head, reference, map, eps_omega, omega_constraint, fixed_kernel, \
+modulation, metric
         As in :class:`MetricConv2d`.
     """
 
@@ -34,20 +35,37 @@ class BallConv2d(AdaptiveConv2d):
 
     points: Tensor | None
 
+    @constructor
     def __init__(
         self,
-        *arguments: Any,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size | str = 0,
+        dilation: Size = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: ops.PaddingMode = "zeros",
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
         metric_groups: int = 1,
         head: str | MatrixParametrization = "cholesky",
         reference: str | ReferenceSet = "lattice",
         map: ops.MapName = "radial",
         eps_omega: float = 0.1,
         omega_constraint: str = "sigmoid",
+        fixed_kernel: bool = False,
+        modulation: bool = False,
         metric: nn.Module | None = None,
-        **options: Any,
     ) -> None:
         ball_map(map)  # raises if there is no such map
-        super().__init__(*arguments, sample_groups=metric_groups, **options)
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
+            padding_mode, device, dtype, sample_groups=metric_groups, fixed_kernel=fixed_kernel,
+            modulation=modulation,
+        )  # fmt: skip
         self.map = map
         self.metric_groups = metric_groups = self.sample_groups
         self.reference = _as_reference(reference, self.kernel_size)
@@ -136,26 +154,26 @@ class BallConv2d(AdaptiveConv2d):
         return [f"reference={self.reference.name!r}", f"map={self.map!r}", *groups]
 
     def _place_points(self) -> Tensor:
-        """Return the reference points where the weights are, in float32 or better, from float64.
+        """Return the reference points on the weight's device, in float32 at least.
 
-        A weight may have come from elsewhere than they did: by assignment, such as that of
-        ``load_state_dict(..., assign=True)`` to a layer built on the meta device.
+        They are made again from float64 if the weight has moved since: by assignment too, such as
+        that of ``load_state_dict(..., assign=True)`` to a layer built on the meta device.
         """
         like = own_tensor(self)
         dtype = torch.promote_types(like.dtype, torch.float32)
         points = self.points
         if points is None or points.device != like.device or points.dtype != dtype:
-            # Kept for later calls, which may want gradients.
+            # Later calls may need gradients.
             with torch.inference_mode(False):
                 points = torch.as_tensor(self.reference.points, dtype=dtype, device=like.device)
-            # What a trace holds for a tensor has no values for later calls.
+            # A tracer's tensor has no values for later calls.
             if type(points) is Tensor and not torch.compiler.is_compiling():
                 self.points = points
         return points
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "BallConv2d":
-        # A move to half precision must not round the points, nor one to float64 keep rounded ones;
-        # and those on the meta device, of a layer loaded by assignment, have no values to move.
+        # The points are made again from float64: a change of dtype must not round them, and those
+        # on the meta device have no values to move.
         self.points = None
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._place_points()

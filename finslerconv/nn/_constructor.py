@@ -12,9 +12,9 @@ Self = TypeVar("Self")
 def constructor(
     init: Callable[Concatenate[Self, P], None],
 ) -> Callable[Concatenate[Self, P], None]:
-    """Have an ``__init__`` refuse arguments that do not fit in the name of the object's class.
+    """Make an ``__init__`` name the object's class in errors about its arguments.
 
-    Python names the base class that happens to have the constructor.
+    Python names the base class that holds the constructor.
     """
     signature = inspect.signature(init)
 
@@ -31,10 +31,10 @@ def constructor(
 
 
 def arguments_of(cls: type[Any]) -> list[str]:
-    """Return the names of what a class is constructed from, in their order.
+    """Return the names of the arguments of a class's constructor, in their order.
 
-    Those of its bases are among them as far as constructors hand them up in ``**options``. Last is
-    ``"..."`` if the last constructor hands on what it does not know.
+    Where a constructor passes ``**options`` on, the arguments of the base class are included.
+    ``"..."`` comes last if no base class ends the chain.
     """
     found: dict[str, None] = {}
     for kind in cls.__mro__:

@@ -1,17 +1,12 @@
 """The metric convolution as a module, in the place of ``nn.Conv2d``."""
 
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from finslerconv import ops
-from finslerconv.balls import ReferenceSet, ball_map
+from finslerconv.balls import ball_map
 from finslerconv.metrics import FinslerMetric
-from finslerconv.nn._adaptive import Size
 from finslerconv.nn._ball_conv import BallConv2d
-from finslerconv.nn._constructor import constructor
-from finslerconv.nn._parametrization import MatrixParametrization
 
 
 class MetricConv2d(BallConv2d):
@@ -21,16 +16,16 @@ class MetricConv2d(BallConv2d):
     that convolution (with the reference set ``"lattice"``), and it learns the shape of its
     support, pixel by pixel, through 3 to 7 numbers.
 
-    It is an ``nn.Conv2d`` to ``isinstance`` too, and holds others (``head.conv``), which whoever
-    walks a model for convolutions should leave alone. The ``state_dict`` of an ``nn.Conv2d``
+    It is an ``nn.Conv2d`` to ``isinstance`` too. Code that replaces the convolutions of a model
+    should leave the one inside it (``head.conv``) alone. The ``state_dict`` of an ``nn.Conv2d``
     lacks the head: load it before converting (:meth:`from_conv2d`), or with ``strict=False``.
 
     Parameters
     ----------
     in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, \
-device, dtype
-        As in ``nn.Conv2d``. ``padding_mode`` holds for every sample outside the image. Lengths of
-        the metric are in spacings between taps, so ``dilation`` stretches the ball.
+device, dtype, fixed_kernel
+        As in :class:`AdaptiveConv2d`. Lengths of the metric are in spacings between taps, so
+        ``dilation`` stretches the ball.
     metric_groups : int
         The number of metrics at each pixel, one for each group of input channels.
     head : {"cholesky", "ldl", "spectral", "spectral_scaled", "log_euclidean"} or \
@@ -46,12 +41,8 @@ MatrixParametrization
         need no channels for omega.
     omega_constraint : {"sigmoid", "sigmoid_detached", "clip"}
         How omega is held to that.
-    fixed_kernel : bool
-        Whether the weights are uniform and not learned, ``1 / (kh kw in_channels / groups)``: only
-        the metric is (the paper's FKW).
     modulation : bool
-        Whether every sample is multiplied by a learned factor in (0, 2), from 1 at the start, as in
-        DCNv2: a density on the ball.
+        As in :class:`AdaptiveConv2d`: a density on the ball.
     metric : nn.Module, optional
         A module of your own in the place of the head, from the input (B, C, H, W) to a
         :class:`~finslerconv.metrics.FinslerMetric` over the output pixels, of batch (B, Ho, Wo)
@@ -84,38 +75,6 @@ MatrixParametrization
     >>> layer(x).shape, layer.metric(x).batch_shape
     (torch.Size([2, 8, 16, 16]), (2, 16, 16))
     """
-
-    @constructor
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Size,
-        stride: Size = 1,
-        padding: Size | str = 0,
-        dilation: Size = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: ops.PaddingMode = "zeros",
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-        *,
-        metric_groups: int = 1,
-        head: str | MatrixParametrization = "cholesky",
-        reference: str | ReferenceSet = "lattice",
-        map: ops.MapName = "radial",
-        eps_omega: float = 0.1,
-        omega_constraint: str = "sigmoid",
-        fixed_kernel: bool = False,
-        modulation: bool = False,
-        metric: nn.Module | None = None,
-    ) -> None:
-        super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
-            padding_mode, device, dtype, metric_groups=metric_groups, head=head,
-            reference=reference, map=map, eps_omega=eps_omega, omega_constraint=omega_constraint,
-            fixed_kernel=fixed_kernel, modulation=modulation, metric=metric,
-        )  # fmt: skip
 
     def _positions_in(self, metric: FinslerMetric, x: Tensor) -> Tensor:
         points = self._place_points().reshape(-1, *(1,) * len(metric.batch_shape), 2)

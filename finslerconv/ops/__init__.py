@@ -10,6 +10,7 @@ from finslerconv.ops._autotune import autotune
 from finslerconv.ops._checks import multiplied_dtype
 from finslerconv.ops._functions import deform_conv2d, metric_conv2d, metric_positions
 from finslerconv.ops._geometry import ConvGeometry, PaddingMode
+from finslerconv.ops._operator import convolution_of
 from finslerconv.ops.backends import (
     ConvBackend,
     Convolution,
@@ -22,6 +23,7 @@ from finslerconv.ops.backends import (
     reference,
     register_backend,
     use_backend,
+    why_reference,
 )
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "autotune",
     "current_backend",
     "is_compiled",
+    "why_reference",
     "multiplied_dtype",
     "register_backend",
     "ConvBackend",
@@ -43,5 +46,6 @@ __all__ = [
     "Needs",
     "Gradients",
     "memory_format",
+    "convolution_of",
     "reference",
 ]

@@ -1,4 +1,4 @@
-"""The checks of arguments that the operators share."""
+"""Checks of the operators' arguments."""
 
 import math
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from finslerconv.ops._geometry import ConvGeometry, check_padding_mode
 
-# What an operator can do without.
+# The arguments that may be None.
 _OPTIONAL = ("omega", "bias", "mask")
 
 
@@ -38,7 +38,7 @@ def check_tensors(**tensors: Tensor | None) -> None:
             raise TypeError(f"{name}: expected a Tensor, got {type(tensor).__name__}")
         if not tensor.is_floating_point():
             raise TypeError(f"{name}: expected a floating dtype, got {tensor.dtype}")
-        # A tensor on the meta device among others would have the dispatcher return no data at all.
+        # With one tensor on the meta device PyTorch would compute shapes only, without an error.
         device = device or tensor.device
         if tensor.device != device:
             raise ValueError(f"{name}: expected device {device}, got {tensor.device}")

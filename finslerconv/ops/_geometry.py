@@ -1,4 +1,4 @@
-"""The geometry that all operators share: where a kernel stands, and how large the output is."""
+"""The geometry of a convolution: where its kernel stands, and how large its output is."""
 
 import math
 import operator
@@ -128,7 +128,7 @@ def pair(name: str, value: IntPair, least: int) -> tuple[int, int]:
     """Return one integer or two, of at least ``least``, as two."""
     both = tuple(value) if isinstance(value, Sequence) else (value,)
     try:
-        # NumPy's integers are none of Python's, nor are the sizes that torch.jit.trace sees.
+        # NumPy's integers and the sizes in torch.jit.trace are not of type int.
         both = tuple(x if isinstance(x, int) else operator.index(x) for x in both)
     except TypeError:
         both = ()

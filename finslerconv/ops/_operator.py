@@ -54,11 +54,11 @@ def call_operator(conv: Convolution) -> Tensor:
 
 
 @no_type_check
-def _convolution(
+def convolution_of(
     input, field, omega, points, weight, bias, mask, kind, stride, padding_before, padding_after,
     dilation, padding_mode, backend,
 ):  # fmt: skip
-    """Undo :func:`call_operator`."""
+    """Return the convolution that the arguments of ``finslerconv::sampled_conv2d`` describe."""
     geometry = ConvGeometry(
         tuple(weight.shape[2:]),
         tuple(stride),
@@ -75,14 +75,14 @@ def _convolution(
 
 @no_type_check
 def _forward(*arguments):
-    return backend_for(arguments[-1], arguments[_INPUT].device).forward(_convolution(*arguments))
+    return backend_for(arguments[-1], arguments[_INPUT].device).forward(convolution_of(*arguments))
 
 
 @no_type_check
 def _backward(grad, *arguments):
     *arguments, needs = arguments
     backend = backend_for(arguments[-1], grad.device)
-    found = backend.backward(grad, _convolution(*arguments), Needs(*needs))
+    found = backend.backward(grad, convolution_of(*arguments), Needs(*needs))
     return tuple(
         arguments[_INPUT].new_empty(0) if gradient is None else gradient.to(arguments[place].dtype)
         for place, gradient in zip(_DIFFERENTIATED, found, strict=True)
@@ -171,7 +171,7 @@ def _second_gradient(ctx, *seeds):
         new = tensor.view_as(tensor) if further and tensor.requires_grad else tensor.detach()
         return new if new.requires_grad else new.requires_grad_()
 
-    conv = _convolution(*tensors, *ctx.rest)
+    conv = convolution_of(*tensors, *ctx.rest)
     with torch.enable_grad():
         grad, *live = (None if t is None else renamed(t) for t in (grad, *conv.differentiated))
         present = [t for t in live if t is not None]

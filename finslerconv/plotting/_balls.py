@@ -12,7 +12,7 @@ from finslerconv._arrays import as_integer
 from finslerconv._linalg import matvec
 from finslerconv._sphere import over_batch, quadrature, round_frame
 from finslerconv.balls import Ellipse
-from finslerconv.metrics import Euclidean, FinslerMetric, Randers, Riemannian
+from finslerconv.metrics import FinslerMetric
 from finslerconv.plotting._canvas import (
     ORANGE,
     Frame,
@@ -24,9 +24,6 @@ from finslerconv.plotting._canvas import (
     plane,
     show,
 )
-
-#: The metrics whose balls are ellipses in closed form.
-_ELLIPTICAL = (Euclidean, Riemannian, Randers)
 
 
 def unit_balls(
@@ -279,7 +276,7 @@ def _check_pixels(at: Any, shape: tuple[int, int]) -> Int[np.ndarray, "n 2"]:
 
 def _boundary(metric: FinslerMetric, n: int = 180) -> Float[np.ndarray, "n *batch 2"]:
     """Return points around the balls of any metric, evenly spread however elongated they are."""
-    if isinstance(metric, _ELLIPTICAL):
+    if metric.randers_form() is not None:
         return numpy_of("metric", Ellipse.of(metric).boundary(n))
     frame = round_frame(metric.norm, 2, metric.like)
     directions = over_batch(quadrature(2, n)[0], frame, frame.ndim - 2)
@@ -294,7 +291,7 @@ def _boundaries_at(
 
 
 def _anisotropy(metric: FinslerMetric, pixels: Int[np.ndarray, "n 2"]) -> Float[np.ndarray, " n"]:
-    if isinstance(metric, _ELLIPTICAL):
+    if metric.randers_form() is not None:
         part, index = _part(metric, pixels)
         axes = numpy_of("metric", Ellipse.of(part).axes)[index]
     else:
@@ -326,6 +323,6 @@ def _part(
     index: tuple[Any, ...] = (pixels[:, 0], pixels[:, 1])
     if len(metric.batch_shape) == 3:
         index = (0, *index)
-    if isinstance(metric, Randers | Riemannian):
+    if hasattr(metric, "__getitem__"):
         return metric[index], (slice(None),)
-    return metric, index  # metrics of other kinds need not be indexable
+    return metric, index

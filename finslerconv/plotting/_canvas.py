@@ -1,4 +1,4 @@
-"""What all pictures share: the axes, the colours, and photographs as matplotlib wants them."""
+"""What all pictures share: the axes, the colours, and photographs as matplotlib takes them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -106,7 +106,7 @@ def axes_or_new(ax: Axes | None, size: tuple[float, float] = (5.0, 5.0)) -> Axes
     """Return ``ax``, or the axes of a new figure of pyplot's, so that notebooks show it."""
     if ax is not None:
         return ax
-    # pyplot chooses a window system when it is imported: not before somebody wants a window.
+    # pyplot chooses a window system when it is imported, so only where a window is needed.
     from matplotlib import pyplot
 
     return pyplot.subplots(figsize=size, layout="constrained")[1]

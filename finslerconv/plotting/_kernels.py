@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 
 from finslerconv._arrays import constant_like
-from finslerconv.balls import ReferenceSet, affine, radial
+from finslerconv.balls import MapName, ReferenceSet, ball_map
 from finslerconv.metrics import Euclidean, FinslerMetric
 from finslerconv.plotting._balls import unit_balls
 from finslerconv.plotting._canvas import (
@@ -94,7 +94,7 @@ def reference_points(
     reference: ReferenceSet,
     metric: FinslerMetric | None = None,
     *,
-    map: Literal["radial", "affine"] = "radial",
+    map: MapName = "radial",
     order: Literal["numbers", "line"] | None = "line",
     ax: Axes | None = None,
 ) -> Axes:
@@ -132,11 +132,9 @@ def reference_points(
             f"metric: expected a single planar metric, got dim {metric.dim} and batch shape "
             f"{metric.batch_shape}"
         )
-    if map not in ("radial", "affine"):
-        raise ValueError(f"map: expected 'radial' or 'affine', got {map!r}")
+    carry = ball_map(map)
     if order not in ("numbers", "line", None):
         raise ValueError(f"order: expected 'numbers', 'line' or None, got {order!r}")
-    carry = radial if map == "radial" else affine
     images = numpy_of("metric", carry(metric, constant_like(reference.points, metric.like)))
     ax = unit_balls(metric, colour=GREY, ax=ax)
     rows, columns = images[:, 0], images[:, 1]

@@ -25,9 +25,9 @@ from finslerconv.geodesics import (
     StarShapeWarning,
     distance,
 )
-from finslerconv.geodesics.balls import _windows
-from finslerconv.geodesics.balls._ball import (
+from finslerconv.geodesics.balls import (
     InjectivityWarning,
+    _windows,
     fan,
     geodesic_ball,
     geodesic_positions,

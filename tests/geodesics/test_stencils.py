@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from metric_fields import seed_nodes
 from strategies import cases
 
-from finslerconv.geodesics.distances._seeding import chord_norm, sample_linearly
+from finslerconv.geodesics.distances._seeding import chord_norm
 from finslerconv.geodesics.distances._sight import seen, visible
 from finslerconv.geodesics.distances._stencils import acute_stencils, reach, selling_stencils
 
@@ -128,16 +128,6 @@ def test_selling_decomposition_of_the_identity_is_the_axes():
     used = found.offset[0][found.weight[0] > 0]
     assert sorted(map(tuple, np.abs(used).tolist())) == [(0, 0, 1), (0, 1, 0), (1, 0, 0)]
     assert reach(np.eye(3), np.zeros(3)) == 1
-
-
-def test_linear_sampling_is_exact_for_linear_fields_and_clamps():
-    x = torch.stack(torch.meshgrid(torch.arange(4.0), torch.arange(5.0), indexing="ij"), -1)
-    field = (2 * x[..., 0] - 3 * x[..., 1] + 1).double()
-    at = torch.tensor([[1.3, 2.6], [3.0, 4.0], [0.0, 0.5]], dtype=torch.float64)
-    assert torch.allclose(sample_linearly(field, at), 2 * at[:, 0] - 3 * at[:, 1] + 1)
-    outside = torch.tensor([[-1.0, 9.0]], dtype=torch.float64)
-    assert float(sample_linearly(field, outside)) == 2 * 0 - 3 * 4 + 1
-    assert sample_linearly(field[:1], torch.zeros(1, 2).double()).shape == (1,)
 
 
 @pytest.mark.parametrize("where", [(5.0, 4.0), (5.25, 4.0), (5.25, 4.75)])

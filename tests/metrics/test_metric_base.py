@@ -5,6 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from strategies import as_numpy, assert_bounded, cases
 
@@ -213,3 +214,21 @@ def test_wrong_arguments():
     ):
         with pytest.raises(ValueError, match=rf"{name}: expected vectors of 2 components"):
             call(np.ones(3))
+
+
+def test_a_metric_says_whether_it_is_a_randers_metric():
+    M, omega = np.array([[2.0, 0.3], [0.3, 1.0]]), np.array([0.4, -0.2])
+    assert CallableMetric(lambda v: np.abs(v).max(-1)).randers_form() is None
+    riemannian = Riemannian(M).randers_form()
+    assert riemannian.M is M
+    assert riemannian.omega is None
+    np.testing.assert_array_equal(riemannian.with_omega()[1], [0.0, 0.0])
+    np.testing.assert_array_equal(Euclidean(3).randers_form().M, np.eye(3))
+    like = torch.zeros(1, dtype=torch.float32)
+    assert Euclidean().randers_form(like).M.dtype == torch.float32
+    metric = Randers(M, omega)
+    assert metric.randers_form() == (M, omega)
+    p = np.array([[1.0, 0.5], [-0.3, 0.8]])
+    for each in (metric, Riemannian(M)):
+        dual = Randers(*each.randers_form().dual().with_omega())
+        np.testing.assert_allclose(dual.norm(p), each.dual_norm(p))

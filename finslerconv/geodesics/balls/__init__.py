@@ -3,11 +3,9 @@
 from finslerconv.geodesics.balls._ball import (
     InjectivityWarning,
     StarShapeWarning,
-    fan,
     geodesic_ball,
-    geodesic_positions,
-    metric_positions,
 )
+from finslerconv.geodesics.balls._fan import fan, geodesic_positions, metric_positions
 
 __all__ = [
     "InjectivityWarning",

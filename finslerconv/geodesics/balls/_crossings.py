@@ -1,9 +1,10 @@
 """Samples of geodesic balls that another geodesic reaches earlier, found on a fan of geodesics.
 
-Geodesics from a centre, spread evenly over its directions, are followed through equal times. What
-they pass, joined to its neighbours, fills the ball with simplices whose corners have times. Where
-one that lies over a sample has less time than the sample, beyond a cut point, the geodesic that it
-stands for is followed: its length and the rest of the way are a bound on the sample's distance.
+Geodesics leave a centre in evenly spread directions and are recorded at equal times. Neighbouring
+records are joined to simplices that fill the ball, and each corner has its time. A simplex that
+contains a sample at an earlier time than the sample's own is a sign of a cut point. The geodesic to
+that place in the simplex is then followed: its length, and that of the straight way from its end to
+the sample, bound the sample's distance.
 """
 
 import itertools
@@ -77,8 +78,8 @@ def arrivals(
         ]
         for begin in range(0, count, tile):
             part = (..., slice(begin, begin + tile))
-            some = (u[(*part, slice(None))] for u in arrays)
-            whole[part] = _tile(field, *some, steps)
+            here, aim, length, end = (u[(*part, slice(None))] for u in arrays)
+            whole[part] = _tile(field, here, aim, length[..., 0], end, steps)
     return whole.reshape(found.shape)
 
 
@@ -95,7 +96,6 @@ def _tile(
     """Return the fractions (n, *batch, centres) of some centres (*batch, centres, d)."""
     d = x.shape[-1]
     mesh = _mesh(d)
-    lengths = lengths[..., 0]
     reach = lengths.amax(0)
     fan = _follow(field, x, (reach[..., None] * aims).movedim(0, -2), steps)
     samples = torch.cat((positions - x, (lengths / reach)[..., None]), dim=-1)
@@ -157,7 +157,7 @@ def _steps(field: MetricField, steps: int) -> int:
 
 
 def _continued(field: MetricField, x: Tensor) -> MetricField:
-    """Return a field that has the metric of ``x`` where geodesics are no longer finite."""
+    """Return a field with the metric of ``x`` at positions that are not finite."""
     if isinstance(field, GridMetric):
         return field
     return FunctionMetric(

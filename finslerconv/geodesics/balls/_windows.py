@@ -6,7 +6,6 @@ and ``A = radius h^{-1/2}``, node ``xi`` lies at ``x + A xi``, where the metric 
 resolve it. The ray of a sample is followed from the centre until the distance is the sample's.
 """
 
-import itertools
 import math
 from typing import Literal, NamedTuple, no_type_check
 
@@ -18,10 +17,10 @@ from torch import Tensor
 from finslerconv._compiled import entry, jit
 from finslerconv._linalg import inverse, matvec, spd_sqrt
 from finslerconv._memory import array_of
-from finslerconv.balls import affine, radial
+from finslerconv.balls import MapName, ball_map
 from finslerconv.geodesics._derivatives import refuse_second
 from finslerconv.geodesics.distances import FastMarching, Heat, window_distances
-from finslerconv.geodesics.fields import GridMetric, MetricField, randers_at
+from finslerconv.geodesics.fields import GridMetric, MetricField, interpolate, randers_at
 from finslerconv.metrics import Randers
 
 # Nodes that are solved for at once.
@@ -30,8 +29,6 @@ _TILE = 2**19
 # Half the side of a window, in radii of the tangent ball; where the geodesic ball does not fit, the
 # next is tried.
 _MARGINS = (1.5, 3.0, 6.0, 12.0)
-
-_MAPS = {"radial": radial, "affine": affine}
 
 # The fraction of the radius by which a ray must leave the ball to hide what lies behind.
 _SLACK = 0.02
@@ -58,7 +55,7 @@ def window_ball(
     points: Float[Tensor, "n d"],
     radius: float,
     method: Method,
-    map: Literal["radial", "affine"],
+    map: MapName,
     resolution: int,
 ) -> WindowBall:
     """Return the samples of geodesic balls that local distances give.
@@ -99,14 +96,14 @@ def _tile(
     radius: float,
     reach: float,
     method: Method,
-    map: Literal["radial", "affine"],
+    map: MapName,
     resolution: int,
     begin: int,
 ) -> WindowBall:
     """Return the balls around some centres (*batch, centres, d)."""
     metric = _metric(field, x)
     lead = points.reshape(-1, *(1,) * (x.ndim - 1), points.shape[-1])
-    v = radius * _MAPS[map](metric, lead)
+    v = radius * ball_map(map)(metric, lead)
     ball = _stretch(field, metric, x, v, radius, reach * _MARGINS[0], method, resolution)
     outside = ~ball.samples.isfinite().all(0)
     for margin in _MARGINS[1:]:
@@ -255,19 +252,14 @@ def _side(margin: float, resolution: int) -> int:
 
 def _read(ratio: Tensor, xi: Tensor, centre: Tensor, side: int, resolution: int) -> Tensor:
     """Return ``ratio`` (*batch, nodes) between the nodes at ``xi`` (*batch, n, d), linearly."""
-    d = xi.shape[-1]
-    c = xi * resolution + centre[..., None, :]
-    i = c.detach().floor().clamp(0, side - 2)
-    f = c - i
-    total = torch.zeros_like(xi[..., 0])
-    for corner in itertools.product((0, 1), repeat=d):
-        index = torch.zeros_like(i[..., 0]).long()
-        weight = torch.ones_like(total)
-        for axis, bit in enumerate(corner):
-            index = index * side + i[..., axis].long() + bit
-            weight = weight * (f[..., axis] if bit else 1 - f[..., axis])
-        total = total + weight * torch.gather(ratio, -1, index)
-    return total
+    first = torch.arange(ratio[..., 0].numel(), device=ratio.device) * ratio.shape[-1]
+    (between,) = interpolate(
+        [ratio.flatten()],
+        xi * resolution + centre[..., None, :],
+        (side,) * xi.shape[-1],
+        first=first.reshape(*ratio.shape[:-1], 1),
+    )
+    return between
 
 
 def _crossings(ratio: Tensor, u: Tensor, centre: Tensor, side: int, resolution: int) -> Tensor:

@@ -25,11 +25,11 @@ from finslerconv.geodesics.distances.fast_iterative import FastIterative
 from finslerconv.geodesics.distances.fast_marching import FastMarching
 from finslerconv.geodesics.fields import (
     GridMetric,
+    as_kind_of,
     as_tensors,
     ensure_valid,
     is_numpy,
     is_tensor,
-    like,
 )
 
 register_method("fast_marching", FastMarching)
@@ -276,7 +276,7 @@ def distance(
         solver, M, omega, field.spacing, field.origin, problems.seeds, walls, float(radius)
     )
     shape = (*problems.shape, *field.grid_shape)
-    lengths = like(front.distance.reshape(shape), field.M)
+    lengths = as_kind_of(front.distance.reshape(shape), field.M)
     if not full:
         return lengths
     assert front.label is not None
@@ -284,12 +284,12 @@ def distance(
     flow = front.flow.reshape(*shape, d)
     return DistanceMap(
         distance=lengths,
-        label=like(front.label.reshape(shape), field.M),
-        flow=like(-flow if reverse else flow, field.M),
-        sources=[like(seeds.position.detach(), field.M) for seeds in problems.seeds],
+        label=as_kind_of(front.label.reshape(shape), field.M),
+        flow=as_kind_of(-flow if reverse else flow, field.M),
+        sources=[as_kind_of(seeds.position.detach(), field.M) for seeds in problems.seeds],
         field=field,
         reverse=reverse,
-        values=[like(seeds.value.detach(), field.M) for seeds in problems.seeds],
+        values=[as_kind_of(seeds.value.detach(), field.M) for seeds in problems.seeds],
         mask=mask,
     )
 

@@ -8,15 +8,13 @@ lines of keys, and the tree is half as deep as a binary one.
 
 from typing import no_type_check
 
-import numba
+from finslerconv._compiled import jit_unfused
 
 #: States of a node that is not in the heap.
 FAR, ACCEPTED, WALL = -1, -2, -3
 
-_jit = numba.njit(nogil=True, error_model="numpy", inline="never")
 
-
-@_jit
+@jit_unfused
 @no_type_check
 def sift_up(keys, nodes, place, at, node, key):
     """Put ``node`` at the free place ``at``, or above it, where ``key`` belongs."""
@@ -33,7 +31,7 @@ def sift_up(keys, nodes, place, at, node, key):
     place[node] = at
 
 
-@_jit
+@jit_unfused
 @no_type_check
 def push(keys, nodes, place, count, node, key):
     """Put a node in, or lower the key of one that is in; return the number of entries."""
@@ -45,7 +43,7 @@ def push(keys, nodes, place, count, node, key):
     return count
 
 
-@_jit
+@jit_unfused
 @no_type_check
 def pop(keys, nodes, place, count):
     """Take the node of the least key, ``nodes[0]`` before the call, out of the heap."""

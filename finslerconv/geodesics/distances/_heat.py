@@ -15,7 +15,6 @@ plane: the form is summed along the edges, as a gauge field is. Far from the sou
 underflows, the same invariance divides a first estimate of the distance out.
 """
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,13 +35,15 @@ from finslerconv.geodesics.distances import _stencils
 from finslerconv.geodesics.distances._method import DistanceMethod, EikonalProblem, Front
 from finslerconv.geodesics.distances._seeding import chord_norm
 from finslerconv.geodesics.distances._sight import seen
+from finslerconv.geodesics.fields import interpolate, nodes_around
 
 # eps in mean lengths of an edge is this times the cube root of the nodes along an axis, which makes
 # both errors, of eps and of the grid, fall as h^(2/3); and never below the second number.
 _EPS, _LEAST_EPS = 0.3, 0.8
 
-# Conductance of the axes' edges, relative to what diffusion has in their direction, where an
-# offset of the stencil has neither end on the grid: enough to hold the node, too little to matter.
+# Where an offset of the stencil has neither end on the grid, the node has edges along the axes too.
+# Their conductance is this fraction of the metric's in their direction, so that the matrix stays
+# regular and the distances hardly change.
 _STAY = 0.01
 
 # Where u, relative to 1 at the sources, is below this it has lost digits to underflow.
@@ -504,8 +505,7 @@ def _sources(
     """Return the sources at ``position`` of fields and columns."""
     d, grid = len(graph.grid), torch.tensor(graph.grid)
     size = math.prod(graph.grid)
-    low = position.detach().floor().clamp(min=0).minimum(grid - 1.0)
-    part = (position - low).clamp(0, 1)
+    M, omega = interpolate((graph.M, graph.omega), position, graph.grid, first=field * size)
 
     # Heat starts at the corners of the cell, in the shares of linear interpolation; the values
     # are counted from the least in their column, so that none underflows alone.
@@ -514,14 +514,9 @@ def _sources(
     least.scatter_reduce_(0, place, value.detach(), "amin")
     heat = torch.zeros((len(graph.M), columns), dtype=torch.float64)
     walled = bool(walls.any())
-    M, omega = (torch.zeros((len(position), *x.shape[1:])).double() for x in (graph.M, graph.omega))
-    for corner in itertools.product((False, True), repeat=d):
-        up = torch.tensor(corner)
-        index = (low.long() + up).minimum(grid - 1)
-        node = field * size + _flat(index, graph.grid)
-        share = torch.where(up, part, 1 - part).prod(1)
-        M = M + share[:, None, None] * graph.M[node]
-        omega = omega + share[:, None] * graph.omega[node]
+    for row, share in nodes_around(position, graph.grid):
+        index = torch.stack(torch.unravel_index(row, graph.grid), -1)
+        node = field * size + row
         delay = value - least[place] + (graph.omega[node] * (index - position)).sum(-1)
         some = share.detach() > 0
         if walled:
@@ -533,7 +528,7 @@ def _sources(
     # Near each source, the chords: half by the metric of either end, wrong by the cube of it.
     axis = torch.arange(-_NEAR, _NEAR + 2)
     box = torch.stack(torch.meshgrid(*[axis] * d, indexing="ij"), -1).reshape(-1, d)
-    index = low.long()[:, None] + box
+    index = position.detach().floor().long()[:, None] + box
     near = (index - position.detach()[:, None]).abs() <= _NEAR
     which, k = torch.nonzero((near & (index >= 0) & (index < grid)).all(-1), as_tuple=True)
     index = index[which, k]

@@ -75,11 +75,8 @@ class EikonalProblem:
 
     def __getitem__(self, part: slice) -> "EikonalProblem":
         """Return some of the problems."""
-        fields = {
-            name: x[part] if len(x) > 1 else x
-            for name, x in (("M", self.M), ("omega", self.omega), ("walls", self.walls))
-        }
-        return dataclasses.replace(self, seeds=self.seeds[part], **fields)
+        M, omega, walls = (x[part] if len(x) > 1 else x for x in (self.M, self.omega, self.walls))
+        return EikonalProblem(M, omega, self.seeds[part], walls, self.radius)
 
 
 class Front(NamedTuple):
@@ -113,7 +110,8 @@ class DistanceMethod(ABC):
     ... class Steps(DistanceMethod):
     ...     front = gradients = False
     ...     def solve(self, problem):
-    ...         nodes = torch.stack(torch.meshgrid(*map(torch.arange, problem.grid)), -1)
+    ...         axes = map(torch.arange, problem.grid)
+    ...         nodes = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
     ...         steps = [
     ...             (nodes - s.position[:, None, None]).abs().sum(-1).amin(0) for s in problem.seeds
     ...         ]
@@ -224,11 +222,11 @@ def solve(
     """
     d, grid = M.shape[-1], M.shape[1:-2]
     h, o = (torch.as_tensor(x, dtype=torch.float64).expand(d) for x in (spacing, origin))
-    like = M if method.any_device else torch.empty(0, dtype=torch.float64)
-    fields = M.to(like)
-    forms = fields.new_zeros(d).expand(1, *grid, d) if omega is None else omega.to(like)
+    wanted = M if method.any_device else torch.empty(0, dtype=torch.float64)
+    fields = M.to(wanted)
+    forms = fields.new_zeros(d).expand(1, *grid, d) if omega is None else omega.to(wanted)
     if not bool((h == 1).all()):
-        fields, forms = fields * (h[:, None] * h).to(like), forms * h.to(like)
+        fields, forms = fields * (h[:, None] * h).to(wanted), forms * h.to(wanted)
     starts = [
         Seeds((position.cpu().double() - o) / h, value.cpu().double()) for position, value in seeds
     ]

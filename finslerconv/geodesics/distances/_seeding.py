@@ -19,6 +19,7 @@ from finslerconv._memory import array_of
 from finslerconv.geodesics.distances import _stencils
 from finslerconv.geodesics.distances._method import EikonalProblem
 from finslerconv.geodesics.distances._sight import seen
+from finslerconv.geodesics.fields import interpolate
 
 # A source that has another one nearer than this (in pixels) is taken for a part of a curve or of a
 # region, whose front is not round about it.
@@ -62,34 +63,6 @@ def chord_norm(
     return torch.where(zero, 0.0, torch.where(zero, 1.0, square).sqrt()) + (omega * v).sum(-1)
 
 
-def sample_linearly(
-    field: Float[Tensor, "..."], position: Float[Tensor, "sources d"]
-) -> Float[Tensor, "sources ..."]:
-    """Return ``field`` (its first d axes the grid's) at index coordinates, by linear interpolation.
-
-    Positions are clamped to the grid.
-    """
-    dim = position.shape[-1]
-    low, part = [], []
-    for axis in range(dim):
-        size = field.shape[axis]
-        x = position[:, axis].clamp(0, size - 1)
-        floor = x.detach().floor().clamp(max=max(size - 2, 0))
-        low.append(floor.long())
-        part.append(x - floor)
-    result = field.new_zeros(())
-    for corner in range(2**dim):
-        weight = torch.ones_like(position[:, 0])
-        index = []
-        for axis in range(dim):
-            up = corner >> axis & 1
-            weight = weight * (part[axis] if up else 1 - part[axis])
-            index.append((low[axis] + up).clamp(max=field.shape[axis] - 1))
-        value = field[tuple(index)]
-        result = result + weight.reshape(-1, *[1] * (value.ndim - 1)) * value
-    return result
-
-
 def seed_nodes(problem: EikonalProblem) -> Start:
     """Return the nodes from which the fronts of one problem start.
 
@@ -105,7 +78,7 @@ def seed_nodes(problem: EikonalProblem) -> Start:
     walls = array_of(problem.walls[0])
     sources, dim = position.shape
     grid = problem.grid
-    M_s, omega_s = sample_linearly(M, position), sample_linearly(omega, position)
+    M_s, omega_s = interpolate([x.flatten(0, dim - 1) for x in (M, omega)], position, grid)
     where = array_of(position)
     alone = np.ones(sources, bool)
     if sources > 1:

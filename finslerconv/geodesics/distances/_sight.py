@@ -8,13 +8,11 @@ a line runs exactly through a corner (or through an edge, in space) it therefore
 that meet there can be crossed one after the other, in some order, through free cells.
 """
 
-from functools import partial
-from typing import Any, no_type_check
+from typing import no_type_check
 
-import numba
 import numpy as np
 
-from finslerconv._compiled import compile_and_keep
+from finslerconv._compiled import entry_unfused, jit_unfused
 
 # Coordinates that differ by less are equal: a corner is met in spite of rounding.
 _TIE = 1e-9
@@ -22,12 +20,8 @@ _TIE = 1e-9
 # How far a path keeps off walls, in nodes.
 MARGIN = 2.0**-10
 
-_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
-_jit = numba.njit(**_OPTIONS)
-_entry = partial(compile_and_keep, **_OPTIONS)
 
-
-@_jit
+@jit_unfused
 @no_type_check
 def _along(a, b, n):
     """Return the first cell along an axis, the number of cells to cross, and which way.
@@ -50,9 +44,9 @@ def _along(a, b, n):
     return i, abs(j - i), way
 
 
-@_jit
+@jit_unfused
 @no_type_check
-def _free(wall, n0, n1, n2, i, j, k, w0, w1, w2, axes):
+def _free(walls, n0, n1, n2, i, j, k, w0, w1, w2, axes):
     """Return, as bits, which of the cells are free that steps along some of ``axes`` lead to.
 
     Bit ``s`` is for the cell reached by a step along each axis whose bit is in ``s``.
@@ -64,12 +58,12 @@ def _free(wall, n0, n1, n2, i, j, k, w0, w1, w2, axes):
         p = min(max(i + w0, 0), n0 - 1) if s & 1 else i
         q = min(max(j + w1, 0), n1 - 1) if s & 2 else j
         r = min(max(k + w2, 0), n2 - 1) if s & 4 else k
-        if not wall[(p * n1 + q) * n2 + r]:
+        if not walls[(p * n1 + q) * n2 + r]:
             bits |= 1 << s
     return bits
 
 
-@_jit
+@jit_unfused
 @no_type_check
 def _spread(free, found, both, once):
     """Return ``found`` and the cells that faces lead to from there.
@@ -89,7 +83,7 @@ def _spread(free, found, both, once):
     return found
 
 
-@_jit
+@jit_unfused
 @no_type_check
 def _beside(c, margin):
     """Return which way a border is that the coordinate is near, 0 if there is none."""
@@ -99,12 +93,12 @@ def _beside(c, margin):
     return 1 if off < 0.0 else -1
 
 
-@_jit
+@jit_unfused
 @no_type_check
-def clear(wall, n0, n1, n2, a0, a1, a2, b0, b1, b2, margin):
+def clear(walls, n0, n1, n2, a0, a1, a2, b0, b1, b2, margin):
     """Return whether the line from a to b, points of the grid, is free.
 
-    ``wall`` is flat, of the shape ``(n0, n1, n2)``; in the plane ``n2 = 1``, ``a2 = b2 = 0``. With
+    ``walls`` is flat, of the shape ``(n0, n1, n2)``; in the plane ``n2 = 1``, ``a2 = b2 = 0``. With
     a ``margin`` the line must also keep that far from walls, between its ends.
     """
     i, c0, w0 = _along(a0, b0, n0)
@@ -113,12 +107,12 @@ def clear(wall, n0, n1, n2, a0, a1, a2, b0, b1, b2, margin):
     sides = (w0 == 0) | (w1 == 0) << 1 | (w2 == 0) << 2
     found = 1
     if sides == 0:
-        if wall[(i * n1 + j) * n2 + k]:
+        if walls[(i * n1 + j) * n2 + k]:
             return False
     else:
         # Ahead of a border that the line stays on is the second of its cells.
         w0, w1, w2 = 1 if w0 == 0 else w0, 1 if w1 == 0 else w1, 1 if w2 == 0 else w2
-        found = _free(wall, n0, n1, n2, i, j, k, w0, w1, w2, sides)
+        found = _free(walls, n0, n1, n2, i, j, k, w0, w1, w2, sides)
         if found == 0 or (margin > 0.0 and found != _every(sides)):
             return False
     r0, r1, r2 = b0 - a0, b1 - a1, b2 - a2
@@ -137,10 +131,10 @@ def clear(wall, n0, n1, n2, a0, a1, a2, b0, b1, b2, margin):
             v1 = w1 if d1 else _beside(a1 + t * r1, margin)
             v2 = w2 if d2 else _beside(a2 + t * r2, margin)
             axes = (v0 != 0) | (v1 != 0) << 1 | (v2 != 0) << 2
-            if _free(wall, n0, n1, n2, i, j, k, v0, v1, v2, axes) != _every(axes):
+            if _free(walls, n0, n1, n2, i, j, k, v0, v1, v2, axes) != _every(axes):
                 return False
         elif sides != 0 or d0 + d1 + d2 > 1:
-            free = _free(wall, n0, n1, n2, i, j, k, w0, w1, w2, sides | crossed)
+            free = _free(walls, n0, n1, n2, i, j, k, w0, w1, w2, sides | crossed)
             reached = _spread(free, found, sides, crossed)
             found = 0
             for s in range(8):
@@ -155,12 +149,12 @@ def clear(wall, n0, n1, n2, a0, a1, a2, b0, b1, b2, margin):
         c1 -= d1
         c2 -= d2
         left -= d0 + d1 + d2
-        if sides == 0 and wall[(i * n1 + j) * n2 + k]:
+        if sides == 0 and walls[(i * n1 + j) * n2 + k]:
             return False
     return True
 
 
-@_jit
+@jit_unfused
 @no_type_check
 def _every(axes):
     """Return the bits of all cells that steps along some of ``axes`` lead to."""
@@ -171,21 +165,21 @@ def _every(axes):
     return bits
 
 
-@_jit
+@jit_unfused
 @no_type_check
-def passes(wall, walled, shape, a, b):
+def passes(walls, walled, shape, a, b):
     """Return whether a path may go straight from ``a`` to ``b``: free, and off all walls.
 
     Paths keep off walls, so that rounding leads them into none, nor through where two touch.
     """
     if not walled:
         return True
-    return clear(wall, shape[0], shape[1], shape[2], a[0], a[1], a[2], b[0], b[1], b[2], MARGIN)
+    return clear(walls, shape[0], shape[1], shape[2], a[0], a[1], a[2], b[0], b[1], b[2], MARGIN)
 
 
-@_jit
+@jit_unfused
 @no_type_check
-def turns(wall, walled, shape, a):
+def turns(walls, walled, shape, a):
     """Return whether a path may turn at ``a``: no wall is near."""
     if not walled:
         return True
@@ -195,60 +189,60 @@ def turns(wall, walled, shape, a):
     j = min(int(np.floor(a[1] + 0.5)), n1 - 1)
     k = min(int(np.floor(a[2] + 0.5)), n2 - 1)
     axes = (v0 != 0) | (v1 != 0) << 1 | (v2 != 0) << 2
-    return _free(wall, n0, n1, n2, i, j, k, v0, v1, v2, axes) == _every(axes)
+    return _free(walls, n0, n1, n2, i, j, k, v0, v1, v2, axes) == _every(axes)
 
 
-@_jit
+@jit_unfused
 @no_type_check
-def visible(wall, row, column, e0, e1):
+def visible(walls, row, column, e0, e1):
     """Return whether the line from a node of the plane along the offset ``e`` is free.
 
     Not if it leads out of the grid.
     """
-    n0, n1 = wall.shape
+    n0, n1 = walls.shape
     end0, end1 = row + e0, column + e1
     if end0 < 0 or end0 >= n0 or end1 < 0 or end1 >= n1:
         return False
-    return clear(wall.reshape(-1), n0, n1, 1, row, column, 0, end0, end1, 0, 0.0)
+    return clear(walls.reshape(-1), n0, n1, 1, row, column, 0, end0, end1, 0, 0.0)
 
 
-@_jit
+@jit_unfused
 @no_type_check
-def visible_in_space(wall, at, e):
+def visible_in_space(walls, at, e):
     """Return whether the line from the node ``at`` along the offset ``e`` is free, in space."""
-    n0, n1, n2 = wall.shape
+    n0, n1, n2 = walls.shape
     for a in range(3):
-        if at[a] + e[a] < 0 or at[a] + e[a] >= wall.shape[a]:
+        if at[a] + e[a] < 0 or at[a] + e[a] >= walls.shape[a]:
             return False
     return clear(
-        wall.reshape(-1), n0, n1, n2, at[0], at[1], at[2], at[0] + e[0], at[1] + e[1],
+        walls.reshape(-1), n0, n1, n2, at[0], at[1], at[2], at[0] + e[0], at[1] + e[1],
         at[2] + e[2], 0.0,
     )  # fmt: skip
 
 
-@_entry
+@entry_unfused
 @no_type_check
-def _seen(wall, n0, n1, n2, start, end, out):
+def _seen(walls, n0, n1, n2, start, end, out):
     deep = start.shape[1] == 3
     for n in range(len(start)):
         a2, b2 = (start[n, 2], end[n, 2]) if deep else (0.0, 0.0)
         out[n] = clear(
-            wall, n0, n1, n2, start[n, 0], start[n, 1], a2, end[n, 0], end[n, 1], b2, 0.0
+            walls, n0, n1, n2, start[n, 0], start[n, 1], a2, end[n, 0], end[n, 1], b2, 0.0
         )  # fmt: skip
 
 
-def seen(wall: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
+def seen(walls: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
     r"""Return for each pair of points (n, d) of the grid whether the line between them is free.
 
     Parameters
     ----------
-    wall : bool (\*grid)
+    walls : bool (\*grid)
         True where one may not walk.
     start, end : (n, d)
         In index coordinates, inside the grid.
     """
-    n0, n1, n2 = (*wall.shape, 1)[:3]
+    n0, n1, n2 = (*walls.shape, 1)[:3]
     out = np.empty(len(start), np.bool_)
     ends = (np.ascontiguousarray(x, np.float64) for x in (start, end))
-    _seen(np.ascontiguousarray(wall).reshape(-1), n0, n1, n2, *ends, out)
+    _seen(np.ascontiguousarray(walls).reshape(-1), n0, n1, n2, *ends, out)
     return out

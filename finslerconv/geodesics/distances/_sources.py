@@ -1,4 +1,4 @@
-"""Sources of a distance: what a user calls so, as the seeds of each problem."""
+"""The sources of distances, read from what a user gives."""
 
 import itertools
 import math
@@ -24,8 +24,8 @@ from finslerconv.geodesics.fields import (
     shown_shape,
 )
 
-# Samples of a curve per step of the grid: a node beside it at the distance p is then wrong by less
-# than step / 512 (p / step).
+# Samples of a curve per step of the grid. The distance of a node p from the curve is then wrong by
+# less than step / 512 (p / step).
 _PER_STEP = 8
 
 
@@ -86,7 +86,7 @@ class _Group(NamedTuple):
 
     position: Float[Tensor, "sources d"]
     single: bool
-    """Whether they were named one by one, so that none may be missing."""
+    """Whether each was given by its position, so that none may lie in a wall."""
     dtype: torch.dtype
     """That of the numbers, by which they are rounded."""
 
@@ -97,7 +97,7 @@ def seeds_of(
     values: Array | None = None,
     walls: Bool[Tensor, "*problems_and_grid"] | None = None,
 ) -> Problems:
-    """Return the seeds that ``sources`` means on the grid of ``field``.
+    """Return the seeds of each problem.
 
     Parameters
     ----------

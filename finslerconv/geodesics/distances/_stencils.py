@@ -4,13 +4,11 @@ Everything here is in pixels: the metric is the one of index coordinates, ``M h 
 for the spacing ``h``, offsets are integers.
 """
 
-from functools import partial
-from typing import Any, NamedTuple, no_type_check
+from typing import NamedTuple, no_type_check
 
-import numba
 import numpy as np
 
-from finslerconv._compiled import compile_and_keep
+from finslerconv._compiled import entry_unfused, jit_unfused
 from finslerconv.geodesics.distances._sight import visible
 
 # Rounding must not decide whether a right angle is acute, or a transposed grid would get another
@@ -22,10 +20,6 @@ _LONGEST = 32000
 
 # Vertices still to come while one sector is refined; no more than the anisotropy of the metric.
 _STACK = 65536
-
-_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
-_jit = numba.njit(**_OPTIONS)
-compiled = partial(compile_and_keep, **_OPTIONS)
 
 
 class Stencils(NamedTuple):
@@ -46,7 +40,7 @@ class Stencils(NamedTuple):
     shared: bool
 
 
-@_jit
+@jit_unfused
 @no_type_check
 def _obtuse(m00, m01, m11, w0, w1, a0, a1, b0, b1):
     """Return whether the sector (a, b) must be split.
@@ -63,7 +57,7 @@ def _obtuse(m00, m01, m11, w0, w1, a0, a1, b0, b1):
     )
 
 
-@_jit
+@jit_unfused
 @no_type_check
 def refine(m00, m01, m11, w0, w1, stack, out):
     """Write the vertices of the acute stencil to ``out`` (if it has room); return their number.
@@ -112,7 +106,7 @@ def refine(m00, m01, m11, w0, w1, stack, out):
     return count
 
 
-@compiled
+@entry_unfused
 @no_type_check
 def _one_stencil(M, omega, stack):
     out = np.empty((0, 2), np.int16)
@@ -122,10 +116,10 @@ def _one_stencil(M, omega, stack):
     return out
 
 
-@compiled
+@entry_unfused
 @no_type_check
-def _count(M, omega, wall, start, stack):
-    height, width = wall.shape
+def _count(M, omega, walls, start, stack):
+    height, width = walls.shape
     none = np.empty((0, 2), np.int16)
     step = 0 if len(M) == 1 else 1
     drift = 0 if len(omega) == 1 else 1
@@ -137,10 +131,10 @@ def _count(M, omega, wall, start, stack):
         )
 
 
-@compiled
+@entry_unfused
 @no_type_check
-def _fill(M, omega, wall, walled, start, offset, stack):
-    height, width = wall.shape
+def _fill(M, omega, walls, walled, start, offset, stack):
+    height, width = walls.shape
     step = 0 if len(M) == 1 else 1
     drift = 0 if len(omega) == 1 else 1
     x = 0
@@ -152,13 +146,13 @@ def _fill(M, omega, wall, walled, start, offset, stack):
             for k in range(len(out)):
                 i, j = row + out[k, 0], column + out[k, 1]
                 inside = 0 <= i < height and 0 <= j < width
-                if not inside or (walled and not visible(wall, row, column, out[k, 0], out[k, 1])):
+                if not inside or (walled and not visible(walls, row, column, out[k, 0], out[k, 1])):
                     out[k, 0] = 0
                     out[k, 1] = 0
             x += 1
 
 
-def acute_stencils(M: np.ndarray, omega: np.ndarray, wall: np.ndarray) -> Stencils:
+def acute_stencils(M: np.ndarray, omega: np.ndarray, walls: np.ndarray) -> Stencils:
     """Return the stencils of a 2-D field.
 
     Parameters
@@ -167,17 +161,17 @@ def acute_stencils(M: np.ndarray, omega: np.ndarray, wall: np.ndarray) -> Stenci
         The matrices, row-major, one per node or the same for all; in pixels.
     omega : (N, 2) or (1, 2) float64
         The one-forms, the same way.
-    wall : (height, width) bool
+    walls : (height, width) bool
         True where one may not walk.
     """
     stack = np.empty((_STACK, 2), np.int32)
-    if len(M) == 1 and len(omega) == 1 and not wall.any():
+    if len(M) == 1 and len(omega) == 1 and not walls.any():
         offset = _one_stencil(M, omega, stack)
         return Stencils(np.array([0, len(offset)]), offset, True)
-    start = np.empty(wall.size + 1, np.int64)
-    _count(M, omega, wall, start, stack)
+    start = np.empty(walls.size + 1, np.int64)
+    _count(M, omega, walls, start, stack)
     offset = np.empty((start[-1], 2), np.int16)
-    _fill(M, omega, wall, bool(wall.any()), start, offset, stack)
+    _fill(M, omega, walls, bool(walls.any()), start, offset, stack)
     return Stencils(start, offset, False)
 
 
@@ -202,7 +196,7 @@ class SellingStencils(NamedTuple):
     """int16 (N or 1, 4, 3), the obtuse superbase: weight (i, j) is ``-base_i' M^-1 base_j``."""
 
 
-@compiled
+@entry_unfused
 @no_type_check
 def _selling(dual, offset, weight, bases):
     base = np.empty((4, 3), np.int64)

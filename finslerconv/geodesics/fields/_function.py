@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from finslerconv._arrays import Array, as_integer
-from finslerconv.geodesics.fields._kinds import Positions, as_tensor, is_numpy, like
+from finslerconv.geodesics.fields._kinds import Positions, as_kind_of, as_tensor, is_numpy
 from finslerconv.geodesics.fields._matrices import entries_of, over_grid
 from finslerconv.geodesics.fields._protocol import check_positions, read_positions
 from finslerconv.metrics import CallableMetric, FinslerMetric, Randers
@@ -90,7 +90,7 @@ class FunctionMetric:
         if omega is None:
             omega = torch.zeros_like(x)
         omega = over_grid("function", omega, tuple(x.shape[:-1]), 1)
-        return Randers(like(M, positions), like(omega, positions), validate=False)
+        return Randers(as_kind_of(M, positions), as_kind_of(omega, positions), validate=False)
 
     def _of_any_kind(self, metric: FinslerMetric, positions: Array) -> FinslerMetric:
         if metric.dim != self.dim:
@@ -101,7 +101,7 @@ class FunctionMetric:
             return metric
 
         def norm(v: Array) -> Array:
-            return like(metric.norm(as_tensor("v", v)), v)
+            return as_kind_of(metric.norm(as_tensor("v", v)), v)
 
         return CallableMetric(norm, self.dim, like=positions)
 

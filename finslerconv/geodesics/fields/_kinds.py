@@ -58,7 +58,7 @@ def as_tensors(**arrays: Array | None) -> tuple[Any, ...]:
     return tuple(None if a is None else as_tensor(name, a) for name, a in arrays.items())
 
 
-def like(result: Tensor, array: Array) -> Array:
+def as_kind_of(result: Tensor, array: Array) -> Array:
     """Return ``result`` as the kind of ``array``: a NumPy array where that is one.
 
     A tensor keeps its device and its gradient history; a NumPy array has neither.

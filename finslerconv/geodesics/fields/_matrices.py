@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from finslerconv._arrays import Array, first_index
-from finslerconv.geodesics.fields._kinds import as_tensor, like
+from finslerconv.geodesics.fields._kinds import as_kind_of, as_tensor
 from finslerconv.metrics import FinslerMetric, Randers, Riemannian
 
 
@@ -31,7 +31,7 @@ def over_grid(name: str, x: Array, shape: tuple[int, ...], core: int) -> Array:
     axes = tuple(tensor.shape[tensor.ndim - core :])
     batch = tuple(tensor.shape[: max(tensor.ndim - core - len(shape), 0)])
     try:
-        return like(tensor.expand(*batch, *shape, *axes), x)
+        return as_kind_of(tensor.expand(*batch, *shape, *axes), x)
     except RuntimeError as error:
         raise ValueError(
             f"{name}: expected a metric whose batch broadcasts over {shape}, got "

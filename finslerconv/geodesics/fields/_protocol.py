@@ -8,12 +8,12 @@ from torch import Tensor
 
 from finslerconv._arrays import Array
 from finslerconv.geodesics.fields._kinds import (
+    as_kind_of,
     as_tensor,
     check_finite,
     is_integral,
     is_numpy,
     is_tensor,
-    like,
     plain_numbers,
 )
 from finslerconv.metrics import FinslerMetric, Randers
@@ -50,8 +50,7 @@ def randers_at(field: MetricField, x: Float[Tensor, "*batch d"], advice: str) ->
         raise TypeError(
             f"field: expected Riemannian or Randers metrics, got {type(metric).__name__}; {advice}"
         )
-    omega = torch.zeros_like(form.M[..., 0]) if form.omega is None else form.omega
-    return Randers(form.M, omega, validate=False)
+    return Randers(*form.with_omega(), validate=False)
 
 
 def read_positions(field: MetricField, **given: Any) -> list[Any]:
@@ -98,7 +97,7 @@ def _as_floats(name: str, x: Any, example: Array) -> Array:
             f"equal lengths, got {type(x).__name__}"
         )
     floats = torch.as_tensor(values).to(as_tensor(name, example))
-    return like(floats, x if _is_array(x) else example)
+    return as_kind_of(floats, x if _is_array(x) else example)
 
 
 def check_positions(x: Tensor, d: int) -> None:

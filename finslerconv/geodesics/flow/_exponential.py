@@ -14,16 +14,16 @@ from finslerconv.geodesics.fields import (
     GridMetric,
     MetricField,
     Positions,
+    as_kind_of,
     as_tensors,
     check_finite,
-    like,
     read_positions,
     shown_shape,
 )
-from finslerconv.geodesics.flow._grid import in_nodes, is_linear, tabulated
-from finslerconv.geodesics.flow._hamiltonian import scaled, velocity
+from finslerconv.geodesics.flow._grid import in_nodes, is_linear, momentum_rates, tabulated
+from finslerconv.geodesics.flow._hamiltonian import momentum, scaled, velocity
 from finslerconv.geodesics.flow._rays import Schedule, shoot
-from finslerconv.geodesics.flow._spaces import space_of
+from finslerconv.geodesics.flow._spray import legendre, velocity_rates
 from finslerconv.geodesics.flow._steps import ADAPTIVE, adaptive, fixed
 
 Method = Literal["auto", "rk4", "dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun"]
@@ -147,7 +147,7 @@ def exponential(
     start, speed = _checked(field, x, v)
     time = _finite_time(time)
     (position,) = _flow(field, start, speed, [time], method, steps, tolerance).position
-    return like(position, x)
+    return as_kind_of(position, x)
 
 
 def geodesic_flow(
@@ -198,7 +198,7 @@ def geodesic_flow(
     start, speed = _checked(field, x, v)
     moments = _moments(times)
     flow = _flow(field, start, speed, moments, method, steps, tolerance)
-    return GeodesicFlow(*(like(u, x) for u in flow))
+    return GeodesicFlow(*(as_kind_of(u, x) for u in flow))
 
 
 def _flow(
@@ -264,24 +264,28 @@ def _plain_flow(
     steps: int,
     tolerance: float,
 ) -> GeodesicFlow:
-    """Return the flow of any field, in PyTorch's operations."""
+    """Return the flow of any field, in PyTorch's operations.
+
+    The state is a position with a momentum for Randers metrics, with a velocity for others.
+    """
     u, size, still = scaled(v)
     u = torch.where(still, 1.0, u)
     here = field.at(x.detach()).norm(u.detach())
     tracked = x.requires_grad or v.requires_grad or here.requires_grad
     with torch.set_grad_enabled(tracked and torch.is_grad_enabled()):
         metric = field.at(x)
-        space = space_of(field, metric, x)
-        rates = space.rates(torch.where(still, 0.0, size)[..., 0] * metric.norm(u))
-        y = space.enter(metric, u)
+        length = torch.where(still, 0.0, size)[..., 0] * metric.norm(u)
+        randers = metric.randers_form(x) is not None
+        f = momentum_rates(field, x, length) if randers else velocity_rates(field, length)
+        u = momentum(metric, u) if randers else u
         if method == "rk4":
-            positions, states = fixed(rates, x, y, times, steps)
+            positions, states = fixed(f, x, u, times, steps)
         else:
-            positions, states = adaptive(rates, x, y, times, method, tolerance)
+            positions, states = adaptive(f, x, u, times, method, tolerance)
         states = torch.where(still, 0.0, size * states)
-        ends = [space.leave(x, y) for x, y in zip(positions, states, strict=True)]
-        velocities, momenta = (torch.stack(u) for u in zip(*ends, strict=True))
-        return GeodesicFlow(positions, velocities, momenta)
+        dual = velocity if randers else legendre
+        others = torch.stack([dual(field.at(x), y) for x, y in zip(positions, states, strict=True)])
+        return GeodesicFlow(positions, *((others, states) if randers else (states, others)))
 
 
 # Arguments.

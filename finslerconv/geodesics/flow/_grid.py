@@ -8,8 +8,9 @@ from torch import Tensor
 from torch.nn.functional import embedding
 
 from finslerconv._linalg import dot, matvec
-from finslerconv.geodesics.fields import GridMetric, Outside
-from finslerconv.geodesics.flow._hamiltonian import normal
+from finslerconv.geodesics.fields import GridMetric, MetricField, Outside, first_rows
+from finslerconv.geodesics.flow._hamiltonian import normal, rates
+from finslerconv.geodesics.flow._steps import Rates
 from finslerconv.metrics import Randers
 
 
@@ -122,6 +123,18 @@ def grid_rates(
     return scale[..., None] * z, torch.stack(force, dim=-1)
 
 
+def momentum_rates(
+    field: MetricField, x: Float[Tensor, "*batch d"], length: Float[Tensor, "*batch"]
+) -> Rates:
+    """Return the rates of positions and momenta, of rays of these lengths that start at ``x``."""
+    if not is_linear(field):
+        return lambda x, p: rates(field, x, p, length)
+    # By the table, so that a linear field has one flow by all methods.
+    grid, table = tabulated(field, x)
+    first = first_rows(field, x)
+    return lambda x, p: grid_rates(grid, table, first, in_nodes(field, x), p, length)
+
+
 _Entries = tuple[Tensor, Tensor]
 
 
@@ -147,10 +160,10 @@ def _read(grid: Grid, table: Tensor, first: Tensor, c: Tensor) -> tuple[_Entries
 
 
 def continued(c: Tensor, n: int, outside: Outside) -> tuple[Tensor, Tensor]:
-    """Return coordinates brought into [0, n - 1], and what slopes are multiplied by there.
+    """Return coordinates brought into [0, n - 1], and the factors of slopes there.
 
-    Outside that changes within a node to what it is there, 0 or -1, so that no ray along the edge
-    hangs on a rounding error.
+    A factor is 1 inside. Outside it changes over one node to 0 or -1, its value there, so that a
+    ray along the edge does not depend on a rounding error.
     """
     last = n - 1.0
     if n == 1:

@@ -60,7 +60,7 @@ def velocity(metric: FinslerMetric, p: Float[Tensor, "*_ d"]) -> Float[Tensor, "
 def _entries(metric: FinslerMetric, v: Tensor) -> tuple[Tensor, Tensor]:
     form = metric.randers_form(v)
     assert form is not None
-    return form.M, torch.zeros_like(form.M[..., 0]) if form.omega is None else form.omega
+    return form.with_omega()
 
 
 def normal(M: Tensor, omega: Tensor, p: Tensor) -> tuple[Tensor, Tensor, Tensor]:

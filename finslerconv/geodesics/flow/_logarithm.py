@@ -15,10 +15,9 @@ from finslerconv.geodesics.fields import (
     GridMetric,
     MetricField,
     Positions,
+    as_kind_of,
     as_tensors,
     check_finite,
-    is_numpy,
-    like,
     read_positions,
 )
 from finslerconv.geodesics.flow._exponential import Method, exponential, geodesic_flow
@@ -173,7 +172,7 @@ def logarithm(
             refuse_second(v, _SECOND)
     v = torch.where(hit[..., None], v, torch.nan)
     _warn_of_misses(hit)
-    return like(v, x)
+    return as_kind_of(v, x)
 
 
 def geodesic(
@@ -222,7 +221,7 @@ def geodesic(
     times = [i / (n - 1) for i in range(n)]
     curve = geodesic_flow(field, first, speed, times, method=method, steps=steps).position
     curve = torch.where(lost, torch.nan, curve)
-    return curve.detach().cpu().numpy() if is_numpy(x) else curve
+    return as_kind_of(curve, x)
 
 
 def _newton(
@@ -235,10 +234,11 @@ def _newton(
 ) -> tuple[Tensor, Tensor]:
     """Return velocities whose geodesics end at ``y``, and for which pairs they do.
 
-    Newton's method with a Jacobian from differences, a step halved as long as it brings nothing.
+    Newton's method with a Jacobian from differences; a step that does not lower the error is
+    halved.
     """
     gap = _length(y - x)
-    # No end is nearer than positions are rounded in the course of some steps.
+    # Rounding in the course of the steps moves an end by about this much.
     rounding = 8 * torch.finfo(y.dtype).eps * torch.maximum(x.abs(), y.abs()).amax(-1)
     allowed = tolerance * gap + rounding
     rest, jacobian = _with_differences(end, v, y)

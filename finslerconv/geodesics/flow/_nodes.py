@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from finslerconv.geodesics.fields import grid_nodes
 from finslerconv.geodesics.flow._grid import continued
 from finslerconv.metrics import CallableMetric, FinslerMetric
 
@@ -64,11 +65,8 @@ class NodeField:
 
     def nodes(self, like: Tensor) -> Float[Tensor, "*batch_and_grid d"]:
         r"""Return the positions (\*batch, \*grid, d) of the nodes, in the dtype of ``like``."""
-        axes = [
-            s * torch.arange(n, dtype=like.dtype, device=like.device)
-            for n, s in zip(self.grid_shape, self.spacing, strict=True)
-        ]
-        nodes = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
+        origin = (0.0,) * self.dim
+        nodes = grid_nodes(self.grid_shape, self.spacing, origin, like.dtype, like.device)
         return nodes.expand(*self.batch_shape, *nodes.shape)
 
     def at(self, positions: Float[Tensor, "*batch d"]) -> FinslerMetric:
@@ -83,7 +81,7 @@ class NodeField:
     def energy_slopes(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Return the derivatives ``(E_x, E_v)`` of the energy."""
         around = self._around(x)
-        energies, pull = torch.func.vjp(lambda v: self._energies(around, v), v)
+        energies, pull = torch.func.vjp(lambda v: self._energies(around, v), v)  # type: ignore[misc]
         force = torch.stack([self._sum(w * energies) for w in around.slopes], dim=-1)
         return force, pull(around.weights)[0]
 
@@ -120,5 +118,5 @@ class NodeField:
             for axis, slope in enumerate(slopes)
         ]
         # That it can be indexed is looked at when the field is made.
-        metric = self.metric[tuple(index)]  # type: ignore[index]
+        metric = self.metric[tuple(index)]
         return _Around(metric, reduce(mul, values), along)

@@ -20,7 +20,7 @@ from finslerconv.geodesics.flow._hamiltonian import momentum, scaled
 from finslerconv.geodesics.flow._simd import WIDE
 from finslerconv.geodesics.flow._steps import rk4, segments
 
-# Rays that PyTorch integrates at once; of more, the states between steps would fill memory.
+# The most rays that PyTorch integrates at once: the states between steps fill memory.
 _TILE = 2**17
 
 # Below so many evaluations of the field a second thread costs more than it brings.
@@ -153,7 +153,7 @@ def _shoot_tile(
         ]
         for begin, end in itertools.pairwise(schedule.segments)
     ]
-    # Those with the most steps come first, so that the rays still under way are the first ones.
+    # Rays with the most steps come first: those still under way are then a leading slice.
     order = sorted(range(len(plans)), key=lambda ray: -len(plans[ray]))
     plans = [plans[ray] for ray in order]
     table = table.to(dtype)
@@ -254,8 +254,7 @@ _JOB = (
 )
 def _shoot(*inputs: Any) -> Tensor:
     """Return the records (starts, points, 2 or 4) of the rays of all starts."""
-    *job, momenta = inputs
-    job = _Job(*job)
+    job, momenta = _Job(*inputs[:-1]), inputs[-1]
     arguments, out = job.arguments(), job.records(momenta)
     result = array_of(out)
     parts = job.parts(4)
@@ -269,8 +268,7 @@ def _shoot(*inputs: Any) -> Tensor:
 
 @_shoot.register_fake
 def _(*inputs: Any) -> Tensor:
-    *job, momenta = inputs
-    return _Job(*job).records(momenta)
+    return _Job(*inputs[:-1]).records(inputs[-1])
 
 
 @torch.library.custom_op(

@@ -19,13 +19,15 @@ from torch import Tensor
 
 from finslerconv._linalg import dot, matvec, solve
 from finslerconv.geodesics.fields import MetricField
+from finslerconv.geodesics.flow._hamiltonian import scaled
+from finslerconv.geodesics.flow._steps import Rates
 from finslerconv.metrics import FinslerMetric
 
 Slopes = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """From positions and velocities to the derivatives of the energy, ``(E_x, E_v)``."""
 
 # The part of the geodesic equation that may stay unsolved where g_v is singular.
-_UNSOLVED = 0.1
+_UNSOLVED = 0.25
 
 
 def energy_slopes(field: MetricField) -> Slopes:
@@ -39,9 +41,26 @@ def energy_slopes(field: MetricField) -> Slopes:
 
 
 def legendre(metric: FinslerMetric, v: Float[Tensor, "*_ d"]) -> Float[Tensor, "*_ d"]:
-    """Return Legendre's transform ``p = E_v`` of velocities, none zero."""
-    p: Tensor = torch.func.grad(lambda v: metric.energy(v).sum())(v)
-    return p
+    """Return Legendre's transform ``p = E_v`` of velocities; 0 for 0."""
+    u, size, still = scaled(v)
+    p = torch.func.grad(lambda v: metric.energy(v).sum())(torch.where(still, 1.0, u))
+    return torch.where(still, 0.0, size * p)
+
+
+def velocity_rates(field: MetricField, length: Float[Tensor, "*batch"]) -> Rates:
+    """Return the derivatives of positions and velocities, of rays of these lengths.
+
+    As in :func:`rates` of the Hamiltonian, positions move with velocities of that length, whatever
+    the size of the velocity that is given.
+    """
+    slopes = energy_slopes(field)
+
+    def f(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        F, a = spray(slopes, x, v)
+        pace = (length / F)[..., None]
+        return pace * v, pace * a
+
+    return f
 
 
 def spray(
@@ -63,7 +82,8 @@ def spray(
         Homogeneous of degree 2 in ``v``. NaN where ``g_v`` is singular, as of a norm with corners,
         and no acceleration solves the equation.
     """
-    (force, p), pull = torch.func.vjp(lambda v: slopes(x, v), v)
+    # Typed as if it had three results: it has the third where the function has auxiliary ones.
+    (force, p), pull = torch.func.vjp(lambda v: slopes(x, v), v)  # type: ignore[misc]
     none = torch.zeros_like(v)
     eye = torch.eye(v.shape[-1], dtype=v.dtype, device=v.device)
     rest = force - pull((v, none))[0]

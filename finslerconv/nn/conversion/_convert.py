@@ -9,7 +9,7 @@ from torch import nn
 
 from finslerconv._models import replace_modules
 from finslerconv.nn._selection import Where, as_selection, unmatched
-from finslerconv.nn.conversion._families import Family, Plain, Start, To, family
+from finslerconv.nn.conversion._families import Family, Finish, Plain, Start, To, family
 from finslerconv.nn.conversion._found import find_convolutions
 from finslerconv.nn.conversion._measure import Example, measure
 from finslerconv.nn.conversion._report import (
@@ -188,18 +188,21 @@ def _carried_out(
     selected = [any(selection(name, c.module) for name in c.names) for c in convolutions]
     if not any(selected):
         raise ValueError(unmatched(where, [c.names[0] for c in convolutions]))
-    plans = {}
-    reasons = {}
+    plans: dict[int, Finish] = {}
+    reasons: dict[int, str] = {}
     for found, chosen in zip(convolutions, selected, strict=True):
         reason = found.part or family.stranger(found.module)
         if reason is None and not chosen:
             reason = "not selected"
         plan = reason or family.refuse(found.module) or family.prepare(found.names[0], found.module)
-        (reasons if isinstance(plan, str) else plans)[id(found.module)] = plan
-    reasons.update(family.withdraw(model, plans.keys() - reasons.keys()))
+        if isinstance(plan, str):
+            reasons[id(found.module)] = plan
+        else:
+            plans[id(found.module)] = plan
+    reasons.update(family.withdraw(model, plans.keys()))
 
     left = [
-        LeftAlone(found.names[0], described(found.module), str(reasons[id(found.module)]))
+        LeftAlone(found.names[0], described(found.module), reasons[id(found.module)])
         for found in convolutions
         if id(found.module) in reasons
     ]
@@ -208,7 +211,7 @@ def _carried_out(
     parameters_before = count_parameters(model)
     kinds, costs = [described(module) for module in old], [cost(module) for module in old]
     before = None if example is None else measure(model, old, example)
-    made = [plans[id(module)]() for module in old]  # type: ignore[operator]
+    made = [plans[id(module)]() for module in old]
     made_of = {id(module): new for module, (new, _) in zip(old, made, strict=True)}
     model = replace_modules(model, lambda _, module: made_of.get(id(module), module))
     after = None if example is None else measure(model, list(made_of.values()), example)

@@ -19,10 +19,9 @@ from finslerconv.nn._adaptive import (
     unlike_conv2d,
 )
 from finslerconv.nn._constructor import arguments_of
-from finslerconv.nn._deform_conv import DeformConv2d
 from finslerconv.nn._geodesic_conv import GeodesicConv2d
 from finslerconv.nn._metric_conv import MetricConv2d
-from finslerconv.nn._shifted_conv import ShiftedConv2d
+from finslerconv.nn._offset_conv import DeformConv2d, ShiftedConv2d
 from finslerconv.nn.conversion._found import is_foreign, is_ours
 from finslerconv.nn.conversion._report import described
 from finslerconv.nn.conversion._takeover import take_over_surroundings, take_over_weights

@@ -104,7 +104,7 @@ def convert_resnet(
 
 @dataclass(frozen=True)
 class _Edit:
-    """An attribute to be set, and how the report tells of it (if it does)."""
+    """An attribute to be set, and its line in the report, if any."""
 
     owner: nn.Module
     attribute: str

@@ -1,4 +1,4 @@
-"""One module put in the place of another: what the model and its owner hold goes with it."""
+"""What one module takes over from another whose place it takes."""
 
 from torch import nn
 from torch.nn.utils import parametrize
@@ -21,10 +21,7 @@ _STATE_HOOKS = (
 
 
 def take_over_weights(old: nn.Module, new: nn.Module) -> None:
-    """Give a layer the parameters of another, themselves: whoever holds them goes on to do so.
-
-    Parametrisations go with them.
-    """
+    """Give a layer the parameter objects of another, and its parametrisations."""
     for name in ("weight", "bias"):
         if parametrize.is_parametrized(old, name):
             _take_over_parametrization(old, new, name)
@@ -33,7 +30,7 @@ def take_over_weights(old: nn.Module, new: nn.Module) -> None:
 
 
 def take_over_surroundings(old: nn.Module, new: nn.Module) -> tuple[str, ...]:
-    """Give a module the hooks, mode and attributes of another, and return what is to be told."""
+    """Give a module the hooks, mode and attributes of another; return notes for the report."""
     # What came over with the weights, parametrisations that is, keeps the modes that it had.
     before = set(old.modules())
     for module in new.modules():

@@ -64,6 +64,7 @@ class WeightedConv1d(Weighted, nn.Conv1d):
 
     Examples
     --------
+    >>> import torch
     >>> WeightedConv1d(1, 1, 3, density=[0.7])(torch.ones(1, 1, 8)).shape
     torch.Size([1, 1, 6])
     """
@@ -106,6 +107,7 @@ class WeightedConv2d(Weighted, nn.Conv2d):
 
     Examples
     --------
+    >>> import torch
     >>> conv = WeightedConv2d(3, 8, 5, padding=2, density=[0.2, 0.8])
     >>> conv(torch.rand(1, 3, 16, 16)).shape
     torch.Size([1, 8, 16, 16])
@@ -121,6 +123,7 @@ class WeightedConv3d(Weighted, nn.Conv3d):
 
     Examples
     --------
+    >>> import torch
     >>> WeightedConv3d(1, 1, 3, density=[0.8])(torch.ones(1, 1, 8, 8, 8)).shape
     torch.Size([1, 1, 6, 6, 6])
     """

@@ -7,6 +7,7 @@ from finslerconv.ops.backends._choice import (
     reference,
     register_backend,
     use_backend,
+    why_reference,
 )
 from finslerconv.ops.backends._contract import (
     ConvBackend,
@@ -23,6 +24,7 @@ __all__ = [
     "use_backend",
     "current_backend",
     "is_compiled",
+    "why_reference",
     "register_backend",
     "backend_for",
     "reference",

@@ -13,8 +13,12 @@ from finslerconv.ops.backends.reference import Reference
 # Who is there, in the order of registration: the first for a type of device is its own.
 _devices: dict[str, str] = {}
 _loaders: dict[str, Callable[[], ConvBackend]] = {}
-# None where loading failed.
+# None where loading failed, and why.
 _loaded: dict[str, ConvBackend | None] = {}
+_missing: dict[str, ImportError] = {}
+
+# The types of device for which the user was told that the reference computes.
+_told: set[str] = set()
 
 _chosen: list["use_backend"] = []
 _lock = Lock()
@@ -129,9 +133,32 @@ def _names() -> tuple[str, ...]:
     return ("auto", "reference", *_devices)
 
 
-def current_backend() -> str:
-    """Return what :class:`use_backend` has chosen last."""
-    return _choice
+def current_backend(device: torch.device | str | None = None) -> str:
+    """Return what :class:`use_backend` has chosen last, or who computes on a device now.
+
+    Parameters
+    ----------
+    device : torch.device or str, optional
+
+    Returns
+    -------
+    str
+        Without ``device``, the choice: ``"auto"`` or the name of a backend. With it, the name of
+        the backend that computes with tensors of that device.
+
+    Examples
+    --------
+    >>> from finslerconv import ops
+    >>> ops.current_backend(), ops.current_backend("cpu")
+    ('auto', 'numba')
+    """
+    if device is None:
+        return _choice
+    device = torch.device(device)
+    if not is_compiled(device):
+        return "reference"
+    own = _backend_of(device.type)
+    return own if own is not None and _choice == "auto" else _choice
 
 
 def is_compiled(device: torch.device) -> bool:
@@ -142,7 +169,17 @@ def is_compiled(device: torch.device) -> bool:
     if _choice != "auto":
         return _devices[_choice] == device.type
     own = _backend_of(device.type)
-    return own is not None and _available(own)
+    return _tell_of_reference(device.type) if own is None else _available(own)
+
+
+def why_reference(device: torch.device) -> str:
+    """Return why the reference computes with tensors of a device, in words."""
+    if _choice != "auto":
+        return f"ops.use_backend({_choice!r}) is in force"
+    own = _backend_of(device.type)
+    if own is None:
+        return f"no other backend is made for {device.type} tensors"
+    return f"the {own} backend cannot be loaded: {_missing.get(own)}"
 
 
 def backend_for(name: str, device: torch.device) -> ConvBackend:
@@ -164,7 +201,7 @@ def _available(name: str) -> bool:
         try:
             _loaded[name] = _loaders[name]()
         except ImportError as error:
-            _loaded[name] = None
+            _loaded[name], _missing[name] = None, error
             warnings.warn(
                 f"finslerconv: the {name} backend cannot be loaded ({error}), so convolutions "
                 f"on {_devices[name]} tensors fall back to the slower reference backend; "
@@ -175,8 +212,23 @@ def _available(name: str) -> bool:
     return _loaded[name] is not None
 
 
+def _tell_of_reference(device_type: str) -> bool:
+    """Warn once that no backend is made for a type of device; False, as there is none."""
+    if device_type != "meta" and device_type not in _told:
+        _told.add(device_type)
+        warnings.warn(
+            f"finslerconv: no backend is made for {device_type} tensors, so their convolutions are "
+            "computed by the slower reference backend; silence this with "
+            "ops.use_backend('reference')",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return False
+
+
 # What torch.compiler.assume_constant_result does, without its two seconds of importing Dynamo.
 _available._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_tell_of_reference._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _numba() -> ConvBackend:

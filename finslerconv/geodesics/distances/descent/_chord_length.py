@@ -10,6 +10,7 @@ from typing import no_type_check
 import numpy as np
 
 from finslerconv._compiled import jit
+from finslerconv.geodesics.fields import cell, corner
 
 # Where Gauss's rule of two nodes reads a piece of length 1.
 _GAUSS = 0.5 - np.sqrt(1.0 / 12.0)
@@ -19,18 +20,13 @@ _GAUSS = 0.5 - np.sqrt(1.0 / 12.0)
 @no_type_check
 def _norm(table, shape, x, v):
     """Return ``F_x(v)``, the entries interpolated linearly between the nodes."""
-    n0, n1, n2 = shape
-    i = min(max(int(x[0]), 0), max(n0 - 2, 0))
-    j = min(max(int(x[1]), 0), max(n1 - 2, 0))
-    k = min(max(int(x[2]), 0), max(n2 - 2, 0))
-    f, g, h = x[0] - i, x[1] - j, x[2] - k
+    at = cell(x, shape)
     square, form = 0.0, 0.0
-    for corner in range(8):
-        p, q, r = corner & 1, corner >> 1 & 1, corner >> 2
-        weight = (f if p else 1.0 - f) * (g if q else 1.0 - g) * (h if r else 1.0 - h)
+    for number in range(8):
+        node, weight = corner(at, shape, number)
         if weight <= 0.0:
             continue
-        row = table[((i + p) * n1 + j + q) * n2 + k + r]
+        row = table[node]
         square += weight * (
             v[0] * (row[0] * v[0] + 2.0 * (row[1] * v[1] + row[2] * v[2]))
             + v[1] * (row[3] * v[1] + 2.0 * row[4] * v[2])

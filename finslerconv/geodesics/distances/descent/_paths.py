@@ -17,7 +17,7 @@ from finslerconv._memory import array_of
 from finslerconv.geodesics.distances._heap import FAR
 from finslerconv.geodesics.distances.descent._search import search
 from finslerconv.geodesics.distances.descent._shortening import shorten
-from finslerconv.geodesics.fields import GridMetric, as_tensor, is_numpy, like, put_inside
+from finslerconv.geodesics.fields import GridMetric, as_kind_of, as_tensor, is_numpy, put_inside
 
 
 def paths_of(distances: Any, to: Any, step: float) -> Array | list[Array]:
@@ -43,7 +43,7 @@ def paths_of(distances: Any, to: Any, step: float) -> Array | list[Array]:
         points[-1] = ends[number]
         points = points[::-1].copy() if distances.reverse else points
         result = torch.tensor(points).to(as_tensor("distance", distances.distance).detach())
-        paths.append(like(result, distances.distance))
+        paths.append(as_kind_of(result, distances.distance))
     return paths if each else paths[0]
 
 
@@ -64,12 +64,12 @@ class _Finder:
         self.last = float(known.max()) if len(known) else math.inf
         self.label = array_of(_cpu(distances.label)[problem].contiguous()).reshape(-1)
         self.table = _table(field, distances.reverse, problem)
-        self.wall, self.walled = np.zeros(1, np.bool_), False
+        self.walls, self.walled = np.zeros(1, np.bool_), False
         if distances.mask is not None:
             mask = torch.as_tensor(distances.mask).cpu()
             mask = mask.expand(*distances.distance.shape)[problem]
-            self.wall = ~array_of(mask.contiguous()).reshape(-1)
-            self.walled = bool(self.wall.any())
+            self.walls = ~array_of(mask.contiguous()).reshape(-1)
+            self.walled = bool(self.walls.any())
         nodes = len(self.left)
         self.scratch = (
             np.empty(nodes), np.empty(nodes, np.int32), np.full(nodes, FAR, np.int32),
@@ -79,12 +79,12 @@ class _Finder:
     def path(self, end: np.ndarray, step: float) -> np.ndarray | None:
         """Return the path (n, d) to ``end`` in index coordinates, None if there is none."""
         found = search(
-            self.table, self.wall, self.walled, self.shape, self.left, self.last, self.label,
+            self.table, self.walls, self.walled, self.shape, self.left, self.last, self.label,
             self.sources, self.values, self._space(end), *self.scratch,
         )  # fmt: skip
         if not len(found):
             return None
-        path = shorten(self.table, self.wall, self.walled, self.shape, self.d, found, step)
+        path = shorten(self.table, self.walls, self.walled, self.shape, self.d, found, step)
         return self.origin + self.spacing * path[:, : self.d]
 
     def _space(self, points: np.ndarray) -> np.ndarray:

@@ -35,9 +35,9 @@ def _near(a, b):
 
 @jit
 @no_type_check
-def _free(wall, walled, shape, a, b):
+def _free(walls, walled, shape, a, b):
     return not walled or clear(
-        wall, shape[0], shape[1], shape[2], a[0], a[1], a[2], b[0], b[1], b[2], 0.0
+        walls, shape[0], shape[1], shape[2], a[0], a[1], a[2], b[0], b[1], b[2], 0.0
     )
 
 
@@ -51,7 +51,7 @@ def _point(node, shape):
 @entry
 @no_type_check
 def search(
-    table, wall, walled, shape, left, last, label, sources, values, goal, reached, before, place,
+    table, walls, walled, shape, left, last, label, sources, values, goal, reached, before, place,
     keys, nodes,
 ):  # fmt: skip
     """Return a path (n, 3) from a source to ``goal``; empty if there is none.
@@ -77,7 +77,7 @@ def search(
             node = node * shape[axis] + i
         if not inside or not np.isfinite(left[node]):
             continue
-        if not passes(wall, walled, shape, _point(node, shape), end):
+        if not passes(walls, walled, shape, _point(node, shape), end):
             continue
         if nearest < 0 or left[node] < left[nearest]:
             nearest = node
@@ -88,7 +88,7 @@ def search(
     if nearest >= 0 and label[nearest] >= 0:
         s = label[nearest]
         source = (sources[s, 0], sources[s, 1], sources[s, 2])
-        if _near(source, end) and passes(wall, walled, shape, source, end):
+        if _near(source, end) and passes(walls, walled, shape, source, end):
             best = chord_length(table, shape, source, end) + _EAGER * values[s]
             best_source = s
     while count > 0 and keys[0] < best:
@@ -99,7 +99,7 @@ def search(
         if label[node] >= 0:
             s = label[node]
             source = (sources[s, 0], sources[s, 1], sources[s, 2])
-            if _near(source, here) and passes(wall, walled, shape, source, here):
+            if _near(source, here) and passes(walls, walled, shape, source, here):
                 whole = reached[node] + chord_length(table, shape, source, here)
                 if whole + _EAGER * values[s] < best:
                     best, best_node, best_source = whole + _EAGER * values[s], node, s
@@ -111,16 +111,16 @@ def search(
             for q in range(max(j - ring, 0), min(j + ring + 1, n1)):
                 for r in range(max(k - ring, 0), min(k + ring + 1, n2)):
                     other = (p * n1 + q) * n2 + r
-                    if place[other] == ACCEPTED or (walled and wall[other]):
+                    if place[other] == ACCEPTED or (walled and walls[other]):
                         continue
                     there = (float(p), float(q), float(r))
                     length, by = np.inf, node
-                    if _free(wall, walled, shape, there, here):
+                    if _free(walls, walled, shape, there, here):
                         length = reached[node] + chord_length(table, shape, there, here)
                     if _near(there, corner) and (
-                        _free(wall, walled, shape, there, corner)
+                        _free(walls, walled, shape, there, corner)
                         if previous >= 0
-                        else passes(wall, walled, shape, there, corner)
+                        else passes(walls, walled, shape, there, corner)
                     ):
                         straight = passed + chord_length(table, shape, there, corner)
                         if straight < length:

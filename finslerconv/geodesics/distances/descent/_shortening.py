@@ -56,7 +56,7 @@ def split(path, longest):
 
 @jit
 @no_type_check
-def _tighten(table, wall, walled, shape, path, longest):
+def _tighten(table, walls, walled, shape, path, longest):
     """Return the path without the corners that a chord passes by, one no longer than the sides."""
     out = np.empty_like(path)
     sides = np.empty(len(path))
@@ -68,7 +68,7 @@ def _tighten(table, wall, walled, shape, path, longest):
             chord = chord_length(table, shape, out[count - 2], path[i])
             if chord > sides[count - 1] + side:
                 break
-            if not passes(wall, walled, shape, out[count - 2], path[i]):
+            if not passes(walls, walled, shape, out[count - 2], path[i]):
                 break
             count -= 1
             side = chord
@@ -80,7 +80,7 @@ def _tighten(table, wall, walled, shape, path, longest):
 
 @jit
 @no_type_check
-def _way_round(wall, shape, before, step, tied, out):
+def _way_round(walls, shape, before, step, tied, out):
     """Write the cells between ``before`` and the one a step away along the axes ``tied``.
 
     Each shares a face with the last, and all are free; return their number, 0 if there are none.
@@ -99,7 +99,7 @@ def _way_round(wall, shape, before, step, tied, out):
                 cell[1] + (step[1] if axis == 1 else 0),
                 cell[2] + (step[2] if axis == 2 else 0),
             )
-            free = free and not wall[(cell[0] * shape[1] + cell[1]) * shape[2] + cell[2]]
+            free = free and not walls[(cell[0] * shape[1] + cell[1]) * shape[2] + cell[2]]
             out[count, 0], out[count, 1], out[count, 2] = cell
             count += 1
         if free:
@@ -109,7 +109,7 @@ def _way_round(wall, shape, before, step, tied, out):
 
 @jit
 @no_type_check
-def _off_walls(wall, shape, path):
+def _off_walls(walls, shape, path):
     """Return the path with corners beside those of walls that its sides run through."""
     out = [path[0].copy()]
     cells = np.empty((3, 3), np.int64)
@@ -118,7 +118,7 @@ def _off_walls(wall, shape, path):
     x = np.empty(3)
     for i in range(1, len(path)):
         a, b = path[i - 1], path[i]
-        done = passes(wall, True, shape, a, b)
+        done = passes(walls, True, shape, a, b)
         t = 0.0
         while not done:
             # The next time at which the side crosses borders along several axes at once.
@@ -150,7 +150,7 @@ def _off_walls(wall, shape, path):
                 if tied[axis]:
                     x[axis] = np.rint(c) - 0.5
                     before[axis] = np.int64(np.rint(c)) - (1 if run > 0.0 else 0)
-            for cell in range(_way_round(wall, shape, before, step, tied, cells)):
+            for cell in range(_way_round(walls, shape, before, step, tied, cells)):
                 corner = x.copy()
                 for axis in range(3):
                     if tied[axis]:
@@ -194,7 +194,7 @@ def _across(a, b, d, out):
 
 @jit
 @no_type_check
-def _to_edge(wall, shape, place, pair):
+def _to_edge(walls, shape, place, pair):
     """Move a place to the edge near it in the plane of two axes, if it is that of a single wall."""
     p, q = (0, 1) if pair == 0 else ((0, 2) if pair == 1 else (1, 2))
     cell = (
@@ -204,7 +204,7 @@ def _to_edge(wall, shape, place, pair):
     i, j = np.int64(np.floor(place[p])), np.int64(np.floor(place[q]))
     if i + 1 >= shape[p] or j + 1 >= shape[q]:
         return
-    walls, a, b = 0, 0, 0
+    count, a, b = 0, 0, 0
     for corner in range(4):
         index = 0
         for axis in range(3):
@@ -214,17 +214,17 @@ def _to_edge(wall, shape, place, pair):
             if axis == q:
                 at = j + (corner >> 1)
             index = index * shape[axis] + at
-        if wall[index]:
-            walls += 1
+        if walls[index]:
+            count += 1
             a, b = corner & 1, corner >> 1
-    if walls == 1:
+    if count == 1:
         place[p] = i + 0.5 + (-_BESIDE if a else _BESIDE)
         place[q] = j + 0.5 + (-_BESIDE if b else _BESIDE)
 
 
 @jit
 @no_type_check
-def _settle(table, wall, walled, shape, d, path, width):
+def _settle(table, walls, walled, shape, d, path, width):
     """Move the corners by multiples of ``width`` to the shortest combination; return its length."""
     n = len(path)
     sideways = 3 ** (d - 1)
@@ -240,7 +240,7 @@ def _settle(table, wall, walled, shape, d, path, width):
         for choice in range(choices):
             places[i, choice] = path[i]
             if choice >= sideways:
-                _to_edge(wall, shape, places[i, choice], choice - sideways)
+                _to_edge(walls, shape, places[i, choice], choice - sideways)
                 continue
             # The first choice is to stay.
             first, second = (choice + 1) % 3 - 1, (choice // 3 + 1) % 3 - 1
@@ -251,7 +251,7 @@ def _settle(table, wall, walled, shape, d, path, width):
     for i in range(1, n):
         for choice in range(choices if i < n - 1 else 1):
             b = places[i, choice]
-            if choice > 0 and not turns(wall, walled, shape, b):
+            if choice > 0 and not turns(walls, walled, shape, b):
                 continue
             for other in range(choices if i > 1 else 1):
                 if not length[i - 1, other] < length[i, choice]:
@@ -259,7 +259,7 @@ def _settle(table, wall, walled, shape, d, path, width):
                 a = places[i - 1, other]
                 whole = length[i - 1, other] + chord_length(table, shape, a, b)
                 if whole < length[i, choice] and (
-                    (choice == 0 and other == 0) or passes(wall, walled, shape, a, b)
+                    (choice == 0 and other == 0) or passes(walls, walled, shape, a, b)
                 ):
                     length[i, choice] = whole
                     before[i, choice] = other
@@ -272,7 +272,7 @@ def _settle(table, wall, walled, shape, d, path, width):
 
 @entry
 @no_type_check
-def shorten(table, wall, walled, shape, d, path, step):
+def shorten(table, walls, walled, shape, d, path, step):
     """Return a path (n, 3) of the same ends, as short as it can be made, with sides of ``step``."""
     straight = np.empty((2, 3))
     straight[0], straight[1] = path[0], path[-1]
@@ -280,19 +280,19 @@ def shorten(table, wall, walled, shape, d, path, step):
     for i in range(len(path) - 1):
         whole += chord_length(table, shape, path[i], path[i + 1])
     if chord_length(table, shape, path[0], path[-1]) <= whole and passes(
-        wall, walled, shape, path[0], path[-1]
+        walls, walled, shape, path[0], path[-1]
     ):
         path = straight
     if walled:
-        path = _off_walls(wall, shape, path)
+        path = _off_walls(walls, shape, path)
     width = _WIDEST
     while width >= _LEAST:
         for _ in range(_ROUNDS):
-            path = split(_tighten(table, wall, walled, shape, path, _CHORD), 1.0)
-            length = _settle(table, wall, walled, shape, d, path, width)
+            path = split(_tighten(table, walls, walled, shape, path, _CHORD), 1.0)
+            length = _settle(table, walls, walled, shape, d, path, width)
             gain = whole - length
             whole = length
             if gain < _GAIN * whole:
                 break
         width /= 2
-    return split(_tighten(table, wall, walled, shape, path, _CHORD), step)
+    return split(_tighten(table, walls, walled, shape, path, _CHORD), step)

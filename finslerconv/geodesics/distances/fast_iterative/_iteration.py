@@ -1,20 +1,21 @@
 """The two iterations: values that only fall, and those of the factored scheme."""
 
 import math
+import sys
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from finslerconv.geodesics.distances._seeding import Start
 from finslerconv.geodesics.distances.fast_iterative._factored import Ends, factored_values
 from finslerconv.geodesics.distances.fast_iterative._numbers import (
     MetricAt,
-    choose,
+    compress,
     expand,
     first_number,
-    first_of_each,
+    unique,
 )
 from finslerconv.geodesics.distances.fast_iterative._updates import (
     Updates,
@@ -57,47 +58,34 @@ def iterate(
     max_iterations: int,
 ) -> None:
     """Lower the values to the fixed point."""
-    value, device = fronts.value, fronts.value.device
-    ticket = torch.empty(value.shape, dtype=torch.int64, device=device)
-    queued = value < math.inf
-    pending = queued.nonzero()[:, 0]
+    value = fronts.value
+    ticket = torch.empty(value.shape, dtype=torch.int64, device=value.device)
+    pending = _Pending(value)
     for _ in range(max_iterations):
-        if len(pending) == 0:
+        if len(pending.nodes) == 0:
             return
-        if updates.causal:
-            taken, pending = _lower_ones(value, pending, stride)
-        else:
-            taken, pending = pending, pending[:0]
-        if len(taken) > _PASS:
-            taken, later = taken[:_PASS], taken[_PASS:]
-            pending = torch.cat((pending, later))
-        queued[taken] = False
+        taken = pending.take(value if updates.causal else None, stride, _PASS)
         # All updates that read a node taken, of those nodes that it may still lower.
-        source, update = expand(updates.start, updates.reader, taken, stride, updates.shared)
-        base = first_number(taken, stride, updates.shared).index_select(0, source)
-        node = updates.node.index_select(0, update) + base
+        source, update, base, node = _dependents(updates, taken, stride)
         if updates.causal:
             reached = value.index_select(0, taken).index_select(0, source)
             may = value.index_select(0, node) > reached
         else:
-            may = first_of_each(node, ticket)
-        update, base, node = choose(may, update, base, node)
+            may = unique(node, ticket)
+        update, base, node = compress(may, update, base, node)
 
         neighbour = updates.neighbour.index_select(0, update) + base[:, None]
         read = value.index_select(0, neighbour.flatten()).reshape(neighbour.shape)
         candidate = value_of(read, updates.table.index_select(0, update))
         lower = candidate + tolerance * candidate.abs() < value.index_select(0, node)
-        update, node, candidate = choose(lower, update, node, candidate)
+        update, node, candidate = compress(lower, update, node, candidate)
         value.scatter_reduce_(0, node, candidate, "amin")
         best = candidate == value.index_select(0, node)
-        best &= first_of_each(node, ticket, best)
-        update, node, candidate = choose(best, update, node, candidate)
+        best &= unique(node, ticket, best)
+        update, node, candidate = compress(best, update, node, candidate)
         fronts.update[node] = update
-        fresh = ~queued.index_select(0, node) & (candidate <= radius)
-        (fresh,) = choose(fresh, node)
-        queued[fresh] = True
-        pending = torch.cat((pending, fresh))
-    raise _not_settled(max_iterations, len(pending), tolerance)
+        pending.put(node, candidate <= radius)
+    raise _not_settled(max_iterations, pending, tolerance)
 
 
 def iterate_factored(
@@ -121,24 +109,20 @@ def iterate_factored(
     seeded, seed_label = value.clone(), fronts.label.clone()
     time, told = value.clone(), torch.full_like(value, math.inf)
     ticket = torch.empty(value.shape, dtype=torch.int64, device=device)
-    queued = value < math.inf
-    pending = queued.nonzero()[:, 0]
+    pending = _Pending(value)
     # The updates of a node are neighbours in the list.
     numbers = torch.arange(len(updates.M) + 1, device=device)
     rows = torch.searchsorted(updates.node.contiguous(), numbers)
     for _ in range(max_iterations):
-        if len(pending) == 0:
+        if len(pending.nodes) == 0:
             return
-        taken, pending = _lower_ones(time, pending, stride)
-        queued[taken] = False
-        source, update = expand(updates.start, updates.reader, taken, stride, updates.shared)
-        base = first_number(taken, stride, updates.shared)[source]
-        node = updates.node.index_select(0, update) + base
+        taken = pending.take(time, stride)
+        source, _, _, node = _dependents(updates, taken, stride)
         since = torch.minimum(time, told).index_select(0, taken).index_select(0, source)
         told[taken] = time[taken]
         may = time.index_select(0, node) > since
-        may &= first_of_each(node, ticket, may)
-        (node,) = choose(may, node)
+        may &= unique(node, ticket, may)
+        (node,) = compress(may, node)
         old, old_time = value.index_select(0, node), time.index_select(0, node)
 
         # All candidates: each sector, and its first end alone.
@@ -159,12 +143,12 @@ def iterate_factored(
         usable = candidate.masked_fill(needs > accepted[owner], math.inf)
         trial = here.clone().scatter_reduce_(0, owner, usable, "amin")
         best = (usable == trial[owner]) & (usable < here[owner])
-        best &= first_of_each(owner, ticket, best)
-        (chosen,) = choose(best, torch.arange(len(owner), device=device))
+        best &= unique(owner, ticket, best)
+        (chosen,) = compress(best, torch.arange(len(owner), device=device))
 
         fronts.trial[node], fronts.value[node] = trial, here
         # Neighbours that are computed in the same pass still read the label of before.
-        (kept,) = choose(trial >= here, node)
+        (kept,) = compress(trial >= here, node)
         fronts.update[kept], fronts.label[kept] = -1, seed_label[kept]
         which = chosen % len(update)
         read = torch.where((chosen < len(update))[:, None], read[which], first[which])
@@ -176,11 +160,8 @@ def iterate_factored(
         now = value.index_select(0, node)
         changed = (now - old).abs() > tolerance * now.abs()
         changed |= (accepted - old_time).abs() > tolerance * now.abs()
-        fresh = changed & ~queued.index_select(0, node) & (accepted.minimum(now) <= radius)
-        (fresh,) = choose(fresh, node)
-        queued[fresh] = True
-        pending = torch.cat((pending, fresh))
-    raise _not_settled(max_iterations, len(pending), tolerance)
+        pending.put(node, changed & (accepted.minimum(now) <= radius))
+    raise _not_settled(max_iterations, pending, tolerance)
 
 
 def _settle(
@@ -207,6 +188,43 @@ def _settle(
     fronts.value[node] = factored_values(ends, read, weight, trial).value
 
 
+class _Pending:
+    """The nodes whose values have changed since their dependents were updated."""
+
+    def __init__(self, value: Float[Tensor, "all"]) -> None:
+        self._queued = value < math.inf
+        self.nodes = self._queued.nonzero()[:, 0]
+
+    def take(
+        self, order: Float[Tensor, "all"] | None, stride: int, limit: int = sys.maxsize
+    ) -> Int[Tensor, "taken"]:
+        """Return the next nodes: those low in the ``order``, or all."""
+        taken, rest = self.nodes, self.nodes[:0]
+        if order is not None:
+            taken, rest = _lower_ones(order, taken, stride)
+        self.nodes = torch.cat((rest, taken[limit:]))
+        taken = taken[:limit]
+        self._queued[taken] = False
+        return taken
+
+    def put(self, node: Int[Tensor, "n"], changed: Bool[Tensor, "n"]) -> None:
+        (fresh,) = compress(changed & ~self._queued.index_select(0, node), node)
+        self._queued[fresh] = True
+        self.nodes = torch.cat((self.nodes, fresh))
+
+
+def _dependents(
+    updates: Updates, taken: Int[Tensor, "taken"], stride: int
+) -> tuple[Int[Tensor, "n"], Int[Tensor, "n"], Int[Tensor, "n"], Int[Tensor, "n"]]:
+    """Return the updates that read the nodes ``taken``.
+
+    Which of those is read, the update, the number of its problem's first node, and its node.
+    """
+    source, update = expand(updates.start, updates.dependent, taken, stride, updates.shared)
+    base = first_number(taken, stride, updates.shared).index_select(0, source)
+    return source, update, base, updates.node.index_select(0, update) + base
+
+
 def _lower_ones(
     value: Float[Tensor, "all"], pending: Int[Tensor, "pending"], stride: int
 ) -> tuple[Int[Tensor, "taken"], Int[Tensor, "left"]]:
@@ -222,8 +240,9 @@ def _lower_ones(
     return pending[now], pending[~now]
 
 
-def _not_settled(max_iterations: int, pending: int, tolerance: float) -> RuntimeError:
+def _not_settled(max_iterations: int, pending: _Pending, tolerance: float) -> RuntimeError:
     return RuntimeError(
-        f"max_iterations: the distances have not settled after {max_iterations} passes, {pending} "
-        f"nodes are pending; allow more, or a larger tolerance than {tolerance:g}"
+        f"max_iterations: the distances have not settled after {max_iterations} passes, "
+        f"{len(pending.nodes)} nodes are pending; allow more, or a larger tolerance than "
+        f"{tolerance:g}"
     )

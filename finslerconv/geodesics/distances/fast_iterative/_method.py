@@ -28,9 +28,9 @@ from finslerconv.geodesics.distances.fast_iterative._iteration import (
 )
 from finslerconv.geodesics.distances.fast_iterative._numbers import (
     MetricAt,
-    choose,
+    compress,
     first_number,
-    first_of_each,
+    unique,
 )
 from finslerconv.geodesics.distances.fast_iterative._updates import (
     Updates,
@@ -103,7 +103,7 @@ class FastIterative(DistanceMethod):
         step = max(1, limit // math.prod(problem.grid))
         groups = [problem[p : p + step] for p in range(0, len(problem.seeds), step)]
         fronts = [self._solve(group, updates or updates_of(group)) for group in groups]
-        return Front(*(torch.cat(x) for x in zip(*fronts, strict=True)))  # type: ignore[arg-type]
+        return Front(*(torch.cat(x) for x in zip(*fronts, strict=True)))
 
     def _solve(self, problem: EikonalProblem, updates: Updates) -> Front:
         """Return the front of problems that are iterated together."""
@@ -124,8 +124,8 @@ class FastIterative(DistanceMethod):
         start = sources.value.detach()
         fronts.trial.scatter_reduce_(0, sources.node, start, "amin")
         least = start == fronts.trial[sources.node]
-        least &= first_of_each(sources.node, ticket, least)
-        node, label = choose(least, sources.node, sources.label)
+        least &= unique(sources.node, ticket, least)
+        node, label = compress(least, sources.node, sources.label)
         fronts.value[node], fronts.label[node] = start[least], label
         passes = self.max_iterations or 4 * (stride - 1) + 1000
         limits = (stride, problem.radius, self.tolerance, passes)
@@ -267,7 +267,7 @@ def _transposed_solve(
         v.index_put_((target,), (weight[ready] * v[ready, None])[linked], accumulate=True)
         waiting.index_put_((target,), -one, accumulate=True)
         target = target[waiting[target] == 0]
-        ready = target[first_of_each(target, ticket)]
+        ready = target[unique(target, ticket)]
     rest = (~done).nonzero()[:, 0]
     if len(rest) > 0:
         part = torch.zeros_like(v)

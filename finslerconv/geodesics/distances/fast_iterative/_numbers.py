@@ -1,4 +1,4 @@
-"""Many problems in one row of numbers: what the parts of the fast iterative method share."""
+"""The numbering of the nodes of many problems in one row."""
 
 from typing import NamedTuple
 
@@ -29,13 +29,13 @@ def expand(
     return source, place if entries is None else entries.index_select(0, place)
 
 
-def choose(which: Bool[Tensor, "n"], *rows: Tensor) -> tuple[Tensor, ...]:
+def compress(which: Bool[Tensor, "n"], *rows: Tensor) -> tuple[Tensor, ...]:
     """Return the chosen entries of each tensor (faster than indexing each by the booleans)."""
     index = which.nonzero()[:, 0]
     return tuple(x.index_select(0, index) for x in rows)
 
 
-def first_of_each(
+def unique(
     node: Int[Tensor, "n"],
     ticket: Int[Tensor, "all"],
     among: Bool[Tensor, "n"] | None = None,
@@ -45,7 +45,7 @@ def first_of_each(
     if among is None:
         ticket[node] = number
     else:
-        some, chosen = choose(among, node, number)
+        some, chosen = compress(among, node, number)
         ticket[some] = chosen
     return ticket.index_select(0, node) == number
 

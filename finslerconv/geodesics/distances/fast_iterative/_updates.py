@@ -42,8 +42,8 @@ class Updates(NamedTuple):
     place: Float[Tensor, "nodes d"]
     """The place of every number in its grid."""
     start: Int[Tensor, "nodes_and_one"]
-    reader: Int[Tensor, "readings"]
-    """The updates that read node y are ``reader[start[y]:start[y + 1]]``."""
+    dependent: Int[Tensor, "readings"]
+    """The updates that read node y are ``dependent[start[y]:start[y + 1]]``."""
     shared: bool
     """Whether all problems use the same."""
     causal: bool
@@ -67,7 +67,7 @@ def updates_of(problem: EikonalProblem) -> Updates:
 
     total = fields * (size + 1)
     reads = neighbour.ravel()
-    reader = np.argsort(reads, kind="stable")
+    dependent = np.argsort(reads, kind="stable")
     start = np.concatenate(([0], np.cumsum(np.bincount(reads, minlength=total))))
     places = np.indices(grid).reshape(d, -1).T[None]
 
@@ -86,7 +86,7 @@ def updates_of(problem: EikonalProblem) -> Updates:
         omega=_by_number(floats(forms), fields),
         place=_by_number(floats(places), fields),
         start=numbers(start),
-        reader=numbers(reader // neighbour.shape[1]),
+        dependent=numbers(dependent // neighbour.shape[1]),
         shared=fields == 1,
         causal=d == 2 or not forms.any(),
     )

@@ -132,7 +132,7 @@ class _March(torch.autograd.Function):
         g_omega = np.zeros((shape_omega[0], nodes, dim))
         floats: list[Tensor] = []
         for p, (start, back) in enumerate(zip(ctx.starts, ctx.backs, strict=True)):
-            # Where no front came nothing depends on anything, whatever comes back.
+            # Infinite distances depend on nothing.
             g_u = array_of(gradient[p].where(distance[p].isfinite(), 0.0).reshape(-1)).copy()
             sources = len(start.position)
             g_seed = np.zeros(len(start.node))
@@ -174,8 +174,8 @@ def _rows(field: Tensor, size: int) -> np.ndarray:
 def _side_by_side(task: Callable[[int], Any], parts: int) -> list[Any]:
     """Return ``[task(0), ...]``, in as many threads as ``torch.set_num_threads`` allows.
 
-    Plain threads: a march takes milliseconds to seconds in one call that holds no lock, there is no
-    operation of PyTorch's beside it to share OpenMP's threads with.
+    Plain threads serve, since a march is one call that holds no lock and runs no operation of
+    PyTorch's.
     """
     workers = min(parts, torch.get_num_threads(), os.cpu_count() or 1)
     if workers <= 1:
@@ -187,15 +187,15 @@ def _side_by_side(task: Callable[[int], Any], parts: int) -> list[Any]:
 class _Plane:
     """A 2-D field made ready to march on."""
 
-    def __init__(self, M: np.ndarray, omega: np.ndarray, wall: np.ndarray) -> None:
-        self.M, self.omega, self.wall = M, omega, wall
-        self.walled = bool(wall.any())
-        self.stencils = acute_stencils(M, omega, wall)
+    def __init__(self, M: np.ndarray, omega: np.ndarray, walls: np.ndarray) -> None:
+        self.M, self.omega, self.walls = M, omega, walls
+        self.walled = bool(walls.any())
+        self.stencils = acute_stencils(M, omega, walls)
         start, offset, shared = self.stencils
-        self.reader_start = np.zeros(1 if shared else wall.size + 1, np.int64)
-        self.reader = np.empty(0 if shared else len(offset), np.int32)
+        self.dependent_start = np.zeros(1 if shared else walls.size + 1, np.int64)
+        self.dependent = np.empty(0 if shared else len(offset), np.int32)
         if not shared:
-            plane.readers(start, offset, wall.shape[1], self.reader_start, self.reader)
+            plane.dependents(start, offset, walls.shape[1], self.dependent_start, self.dependent)
 
     def march(
         self,
@@ -209,14 +209,14 @@ class _Plane:
         keep: bool,
     ) -> _Back | None:
         """Fill u, label and flow; return the walk back, if it is to be kept."""
-        nodes = self.wall.size
+        nodes = self.walls.size
         code, sequence = np.empty(nodes, np.int32), np.empty(nodes, np.int32)
-        place = np.where(self.wall.reshape(-1), np.int32(WALL), np.int32(FAR))
+        place = np.where(self.walls.reshape(-1), np.int32(WALL), np.int32(FAR))
         source = array_of(start.position)
         source_metric = _source_metric(start)
         done = plane.march(
-            self.M, self.omega, *self.stencils, self.reader_start, self.reader,
-            self.wall, self.walled, array_of(start.node), array_of(start.value),
+            self.M, self.omega, *self.stencils, self.dependent_start, self.dependent,
+            self.walls, self.walled, array_of(start.node), array_of(start.value),
             array_of(start.label), source, source_metric, alone, order, radius,
             u, label, code, flow, sequence, place, np.empty(nodes), np.empty(nodes, np.int32),
         )  # fmt: skip
@@ -227,7 +227,7 @@ class _Plane:
 
         def back(g_u: np.ndarray, *gradients: np.ndarray) -> None:
             plane.march_back(
-                self.M, self.omega, *self.stencils, self.wall.shape[1], source, source_metric,
+                self.M, self.omega, *self.stencils, self.walls.shape[1], source, source_metric,
                 values, labels, code, sequence, g_u, *gradients,
             )  # fmt: skip
 
@@ -263,30 +263,27 @@ def _potential(omega: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:
 class _Space:
     """A 3-D field made ready to march on."""
 
-    def __init__(self, M: np.ndarray, omega: np.ndarray, wall: np.ndarray) -> None:
-        self.M, self.omega, self.wall = M, omega, wall
-        self.walled = bool(wall.any())
+    def __init__(self, M: np.ndarray, omega: np.ndarray, walls: np.ndarray) -> None:
+        self.M, self.omega, self.walls = M, omega, walls
+        self.walled = bool(walls.any())
         self.causal = not omega.any()
-        self.potential = _potential(omega, wall.shape)
+        self.potential = _potential(omega, walls.shape)
         self.dual = np.linalg.inv(M.reshape(-1, 3, 3))
         self.offset, self.weight, self.base = selling_stencils(self.dual)
-        _, n1, n2 = wall.shape
+        _, n1, n2 = walls.shape
         self.step = self.offset.astype(np.int64) @ np.array([n1 * n2, n2, 1])
-        self.open = np.empty(wall.size, np.int16)
-        space.neighbours(self.offset, wall, self.walled, self.open)
+        self.open = np.empty(walls.size, np.int16)
+        space.neighbours(self.offset, walls, self.walled, self.open)
         # Without walls every node has the one stencil, as far as it is inside the grid.
         shared = len(self.offset) == 1 and not self.walled
         if not shared and len(self.offset) == 1:
-            self.offset = np.repeat(self.offset, wall.size, 0)
-            self.weight = np.repeat(self.weight, wall.size, 0)
-            self.base = np.repeat(self.base, wall.size, 0)
-            self.step = np.repeat(self.step, wall.size, 0)
-            self.dual = np.repeat(self.dual, wall.size, 0)
-        self.reader_start = np.zeros(1 if shared else wall.size + 1, np.int64)
+            for name in ("offset", "weight", "base", "step", "dual"):
+                setattr(self, name, np.repeat(getattr(self, name), walls.size, 0))
+        self.dependent_start = np.zeros(1 if shared else walls.size + 1, np.int64)
         ones = 0 if shared else int(np.bitwise_count(self.open).sum())
-        self.reader = np.empty(ones, np.int32)
+        self.dependent = np.empty(ones, np.int32)
         if not shared:
-            space.readers(self.step, self.open, self.reader_start, self.reader)
+            space.dependents(self.step, self.open, self.dependent_start, self.dependent)
 
     def march(
         self,
@@ -300,16 +297,16 @@ class _Space:
         keep: bool,
     ) -> _Back | None:
         """Fill u, label and flow; return the walk back, if it is to be kept."""
-        nodes = self.wall.size
+        nodes = self.walls.size
         first, code = np.empty(nodes), np.empty(nodes, np.int32)
-        place = np.where(self.wall.reshape(-1), np.int32(WALL), np.int32(FAR))
+        place = np.where(self.walls.reshape(-1), np.int32(WALL), np.int32(FAR))
         metric = np.concatenate([array_of(start.M).reshape(-1, 9), array_of(start.omega)], 1)
         source = array_of(start.position)
         # Values of first order are too large: those beyond the radius may come back within it.
         limit = radius * 1.5
         done = space.march(
             self.M, self.omega, self.offset, self.weight, self.step, self.open,
-            self.reader_start, self.reader, self.wall, self.causal, self.potential,
+            self.dependent_start, self.dependent, self.walls, self.causal, self.potential,
             array_of(start.node), array_of(start.value), limit, first, code, place,
             np.empty(nodes), np.empty(nodes, np.int32),
         )  # fmt: skip
@@ -322,11 +319,11 @@ class _Space:
         sequence = np.argsort(key, kind="stable")[: int(np.isfinite(first).sum())]
         stencil = (self.offset, self.weight, self.step)
         fields = (self.M, self.omega, *stencil)
-        space.settle(*fields, self.open, self.wall, sequence, first, code)
+        space.trace_first_order(*fields, self.open, self.walls, sequence, first, code)
         label[:] = -1
         seeded = sequence[code[sequence] < 0]
         label[seeded] = array_of(start.label)[-1 - code[seeded]]
-        space.name(sequence, self.step, key, self.wall, code, label)
+        space.propagate_labels(sequence, self.step, key, self.walls, code, label)
 
         first_code = code
         u[:], flow[:] = first, 0.0
@@ -334,12 +331,12 @@ class _Space:
         if better:
             code = np.where(first_code < 0, first_code, 0)
             u[first_code >= 0] = np.inf
-            space.improve(
-                *fields, self.open, self.wall, self.walled, sequence,
+            space.recompute(
+                *fields, self.open, self.walls, self.walled, sequence,
                 source, metric, alone, key, order, label, first, first_code, u, code,
             )  # fmt: skip
-        space.arrive(
-            *fields, self.wall, sequence, source, metric, label, first, first_code, u, code, flow
+        space.arrival_velocities(
+            *fields, self.walls, sequence, source, metric, label, first, first_code, u, code, flow
         )
         if not keep:
             return None
@@ -348,7 +345,7 @@ class _Space:
         def back(g_u: np.ndarray, *gradients: np.ndarray) -> None:
             g_first = np.zeros(nodes) if better else g_u
             given = (
-                self.M, self.dual, self.omega, *stencil, self.base, self.wall, source, metric,
+                self.M, self.dual, self.omega, *stencil, self.base, self.walls, source, metric,
                 labels, sequence, first,
             )  # fmt: skip
             walks = 1

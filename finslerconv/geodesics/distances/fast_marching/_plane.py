@@ -1,21 +1,31 @@
-"""Fast marching in the plane, compiled: the front's walk over the nodes, and the same walk back.
+"""Fast marching in the plane, compiled: the front's walk over the nodes, and the walk back.
 
-A trial value is of first order: at a node x, over the sectors (a, b) of its stencil whose ends are
-accepted, the least of ``l u(x + a) + (1 - l) u(x + b) + F_x(-l a - (1 - l) b)``. When the node is
-accepted its value is *computed again* with what is better than first order, in the sector that
-won. With ``q_i = c_i (u - U_i) + k_i + omega . e_i``, the differences of u along ``-e_i`` less
-those of the one-form, the eikonal equation is ``q' G^-1 q = 1``, where G is the Gram matrix of the
-sector's ends in M:
+A trial value is of first order: the least of ``l u(x + a) + (1 - l) u(x + b) + F_x(-l a - (1 - l)
+b)`` over the sectors (a, b) of the stencil of x whose ends are accepted. When x is accepted, its
+value is computed again in the sector of the least, by better differences. With ``q_i = c_i (u -
+U_i) + k_i + omega . e_i``, the difference of u along ``-e_i`` less that of the one-form, the
+eikonal equation is ``q' G^-1 q = 1``, where G is the Gram matrix of the sector's ends in M:
 
 - first order: ``c = 1``, ``U = u(x + e)``;
 - second order, where x + 2 e is accepted before x + e: ``c = 3/2``,
   ``U = (4 u(x + e) - u(x + 2 e)) / 3``;
-- factored: ``k`` is the same difference of the norm ``u0(y) = F_m(y - s)`` less its derivative,
-  so that what the difference quotient makes wrong of u0 is made good. ``F_m`` is the mean of the
-  metrics at the source s and at x, as the chord's length would have it.
+- factored: ``k`` is the error of the same difference for the cone ``u0(y) = F_m(y - s)`` around
+  the source s. ``F_m`` is the mean of the metrics at s and at x.
 
 An end alone (``l`` 0 or 1) is ``c (u - U) = F_x(-e)``, factored by the ratio of the difference of
-u0 to ``F_m(-e)``, where the chord from the source passes within a pixel of the end.
+u0 to ``F_m(-e)`` if the chord from the source passes within a pixel of the end.
+
+The ``code`` of a node tells where its value comes from:
+
+========  ==========================================================
+value     meaning
+========  ==========================================================
+bit 0     from a sector, not from one end
+bits 1-2  the first, the second end is of second order
+bit 3     factored
+bits 4-   the place in the stencil of the sector's first end
+-1 - s    the node has the value of seed s
+========  ==========================================================
 
 The walk back is the implicit adjoint. With ``m = G^-1 q``, ``v = -sum m_i e_i`` (the velocity of
 the geodesic, of M-norm 1) and ``S = sum c_i m_i``:
@@ -24,74 +34,70 @@ the geodesic, of M-norm 1) and ``S = sum c_i m_i``:
 
 from typing import no_type_check
 
-import numba
 import numpy as np
 
+from finslerconv._compiled import entry_unfused, jit_unfused
 from finslerconv.geodesics.distances._heap import ACCEPTED, FAR, WALL, pop, push
 from finslerconv.geodesics.distances._sight import visible
-from finslerconv.geodesics.distances._stencils import compiled
 
-# How a node got its value: a row of bits, below the place of the sector's first end in the stencil.
 SECTOR, SECOND_A, SECOND_B, FACTORED = 1, 2, 4, 8
 _BITS = 4
 
-# A node that is its own seed has -1 less the seed's index; a node that has no value yet:
+# The code of a node that has no value yet.
 _NOTHING = -(2**31) + 1
 
-# The better value must be within this fraction of a step of the first-order one, and its geodesic
-# at most so far outside the sector that won: the rest are kinks, where differences mean nothing.
+# At kinks better differences are wrong. So the better value counts if it is within this fraction of
+# a step of the first-order one, and its geodesic at most so far outside the sector.
 _MOVE = 0.5
 _OUTSIDE = 0.3
 
 # The model of the front is used where it runs the same way as the front (cosine in M).
 _AGREE = 0.7
 
-# How far, in pixels across, the chord may pass an end that is factored: one pixel is as far as a
-# constant metric takes it, and a little more lest round positions of sources hit the limit.
+# How far, in pixels across, the chord may pass an end that is factored. In a constant metric it
+# passes within one pixel; sources at round positions must not lie on the limit.
 _ALIGNED = 1.0137
 
-_jit = numba.njit(nogil=True, error_model="numpy")
 
-
-@compiled
+@entry_unfused
 @no_type_check
-def readers(start, offset, width, reader_start, reader):
-    """Turn the stencils round: write, for each node, the places in ``offset`` that lead to it."""
+def dependents(start, offset, width, dependent_start, dependent):
+    """Write, for each node, the places in ``offset`` of the stencils that have it as a vertex."""
     nodes = len(start) - 1
-    reader_start[:] = 0
+    dependent_start[:] = 0
     for x in range(nodes):
         for j in range(start[x], start[x + 1]):
             a, b = np.int64(offset[j, 0]), np.int64(offset[j, 1])
             if a != 0 or b != 0:
-                reader_start[x + a * width + b + 1] += 1
+                dependent_start[x + a * width + b + 1] += 1
     for x in range(nodes):
-        reader_start[x + 1] += reader_start[x]
+        dependent_start[x + 1] += dependent_start[x]
     for x in range(nodes):
         for j in range(start[x], start[x + 1]):
             a, b = np.int64(offset[j, 0]), np.int64(offset[j, 1])
             if a != 0 or b != 0:
                 y = x + a * width + b
-                reader[reader_start[y]] = j
-                reader_start[y] += 1
+                dependent[dependent_start[y]] = j
+                dependent_start[y] += 1
     for x in range(nodes, 0, -1):
-        reader_start[x] = reader_start[x - 1]
-    reader_start[0] = 0
+        dependent_start[x] = dependent_start[x - 1]
+    dependent_start[0] = 0
 
 
-@_jit
+@jit_unfused
 @no_type_check
 def _dot(metric, a0, a1, b0, b1):
     """Return the product of two vectors in M, of ``metric = (m00, m01, m11, omega0, omega1)``."""
     return metric[0] * a0 * b0 + metric[1] * (a0 * b1 + a1 * b0) + metric[2] * a1 * b1
 
 
-@_jit
+@jit_unfused
 @no_type_check
 def _norm(metric, a0, a1):
     return np.sqrt(_dot(metric, a0, a1, a0, a1)) + metric[3] * a0 + metric[4] * a1
 
 
-@_jit
+@jit_unfused
 @no_type_check
 def _metric_at(M, omega, x):
     m = x if len(M) > 1 else 0
@@ -99,7 +105,7 @@ def _metric_at(M, omega, x):
     return (M[m, 0], M[m, 1], M[m, 3], omega[w, 0], omega[w, 1])
 
 
-@_jit
+@jit_unfused
 @no_type_check
 def _mean(p, q):
     return (
@@ -111,7 +117,7 @@ def _mean(p, q):
     )
 
 
-@_jit
+@jit_unfused
 @no_type_check
 def _triangle(metric, a0, a1, b0, b1, wa, wb):
     """Return the first-order value of a sector, infinite where its minimum is at an end.
@@ -133,7 +139,7 @@ def _triangle(metric, a0, a1, b0, b1, wa, wb):
     return wa + t
 
 
-@_jit
+@jit_unfused
 @no_type_check
 def _differences(bits, row, column, width, u, e, c, U):
     """Set ``c`` and ``U`` of the ends in ``e``, by the orders that ``bits`` names."""
@@ -148,11 +154,11 @@ def _differences(bits, row, column, width, u, e, c, U):
             U[i] = u[y]
 
 
-@_jit
+@jit_unfused
 @no_type_check
-def _second(ends, row, column, wall, walled, u, place, e):
+def _second(ends, row, column, walls, walled, u, place, e):
     """Return the bits of the ends that have an accepted node of smaller value behind them."""
-    height, width = wall.shape
+    height, width = walls.shape
     bits = 0
     for i in range(ends):
         i1, j1 = row + e[i, 0], column + e[i, 1]
@@ -162,13 +168,13 @@ def _second(ends, row, column, wall, walled, u, place, e):
             if (
                 place[z] == ACCEPTED
                 and u[z] <= u[i1 * width + j1]
-                and (not walled or visible(wall, i1, j1, e[i, 0], e[i, 1]))
+                and (not walled or visible(walls, i1, j1, e[i, 0], e[i, 1]))
             ):
                 bits |= SECOND_A << i
     return bits
 
 
-@_jit
+@jit_unfused
 @no_type_check
 def _across(second, y, width, code, e):
     """Return those of the bits ``second`` whose ends are seeds like the node behind them.
@@ -184,7 +190,7 @@ def _across(second, y, width, code, e):
     return bits
 
 
-@_jit
+@jit_unfused
 @no_type_check
 def _corrections(bits, model, v0, v1, e, c, k):
     """Set ``k``, what the differences of the norm ``model`` at ``v`` get wrong along the ends."""
@@ -199,7 +205,7 @@ def _corrections(bits, model, v0, v1, e, c, k):
         k[i] = c[i] * (there - here) - slope
 
 
-@_jit
+@jit_unfused
 @no_type_check
 def _edge(metric, model, factored, v0, v1, e, c, U):
     """Return the value from one end."""
@@ -213,7 +219,7 @@ def _edge(metric, model, factored, v0, v1, e, c, U):
     return U[0] + step / c[0]
 
 
-@_jit
+@jit_unfused
 @no_type_check
 def _sector(metric, e, c, U, k):
     """Return the value from two ends, and the weights m of the geodesic; NaN if there is none."""
@@ -236,7 +242,7 @@ def _sector(metric, e, c, U, k):
     return base + t, (bb * qa - ab * qb) / det, (aa * qb - ab * qa) / det
 
 
-@_jit
+@jit_unfused
 @no_type_check
 def _ends(shared, start, offset, y, code, e):
     """Set ``e`` to the ends of the sector, or to the one end, that gave node y its value."""
@@ -249,10 +255,10 @@ def _ends(shared, start, offset, y, code, e):
         e[1, 0], e[1, 1] = offset[j, 0], offset[j, 1]
 
 
-@compiled
+@entry_unfused
 @no_type_check
 def march(
-    M, omega, start, offset, shared, reader_start, reader, wall, walled,
+    M, omega, start, offset, shared, dependent_start, dependent, walls, walled,
     seed_node, seed_value, seed_label, source, source_metric, source_alone,
     order, radius, u, label, code, flow, sequence, place, keys, heap,
 ):  # fmt: skip
@@ -260,7 +266,7 @@ def march(
 
     ``place`` comes with FAR and WALL in it; ``keys`` and ``heap`` are room for the queue.
     """
-    height, width = wall.shape
+    height, width = walls.shape
     nodes = height * width
     count = 0
     u[:] = np.inf
@@ -306,7 +312,7 @@ def march(
             s = label[y]
             v0, v1 = row - source[s, 0], column - source[s, 1]
             model = _mean(metric, source_metric[s])
-            second = _second(ends, row, column, wall, walled, u, place, e) if order == 2 else 0
+            second = _second(ends, row, column, walls, walled, u, place, e) if order == 2 else 0
             f0, f1 = v0, v1
             for attempt in range(4):
                 # Factored and of second order, then either, then neither.
@@ -365,9 +371,9 @@ def march(
         # The nodes that read it.
         value = u[y]
         if not shared:
-            begin, end = reader_start[y], reader_start[y + 1]
+            begin, end = dependent_start[y], dependent_start[y + 1]
         for r in range(begin, end):
-            j = np.int64(r) if shared else np.int64(reader[r])
+            j = np.int64(r) if shared else np.int64(dependent[r])
             a0, a1 = np.int64(offset[j, 0]), np.int64(offset[j, 1])
             row_x, column_x = row - a0, column - a1
             if row_x < 0 or row_x >= height or column_x < 0 or column_x >= width:
@@ -410,7 +416,7 @@ def march(
     return done
 
 
-@_jit
+@jit_unfused
 @no_type_check
 def _add_square(gradient, row, weight, v0, v1):
     """Add ``weight v v'`` to the gradient of a matrix."""
@@ -420,7 +426,7 @@ def _add_square(gradient, row, weight, v0, v1):
     gradient[row, 3] += weight * v1 * v1
 
 
-@_jit
+@jit_unfused
 @no_type_check
 def _add_norm(weight, model, v0, v1, moves, x, s, g_M, g_omega, s_M, s_omega, s_position):
     """Add the gradient of ``weight u0``, ``u0 = F_m(v)``; ``v`` moves with the source if told."""
@@ -439,7 +445,7 @@ def _add_norm(weight, model, v0, v1, moves, x, s, g_M, g_omega, s_M, s_omega, s_
         s_position[s, 1] -= weight * ((model[1] * v0 + model[2] * v1) / length + model[4])
 
 
-@_jit
+@jit_unfused
 @no_type_check
 def _add_slope(weight, model, v0, v1, e0, e1, x, s, g_M, g_omega, s_M, s_omega, s_position):
     """Add the gradient of ``weight dF_m(v) . e``."""
@@ -464,7 +470,7 @@ def _add_slope(weight, model, v0, v1, e0, e1, x, s, g_M, g_omega, s_M, s_omega, 
         s_position[s, axis] -= weight * (along / length - product * across / length**3)
 
 
-@_jit
+@jit_unfused
 @no_type_check
 def _add_difference(weight, model, c, v0, v1, e0, e1, x, s, g_M, g_omega, s_M, s_omega, s_position):
     """Add the gradient of ``weight c (U0 - u0)``, the norm's difference along e."""
@@ -477,7 +483,7 @@ def _add_difference(weight, model, c, v0, v1, e0, e1, x, s, g_M, g_omega, s_M, s
         _add_norm(weight * c, model, v0 + e0, v1 + e1, True, *args)
 
 
-@compiled
+@entry_unfused
 @no_type_check
 def march_back(
     M, omega, start, offset, shared, width, source, source_metric,

@@ -2,40 +2,50 @@
 
 With ``M^-1 = sum of rho_k e_k e_k'`` the eikonal equation is ``sum of rho_k q_k^2 = 1``, where q_k
 is the difference of u less the one-form along the one of ``-e_k``, ``e_k`` that goes with the
-front, or 0 if none does. First every node gets the value of first order,
+front, or 0 if there is none. First every node gets the value of first order,
 ``q_k = max(0, u - u(x + e_k) + omega . e_k, u - u(x - e_k) - omega . e_k)``. For Riemannian metrics
-it depends on smaller values only; with a one-form it may not, and a node whose value falls is
-opened again until none does.
+it depends on smaller values only. With a one-form it may depend on larger ones, and a node whose
+value falls is opened again, until none does.
 
-If more than that is wanted, the values are then computed again, node after node, with
-``q_k = c_k (u - U_k) + k_k + omega . e_k`` as in the plane (`_fast_marching_kernels`). A node whose
-upwind neighbour comes after it takes that one q_k from the values of first order; in a factored
-node, directions without a neighbour may take theirs from the model.
+With order 2 or factorisation the values are then computed again, node after node, with
+``q_k = c_k (u - U_k) + k_k + omega . e_k`` as in the plane (`_plane`). A node whose upwind
+neighbour comes after it takes that one q_k from the values of first order; in a factored node,
+directions without a neighbour may take theirs from the model, the cone around the source.
 
 Where some of the twelve neighbours are outside the grid or behind walls, single steps along the
 axes are tried as well, so that every node which a path of such steps reaches gets a value.
 
 The walk back is the implicit adjoint: with ``m_k = rho_k q_k``, ``S = sum m_k c_k``,
 ``S du = sum m_k (c_k dU_k - dk_k - domega . e_k) - sum q_k^2 drho_k / 2``.
+
+The ``code`` of a node tells where its value comes from:
+
+==========  =====================================================================
+value       meaning
+==========  =====================================================================
+bits 0-11   two for each vector: NONE, FORWARDS, BACKWARDS, or from the MODEL
+bits 12-17  one for each vector: of second order
+bits 18-23  one for each vector: of first order, because the neighbour comes later
+bit 24      factored
+bit 25      a step along an axis instead
+bits 26-28  which: 0 to 2 forwards, 3 to 5 backwards, 7: the value of first order
+-1 - s      the node has the value of seed s
+==========  =====================================================================
 """
 
 from typing import no_type_check
 
-import numba
 import numpy as np
 
+from finslerconv._compiled import entry_unfused, jit_unfused
 from finslerconv.geodesics.distances._heap import ACCEPTED, FAR, pop, push
 from finslerconv.geodesics.distances._sight import visible_in_space
-from finslerconv.geodesics.distances._stencils import compiled
 
-# How a node got its value: two bits for each vector (none, forwards, backwards, from the model), a
-# bit for each that is of second order, one for each that is left at first order because the
-# neighbour comes later, one for factored; or one for a step along an axis, with three for which
-# step. The last of those is no step: the value is the one of first order.
 NONE, FORWARDS, BACKWARDS, MODEL = 0, 1, 2, 3
 _SIDES, _SECOND, _LATER, FACTORED, AXIS, _WHICH = 4095, 12, 18, 1 << 24, 1 << 25, 26
 _KEEP = AXIS | 7 << _WHICH
 
+# The code of a node that has no value yet.
 _NOTHING = -(2**31) + 1
 
 # As in the plane, but for a step as long as all six vectors allow.
@@ -58,17 +68,15 @@ _SWEEPS = 10_000
 # The most walks back where nodes depend on each other.
 _WALKS = 10_000
 
-_jit = numba.njit(nogil=True, error_model="numpy")
 
-
-@compiled
+@entry_unfused
 @no_type_check
-def neighbours(offset, wall, walled, open_):
+def neighbours(offset, walls, walled, open_):
     """Write which of the twelve neighbours (forwards, then backwards) a node has, as bits."""
-    _, n1, n2 = wall.shape
+    _, n1, n2 = walls.shape
     shared = len(offset) == 1
     at, e = np.empty(3, np.int64), np.empty(3, np.int64)
-    for x in range(wall.size):
+    for x in range(walls.size):
         at[0], at[1], at[2] = x // (n1 * n2), x // n2 % n1, x % n2
         row = 0 if shared else x
         bits = 0
@@ -77,37 +85,37 @@ def neighbours(offset, wall, walled, open_):
                 inside = True
                 for a in range(3):
                     e[a] = offset[row, k, a] if side == 0 else -offset[row, k, a]
-                    inside = inside and 0 <= at[a] + e[a] < wall.shape[a]
-                if inside and (not walled or visible_in_space(wall, at, e)):
+                    inside = inside and 0 <= at[a] + e[a] < walls.shape[a]
+                if inside and (not walled or visible_in_space(walls, at, e)):
                     bits |= 1 << (6 * side + k)
         open_[x] = bits
 
 
-@compiled
+@entry_unfused
 @no_type_check
-def readers(step, open_, reader_start, reader):
-    """Turn the stencils round: write, for each node, the nodes that have it as a neighbour."""
+def dependents(step, open_, dependent_start, dependent):
+    """Write, for each node, the nodes that have it as a neighbour."""
     nodes = len(open_)
-    reader_start[:] = 0
+    dependent_start[:] = 0
     for fill in range(2):
         for x in range(nodes):
             for k in range(12):
                 if open_[x] >> k & 1:
                     y = x + (step[x, k] if k < 6 else -step[x, k - 6])
                     if fill:
-                        reader[reader_start[y]] = x
-                        reader_start[y] += 1
+                        dependent[dependent_start[y]] = x
+                        dependent_start[y] += 1
                     else:
-                        reader_start[y + 1] += 1
+                        dependent_start[y + 1] += 1
         if fill == 0:
             for x in range(nodes):
-                reader_start[x + 1] += reader_start[x]
+                dependent_start[x + 1] += dependent_start[x]
     for x in range(nodes, 0, -1):
-        reader_start[x] = reader_start[x - 1]
-    reader_start[0] = 0
+        dependent_start[x] = dependent_start[x - 1]
+    dependent_start[0] = 0
 
 
-@_jit
+@jit_unfused
 @no_type_check
 def _load(M, omega, x, metric):
     """Set ``metric`` to the row of M at x, then omega."""
@@ -119,7 +127,7 @@ def _load(M, omega, x, metric):
         metric[9 + i] = omega[w, i]
 
 
-@_jit
+@jit_unfused
 @no_type_check
 def _dot(metric, v, w):
     total = 0.0
@@ -129,13 +137,13 @@ def _dot(metric, v, w):
     return total
 
 
-@_jit
+@jit_unfused
 @no_type_check
 def _form(metric, v):
     return metric[9] * v[0] + metric[10] * v[1] + metric[11] * v[2]
 
 
-@_jit
+@jit_unfused
 @no_type_check
 def _norm_at(metric, v, e, times):
     """Return F(v + times e)."""
@@ -148,7 +156,7 @@ def _norm_at(metric, v, e, times):
     return np.sqrt(max(square, 0.0)) + form
 
 
-@_jit
+@jit_unfused
 @no_type_check
 def _axis_step(M, omega, x, direction):
     """Return F(-a) for the axis vector a of ``direction``: 0 to 2 forwards, 3 to 5 backwards."""
@@ -157,11 +165,11 @@ def _axis_step(M, omega, x, direction):
     return np.sqrt(M[x if len(M) > 1 else 0, 4 * axis]) + (-form if direction < 3 else form)
 
 
-@_jit
+@jit_unfused
 @no_type_check
-def _axis_neighbour(x, direction, wall):
+def _axis_neighbour(x, direction, walls):
     """Return the node one step along an axis, -1 if it is outside; walls are told by their u."""
-    n0, n1, n2 = wall.shape
+    n0, n1, n2 = walls.shape
     axis = direction % 3
     stride = n1 * n2 if axis == 0 else (n2 if axis == 1 else 1)
     size = n0 if axis == 0 else (n1 if axis == 1 else n2)
@@ -171,9 +179,9 @@ def _axis_neighbour(x, direction, wall):
     return x - stride if at > 0 else -1
 
 
-@_jit
+@jit_unfused
 @no_type_check
-def _first_order(x, M, omega, offset, weight, step, open_, wall, u, low, order):
+def _first_order(x, M, omega, offset, weight, step, open_, walls, u, low, order):
     """Return the value of first order at x, and the code of how it came about.
 
     ``low`` and ``order`` are room for six numbers each.
@@ -219,17 +227,17 @@ def _first_order(x, M, omega, offset, weight, step, open_, wall, u, low, order):
         best += base
     if open_[x] != 4095:
         for direction in range(6):
-            y = _axis_neighbour(x, direction, wall)
+            y = _axis_neighbour(x, direction, walls)
             if y >= 0 and u[y] + _axis_step(M, omega, x, direction) < best:
                 best = u[y] + _axis_step(M, omega, x, direction)
                 code = (code & _SIDES) | AXIS | (direction << _WHICH)
     return best, code
 
 
-@compiled
+@entry_unfused
 @no_type_check
 def march(
-    M, omega, offset, weight, step, open_, reader_start, reader, wall, causal,
+    M, omega, offset, weight, step, open_, dependent_start, dependent, walls, causal,
     potential, seed_node, seed_value, limit, u, code, place, keys, heap,
 ):  # fmt: skip
     """Fill ``u`` with the values of first order.
@@ -252,7 +260,7 @@ def march(
             code[x] = -1 - s
             count = push(keys, heap, place, count, x, u[x] - potential[x])
     low, order = np.empty(6), np.empty(6, np.int64)
-    n0, n1, n2 = wall.shape
+    n0, n1, n2 = walls.shape
     while count > 0:
         if opened > _OPENINGS * len(u):
             break
@@ -267,10 +275,10 @@ def march(
         if shared:
             i, j, k = y // (n1 * n2), y // n2 % n1, y % n2
         else:
-            begin, end = reader_start[y], reader_start[y + 1]
+            begin, end = dependent_start[y], dependent_start[y + 1]
         for r in range(begin, end + 6):
             if r >= end:
-                x = _axis_neighbour(y, r - end, wall)
+                x = _axis_neighbour(y, r - end, walls)
                 if x < 0 or open_[x] == 4095:
                     continue
             elif shared:
@@ -284,10 +292,10 @@ def march(
                     continue
                 x = (a * n1 + b) * n2 + c
             else:
-                x = np.int64(reader[r])
+                x = np.int64(dependent[r])
             if place[x] < ACCEPTED or (causal and (place[x] == ACCEPTED or u[x] <= value)):
                 continue
-            new, how = _first_order(x, M, omega, offset, weight, step, open_, wall, u, low, order)
+            new, how = _first_order(x, M, omega, offset, weight, step, open_, walls, u, low, order)
             if new < u[x] - _SAME * (abs(u[x]) + abs(new)) or (u[x] == np.inf and new < np.inf):
                 u[x] = new
                 code[x] = how
@@ -300,9 +308,9 @@ def march(
         rest = True
         for n in range(len(u)):
             x = n if sweeps % 2 == 0 else len(u) - 1 - n
-            if wall.flat[x]:
+            if walls.flat[x]:
                 continue
-            new, how = _first_order(x, M, omega, offset, weight, step, open_, wall, u, low, order)
+            new, how = _first_order(x, M, omega, offset, weight, step, open_, walls, u, low, order)
             if new < u[x] - _SAME * (abs(u[x]) + abs(new)) or (u[x] == np.inf and new < np.inf):
                 u[x] = new
                 code[x] = how
@@ -314,7 +322,7 @@ def march(
     return rest
 
 
-@_jit
+@jit_unfused
 @no_type_check
 def _ends(x, code, offset, e):
     """Set ``e`` to the six vectors, turned towards where the values come from."""
@@ -325,7 +333,7 @@ def _ends(x, code, offset, e):
             e[k, a] = -offset[row, k, a] if back else offset[row, k, a]
 
 
-@_jit
+@jit_unfused
 @no_type_check
 def _terms(x, code, weight, step, first, u, metric, model, v, e, c, U, k, rho):
     """Set the terms ``q = c (u - U) + k`` (the one-form is in k), and their weights ``rho``."""
@@ -358,7 +366,7 @@ def _terms(x, code, weight, step, first, u, metric, model, v, e, c, U, k, rho):
                 k[n] += c[n] * (there - here)
 
 
-@_jit
+@jit_unfused
 @no_type_check
 def _solve(c, U, k, rho):
     """Return the greater root of ``sum of rho (c (u - U) + k)^2 = 1``; NaN if there is none."""
@@ -378,11 +386,11 @@ def _solve(c, U, k, rho):
     return base + (sum_1 + np.sqrt(sum_1 * sum_1 - sum_0 * sum_2)) / sum_0
 
 
-@_jit
+@jit_unfused
 @no_type_check
-def _model(x, s, wall, source, source_metric, metric, model, v):
+def _model(x, s, walls, source, source_metric, metric, model, v):
     """Set the mean of the metrics at x and at its source, and ``v`` from the source to x."""
-    _, n1, n2 = wall.shape
+    _, n1, n2 = walls.shape
     v[0] = x // (n1 * n2) - source[s, 0]
     v[1] = x // n2 % n1 - source[s, 1]
     v[2] = x % n2 - source[s, 2]
@@ -390,7 +398,7 @@ def _model(x, s, wall, source, source_metric, metric, model, v):
         model[i] = 0.5 * (metric[i] + source_metric[s, i])
 
 
-@_jit
+@jit_unfused
 @no_type_check
 def _unknown(x, sides, metric, model, v, step, open_, u, e):
     """Return MODEL for the directions without a neighbour that the model may stand in for.
@@ -414,11 +422,11 @@ def _unknown(x, sides, metric, model, v, step, open_, u, e):
     return bits
 
 
-@_jit
+@jit_unfused
 @no_type_check
-def _second(x, sides, step, wall, walled, key, e, at):
+def _second(x, sides, step, walls, walled, key, e, at):
     """Return the bits of the neighbours that have a node of smaller key behind them."""
-    _, n1, n2 = wall.shape
+    _, n1, n2 = walls.shape
     row = 0 if len(step) == 1 else x
     bits = np.int64(0)
     for n in range(6):
@@ -429,18 +437,18 @@ def _second(x, sides, step, wall, walled, key, e, at):
         inside = True
         for a in range(3):
             at[a] += e[n, a]
-            inside = inside and 0 <= at[a] + e[n, a] < wall.shape[a]
+            inside = inside and 0 <= at[a] + e[n, a] < walls.shape[a]
         d = step[row, n] if side == FORWARDS else -step[row, n]
         if (
             inside
             and key[x + 2 * d] <= key[x + d] < key[x]
-            and (not walled or visible_in_space(wall, at, e[n]))
+            and (not walled or visible_in_space(walls, at, e[n]))
         ):
             bits |= 1 << (_SECOND + n)
     return bits
 
 
-@_jit
+@jit_unfused
 @no_type_check
 def _velocity(value, e, c, U, k, rho, velocity):
     """Set the velocity of the arriving geodesic, of M-norm 1; return the sum of the m_k c_k."""
@@ -455,27 +463,29 @@ def _velocity(value, e, c, U, k, rho, velocity):
     return total
 
 
-@compiled
+@entry_unfused
 @no_type_check
-def settle(M, omega, offset, weight, step, open_, wall, sequence, u, code):
+def trace_first_order(M, omega, offset, weight, step, open_, walls, sequence, u, code):
     """Set ``code`` to how the values of first order come from each other."""
     low, ranks = np.empty(6), np.empty(6, np.int64)
     for t in range(len(sequence)):
         x = np.int64(sequence[t])
         if code[x] >= 0:
-            _, code[x] = _first_order(x, M, omega, offset, weight, step, open_, wall, u, low, ranks)
+            _, code[x] = _first_order(
+                x, M, omega, offset, weight, step, open_, walls, u, low, ranks
+            )
 
 
-@compiled
+@entry_unfused
 @no_type_check
-def improve(
-    M, omega, offset, weight, step, open_, wall, walled, sequence,
+def recompute(
+    M, omega, offset, weight, step, open_, walls, walled, sequence,
     source, source_metric, source_alone, key, order, label, first, first_code, u, code,
 ):  # fmt: skip
     """Compute the values again, in ``sequence``, with what is better than first order.
 
     ``sequence`` is in order of ``key``. ``u`` and ``code`` begin with those of the seeds, ``u``
-    otherwise infinite, ``label`` with :func:`name`'s.
+    otherwise infinite, ``label`` with :func:`propagate_labels`'s.
     """
     metric, model = np.empty(12), np.empty(12)
     v, velocity = np.empty(3), np.empty(3)
@@ -488,7 +498,7 @@ def improve(
             continue
         row = 0 if len(step) == 1 else x
         _load(M, omega, x, metric)
-        trial, plain = _first_order(x, M, omega, offset, weight, step, open_, wall, u, low, ranks)
+        trial, plain = _first_order(x, M, omega, offset, weight, step, open_, walls, u, low, ranks)
         sides = plain & _SIDES
         later = np.int64(0)
         longest = np.inf
@@ -517,14 +527,14 @@ def improve(
         if sides == 0:
             continue
         s = label[x]
-        _model(x, s, wall, source, source_metric, metric, model, v)
+        _model(x, s, walls, source, source_metric, metric, model, v)
         known = sides
         for n in range(6):
             if later >> (_LATER + n) & 1:
                 known &= ~np.int64(3 << (2 * n))
         second = np.int64(0)
         if order == 2:
-            second = _second(x, sides, step, wall, walled, key, e, at)
+            second = _second(x, sides, step, walls, walled, key, e, at)
         across = np.int64(0)
         for n in range(6):
             if second >> (_SECOND + n) & 1:
@@ -565,9 +575,9 @@ def improve(
                 break
 
 
-@compiled
+@entry_unfused
 @no_type_check
-def name(sequence, step, key, wall, code, label):
+def propagate_labels(sequence, step, key, walls, code, label):
     """Give every node the label of the neighbour that comes first, of those it depends on."""
     for t in range(len(sequence)):
         x = np.int64(sequence[t])
@@ -583,15 +593,15 @@ def name(sequence, step, key, wall, code, label):
                     before = key[y]
                     label[x] = label[y]
         if code[x] & AXIS:
-            y = _axis_neighbour(x, code[x] >> _WHICH & 7, wall)
+            y = _axis_neighbour(x, code[x] >> _WHICH & 7, walls)
             if key[y] < before:
                 label[x] = label[y]
 
 
-@compiled
+@entry_unfused
 @no_type_check
-def arrive(
-    M, omega, offset, weight, step, wall, sequence,
+def arrival_velocities(
+    M, omega, offset, weight, step, walls, sequence,
     source, source_metric, label, first, first_code, u, code, flow,
 ):  # fmt: skip
     """Set ``flow`` to the velocities of the arriving geodesics."""
@@ -601,7 +611,7 @@ def arrive(
     for t in range(len(sequence)):
         x = np.int64(sequence[t])
         _load(M, omega, x, metric)
-        _model(x, label[x], wall, source, source_metric, metric, model, v)
+        _model(x, label[x], walls, source, source_metric, metric, model, v)
         bits, values = np.int64(code[x]), u
         if bits == _KEEP:
             bits, values = np.int64(first_code[x]), first
@@ -620,7 +630,7 @@ def arrive(
             flow[x, a] = velocity[a] / length if length > 0 else 0.0
 
 
-@_jit
+@jit_unfused
 @no_type_check
 def _add_square(gradient, row, weight, v, w):
     """Add ``weight (v w' + w v') / 2`` to the gradient of a matrix."""
@@ -629,7 +639,7 @@ def _add_square(gradient, row, weight, v, w):
             gradient[row, 3 * i + j] += weight * 0.5 * (v[i] * w[j] + w[i] * v[j])
 
 
-@_jit
+@jit_unfused
 @no_type_check
 def _add_norm(weight, model, v, x, s, g_M, g_omega, s_M, s_omega, s_position):
     """Add the gradient of ``weight F_m(v)``, where ``v`` moves with the source."""
@@ -648,7 +658,7 @@ def _add_norm(weight, model, v, x, s, g_M, g_omega, s_M, s_omega, s_position):
         s_position[s, i] -= weight * (along / length + model[9 + i])
 
 
-@_jit
+@jit_unfused
 @no_type_check
 def _add_slope(weight, model, v, e, x, s, g_M, g_omega, s_M, s_omega, s_position):
     """Add the gradient of ``weight dF_m(v) . e``."""
@@ -669,10 +679,10 @@ def _add_slope(weight, model, v, e, x, s, g_M, g_omega, s_M, s_omega, s_position
         s_position[s, i] -= weight * (along / length - product * across / length**3)
 
 
-@compiled
+@entry_unfused
 @no_type_check
 def march_back(
-    M, dual, omega, offset, weight, step, base, wall, source, source_metric, label, sequence,
+    M, dual, omega, offset, weight, step, base, walls, source, source_metric, label, sequence,
     first, u, code, g_first, g_u, g_M, g_omega, g_seed, s_M, s_omega, s_position,
 ):  # fmt: skip
     """Walk back over ``sequence`` from the gradient ``g_u`` (overwritten) to the others.
@@ -704,12 +714,12 @@ def march_back(
             if code[x] & AXIS:
                 direction = code[x] >> _WHICH & 7
                 axis = direction % 3
-                g_u[_axis_neighbour(x, direction, wall)] += g
+                g_u[_axis_neighbour(x, direction, walls)] += g
                 g_M[x, 4 * axis] += g / (2 * np.sqrt(metric[4 * axis]))
                 g_omega[x, axis] += -g if direction < 3 else g
                 continue
             s = np.int64(label[x])
-            _model(x, s, wall, source, source_metric, metric, model, v)
+            _model(x, s, walls, source, source_metric, metric, model, v)
             bits = np.int64(code[x])
             _ends(x, bits, offset, e)
             _terms(x, bits, weight, step, first, u, metric, model, v, e, c, U, k, rho)

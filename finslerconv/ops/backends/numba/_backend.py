@@ -15,15 +15,18 @@ from finslerconv._memory import array_of
 from finslerconv._threads import run, share
 from finslerconv.ops.backends import ConvBackend, Convolution, Gradients, Needs, memory_format
 from finslerconv.ops.backends.numba import _kernels as kernels
+from finslerconv.ops.backends.numba import _places as places
 from finslerconv.ops.backends.numba import _simd as simd
 
-_KINDS = {"offsets": kernels.OFFSETS, "radial": kernels.RADIAL, "affine": kernels.AFFINE}
+_KINDS = {"offsets": places.OFFSETS, "radial": places.RADIAL, "affine": places.AFFINE}
 _MODES = {
-    "zeros": kernels.ZEROS,
-    "replicate": kernels.REPLICATE,
-    "reflect": kernels.REFLECT,
-    "circular": kernels.CIRCULAR,
+    "zeros": places.ZEROS,
+    "replicate": places.REPLICATE,
+    "reflect": places.REFLECT,
+    "circular": places.CIRCULAR,
 }
+
+_DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
 
 # The columns held at once should leave room in a second-level cache of 512 KiB and more.
 _COLUMN_BYTES = 256 * 1024
@@ -41,7 +44,7 @@ _LEAST_PARTS = 8
 class _Job:
     """The arguments that both passes hand to the kernels, as flat arrays of one dtype."""
 
-    plan: kernels.Plan
+    plan: places.Plan
     image: np.ndarray
     field: np.ndarray
     omega: np.ndarray
@@ -87,7 +90,9 @@ class NumbaBackend(ConvBackend):
             kernels.pack_outputs(plan, job.weight, packed, *share(panels, part, parts))
 
         job = _with_image(input, job, parts, pack)
-        shift = _flat(torch.zeros(plan.out_channels) if bias is None else bias, job.dtype)
+        shift = np.zeros(plan.out_channels, packed.dtype)
+        if bias is not None:
+            shift = _flat(bias, job.dtype)
         result = out if out.dtype == job.dtype else torch.empty_like(out, dtype=job.dtype)
         last = layout == torch.channels_last
         result_flat = _flat_pixels(result, last)
@@ -193,7 +198,7 @@ def _job(conv: Convolution) -> _Job:
     tile = 192 if large or taps * line * 192 <= _COLUMN_BYTES else 96
     chunk = min(taps, max(1, _COLUMN_BYTES // (tile * line)))
     chunk = _ceil(taps, _ceil(taps, chunk))
-    plan = kernels.Plan(
+    plan = places.Plan(
         batch=batch,
         height=height,
         width=width,
@@ -222,8 +227,8 @@ def _job(conv: Convolution) -> _Job:
         field=_flat(conv.positions.field, dtype),
         omega=_flat(conv.positions.omega, dtype),
         points=_flat(conv.points, dtype),
-        centre=_flat(torch.tensor(geometry.origin, dtype=torch.float64), dtype),
-        dilation=_flat(torch.tensor(geometry.dilation, dtype=torch.float64), dtype),
+        centre=np.array(geometry.origin, _DTYPES[dtype]),
+        dilation=np.array(geometry.dilation, _DTYPES[dtype]),
         mask=_flat(conv.mask, dtype),
         weight=_flat(weight, dtype),
         dtype=dtype,
@@ -284,7 +289,8 @@ def _ceil(a: int, b: int) -> int:
 
 
 def _flat(tensor: Tensor | None, dtype: torch.dtype) -> np.ndarray:
-    tensor = torch.empty(0) if tensor is None else tensor
+    if tensor is None:
+        return np.empty(0, _DTYPES[dtype])
     return array_of(tensor.to(dtype).contiguous()).reshape(-1)
 
 
@@ -295,4 +301,4 @@ def _flat_pixels(tensor: Tensor, last: bool) -> np.ndarray:
 
 
 def _empty(size: int, job: _Job) -> np.ndarray:
-    return np.empty(size, job.weight.dtype)
+    return np.empty(size, _DTYPES[job.dtype])
