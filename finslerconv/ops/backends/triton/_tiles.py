@@ -56,7 +56,7 @@ TILES: dict[str, dict[Arithmetic, tuple[Tile, ...]]] = {
     "backward_samples": {
         "half": (Tile(32, 16, 64, 128, 255), Tile(32, 32, 64, 128, 168)),
         "tf32": (Tile(32, 16, 64, 128, 255), Tile(32, 32, 64, 128, 255)),
-        "ieee": (Tile(32, 16, 32, 128, 255),),
+        "ieee": (Tile(32, 16, 32, 128, 255), Tile(32, 32, 16, 128, 255)),
         "double": (Tile(16, 16, 16, 128, 255),),
     },
     "backward_weight": {
