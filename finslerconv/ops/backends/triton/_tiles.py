@@ -50,7 +50,7 @@ TILES: dict[str, dict[Arithmetic, tuple[Tile, ...]]] = {
             Tile(64, 32, 64, 256, 128),
             Tile(32, 32, 128, 128, 255),
         ),
-        "ieee": (Tile(32, 16, 32, 128),),
+        "ieee": (Tile(32, 16, 32, 128, 128),),
         "double": (Tile(16, 16, 16, 128, 255),),
     },
     "backward_samples": {
@@ -62,7 +62,7 @@ TILES: dict[str, dict[Arithmetic, tuple[Tile, ...]]] = {
     "backward_weight": {
         "half": (Tile(32, 16, 64, 128, 255), Tile(32, 64, 64, 256), Tile(32, 64, 128, 256, 128)),
         "tf32": (Tile(32, 16, 64, 128, 255), Tile(32, 64, 64, 256), Tile(32, 64, 128, 256, 128)),
-        "ieee": (Tile(32, 16, 32, 128),),
+        "ieee": (Tile(32, 16, 32, 128, 128),),
         "double": (Tile(16, 16, 16, 128, 255),),
     },
 }
