@@ -1,8 +1,7 @@
 """What a convolution can be converted to, and which convolutions each of these can take."""
 
 import abc
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from typing import Any, Literal
 
 import torch
@@ -12,12 +11,7 @@ from torch.nn.utils import parametrize
 
 from finslerconv._arrays import has_values
 from finslerconv._models import named
-from finslerconv.nn._adaptive import (
-    _CONV_ARGUMENTS,
-    AdaptiveConv2d,
-    own_tensor,
-    unlike_conv2d,
-)
+from finslerconv.nn._adaptive import _CONV_ARGUMENTS, AdaptiveConv2d, own_tensor, unlike_conv2d
 from finslerconv.nn._constructor import arguments_of
 from finslerconv.nn._geodesic_conv import GeodesicConv2d
 from finslerconv.nn._metric_conv import MetricConv2d
@@ -40,8 +34,13 @@ To = str | type[AdaptiveConv2d] | Callable[..., nn.Module]
 #: How the kernels start: as those that they replace, or at the constant ``1 / (k^2 C_in)``.
 Start = Literal["weights", "constant"]
 
-#: What ends a conversion: returns the new layer with the old one's parameters, and the notes.
-Finish = Callable[[], tuple[nn.Module, tuple[str, ...]]]
+#: A new layer that has taken over the old one's parameters, and the notes for the report.
+Made = tuple[nn.Module, tuple[str, ...]]
+
+#: The last step of a conversion, which changes the model's parameters.
+Finish = Callable[[], Made]
+
+Modules = Collection[nn.Module]
 
 #: The adaptive layers by the names that ``convert(to=...)`` takes.
 ADAPTIVE: dict[str, type[AdaptiveConv2d]] = {
@@ -55,12 +54,12 @@ ADAPTIVE: dict[str, type[AdaptiveConv2d]] = {
 class Family(abc.ABC):
     """What convolutions are converted to, and which of them.
 
-    The methods are called in their order, and before anything is changed: what can fail fails
-    there.
+    The methods are called in their order, all before the model is changed, so that errors leave it
+    as it was.
     """
 
     def stranger(self, module: nn.Module) -> str | None:
-        """Return why a module is none of those it is about, selected or not; or None."""
+        """Return why a module is outside this family, selected or not; or None."""
         return None
 
     @abc.abstractmethod
@@ -69,20 +68,20 @@ class Family(abc.ABC):
 
     @abc.abstractmethod
     def prepare(self, name: str, conv: Any) -> Finish | str:
-        """Return what ends the conversion of a module, or why it is left alone."""
+        """Return the last step of a module's conversion, or why the module is left alone."""
 
-    def withdraw(self, model: nn.Module, prepared: Collection[int]) -> dict[int, str]:
-        """Return which prepared modules, by identity, are left alone after all, and why."""
+    def withdraw(self, model: nn.Module, prepared: Modules) -> dict[nn.Module, str]:
+        """Return which prepared modules are left alone after all, and why."""
         return {}
 
 
 def family(to: To, start: Start, options: dict[str, Any]) -> Family:
-    """Return what ``to`` stands for; raise if it is nothing, or an option does not fit it."""
+    """Return the family that ``to`` names; raise if there is none, or an option does not fit."""
     if start not in ("weights", "constant"):
         raise ValueError(f"start: expected 'weights' or 'constant', got {start!r}")
     if isinstance(to, str):
         if to == "weighted":
-            _only_weights(start, to)
+            _check_start(start, to)
             _check_options(to, {"density", "preserve"}, options)
             return _Weighted(**options)
         if to not in ADAPTIVE:
@@ -97,8 +96,10 @@ def family(to: To, start: Start, options: dict[str, Any]) -> Family:
                 f"to: expected a class of adaptive layers, got {to.__name__}; give a function "
                 f"that makes one from a convolution, such as lambda conv: {to.__name__}(...)"
             )
-        taken = _options_of(to)
-        if taken is not None:
+        taken = set(arguments_of(to)) - {"bias", "device", "dtype", *_CONV_ARGUMENTS}
+        if to._groups_argument != "sample_groups":
+            taken.discard("sample_groups")
+        if "..." not in taken:  # it takes any option
             _check_options(to.__name__, taken, options)
         return _Adaptive(to, start == "constant", options)
     if isinstance(to, nn.Module):
@@ -111,7 +112,7 @@ def family(to: To, start: Start, options: dict[str, Any]) -> Family:
             "to: expected a name, a class of adaptive layers or a function from a convolution to "
             f"a module, got {type(to).__name__}"
         )
-    _only_weights(start, "a function")
+    _check_start(start, "a function")
     return _Factory(to, options)
 
 
@@ -122,27 +123,29 @@ class _Adaptive(Family):
         self._class, self._constant, self._options = cls, constant, options
 
     def refuse(self, module: nn.Module) -> str | None:
-        reason = _wrong_kind(module) or unlike_conv2d(module) or _hidden_weight(module)
-        reason = reason or _single_tap(module) or _has_more(module)
+        checks = _wrong_kind, unlike_conv2d, _hidden_weight, _single_tap, _has_more
+        reason = next(filter(None, (check(module) for check in checks)), None)
         if reason is None and self._constant and parametrize.is_parametrized(module, "weight"):
             reason = "its weight is parametrised, which a constant start would undo"
         return reason
 
     def prepare(self, name: str, conv: nn.Conv2d) -> Finish:
-        with _located(name, conv):
+        try:
             layer = self._class._with_arguments_of(conv, **self._options)
             if layer.fixed_kernel and not self._constant:
                 raise ValueError(
                     'fixed_kernel: would discard the weights; say so by start="constant"'
                 )
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{error} (at {named(name)}: {described(conv)})") from error
         if layer.fixed_kernel:
             layer.bias = conv.bias
         else:
             take_over_weights(conv, layer)
-        # On the meta device there are no values to tell by.
+        # The meta device has no values to tell from.
         why = layer.why_not_standard() if has_values(own_tensor(layer)) else None
 
-        def finish() -> tuple[nn.Module, tuple[str, ...]]:
+        def finish() -> Made:
             if self._constant:
                 with torch.no_grad():
                     layer.weight.fill_(1 / layer.weight[0].numel())
@@ -158,7 +161,7 @@ class _Adaptive(Family):
 
         return finish
 
-    def withdraw(self, model: nn.Module, prepared: Collection[int]) -> dict[int, str]:
+    def withdraw(self, model: nn.Module, prepared: Modules) -> dict[nn.Module, str]:
         return shared_outside(model, prepared) if self._constant else {}
 
 
@@ -172,7 +175,9 @@ class _Weighted(Family):
         reason = _wrong_kind(module)
         if reason is None and parametrize.type_before_parametrizations(module) not in WEIGHTED:
             reason = unlike_conv2d(module)
-        reason = reason or _lazy(module) or _hidden_weight(module) or _single_tap(module)
+        if not reason and isinstance(module._parameters.get("weight"), nn.UninitializedParameter):
+            reason = "is lazy and has no weights yet; run it once first"
+        reason = reason or _hidden_weight(module) or _single_tap(module)
         if reason is None and self._preserve and parametrize.is_parametrized(module, "weight"):
             reason = (
                 "its weight is parametrised, so that it cannot be divided by the density; "
@@ -186,7 +191,7 @@ class _Weighted(Family):
         notes = ("on the meta device, where no weight is divided by its density",) * undivided
         return lambda: (self._weighter(conv), notes)
 
-    def withdraw(self, model: nn.Module, prepared: Collection[int]) -> dict[int, str]:
+    def withdraw(self, model: nn.Module, prepared: Modules) -> dict[nn.Module, str]:
         return self._weighter.unshareable(model, prepared)
 
 
@@ -208,7 +213,7 @@ class _Factory(Family):
         if made is conv:
             return "the factory gave it back"
 
-        def finish() -> tuple[nn.Module, tuple[str, ...]]:
+        def finish() -> Made:
             if any(module is conv for module in made.modules()):
                 # It is still in use and keeps what it has.
                 return made.train(conv.training), ()
@@ -235,14 +240,24 @@ class Plain(Family):
     def prepare(self, name: str, conv: nn.Module) -> Finish | str:
         if not isinstance(conv, AdaptiveConv2d):
             self._weighted.append(conv)
-            return lambda: self._folded(conv)
-        reason = conv.why_not_standard() or _unfoldable_modulation(conv, id(conv) in self._shared)
+
+            def fold() -> Made:
+                note = self._folder.note(conv)
+                return self._folder(conv), () if note is None else (note,)
+
+            return fold
+        reason = conv.why_not_standard()
+        if reason is None and _constant_modulation(conv) is not None:
+            if parametrize.is_parametrized(conv, "weight"):
+                reason = "its modulation is constant, but its weight is parametrised"
+            elif conv in self._shared:
+                reason = "its modulation is constant, but its weight is shared with another layer"
         if reason is None:
             return lambda: _standard(conv)
         self._refused.append(f"{named(name)}: {reason}")
         return f"would not be exact: {reason}"
 
-    def withdraw(self, model: nn.Module, prepared: Collection[int]) -> dict[int, str]:
+    def withdraw(self, model: nn.Module, prepared: Modules) -> dict[nn.Module, str]:
         if self._strict and self._refused:
             raise ValueError(
                 "model: expected layers that are exactly standard convolutions; these are not "
@@ -251,14 +266,10 @@ class Plain(Family):
         self._folder = Folder(model, self._weighted)
         return {}
 
-    def _folded(self, layer: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
-        note = self._folder.note(layer)
-        return self._folder(layer), () if note is None else (note,)
-
 
 @torch.no_grad()
-def _standard(layer: AdaptiveConv2d) -> tuple[nn.Module, tuple[str, ...]]:
-    """Return the convolution that a layer is whose positions are the standard ones."""
+def _standard(layer: AdaptiveConv2d) -> Made:
+    """Return the standard convolution of a layer whose positions are the standard ones."""
     like = own_tensor(layer)
     conv = nn.Conv2d(
         **{name: getattr(layer, name) for name in _CONV_ARGUMENTS},
@@ -275,7 +286,7 @@ def _standard(layer: AdaptiveConv2d) -> tuple[nn.Module, tuple[str, ...]]:
     modulation = _constant_modulation(layer)
     if modulation is not None:
         notes = ("its constant modulation is multiplied into the weights",)
-        # From a factor for every sample to one for every weight, (O, C / groups, kh, kw).
+        # From a factor of every sample to one of every weight, (O, C / groups, kh, kw).
         taps = modulation.view(layer.sample_groups, *layer.kernel_size)
         per_channel = taps.repeat_interleave(layer.in_channels // layer.sample_groups, dim=0)
         per_group = per_channel.unflatten(0, (layer.groups, -1))
@@ -289,36 +300,6 @@ def _constant_modulation(layer: AdaptiveConv2d) -> torch.Tensor | None:
     return None if bias is None or not bias.any() else 2 * torch.sigmoid(bias)
 
 
-def _unfoldable_modulation(layer: AdaptiveConv2d, shared: bool) -> str | None:
-    """Return why a constant modulation cannot go into the weights, or None."""
-    if _constant_modulation(layer) is None:
-        return None
-    if parametrize.is_parametrized(layer, "weight"):
-        return "its modulation is constant, but its weight is parametrised"
-    if shared:
-        return "its modulation is constant, but its weight is shared with another layer"
-    return None
-
-
-@contextmanager
-def _located(name: str, module: nn.Module) -> Iterator[None]:
-    """Say in an error at which layer it arose."""
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{error} (at {named(name)}: {described(module)})") from error
-
-
-def _options_of(cls: type[AdaptiveConv2d]) -> set[str] | None:
-    """Return what a class takes besides the arguments of a convolution; None if it takes all."""
-    found = set(arguments_of(cls))
-    if "..." in found:
-        return None
-    if cls._groups_argument != "sample_groups":
-        found.discard("sample_groups")
-    return found - {"bias", "device", "dtype", *_CONV_ARGUMENTS}
-
-
 def _check_options(to: str, taken: Collection[str], options: Collection[str]) -> None:
     unknown = sorted(set(options) - set(taken))
     if unknown:
@@ -328,7 +309,7 @@ def _check_options(to: str, taken: Collection[str], options: Collection[str]) ->
         )
 
 
-def _only_weights(start: Start, to: str) -> None:
+def _check_start(start: Start, to: str) -> None:
     if start != "weights":
         raise ValueError(f"start: {start!r} is for adaptive layers; {to} starts from the weights")
 
@@ -351,14 +332,8 @@ def _single_tap(module: nn.Module) -> str | None:
     return None
 
 
-def _lazy(module: nn.Module) -> str | None:
-    if isinstance(module._parameters.get("weight"), nn.UninitializedParameter):
-        return "is lazy and has no weights yet; run it once first"
-    return None
-
-
 def _hidden_weight(module: nn.Module) -> str | None:
-    """Return why the weight is not the module's to give away, or None."""
+    """Return why the weight or bias is no parameter that can be taken over, or None."""
     for name in ("weight", "bias"):
         if name not in module._parameters and not parametrize.is_parametrized(module, name):
             return (
@@ -369,7 +344,7 @@ def _hidden_weight(module: nn.Module) -> str | None:
 
 
 def _has_more(module: nn.Module) -> str | None:
-    """Return what a module holds that a convolution does not, and that would be lost."""
+    """Return what a module holds besides a convolution's parameters, and would lose; or None."""
     more = [*module._parameters, *module._buffers, *module._modules]
     more = [name for name in more if name not in ("weight", "bias", "parametrizations")]
     return f"it holds {', '.join(more)} besides its weights, which would be lost" if more else None

@@ -1,8 +1,7 @@
 """The recipe of the metric convolutions' paper for residual networks."""
 
 import dataclasses
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -51,8 +50,8 @@ def convert_resnet(
     inplace : bool
         Whether to change the model itself; by default a copy is changed.
     example : Tensor, sequence or mapping, optional
-        As in :func:`convert`; the times before are those of the plain network with the stem,
-        strides and dilations changed.
+        As in :func:`convert`; the times before are those of the plain network after the changes of
+        stem, strides and dilations.
     **options
         As in :func:`convert`. The paper's: ``head="spectral_scaled"``, ``reference="concentric"``,
         ``eps_omega`` 0.1, 0.5, 0.9 or 1, ``fixed_kernel`` True or False, and
@@ -102,8 +101,7 @@ def convert_resnet(
     return Conversion(model, dataclasses.replace(report, changes=changes))
 
 
-@dataclass(frozen=True)
-class _Edit:
+class _Edit(NamedTuple):
     """An attribute to be set, and its line in the report, if any."""
 
     owner: nn.Module
@@ -147,7 +145,7 @@ def _small_stem(model: nn.Module) -> list[_Edit]:
 
 
 def _full_resolution(stage: nn.Sequential) -> list[_Edit]:
-    """Return what takes the stride out of a stage and dilates its later blocks instead."""
+    """Return the edits that remove the stride of a stage and dilate its later blocks."""
     first, *later = stage
     edits = []
     for name, module in first.named_modules():

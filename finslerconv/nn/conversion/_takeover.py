@@ -31,7 +31,7 @@ def take_over_weights(old: nn.Module, new: nn.Module) -> None:
 
 def take_over_surroundings(old: nn.Module, new: nn.Module) -> tuple[str, ...]:
     """Give a module the hooks, mode and attributes of another; return notes for the report."""
-    # What came over with the weights, parametrisations that is, keeps the modes that it had.
+    # Parametrisations came over with the weights, and keep their modes.
     before = set(old.modules())
     for module in new.modules():
         if module not in before:
@@ -42,7 +42,7 @@ def take_over_surroundings(old: nn.Module, new: nn.Module) -> tuple[str, ...]:
     for name in _HOOKS:
         theirs, ours = getattr(old, name), getattr(new, name)
         if theirs:
-            # The old dictionary itself, so that handle.remove() goes on to work.
+            # The old dictionary itself, so that handle.remove() still works.
             theirs.update(ours)
             setattr(new, name, theirs)
     if old._is_full_backward_hook is not None:
@@ -56,8 +56,8 @@ def take_over_surroundings(old: nn.Module, new: nn.Module) -> tuple[str, ...]:
 
 
 def _take_over_parametrization(old: nn.Module, new: nn.Module, name: str) -> None:
-    """Give a module the list of parametrisations of another, itself, as it is."""
-    # Registering them anew would have them invert the new module's tensor, and some remember what
-    # they inverted (the base of an orthogonal one). Another one makes the place for the list.
+    """Give a module the very list of parametrisations of another."""
+    # Registering them anew would make them invert the new module's tensor, and some remember what
+    # they inverted (the base of an orthogonal one). A placeholder makes room for the list.
     parametrize.register_parametrization(new, name, nn.Identity(), unsafe=True)
     new.parametrizations[name] = old.parametrizations[name]  # type: ignore[index, operator]

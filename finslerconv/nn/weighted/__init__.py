@@ -31,12 +31,7 @@ from finslerconv.nn.weighted._parametrize import (
     unweight_convolution,
     weight_convolution,
 )
-from finslerconv.nn.weighted._profiles import (
-    FreeProfile,
-    GaussianProfile,
-    PowerProfile,
-    Profile,
-)
+from finslerconv.nn.weighted._profiles import FreeProfile, GaussianProfile, PowerProfile, Profile
 from finslerconv.nn.weighted._search import (
     DensitySearch,
     Evaluation,

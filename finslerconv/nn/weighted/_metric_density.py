@@ -113,16 +113,12 @@ class MetricDensity(Density):
     def _evaluate(self) -> Tensor:
         if isinstance(self._modules.get("metric"), nn.Module):
             metric = self.metric()
-            taps = tap_offsets(self.kernel_size, self._like(metric))
+            like = metric.like
+            if not isinstance(like, Tensor):  # a metric without numbers, such as the Euclidean one
+                like = next(itertools.chain(self.parameters(), self.buffers()), torch.empty(0))
+            taps = tap_offsets(self.kernel_size, like)
             return self.profile(norm_off_zero(metric.norm, taps))
         return self.profile(self.distances)
-
-    def _like(self, metric: FinslerMetric) -> Tensor:
-        """Return a tensor of the device and dtype in which the density is computed."""
-        if isinstance(metric.like, Tensor):
-            return metric.like
-        # A metric that has no numbers, such as the Euclidean one, takes vectors of any kind.
-        return next(itertools.chain(self.parameters(), self.buffers()), torch.empty(0))
 
 
 class TrainableRanders(nn.Module):
@@ -169,7 +165,7 @@ class TrainableRanders(nn.Module):
         self.drift = nn.Parameter(m / (1 - m.dot(m)).sqrt())
 
     def forward(self) -> Randers:
-        """Return the metric of the present parameters."""
+        """Return the metric."""
         L = self.lower.tril(-1) + torch.diag(self.log_diagonal.exp())
         n = self.drift
         return Randers(L @ L.T, L @ n / (1 + n.dot(n)).sqrt(), validate=False)

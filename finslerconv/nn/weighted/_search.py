@@ -49,16 +49,13 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class DensitySearch:
-    """What :func:`search_density` found.
+    """What :func:`search_density` found, and its arguments.
 
     Attributes
     ----------
     kernel_size : int
-        Taps along each axis.
     bounds : tuple of (float, float)
-        The range of each entry of the half-profile.
     seeds : tuple of int
-        The seeds under which every candidate was evaluated.
     best : Evaluation
         The candidate of the least value, the standard convolution included.
     standard : Evaluation
@@ -92,8 +89,7 @@ class DensitySearch:
         )
 
 
-class _BudgetSpentError(Exception):
-    pass
+class _BudgetSpentError(Exception): ...
 
 
 def paper_bounds(kernel_size: int) -> tuple[tuple[float, float], ...]:
@@ -193,7 +189,7 @@ def search_density(
     header = {"kernel_size": kernel_size, "bounds": [list(b) for b in box], "seeds": list(seeds)}
     path = None if log is None else Path(log)
     known = {} if path is None else _read_log(path, header)
-    done: list[Evaluation] = []
+    done: list[Evaluation] = []  # without the standard convolution
 
     def evaluate(profile: tuple[float, ...]) -> Evaluation:
         if profile not in known:
@@ -219,7 +215,7 @@ def search_density(
             print(f"\rdensity search, best {best:.6g} ({how_far})", end="", flush=True)
         return done[-1].value
 
-    # SciPy's own limits are set out of reach: its count overshoots, ours does not.
+    # SciPy overshoots its own limits, which are therefore out of reach.
     limit = 10 * max_evaluations + 1000
     try:
         found = direct(candidate, box, locally_biased=True, maxfun=limit, maxiter=limit)
@@ -241,17 +237,9 @@ def search_density(
 
 
 def plot_density_search(result: DensitySearch) -> "Figure":
-    """Draw a search: its progress, and the value against each entry of the half-profile.
+    """Draw the progress of a search, and the value against each entry of the half-profile.
 
-    Parameters
-    ----------
-    result : DensitySearch
-        What :func:`search_density` returned.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        To be shown or saved; it belongs to no window.
+    The figure belongs to no window.
     """
     with needs("plot", "plot_density_search"):
         from matplotlib.figure import Figure
@@ -313,7 +301,7 @@ def _seeded(
 
 @contextmanager
 def _seeds(seed: int) -> Iterator[None]:
-    """Seed all generators, and put them back as they were."""
+    """Seed all generators, and restore their states at the end."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the user's generator
     with torch.random.fork_rng():
         random.seed(seed)
@@ -327,10 +315,10 @@ def _seeds(seed: int) -> Iterator[None]:
 
 
 def _read_log(path: Path, header: dict[str, Any]) -> dict[tuple[float, ...], Evaluation]:
-    """Read the evaluations of an earlier run, or begin the log."""
+    """Return the evaluations in the log, which is begun if there is none."""
     begin = json.dumps(header)
     text = path.read_text() if path.exists() else ""
-    # A line without its end was cut off as it was written: that evaluation is lost, no other.
+    # A last line without its end was cut off as it was written: only that evaluation is lost.
     first, *lines = text[: text.rfind("\n") + 1].splitlines() or [begin]
     if json.loads(first) != header:
         raise ValueError(
