@@ -132,15 +132,11 @@ def convert_back(
     ----------
     model : nn.Module
         A model with layers of this library, or one of them.
-    where : Selection, str, sequence of str, int, sequence of int, class or callable, optional
-        Which of them, as in :func:`convert`; by default all.
+    where, inplace, example
+        As in :func:`convert`; by default all of them.
     strict : bool
         Whether to refuse if one of them cannot be converted exactly; otherwise it is left alone,
         and the report says why.
-    inplace : bool
-        Whether to change the model itself; by default a copy is changed.
-    example : Tensor, sequence or mapping, optional
-        As in :func:`convert`.
 
     Returns
     -------

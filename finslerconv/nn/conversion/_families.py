@@ -18,7 +18,6 @@ from finslerconv.nn._metric_conv import MetricConv2d
 from finslerconv.nn._offset_conv import DeformConv2d, ShiftedConv2d
 from finslerconv.nn.conversion._found import is_foreign, is_ours
 from finslerconv.nn.conversion._report import described
-from finslerconv.nn.conversion._takeover import take_over_surroundings, take_over_weights
 from finslerconv.nn.weighted import (
     WEIGHTED,
     Folder,
@@ -49,6 +48,23 @@ ADAPTIVE: dict[str, type[AdaptiveConv2d]] = {
     "deform": DeformConv2d,
     "shifted": ShiftedConv2d,
 }
+
+# The hooks of a module that a replacement takes over, and those that it cannot.
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+_STATE_HOOKS = (
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
 
 
 class Family(abc.ABC):
@@ -141,7 +157,7 @@ class _Adaptive(Family):
         if layer.fixed_kernel:
             layer.bias = conv.bias
         else:
-            take_over_weights(conv, layer)
+            _take_over_weights(conv, layer)
         # The meta device has no values to tell from.
         why = layer.why_not_standard() if has_values(own_tensor(layer)) else None
 
@@ -157,7 +173,7 @@ class _Adaptive(Family):
             if parametrize.is_parametrized(layer):
                 names = ", ".join(layer.parametrizations)  # type: ignore[arg-type]
                 notes.append(f"parametrisation of {names} carried over")
-            return layer, (*notes, *take_over_surroundings(conv, layer))
+            return layer, (*notes, *_take_over_surroundings(conv, layer))
 
         return finish
 
@@ -217,7 +233,7 @@ class _Factory(Family):
             if any(module is conv for module in made.modules()):
                 # It is still in use and keeps what it has.
                 return made.train(conv.training), ()
-            return made, take_over_surroundings(conv, made)
+            return made, _take_over_surroundings(conv, made)
 
         return finish
 
@@ -282,7 +298,7 @@ def _standard(layer: AdaptiveConv2d) -> Made:
         conv.weight = nn.Parameter(layer.weight.detach(), requires_grad=False)
         conv.bias = layer.bias
     else:
-        take_over_weights(layer, conv)
+        _take_over_weights(layer, conv)
     modulation = _constant_modulation(layer)
     if modulation is not None:
         notes = ("its constant modulation is multiplied into the weights",)
@@ -291,7 +307,7 @@ def _standard(layer: AdaptiveConv2d) -> Made:
         per_channel = taps.repeat_interleave(layer.in_channels // layer.sample_groups, dim=0)
         per_group = per_channel.unflatten(0, (layer.groups, -1))
         conv.weight.mul_(per_group.repeat_interleave(layer.out_channels // layer.groups, dim=0))
-    return conv, (*notes, *take_over_surroundings(layer, conv))
+    return conv, (*notes, *_take_over_surroundings(layer, conv))
 
 
 def _constant_modulation(layer: AdaptiveConv2d) -> torch.Tensor | None:
@@ -348,3 +364,46 @@ def _has_more(module: nn.Module) -> str | None:
     more = [*module._parameters, *module._buffers, *module._modules]
     more = [name for name in more if name not in ("weight", "bias", "parametrizations")]
     return f"it holds {', '.join(more)} besides its weights, which would be lost" if more else None
+
+
+def _take_over_weights(old: nn.Module, new: nn.Module) -> None:
+    """Give a layer the parameter objects of another, and its parametrisations."""
+    for name in ("weight", "bias"):
+        if parametrize.is_parametrized(old, name):
+            _take_over_parametrization(old, new, name)
+        else:
+            setattr(new, name, getattr(old, name))
+
+
+def _take_over_surroundings(old: nn.Module, new: nn.Module) -> tuple[str, ...]:
+    """Give a module the hooks, mode and attributes of another; return notes for the report."""
+    # Parametrisations came over with the weights, and keep their modes.
+    before = set(old.modules())
+    for module in new.modules():
+        if module not in before:
+            module.training = old.training
+    notes = []
+    if any(getattr(old, name) for name in _HOOKS):
+        notes.append("hooks carried over")
+    for name in _HOOKS:
+        theirs, ours = getattr(old, name), getattr(new, name)
+        if theirs:
+            # The old dictionary itself, so that handle.remove() still works.
+            theirs.update(ours)
+            setattr(new, name, theirs)
+    if old._is_full_backward_hook is not None:
+        new._is_full_backward_hook = old._is_full_backward_hook
+    for name, value in vars(old).items():
+        if not name.startswith("_") and name not in vars(new) and not isinstance(value, nn.Module):
+            setattr(new, name, value)
+    if any(getattr(old, name, None) for name in _STATE_HOOKS):
+        notes.append("its state_dict hooks are not carried over")
+    return tuple(notes)
+
+
+def _take_over_parametrization(old: nn.Module, new: nn.Module, name: str) -> None:
+    """Give a module the very list of parametrisations of another."""
+    # Registering them anew would make them invert the new module's tensor, and some remember what
+    # they inverted (the base of an orthogonal one). A placeholder makes room for the list.
+    parametrize.register_parametrization(new, name, nn.Identity(), unsafe=True)
+    new.parametrizations[name] = old.parametrizations[name]  # type: ignore[index, operator]

@@ -45,17 +45,10 @@ def convert_resnet(
     dilate_last_stage : bool
         Whether to change the last stage's stride and dilation. That changes what a pretrained
         network computes; the conversion itself does not.
-    start : {"weights", "constant"}
-        As in :func:`convert`; the paper's adaptive kernels start at the ``"constant"``.
-    inplace : bool
-        Whether to change the model itself; by default a copy is changed.
-    example : Tensor, sequence or mapping, optional
-        As in :func:`convert`; the times before are those of the plain network after the changes of
-        stem, strides and dilations.
-    **options
-        As in :func:`convert`. The paper's: ``head="spectral_scaled"``, ``reference="concentric"``,
-        ``eps_omega`` 0.1, 0.5, 0.9 or 1, ``fixed_kernel`` True or False, and
-        ``start="constant"``.
+    start, inplace, example, **options
+        As in :func:`convert`. The paper's are ``start="constant"``, ``head="spectral_scaled"``,
+        ``reference="concentric"``, ``eps_omega`` 0.1, 0.5, 0.9 or 1, and ``fixed_kernel`` True or
+        False. Times before are those after the changes of stem, strides and dilations.
 
     Returns
     -------

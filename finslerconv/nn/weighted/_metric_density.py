@@ -90,7 +90,7 @@ class MetricDensity(Density):
             )
         with torch.no_grad():
             distances = _distances(current, self.kernel_size)
-            # The profile may be where another density of its own has put it.
+            # Another density may have moved the profile to its device.
             numbers = itertools.chain(profile.parameters(), profile.buffers())
             home = next(numbers, distances).device
             phi = profile(distances.to(home)) if has_values(distances) else distances

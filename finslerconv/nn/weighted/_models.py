@@ -55,9 +55,8 @@ def to_weighted(
         Which convolutions, as in :func:`finslerconv.nn.convert`; by default all of more than one
         tap, and with a mapping, of a kernel size in it.
     preserve : bool
-        Whether to divide the weights by Phi, so that the model computes what it did and only its
-        training changes. On the meta device there is nothing to divide: what is loaded later are
-        weights below Phi.
+        Whether to divide the weights by Phi, so that only the training of the model changes, and
+        not its output. On the meta device nothing is divided: weights loaded later are below Phi.
     inplace : bool
         Whether to change the model itself (parameters keep their identity, so an optimiser goes
         on working); by default a copy is changed.
@@ -364,7 +363,7 @@ def _kernel(module: nn.Module) -> Tensor | None:
 def _recast(module: nn.Module, cls: type[nn.Module]) -> Any:
     """Make a module of another class with the same parameters, hooks, and attributes."""
     new = nn.Module.__new__(cls)
-    # The containers are copied, their contents shared: hooks and parameters keep their identity.
+    # Copies of the containers share their contents: hooks and parameters keep their identity.
     for name, value in module.__dict__.items():
         new.__dict__[name] = value.copy() if isinstance(value, dict) else value
     return new

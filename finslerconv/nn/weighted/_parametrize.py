@@ -47,8 +47,8 @@ def weight_convolution(conv: Conv, density: DensityLike, *, preserve: bool = Fal
     density : Density, Tensor, or sequence
         As in :class:`WeightedConv2d`.
     preserve : bool
-        Whether to divide the weights by Phi, so that the layer computes what it did and only
-        its training changes. Otherwise the weights stay, and the layer's output changes.
+        Whether to divide the weights by Phi, so that only the training of the layer changes, and
+        not its output.
 
     Returns
     -------
@@ -94,7 +94,7 @@ def weight_convolution(conv: Conv, density: DensityLike, *, preserve: bool = Fal
     weighting._identity = True
     parametrize.register_parametrization(conv, "weight", weighting, unsafe=True)
     weighting._identity = False
-    # PyTorch has made a class for this object alone: it can carry a way to pickle it.
+    # PyTorch made this class for one object, so it can hold how to pickle it.
     type(conv).__reduce_ex__ = _reduce_weighted  # type: ignore[assignment, method-assign]
     return conv
 

@@ -3,8 +3,7 @@
 import json
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,9 +130,8 @@ def search_density(
 ) -> DensitySearch:
     """Search the half-profile for which an objective is least, by DIRECT-L.
 
-    The objective trains the weights, and the search outside it chooses the density. DIRECT is
-    deterministic and uses no gradient: it divides the box of profiles where the objective is small.
-    Each candidate, the standard convolution first, is evaluated under the same seeds.
+    DIRECT is deterministic and uses no gradient: it divides the box of profiles where the objective
+    is small. Each candidate, the standard convolution first, is evaluated under the same seeds.
 
     Parameters
     ----------
@@ -289,29 +287,23 @@ def _checked_bounds(kernel_size: int, bounds: Bounds | None) -> tuple[tuple[floa
 def _seeded(
     objective: Callable[[list[float]], float], profile: tuple[float, ...], seed: int
 ) -> float:
-    with _seeds(seed):
-        value = float(objective(list(profile)))
-    if math.isnan(value):
-        raise ValueError(
-            f"objective returned NaN for profile {list(profile)} with seed {seed}; return "
-            "math.inf for a candidate that failed"
-        )
-    return value
-
-
-@contextmanager
-def _seeds(seed: int) -> Iterator[None]:
-    """Seed all generators, and restore their states at the end."""
+    """Evaluate an objective with all generators seeded; their states are restored."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the user's generator
     with torch.random.fork_rng():
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002
         torch.manual_seed(seed)
         try:
-            yield
+            value = float(objective(list(profile)))
         finally:
             random.setstate(python)
             np.random.set_state(numpy)  # noqa: NPY002
+    if math.isnan(value):
+        raise ValueError(
+            f"objective returned NaN for profile {list(profile)} with seed {seed}; return "
+            "math.inf for a candidate that failed"
+        )
+    return value
 
 
 def _read_log(path: Path, header: dict[str, Any]) -> dict[tuple[float, ...], Evaluation]:
