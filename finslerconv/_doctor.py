@@ -30,6 +30,7 @@ _PACKAGES = (
 # The error that rounding explains, relative to the largest entry: sums of a few hundred products,
 # positions in float32 at least, results rounded to the dtype.
 _TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+_TF32_TOLERANCE = 5e-3
 _OPERATORS = ("deform_conv2d", "metric_conv2d, radial", "metric_conv2d, affine")
 _GEOMETRY_TOLERANCE = 1e-4
 
@@ -224,6 +225,9 @@ def _checks(device: torch.device) -> Iterator[Check]:
                 continue
             error = partial(_convolution_error, device, operator, dtype)
             yield _check(device, operator, dtype, tolerance, error)
+        if device.type == "cuda":
+            error = partial(_convolution_error, device, operator, torch.float32, tf32=True)
+            yield _check(device, operator, "TF32", _TF32_TOLERANCE, error)
     dtype = torch.float32 if device.type == "mps" else torch.float64
     for name, of in (("distance", _distance_error), ("exponential", _exponential_error)):
         yield _check(device, name, dtype, _GEOMETRY_TOLERANCE, partial(of, device, dtype))
@@ -232,7 +236,7 @@ def _checks(device: torch.device) -> Iterator[Check]:
 def _check(
     device: torch.device,
     name: str,
-    dtype: torch.dtype,
+    dtype: torch.dtype | str,
     tolerance: float,
     error: Callable[[], float],
 ) -> Check:
@@ -246,7 +250,9 @@ def _check(
     return Check(str(device), name, str(dtype).removeprefix("torch."), found, tolerance, message)
 
 
-def _convolution_error(device: torch.device, operator: str, dtype: torch.dtype) -> float:
+def _convolution_error(
+    device: torch.device, operator: str, dtype: torch.dtype, tf32: bool = False
+) -> float:
     tensors, call = _convolution(operator, (2, 16, 12, 8, 3), torch.float64)
     # What is compared is the computation, not the rounding of its arguments.
     rounded = [t.to(dtype) for t in tensors]
@@ -254,9 +260,15 @@ def _convolution_error(device: torch.device, operator: str, dtype: torch.dtype) 
     live = [t.to(device).requires_grad_() for t in rounded]
     with ops.use_backend("reference"):
         wanted = _with_gradients(call, exact)
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = tf32
+    try:
+        found = _with_gradients(call, live)
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
     return max(
         float((a.detach().cpu().double() - b).abs().max() / b.abs().max())
-        for a, b in zip(_with_gradients(call, live), wanted, strict=True)
+        for a, b in zip(found, wanted, strict=True)
     )
 
 
