@@ -103,6 +103,14 @@ def put(ellipse: Ellipse, index: Int[Tensor, " some"], values: Ellipse) -> Ellip
     )
 
 
+class Refinement(NamedTuple):
+    """The most steps of an optimisation under ``|z| <= limit``, or ``z = 0`` if ``centred``."""
+
+    centred: bool
+    limit: float
+    steps: int
+
+
 class Model(NamedTuple):
     """A function of an ellipse to the second order in the frame's tangent vectors."""
 
@@ -114,20 +122,16 @@ class Model(NamedTuple):
 
 
 def descend(
-    function: Callable[[Ellipse, Tensor], Model],
-    ellipse: Ellipse,
-    *,
-    centred: bool,
-    limit: float,
-    steps: int,
+    function: Callable[[Ellipse, Tensor], Model], ellipse: Ellipse, refinement: Refinement
 ) -> tuple[Ellipse, Bool[Tensor, " batch"]]:
     """Minimise a function of each ellipse by a damped Riemannian Newton method.
 
     ``function`` takes ellipses and their indices in the batch. A step that raises the value is
     rejected, and the damping grows tenfold: the Hessian may be indefinite, or an approximation.
     Returned is also where the last step was shorter than 1e-9, in units of the ball, or predicted a
-    relative decrease below 1e-14. ``centred`` keeps the centres at the pixel.
+    relative decrease below 1e-14.
     """
+    centred, limit, steps = refinement
     p = 3 if centred else 5
     # Steps from the bound lead nowhere: begin further inside.
     inside, at_bound = holding_pixel(ellipse, 0.9 * limit)[0], holding_pixel(ellipse, limit)[1]

@@ -6,13 +6,13 @@ from torch import Tensor
 
 from finslerconv._linalg import dot
 from finslerconv.balls import Ellipse
-from finslerconv.implicit._ellipses import Frame, moved, put, take
+from finslerconv.implicit._ellipses import Frame, Refinement, moved, put, take
 from finslerconv.implicit._moments import moment_ellipse
 from finslerconv.implicit._overlap import field_along, squared_field
 
 
 def smallest_enclosing(
-    points: Float[Tensor, "batch n 2"], *, centred: bool, limit: float, steps: int
+    points: Float[Tensor, "batch n 2"], refinement: Refinement
 ) -> tuple[Ellipse, Bool[Tensor, " batch"]]:
     """Return the ellipses of least area that hold all points, with ``|z| <= limit``.
 
@@ -22,6 +22,7 @@ def smallest_enclosing(
     of a point at ``y`` by ``2 X(y).y``, to the first order. Returned is also where the area is
     within 1e-9 of the least.
     """
+    centred, limit, steps = refinement
     # The pixel is one more point, with a bound of its own.
     everything = points = torch.cat((points, torch.zeros_like(points[:, :1])), dim=1)
     bound = points.new_ones(points.shape[1])

@@ -12,7 +12,7 @@ from torch import Tensor
 from finslerconv._arrays import Array, as_integer, is_number
 from finslerconv._linalg import det, inverse
 from finslerconv.balls import Ellipse, ReferenceSet
-from finslerconv.implicit._ellipses import Frame, holding_pixel, put, take, where
+from finslerconv.implicit._ellipses import Frame, Refinement, holding_pixel, put, take, where
 from finslerconv.implicit._moments import capped, moment_ellipse, regularised, spread
 from finslerconv.implicit._objectives import Objective, intersection_over_union, objective_of
 from finslerconv.implicit._samples import Samples, as_kind, flat_tensors
@@ -304,9 +304,8 @@ def _fit(
     converged = torch.ones_like(degenerate)
     good = (~degenerate).nonzero().squeeze(-1)
     if steps and len(good):
-        best, at_rest = objective.refine(
-            samples[good], take(ellipse, good), centred=centred, limit=limit, steps=steps
-        )
+        how = Refinement(centred, limit, steps)
+        best, at_rest = objective.refine(samples[good], take(ellipse, good), how)
         ellipse = put(ellipse, good, best)
         converged = converged.index_copy(0, good, at_rest)
         ellipse, at_bound = holding_pixel(ellipse, limit)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from finslerconv._linalg import det, dot, outer
 from finslerconv.balls import Ellipse, ReferenceSet, ball_map, lattice
-from finslerconv.implicit._ellipses import Frame, Model, descend, holding_pixel, where
+from finslerconv.implicit._ellipses import Frame, Model, Refinement, descend, holding_pixel, where
 from finslerconv.implicit._enclosing import smallest_enclosing
 from finslerconv.implicit._moments import (
     affine_ellipse,
@@ -56,9 +56,7 @@ class Objective(abc.ABC):
         return Start(ellipse, everywhere, everywhere)
 
     @abc.abstractmethod
-    def refine(
-        self, samples: Samples, ellipse: Ellipse, *, centred: bool, limit: float, steps: int
-    ) -> tuple[Ellipse, Tensor]:
+    def refine(self, samples: Samples, ellipse: Ellipse, how: Refinement) -> tuple[Ellipse, Tensor]:
         """Return the optimum, and where it was reached."""
 
     @abc.abstractmethod
@@ -82,13 +80,8 @@ class Smooth(Objective):
     def model(self, samples: Samples, ellipse: Ellipse) -> Model:
         """Return the function that is minimised, to the second order."""
 
-    def refine(
-        self, samples: Samples, ellipse: Ellipse, *, centred: bool, limit: float, steps: int
-    ) -> tuple[Ellipse, Tensor]:
-        return descend(
-            lambda ellipse, index: self.model(samples[index], ellipse),
-            ellipse, centred=centred, limit=limit, steps=steps,
-        )  # fmt: skip
+    def refine(self, samples: Samples, ellipse: Ellipse, how: Refinement) -> tuple[Ellipse, Tensor]:
+        return descend(lambda e, index: self.model(samples[index], e), ellipse, how)
 
     def _start(self, samples: Samples, ellipse: Ellipse, centred: bool) -> Start:
         """Return a start, determined where the Gauss-Newton matrix is of full rank."""
@@ -166,9 +159,7 @@ class AffineMatching(Objective):
         moments = moment_ellipse(samples.points, samples.weights, centred, lengths)
         return Start(where(proper, ellipse, moments), determined, proper)
 
-    def refine(
-        self, samples: Samples, ellipse: Ellipse, *, centred: bool, limit: float, steps: int
-    ) -> tuple[Ellipse, Tensor]:
+    def refine(self, samples: Samples, ellipse: Ellipse, how: Refinement) -> tuple[Ellipse, Tensor]:
         return ellipse, torch.ones_like(samples.corners, dtype=torch.bool)
 
     def residual(self, samples: Samples, ellipse: Ellipse, scale: Tensor) -> Tensor:
@@ -218,11 +209,9 @@ class Rings(Smooth):
 class Enclosing(Objective):
     """The area of the ball that holds every sample."""
 
-    def refine(
-        self, samples: Samples, ellipse: Ellipse, *, centred: bool, limit: float, steps: int
-    ) -> tuple[Ellipse, Tensor]:
+    def refine(self, samples: Samples, ellipse: Ellipse, how: Refinement) -> tuple[Ellipse, Tensor]:
         """Return the smallest enclosing ellipse, by an interior-point method."""
-        return smallest_enclosing(samples.hull, centred=centred, limit=limit, steps=steps)
+        return smallest_enclosing(samples.hull, how)
 
     def residual(self, samples: Samples, ellipse: Ellipse, scale: Tensor) -> Tensor:
         """Return the ball's area over the hull's, less 1."""
@@ -248,12 +237,10 @@ class Overlap(Smooth):
         hessian = other_hessian - hessian
         return Model(other - value, other_gradient - gradient, hessian, hessian)
 
-    def refine(
-        self, samples: Samples, ellipse: Ellipse, *, centred: bool, limit: float, steps: int
-    ) -> tuple[Ellipse, Tensor]:
+    def refine(self, samples: Samples, ellipse: Ellipse, how: Refinement) -> tuple[Ellipse, Tensor]:
         """Return the optimum, by Newton steps from the ellipse of the hull's moments."""
-        filled = holding_pixel(hull_ellipse(samples.hull, centred), 0.9 * limit)[0]
-        return super().refine(samples, filled, centred=centred, limit=limit, steps=steps)
+        filled = holding_pixel(hull_ellipse(samples.hull, how.centred), 0.9 * how.limit)[0]
+        return super().refine(samples, filled, how)
 
     def residual(self, samples: Samples, ellipse: Ellipse, scale: Tensor) -> Tensor:
         """Return one less the intersection over union."""
