@@ -48,3 +48,11 @@ def first_few(entries: Sequence[str]) -> str:
     """Return the first entries of a list, and how many more there are."""
     rest = len(entries) - _SHOWN
     return ", ".join([*entries[:_SHOWN], *([f"and {rest} more"] if rest > 0 else [])])
+
+
+def torchvision_deform(module: nn.Module) -> type[nn.Module] | None:
+    """Return torchvision's ``DeformConv2d`` if a module is one; torchvision is not imported."""
+    for kind in type(module).__mro__:
+        if kind.__name__ == "DeformConv2d" and kind.__module__.startswith("torchvision."):
+            return kind
+    return None

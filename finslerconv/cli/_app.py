@@ -48,6 +48,7 @@ MaxSize = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="The figure to write.")]
 
 # Within these bounds every metric of a picture is positive in float32.
 _radius = functools.partial(
@@ -71,7 +72,7 @@ _CHOSEN = "from the noisy picture"
 
 
 def _command(function: Callable[..., None]) -> Callable[..., None]:
-    """Make a function a command; what the library refuses is one line, as are the user's errors."""
+    """Make a function a command, whose errors are one line."""
 
     @app.command(name=function.__name__)
     @functools.wraps(function)
@@ -131,9 +132,7 @@ def denoise(
         int,
         typer.Option(min=3, max=101, help="Boxes and balls have this many samples squared; odd."),
     ] = 11,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The figure to write.")] = Path(
-        "finslerconv-denoise.png"
-    ),
+    output: Output = Path("finslerconv-denoise.png"),
     max_size: MaxSize = 512,
     radius: Annotated[float | None, _radius(show_default=_CHOSEN)] = None,
     anisotropy: Annotated[float | None, _anisotropy(show_default=_CHOSEN)] = None,
@@ -194,8 +193,7 @@ def balls(
     spacing: Annotated[
         int | None,
         typer.Option(
-            min=1,
-            help="Pixels between the balls; without it, about 20 balls on the longer side.",
+            min=1, help="Pixels between the balls; without it, about 20 balls on the longer side."
         ),
     ] = None,
     scale: Annotated[
@@ -208,9 +206,7 @@ def balls(
             "picture has a gradient."
         ),
     ] = "anisotropy",
-    output: Annotated[Path, typer.Option("--output", "-o", help="The figure to write.")] = Path(
-        "finslerconv-balls.png"
-    ),
+    output: Output = Path("finslerconv-balls.png"),
     max_size: MaxSize = 512,
     radius: Radius = DEFAULT.radius,
     anisotropy: Anisotropy = DEFAULT.anisotropy,
@@ -246,12 +242,10 @@ def path(
         ),
     ] = None,
     end: Annotated[str | None, typer.Option("--to", help="The pixel to go to, ROW,COLUMN.")] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The figure to write.")] = Path(
-        "finslerconv-path.png"
-    ),
+    output: Output = Path("finslerconv-path.png"),
     max_size: MaxSize = 512,
     radius: Radius = DEFAULT.radius,
-    # Less than the filters': what one pixel's metric says of its neighbours must hold there.
+    # Less than the filters', so that the metric of a pixel also holds at its neighbours.
     anisotropy: Anisotropy = 8.0,
     tau: Tau = DEFAULT.tau,
     smoothing: Smoothing = DEFAULT.smoothing,
@@ -279,19 +273,17 @@ def path(
             ends = default_ends(metric)
         else:
             height, width = pixels.shape[1:]
-            ends = (
-                _pixel("--from", start, height, width, image),
-                _pixel("--to", end, height, width, image),
-            )
+            first = _pixel("--from", start, height, width, image)
+            ends = first, _pixel("--to", end, height, width, image)
         _require(ends[0] != ends[1], "--to", "another pixel than --from", end)
-        found = journey(metric, *ends)
+        ways, distances = journey(metric, *ends)
     with _busy("Drawing"):
-        figure = path_figure(pixels, found)
-    table = Table(title=f"from {_named(ends[0])} to {_named(ends[1])}", title_justify="left")
-    table.add_column("path")
-    table.add_column("length by the metric (balls)", justify="right")
-    table.add_column("length in pixels", justify="right")
-    for way in found.ways:
+        figure = path_figure(pixels, ways, distances)
+    names = (f"({row:g}, {column:g})" for row, column in ends)
+    table = _table(
+        f"from {' to '.join(names)}", ["path"], ["length by the metric (balls)", "length in pixels"]
+    )
+    for way in ways:
         table.add_row(way.name, f"{way.length:.2f}", f"{way.pixels:.1f}")
     Console().print(table)
     _save(figure, output)
@@ -305,22 +297,23 @@ def _pixel(
         row, column = (float(part) for part in text.split(","))
     except ValueError:
         fail(f"{option}: expected ROW,COLUMN such as 120,64, got {text!r}")
-    inside = 0 <= row <= height - 1 and 0 <= column <= width - 1  # NaN is not
-    if not inside:
+    if not (0 <= row <= height - 1 and 0 <= column <= width - 1):  # NaN too
         full_height, full_width = _read(image, sys.maxsize).shape[1:]
         reduced = ""
         if (full_height, full_width) != (height, width):
             reduced = f", reduced from {full_height} x {full_width} (see --max-size)"
-        wanted = (
-            f"a pixel of the picture of {height} x {width}, from 0,0 to {height - 1},{width - 1}"
-            f"{reduced}"
+        fail(
+            f"{option}: expected a pixel of the picture of {height} x {width}, from 0,0 to "
+            f"{height - 1},{width - 1}{reduced}; got {text}"
         )
-        fail(f"{option}: expected {wanted}; got {text}")
     return row, column
 
 
-def _named(pixel: tuple[float, float]) -> str:
-    return f"({pixel[0]:g}, {pixel[1]:g})"
+def _table(title: str, texts: Sequence[str], numbers: Sequence[str]) -> Table:
+    table = Table(*texts, title=title, title_justify="left")
+    for name in numbers:
+        table.add_column(name, justify="right")
+    return table
 
 
 def _require(good: bool, option: str, wanted: str, value: Any) -> None:
@@ -329,7 +322,7 @@ def _require(good: bool, option: str, wanted: str, value: Any) -> None:
 
 
 def _check_files(output: Path) -> None:
-    """Refuse what cannot be written before anything is computed."""
+    """Fail if the figure could not be written, before anything is computed."""
     from matplotlib.backend_bases import FigureCanvasBase
 
     formats = FigureCanvasBase.get_supported_filetypes()
@@ -378,21 +371,15 @@ def _busy(what: str) -> Iterator[None]:
 def _print_scores(
     results: "Sequence[Result]", sigma: float, noise: float, options: MetricOptions
 ) -> None:
-    best = max(results, key=lambda result: result.score.psnr)
-    table = Table(
-        title=f"noise of standard deviation {sigma:g}, estimated as {noise:.3g}",
-        title_justify="left",
-    )
-    table.add_column("filter")
-    table.add_column("what it does")
-    table.add_column("PSNR (dB)", justify="right")
-    table.add_column("SSIM", justify="right")
+    best = max(results, key=lambda result: result.psnr)
+    title = f"noise of standard deviation {sigma:g}, estimated as {noise:.3g}"
+    table = _table(title, ["filter", "what it does"], ["PSNR (dB)", "SSIM"])
     for result in results:
         table.add_row(
             result.name + (" (best)" if result is best else ""),
             result.how,
-            f"{result.score.psnr:.2f}",
-            f"{result.score.ssim:.3f}",
+            f"{result.psnr:.2f}",
+            f"{result.ssim:.3f}",
             style="bold green" if result is best else None,
         )
     Console().print(table)
@@ -475,9 +462,7 @@ def inspect(
             "not share."
         ),
     ] = "reference",
-    output: Annotated[Path, typer.Option("--output", "-o", help="The figure to write.")] = Path(
-        "finslerconv-inspect.png"
-    ),
+    output: Output = Path("finslerconv-inspect.png"),
     max_size: MaxSize = 384,
     device: Device = "cpu",
 ) -> None:
@@ -502,13 +487,13 @@ def inspect(
         network = _inspect.load_model(model, trust, weights, typer.echo).to(target)
         x = _inspect.as_input(network, pixels, target)
     with _busy("Running the model"):
-        found = _inspect.find(network, x, layer or [])
-    with _progress(len(found.layers), "Fitting metrics") as advance:
+        layers, adaptive = _inspect.find(network, x, layer or [])
+    with _progress(len(layers), "Fitting metrics") as advance:
         results = _inspect.read(
-            found, x, None if objective == "reference" else objective, lambda: advance(1)
+            layers, x, None if objective == "reference" else objective, lambda: advance(1)
         )
     Console().print(_inspect.table(results))
-    if not found.adaptive:
+    if not adaptive:
         typer.echo(
             "The model has no adaptive layer: these convolutions sample the same disc everywhere."
         )

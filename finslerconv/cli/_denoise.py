@@ -39,18 +39,24 @@ class BallFilter:
 
         Some taps at a time, so that large pictures fit in memory; ``advance`` takes their number.
         """
-        M, omega = self.metric.randers_form()
-        points = torch.as_tensor(self.reference.points, dtype=image.dtype, device=image.device)
-        channels = image.shape[1]
+        points = self._points().to(image.device)
         total = torch.zeros_like(image)
         # Odd numbers of taps in a row: their kernel has a centre.
         for part in points.split(self.reference.kernel_shape[-1]):
-            weight = image.new_full((channels, 1, 1, len(part)), 1 / len(points))
-            total += metric_conv2d(
-                image, M, omega, part, weight, padding="same", padding_mode="replicate"
-            )
+            weight = image.new_full((image.shape[1], 1, 1, len(part)), 1 / len(points))
+            total += self._sum(image, part, weight)
             advance(len(part))
         return total
+
+    def _points(self) -> Tensor:
+        return torch.as_tensor(self.reference.points)
+
+    def _sum(self, image: Tensor, points: Tensor, weight: Tensor) -> Tensor:
+        M, omega = self.metric.randers_form()
+        points = points.to(image.dtype)
+        return metric_conv2d(
+            image, M, omega, points, weight, padding="same", padding_mode="replicate"
+        )
 
 
 @dataclass(frozen=True)
@@ -60,30 +66,17 @@ class GeodesicFilter(BallFilter):
     steps: int = 16
     """Integration steps of each geodesic; balls along strong edges reach over many pixels."""
 
-    def __call__(
-        self,
-        image: Float[Tensor, "1 channels height width"],
-        advance: Callable[[int], None] = lambda taps: None,
-    ) -> Float[Tensor, "1 channels height width"]:
-        """Filter a picture, held constant beyond its border, some taps at a time."""
-        points = torch.as_tensor(self.reference.points, device=image.device)
-        channels = image.shape[1]
-        total = torch.zeros_like(image)
+    def _points(self) -> Tensor:
         # By angle: samples on one ray share a geodesic.
-        turned = points[torch.atan2(points[:, 0], points[:, 1]).argsort(stable=True)]
-        for part in turned.split(self.reference.kernel_shape[-1]):
-            positions = self.positions(part)
-            weight = image.new_full((channels, 1, 1, len(part)), 1 / len(points))
-            taps = ConvGeometry.of(weight.shape[2:]).taps(positions)
-            total += deform_conv2d(
-                image,
-                (positions - taps).movedim((-2, -1), (1, 2)).flatten(1, 2),
-                weight,
-                padding=(0, len(part) // 2),
-                padding_mode="replicate",
-            )
-            advance(len(part))
-        return total
+        points = super()._points()
+        return points[torch.atan2(points[:, 0], points[:, 1]).argsort(stable=True)]
+
+    def _sum(self, image: Tensor, points: Tensor, weight: Tensor) -> Tensor:
+        positions = self.positions(points)
+        taps = ConvGeometry.of(weight.shape[2:]).taps(positions)
+        offset = (positions - taps).movedim((-2, -1), (1, 2)).flatten(1, 2)
+        padding = (0, len(points) // 2)
+        return deform_conv2d(image, offset, weight, padding=padding, padding_mode="replicate")
 
     def positions(
         self, points: Float[Tensor, "n 2"], centres: Float[Tensor, "m 2"] | None = None
@@ -100,7 +93,7 @@ def ball_filters(metric: Randers, kernel_size: int, radius: float) -> list[BallF
     """
     k = kernel_size
     reach = k // 2
-    # Of all sets this one is the box's nearest relative: rings of 8 j samples, of equal areas.
+    # The set most like the box: rings of 8 j samples, of equal areas.
     grid, rings = lattice(k), concentric(k)
     return [
         BallFilter("box", f"{k} x {k} grid", _discs(metric, reach), grid),
@@ -127,8 +120,8 @@ def chosen(
 ) -> MetricOptions:
     """Return the options whose Riemannian balls are estimated to denoise best.
 
-    The noise alone does not say how smooth the picture is: larger balls than those of ``start``, up
-    to the area of the box, and rounder ones are tried on the noisy picture.
+    Larger balls than those of ``start``, up to the area of the box, and rounder ones are tried on
+    the noisy picture, whose smoothness the noise alone does not tell.
     """
     reference = concentric(kernel_size)
 
@@ -154,8 +147,8 @@ def stein_risk(
 ) -> float:
     """Estimate the mean squared error of a filter without the clean picture.
 
-    Stein's unbiased estimate (1981); how much the filter follows the noise is found from one
-    random change of the picture (Ramani and others, IEEE Trans. Image Process. 17, 2008).
+    Stein's unbiased estimate (1981), with the divergence of the filter from one random change of
+    the picture (Ramani and others, IEEE Trans. Image Process. 17, 2008).
     """
     generator = torch.Generator().manual_seed(0)
     signs = 2.0 * torch.randint(2, noisy.shape, generator=generator).to(noisy) - 1
@@ -172,43 +165,29 @@ def _discs(metric: Randers, radius: float) -> Riemannian:
     return Riemannian((identity / radius**2).expand_as(metric.M), validate=False)
 
 
-@dataclass(frozen=True)
-class Score:
-    """How near a picture is to the clean one: PSNR in decibels, and SSIM."""
-
-    psnr: float
-    ssim: float
-
-    @classmethod
-    def of(cls, picture: Picture, clean: Picture) -> "Score":
-        """Compare pictures whose range is [0, 1]."""
-        return cls(
-            float(peak_signal_noise_ratio(clean, picture, data_range=1.0)),
-            float(structural_similarity(clean, picture, data_range=1.0, channel_axis=0)),
-        )
-
-
 @dataclass(frozen=True, eq=False)
 class Result:
-    """What a filter made of the noisy picture."""
+    """What a filter made of the noisy picture; PSNR in decibels and SSIM to the clean one."""
 
     name: str
     how: str
     picture: Picture
-    score: Score
+    psnr: float
+    ssim: float
 
     @classmethod
     def of(cls, name: str, how: str, picture: Picture, clean: Picture) -> "Result":
-        """Score a picture against the clean one."""
-        return cls(name, how, picture, Score.of(picture, clean))
+        """Score a picture against the clean one, both in the range [0, 1]."""
+        psnr = peak_signal_noise_ratio(clean, picture, data_range=1.0)
+        ssim = structural_similarity(clean, picture, data_range=1.0, channel_axis=0)
+        return cls(name, how, picture, float(psnr), float(ssim))
 
 
 def baselines(noisy: Picture, clean: Picture, noise: float) -> list[Result]:
     """Filter a picture with the best of the small boxes and three filters set by the noise.
 
-    The size of the box is chosen with the clean picture in sight, which no other filter sees: no
-    box does better. The factors of the others were chosen on the pictures that
-    :class:`MetricOptions` names.
+    The size of the box is the best for the clean picture, which no other filter sees. The factors
+    of the others were chosen on the pictures that :class:`MetricOptions` names.
     """
     boxes = [
         Result.of(
@@ -221,26 +200,14 @@ def baselines(noisy: Picture, clean: Picture, noise: float) -> list[Result]:
     ]
     width = 2.8 * noise**0.5
     weight = 1.8 * noise**1.4
-    others: list[tuple[str, str, Callable[[Picture], Picture]]] = [
-        (
-            "Gaussian",
-            f"of deviation {width:.2g} pixels",
-            lambda x: gaussian_filter(x, (0, width, width), mode="nearest"),
-        ),
-        (
-            "total variation",
-            f"of weight {weight:.2g}",
-            lambda x: denoise_tv_chambolle(x, weight=weight, channel_axis=0),
-        ),
-        (
-            "non-local means",
-            "patches of 5 x 5 within 13 x 13",
-            lambda x: _non_local_means(x, noise),
-        ),
-    ]
+    smooth = gaussian_filter(noisy, (0, width, width), mode="nearest")
+    flat = denoise_tv_chambolle(noisy, weight=weight, channel_axis=0)
+    means = _non_local_means(noisy, noise)
     return [
-        max(boxes, key=lambda box: box.score.psnr),
-        *(Result.of(name, how, make(noisy), clean) for name, how, make in others),
+        max(boxes, key=lambda box: box.psnr),
+        Result.of("Gaussian", f"of deviation {width:.2g} pixels", smooth, clean),
+        Result.of("total variation", f"of weight {weight:.2g}", flat, clean),
+        Result.of("non-local means", "patches of 5 x 5 within 13 x 13", means, clean),
     ]
 
 

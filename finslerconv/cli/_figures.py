@@ -39,10 +39,7 @@ def balls_figure(
 
 
 def denoise_figure(
-    results: Sequence[Result],
-    clean: Picture,
-    metric: Randers,
-    geodesic: GeodesicFilter,
+    results: Sequence[Result], clean: Picture, metric: Randers, geodesic: GeodesicFilter
 ) -> Figure:
     """Draw the results, the noisy picture first, beside the balls that made them.
 
@@ -52,7 +49,7 @@ def denoise_figure(
     """
     noisy = results[0].picture
     pictures = [*(result.picture for result in results), clean]
-    captions = [f"{result.name}, {result.score.psnr:.2f} dB" for result in results]
+    captions = [f"{result.name}, {result.psnr:.2f} dB" for result in results]
     height, width = noisy.shape[1:]
     zoom = _telling_detail(metric)
     columns = 4
@@ -79,7 +76,7 @@ def denoise_figure(
         [*captions, "the original"],
         zoom=zoom,
         columns=columns,
-        highlight=max(range(len(results)), key=lambda i: results[i].score.psnr),
+        highlight=max(range(len(results)), key=lambda i: results[i].psnr),
         figure=right,
     )
     return figure
@@ -101,7 +98,7 @@ def _draw_samples(
         ax.fill(
             column + edge[:, 1], row + edge[:, 0], fill=False, edgecolor=GREEN, lw=1.1, zorder=4
         )
-    # The shape of the whole, so that both are of one width.
+    # In the proportions of the whole picture, so that both panels have one width.
     height, width = noisy.shape[1:]
     reach = max(zoom.height / height, zoom.width / width) / 2
     middle = zoom.row + zoom.height / 2 - 0.5, zoom.column + zoom.width / 2 - 0.5

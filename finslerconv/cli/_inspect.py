@@ -6,8 +6,6 @@ import pickle
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -30,22 +28,14 @@ from finslerconv.implicit import (
 #: Metrics on the longer side of a layer's field.
 RESOLUTION = 48
 
-#: The mean and the standard deviation of ImageNet's colours, which its networks subtract and
-#: divide by.
+#: The mean and the standard deviation of ImageNet's colours, by which its networks normalise.
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-class InspectError(ValueError):
-    """What was asked for cannot be done; the message says why in one line."""
-
-
 def load_model(
-    name: str,
-    trust: bool,
-    weights: Path | None,
-    say: Callable[[str], None] = lambda line: None,
+    name: str, trust: bool, weights: Path | None, say: Callable[[str], None] = lambda line: None
 ) -> nn.Module:
-    """Return a model in evaluation mode, on the CPU; raise an InspectError if that fails.
+    """Return a model in evaluation mode, on the CPU.
 
     ``name`` is ``torchvision:NAME``, ``timm:NAME``, ``package.module:factory``, or the path of a
     saved module. ``weights`` is a checkpoint to load into it: a ``state_dict`` of ``torch.save`` or
@@ -58,11 +48,17 @@ def load_model(
     else:
         kind, colon, rest = name.partition(":")
         if not colon or not rest or not kind:
-            raise InspectError(
+            raise ValueError(
                 f"{name}: no such file; expected torchvision:NAME, timm:NAME, "
                 "package.module:factory or a file"
             )
-        model = _BUILDERS.get(kind, _from_factory(kind))(rest)
+        match kind:
+            case "torchvision":
+                model = _from_torchvision(rest)
+            case "timm":
+                model = _from_timm(rest)
+            case module:
+                model = _from_factory(module, rest)
     if weights is not None:
         say(_load_weights(model, weights, trust))
     return model.eval()
@@ -73,7 +69,7 @@ def _from_torchvision(name: str) -> nn.Module:
     try:
         return models.get_model(name, weights=None)
     except ValueError as error:
-        raise InspectError(f"torchvision:{name}: torchvision has no such model") from error
+        raise ValueError(f"torchvision:{name}: torchvision has no such model") from error
 
 
 def _from_timm(name: str) -> nn.Module:
@@ -81,49 +77,34 @@ def _from_timm(name: str) -> nn.Module:
     try:
         return timm.create_model(name, pretrained=False)
     except RuntimeError as error:
-        raise InspectError(f"timm:{name}: {error}") from error
+        raise ValueError(f"timm:{name}: {error}") from error
 
 
-def _from_factory(module_name: str) -> Callable[[str], nn.Module]:
-    def build(attribute: str) -> nn.Module:
-        # As for python -m, the user's own modules are in the folder where one works.
-        with _importable(Path.cwd()):
-            module = _imported(module_name)
-        try:
-            factory = getattr(module, attribute)
-        except AttributeError:
-            raise InspectError(f"{module_name}: has no attribute {attribute!r}") from None
-        if isinstance(factory, nn.Module):
-            return factory
-        if not callable(factory):
-            raise InspectError(f"{module_name}:{attribute}: expected a module or what makes one")
-        try:
-            model = factory()
-        except Exception as error:
-            raise InspectError(f"{module_name}:{attribute}: raised {_brief(error)}") from error
-        if not isinstance(model, nn.Module):
-            raise InspectError(
-                f"{module_name}:{attribute}: expected to get an nn.Module, got "
-                f"{type(model).__name__}"
-            )
-        return model
-
-    return build
-
-
-_BUILDERS: dict[str, Callable[[str], nn.Module]] = {
-    "torchvision": _from_torchvision,
-    "timm": _from_timm,
-}
-
-
-@contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    sys.path.insert(0, str(folder))
+def _from_factory(module_name: str, attribute: str) -> nn.Module:
+    # As for python -m, modules are also looked for in the working folder.
+    folder = str(Path.cwd())
+    sys.path.insert(0, folder)
     try:
-        yield
+        module = _imported(module_name)
     finally:
-        sys.path.remove(str(folder))
+        sys.path.remove(folder)
+    try:
+        factory = getattr(module, attribute)
+    except AttributeError:
+        raise ValueError(f"{module_name}: has no attribute {attribute!r}") from None
+    if isinstance(factory, nn.Module):
+        return factory
+    if not callable(factory):
+        raise ValueError(f"{module_name}:{attribute}: expected a module or what makes one")
+    try:
+        model = factory()
+    except Exception as error:
+        raise ValueError(f"{module_name}:{attribute}: raised {_brief(error)}") from error
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"{module_name}:{attribute}: expected to get an nn.Module, got {type(model).__name__}"
+        )
+    return model
 
 
 def _imported(name: str, package: str | None = None) -> Any:
@@ -131,10 +112,10 @@ def _imported(name: str, package: str | None = None) -> Any:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if package is not None:
-            raise InspectError(f"{package}: is not installed (pip install {package})") from error
-        raise InspectError(f"{name}: cannot be imported ({error})") from error
+            raise ValueError(f"{package}: is not installed (pip install {package})") from error
+        raise ValueError(f"{name}: cannot be imported ({error})") from error
     except Exception as error:  # a module runs any code when it is imported
-        raise InspectError(f"{name}: cannot be imported ({_brief(error)})") from error
+        raise ValueError(f"{name}: cannot be imported ({_brief(error)})") from error
 
 
 def _saved_module(path: Path, trust: bool) -> nn.Module:
@@ -145,23 +126,23 @@ def _saved_module(path: Path, trust: bool) -> nn.Module:
         for key in ("model", "ema", "net", "network"):
             if isinstance(held.get(key), nn.Module):
                 return held[key]
-        raise InspectError(
+        raise ValueError(
             f"{path}: holds weights but no model; name the model and give the file to --weights: "
             f"finslerconv inspect package.module:factory IMAGE --weights {path}"
         )
-    raise InspectError(f"{path}: expected a saved module, got {type(held).__name__}")
+    raise ValueError(f"{path}: expected a saved module, got {type(held).__name__}")
 
 
 def _load(path: Path, trust: bool) -> Any:
     """Return what a file holds; without trust, PyTorch's and this library's own classes only."""
     if not path.is_file():
-        raise InspectError(f"{path}: no such file")
+        raise ValueError(f"{path}: no such file")
     if path.suffix == ".safetensors":
         return _safetensors(path)
     with path.open("rb") as file:
         # A zip archive, or a pickle of before 2020.
         if not file.read(4).startswith((b"PK\x03\x04", b"\x80")):
-            raise InspectError(f"{path}: is no file that torch.save wrote")
+            raise ValueError(f"{path}: is no file that torch.save wrote")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -171,18 +152,18 @@ def _load(path: Path, trust: bool) -> Any:
                 return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if trust:
-            raise InspectError(f"{path}: cannot be read ({_brief(error)})") from error
-        raise InspectError(
+            raise ValueError(f"{path}: cannot be read ({_brief(error)})") from error
+        raise ValueError(
             f"{path}: {_refused(error)}; loading it would run code that the file names: if you "
             "trust where it comes from, add --trust"
         ) from error
     except Exception as error:
         if "TorchScript" in str(error):
-            raise InspectError(
+            raise ValueError(
                 f"{path}: is compiled by TorchScript, which cannot be looked into; save the module "
                 "it was made from"
             ) from error
-        raise InspectError(f"{path}: cannot be read as a saved module ({_brief(error)})") from error
+        raise ValueError(f"{path}: cannot be read as a saved module ({_brief(error)})") from error
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
@@ -190,7 +171,7 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return reader.load_file(path)
     except Exception as error:  # the package has an error of its own
-        raise InspectError(f"{path}: cannot be read as safetensors ({_brief(error)})") from error
+        raise ValueError(f"{path}: cannot be read as safetensors ({_brief(error)})") from error
 
 
 def _refused(error: Exception) -> str:
@@ -202,7 +183,7 @@ def _refused(error: Exception) -> str:
 
 
 def _harmless() -> list[Any]:
-    """Return what a saved module of plain layers is made of."""
+    """Return the classes of which a saved module of plain layers is made."""
     import finslerconv.nn
     from finslerconv.balls import ReferenceSet
 
@@ -219,22 +200,16 @@ def _harmless() -> list[Any]:
 
 #: Where training scripts keep weights in a checkpoint, in the order in which they are tried.
 _PLACES = (
-    "state_dict",
-    "model",
-    "model_state_dict",
-    "ema",
-    "model_ema",
-    "state_dict_ema",
-    "params",
+    "state_dict", "model", "model_state_dict", "ema", "model_ema", "state_dict_ema", "params",
     "params_ema",
-)
+)  # fmt: skip
 
 
 def _load_weights(model: nn.Module, path: Path, trust: bool) -> str:
     """Load the first weights of a checkpoint that fit; return a line that says which."""
     found = list(_weights_in(_load(path, trust)))
     if not found:
-        raise InspectError(
+        raise ValueError(
             f"--weights: {path}: expected a state_dict, or a checkpoint that has one under "
             f"{', '.join(_PLACES)}"
         )
@@ -249,7 +224,7 @@ def _load_weights(model: nn.Module, path: Path, trust: bool) -> str:
                 errors.append(error)
                 continue
             return f"Weights: {_taken(path, place, prefix, len(state) - len(inner), found)}"
-    raise InspectError(f"--weights: {path}: do not fit the model ({_brief(errors[0])})")
+    raise ValueError(f"--weights: {path}: do not fit the model ({_brief(errors[0])})")
 
 
 def _weights_in(held: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -259,27 +234,20 @@ def _weights_in(held: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any
     if not isinstance(held, Mapping):
         return
     if any(isinstance(value, Tensor) for value in held.values()):
-        # What torch.compile saves has its prefix before the names of every compiled module; what
-        # AveragedModel saves has a counter.
-        yield (
-            place,
-            {
-                str(name).replace("_orig_mod.", ""): value
-                for name, value in held.items()
-                if name != "n_averaged"
-            },
-        )
+        # torch.compile puts a prefix before the names of modules; AveragedModel adds a counter.
+        names = [name for name in held if name != "n_averaged"]
+        yield place, {str(name).replace("_orig_mod.", ""): held[name] for name in names}
     for key in _PLACES:
         if key in held:
             yield from _weights_in(held[key], f"{place}.{key}" if place else key)
 
 
 def _prefixes(state: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """Return what stands before all names of a model in a checkpoint, the shortest first."""
+    """Return the prefixes of a model's names in a checkpoint, the shortest first."""
     first = next(iter(wanted), "")
     ends = [name.removesuffix(first) for name in state if name.endswith(first)]
     found = [p for p in ends if (not p or p.endswith(".")) and all(p + n in state for n in wanted)]
-    # Without one that has them all, PyTorch's message says what is missing.
+    # If none has all names, PyTorch's message says what is missing.
     return sorted(found, key=len) or [""]
 
 
@@ -299,15 +267,11 @@ def _taken(path: Path, place: str, prefix: str, left: int, found: Sequence[tuple
 def as_input(
     model: nn.Module, picture: Float[np.ndarray, "channels height width"], device: torch.device
 ) -> Float[Tensor, "1 model_channels height width"]:
-    """Return a picture as the model's first convolution takes it, of 1 or 3 channels.
-
-    For networks of torchvision and timm, with the mean and the standard deviation of their
-    training.
-    """
+    """Return a picture as input of a model, normalised for networks of torchvision and timm."""
     first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     channels = 3 if first is None else first.in_channels
     if channels not in (1, 3):
-        raise InspectError(
+        raise ValueError(
             f"the model takes {channels} channels, a picture has 1 or 3; wrap it in a module that "
             "makes the one from the other"
         )
@@ -325,58 +289,46 @@ def as_input(
     return x if parameter is None else x.to(parameter.dtype)
 
 
-@dataclass(frozen=True)
-class Found:
-    """The layers of a model that were called, and whether any of them is adaptive."""
-
-    layers: Sequence[AdaptiveLayer]
-    adaptive: bool
-
-
 def find(
     model: nn.Module, x: Float[Tensor, "1 channels height width"], patterns: Sequence[str]
-) -> Found:
-    """Return the adaptive layers, or the fixed ones of a model that has none.
+) -> tuple[list[AdaptiveLayer], bool]:
+    """Return the adaptive layers, or the fixed ones of a model without, and whether it has any.
 
-    ``patterns`` choose layers by name, as file names are matched, fixed ones too. Raises an
-    InspectError if the model does not run on ``x``, or no layer is found.
+    ``patterns`` choose layers by name, as file names are matched, fixed ones too.
     """
     try:
         layers = find_adaptive_layers(model, x, include_fixed=True)
     except Exception as error:  # the user's model: anything may happen
-        raise InspectError(
+        raise ValueError(
             f"the model does not run on a picture of {x.shape[2]} x {x.shape[3]} pixels "
             f"({_brief(error)})"
         ) from error
     if not layers:
-        raise InspectError("the model calls no two-dimensional convolution of more than one tap")
+        raise ValueError("the model calls no two-dimensional convolution of more than one tap")
     adaptive = any(layer.positions.adaptive for layer in layers)
     if patterns:
         chosen = [n for n in layers if any(fnmatchcase(n.key, p) for p in patterns)]
         if not chosen:
             names = ", ".join(layer.key for layer in layers)
-            raise InspectError(f"--layer: no layer matches {' '.join(patterns)}; there are {names}")
-        return Found(chosen, adaptive)
+            raise ValueError(f"--layer: no layer matches {' '.join(patterns)}; there are {names}")
+        return chosen, adaptive
     if adaptive:
         layers = [layer for layer in layers if layer.positions.adaptive]
-    return Found(layers, adaptive)
+    return layers, adaptive
 
 
 def read(
-    found: Found,
+    layers: Sequence[AdaptiveLayer],
     image: Float[Tensor, "1 channels height width"],
     objective: ObjectiveName | None,
     advance: Callable[[], None],
 ) -> dict[str, ImplicitMetric]:
     """Return the implicit metrics of the layers; ``advance`` is called after each."""
     results = {}
-    for layer in found.layers:
-        try:
-            results[layer.key] = metric_of_positions(
-                layer.key, layer.positions, image, objective=objective, max_size=RESOLUTION
-            )
-        except ValueError as error:
-            raise InspectError(str(error)) from error
+    for layer in layers:
+        results[layer.key] = metric_of_positions(
+            layer.key, layer.positions, image, objective=objective, max_size=RESOLUTION
+        )
         advance()
     return results
 
@@ -390,7 +342,7 @@ def table(results: Mapping[str, ImplicitMetric]) -> Table:
         padding=0,
         pad_edge=False,
     )
-    # Names are read as a whole, unless they are very long; kinds may take two lines.
+    # Names stay on one line, unless they are very long; kinds may take two.
     longest = max((len(name) for name in results), default=0)
     view.add_column("layer", overflow="fold", min_width=min(longest, 14))
     view.add_column("kind")
@@ -424,7 +376,7 @@ def table(results: Mapping[str, ImplicitMetric]) -> Table:
 
 
 def for_the_figure(results: Mapping[str, ImplicitMetric], most: int) -> dict[str, ImplicitMetric]:
-    """Return at most so many of the layers, evenly from first to last."""
+    """Return ``most`` of the layers, evenly spread from the first to the last."""
     names = list(results)
     if len(names) > most:
         names = [names[round(i * (len(names) - 1) / (most - 1))] for i in range(most)]

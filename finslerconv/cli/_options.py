@@ -1,9 +1,9 @@
-"""What the commands share and is needed before anything is computed: the metric's options."""
+"""The options of the metric, which the commands share."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-#: The shortest side of a picture, in pixels, on which there is anything to see.
+#: The least height and width of a picture, in pixels.
 SMALLEST: Final = 16
 
 if TYPE_CHECKING:
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 class MetricOptions:
     """The options of :func:`finslerconv.images.gradient_metric` that the commands offer.
 
-    The defaults are to be seen; those of filters are :meth:`for_noise`'s. ``radius`` and the
-    direction of the balls are those of "Metric Convolutions" (ICCV 2025). ``tau`` is a drift that
-    one sees; with equal weights no drift denoises better than none.
+    The defaults are for figures, :meth:`for_noise` is for filters. ``radius`` and the direction of
+    the balls are those of "Metric Convolutions" (ICCV 2025). A drift ``tau`` is for show: with
+    equal weights, filters are best without.
     """
 
     radius: float = 3.2
@@ -36,11 +36,11 @@ class MetricOptions:
         tau: float = 0.3,
         smoothing: float | None = None,
     ) -> "MetricOptions":
-        """Return options for filters of ``kernel_size`` squared samples; what is given stays.
+        """Return options for filters of ``kernel_size`` squared samples; given ones stay.
 
         The more noise, the larger and rounder the balls and the smoother the derivatives; few
-        samples stay near each other. :func:`chosen` then finds how smooth the picture is. The rules
-        were chosen on ``astronaut``, ``coins``, ``chelsea`` and ``coffee`` of scikit-image, in
+        samples stay near each other. :func:`chosen` refines them on the picture. The rules were
+        chosen on ``astronaut``, ``coins``, ``chelsea`` and ``coffee`` of scikit-image, in
         grey, reduced to 128, 256 and 512 pixels, with noise of standard deviation 0.03, 0.1 and
         0.25; not on the default picture.
         """
@@ -52,7 +52,7 @@ class MetricOptions:
             min(max(4 * noise**0.4, 0.5), 10.0) if smoothing is None else smoothing,
         )
 
-    # The annotation is a string of PyTorch's: this module is imported by --help, PyTorch is not.
+    # The annotation is a string, since --help imports this module but not PyTorch.
     def of(self, image: "Tensor") -> "Randers":
         """Return the metric of a picture (1, C, H, W): balls and drift along the edges."""
         from finslerconv.images import gradient_metric

@@ -32,18 +32,13 @@ class Way:
         return cls(name, curve, length, float(np.linalg.norm(np.diff(curve, axis=0), axis=1).sum()))
 
 
-@dataclass(frozen=True, eq=False)
-class Journey:
-    """The shortest paths between two pixels, and the distances from the first of them."""
+def journey(metric: Randers, start: Pixel, end: Pixel) -> tuple[list[Way], DistanceMap]:
+    """Find the shortest paths from ``start`` to ``end`` and back, and the distances from ``start``.
 
-    ways: list[Way]
-    distances: DistanceMap
-
-
-def journey(metric: Randers, start: Pixel, end: Pixel) -> Journey:
-    """Find the shortest paths of a picture's metric from ``start`` to ``end`` and back."""
+    The third way is the straight line.
+    """
     pixels = GridMetric(metric.M[0].double(), metric.omega[0].double())
-    # The metric of a photograph turns from one pixel to the next: two nodes a pixel see that.
+    # The metric of a photograph turns from pixel to pixel: two nodes a pixel resolve that.
     height, width = pixels.grid_shape
     nodes = (2 * height - 1, 2 * width - 1)
     field = GridMetric.from_function(
@@ -56,21 +51,21 @@ def journey(metric: Randers, start: Pixel, end: Pixel) -> Journey:
         Way.along("back", np.asarray(back.path(start)), field),
         Way.along("straight line there", straight, field),
     ]
-    return Journey(ways, there)
+    return ways, there
 
 
-def path_figure(image: Picture, found: Journey) -> Figure:
+def path_figure(image: Picture, ways: list[Way], distances: DistanceMap) -> Figure:
     """Draw the paths over the picture, and the distances that they descend."""
     height, width = image.shape[1:]
     figure = Figure(figsize=(12, 0.8 + 5.2 * height / width), layout="constrained")
     left, right = figure.subplots(1, 2)
-    there, back, _ = found.ways
+    there, back, _ = ways
     ends = ("from", "to")
     plotting.paths(
         [there.curve, back.curve], labels=["there", "back"], ends=ends, image=image, ax=left
     )
     left.set_title("shortest paths", fontsize=11)
-    plotting.distance_map(found.distances, image=image, label="distance (balls)", ax=right)
+    plotting.distance_map(distances, image=image, label="distance (balls)", ax=right)
     plotting.paths([there.curve], ends=ends, ax=right)
     right.set_title('distances from "from", and the path there', fontsize=11)
     for ax in (left, right):

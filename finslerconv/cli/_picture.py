@@ -12,7 +12,7 @@ from finslerconv.images import photograph
 
 
 class PictureError(ValueError):
-    """A file is no picture that can be worked on; the message says why in one line."""
+    """A file cannot be used as a picture; the message says why in one line."""
 
 
 def read_picture(path: Path | None, max_size: int) -> Float[np.ndarray, "channels height width"]:
@@ -46,7 +46,7 @@ def _decode(path: Path) -> Float[np.ndarray, "channels height width"]:
         raise PictureError(f"{path}: expected a picture, got a directory")
     try:
         with warnings.catch_warnings():
-            # Pillow's hints about unusual files; what cannot be read is an error all the same.
+            # Pillow warns of unusual files, and raises for those that it cannot read.
             warnings.simplefilter("ignore")
             with Image.open(path) as image:
                 image.load()
@@ -74,7 +74,7 @@ def _deep_grey(
     low, high = (0.0, 65535.0) if sixteen_bit else (0.0, 1.0)
     if grey.min() < low or grey.max() > high:
         low, high = grey.min(), grey.max()
-    # Of a constant picture that is stretched nothing is left but black.
+    # A constant picture out of this range becomes black.
     return ((grey - low) / ((high - low) or 1.0))[None].astype(np.float32)
 
 

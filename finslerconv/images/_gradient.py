@@ -17,8 +17,7 @@ from finslerconv.images._checks import (
     check_spectrum,
     check_tau,
 )
-from finslerconv.images._scaling import gradient_unit, relative_to_largest
-from finslerconv.images._tensor import TensorField, drift
+from finslerconv.images._tensor import TensorField, drift, gradient_unit, largest_or_one
 from finslerconv.metrics import Randers
 
 
@@ -42,10 +41,9 @@ def gradient_metric(
     ``M`` are ``r sqrt(u)`` and ``r / sqrt(u)``, where ``r = 1 / sqrt(scale)``: a disc of radius
     ``r`` where the picture is flat, and an ellipse of the same area at an edge.
 
-    That is the unit ball where there is no drift, ``tau = 0`` or a flat picture. A drift makes it
-    larger: the half-axis in the drift's direction is ``1 / (1 - tau^2)`` times as long, the other
-    ``1 / sqrt(1 - tau^2)`` times, and the area ``pi r^2 / (1 - tau^2)^(3/2)``, the same
-    at every edge. Its centre lies against the drift, ``|tau|`` times the half-axis away.
+    A drift makes the half-axis in its direction ``1 / (1 - tau^2)`` times as long, the other
+    ``1 / sqrt(1 - tau^2)`` times, and the area ``pi r^2 / (1 - tau^2)^(3/2)``. It shifts the centre
+    against itself, by ``|tau|`` times the half-axis.
 
     Parameters
     ----------
@@ -55,11 +53,11 @@ def gradient_metric(
     stretch : {"across", "along"}
         Where the balls are long: across the gradient, which is along the edge, or along it.
     anisotropy : float
-        How much the strongest gradient stretches, at least 0. Without drift the ratio of its ball's
-        half-axes is ``1 + anisotropy``; a drift in the stretched direction (``omega`` the same as
-        ``stretch``) divides it by ``sqrt(1 - tau^2)``, one in the other direction multiplies it by
-        that. ``(1 + anisotropy)^2`` may be at most ``(1 - tau^2) / (8 eps)``, where the metrics
-        stay positive whatever is rounded: without drift, a ratio of 1024 in float32.
+        How much the strongest gradient stretches, at least 0: to a ratio ``1 + anisotropy`` of the
+        half-axes, which a drift in the stretched direction (``omega`` the same as ``stretch``)
+        divides by ``sqrt(1 - tau^2)``, and one in the other direction multiplies by that.
+        ``(1 + anisotropy)^2`` may be at most ``(1 - tau^2) / (8 eps)``, so that the metrics stay
+        positive under rounding: without drift, a ratio of 1024 in float32.
     scale : float
         The eigenvalue where the picture is flat, positive, in 1 / pixels^2.
     tau : float
@@ -100,9 +98,7 @@ def gradient_metric(
     g_c'`` (Di Zenzo, 1986) and its length the root of the difference of the two eigenvalues
     (Sapiro and Ringach, 1996), which is zero where the channels agree on no direction. Its
     orientation is that of the mean of the channels' gradients. Equal channels give what one
-    of them gives. Where there is no gradient, or the gradient has no orientation, omega is 0.
-    Gradients at the level of rounding errors count as none, so a constant picture gives
-    discs.
+    of them gives. Where the gradient is zero, up to rounding, or has no orientation, omega is 0.
 
     Examples
     --------
@@ -129,26 +125,20 @@ def gradient_metric(
     check_choice("omega", omega, ("along", "across"))
     check_choice("derivative", derivative, ("gaussian", "sobel"))
     check_choice("padding", padding, ("reflect", "replicate"))
-    if derivative == "gaussian":
-        check_number("sigma", sigma, above=0)
-    else:
-        check_number("sigma", sigma, least=0)
+    above, least = (0, None) if derivative == "gaussian" else (None, 0)
+    check_number("sigma", sigma, above=above, least=least)
 
-    gradients = _gradients(image, derivative, sigma, padding)
+    margin = _filters.gaussian_radius(sigma)
+    if derivative == "gaussian":
+        picture = _filters.continued(image, margin, padding)
+        gradients = _filters.gaussian_gradient(picture, sigma)
+    else:
+        picture = _filters.continued(image, margin + _filters.SOBEL_RADIUS, padding)
+        gradients = _filters.sobel_gradient(_filters.smooth(picture, sigma))
     gradients = gradients / gradient_unit(image, [gradients])
     tensors = TensorField.of(torch.einsum("bchwi,bchwj->bhwij", gradients, gradients))
-    u = 1 + anisotropy * safe_sqrt(relative_to_largest(tensors.gap))
+    u = 1 + anisotropy * safe_sqrt(tensors.gap / largest_or_one(tensors.gap))
     along, across = (scale * u, scale / u) if stretch == "across" else (scale / u, scale * u)
     M = tensors.with_eigenvalues(along, across)
     n = tensors.oriented(gradients.sum(dim=1))
     return Randers(M, drift(n, along, across, omega, tau), validate=False)
-
-
-def _gradients(
-    image: Tensor, derivative: Literal["gaussian", "sobel"], sigma: float, padding: Padding
-) -> Tensor:
-    margin = _filters.gaussian_radius(sigma)
-    if derivative == "gaussian":
-        return _filters.gaussian_gradient(_filters.continued(image, margin, padding), sigma)
-    picture = _filters.continued(image, margin + _filters.SOBEL_RADIUS, padding)
-    return _filters.sobel_gradient(_filters.smooth(picture, sigma))

@@ -18,8 +18,7 @@ from finslerconv.images._checks import (
     check_spectrum,
     check_tau,
 )
-from finslerconv.images._scaling import gradient_unit, largest_or_one
-from finslerconv.images._tensor import TensorField, drift
+from finslerconv.images._tensor import TensorField, drift, gradient_unit, largest_or_one
 from finslerconv.metrics import Randers
 
 #: The constant for which the flux s g(s^2) of Weickert's edge-enhancing diffusivity peaks at s = 1.
@@ -41,11 +40,9 @@ def structure_tensor_metric(
     r"""Return the metric in which a picture's anisotropic diffusion is isotropic.
 
     ``M = scale D^{-1}``, where ``D`` is one of Weickert's diffusion tensors, a function of the
-    multi-scale structure tensor ``J``. The unit balls reach as far as diffusion does: without drift
-    their half-axes are ``sqrt(d / scale)`` for the eigenvalues ``d`` of ``D``, which lie in
-    ``[alpha, 1]``. A drift makes the half-axis in its direction ``1 / (1 - tau^2)`` times as long
-    and the other ``1 / sqrt(1 - tau^2)`` times, and shifts the centre against itself by ``|tau|``
-    times the first.
+    multi-scale structure tensor ``J``. Without drift the half-axes of the unit balls are
+    ``sqrt(d / scale)`` for the eigenvalues ``d`` of ``D``, which lie in ``[alpha, 1]``; a drift
+    changes them as in :func:`gradient_metric`.
 
     With the eigenvalues ``mu_1 >= mu_2`` of ``J`` in units of ``contrast^2`` times the largest
     trace of ``J`` in the picture, the eigenvalues of ``D`` are
@@ -70,7 +67,7 @@ def structure_tensor_metric(
     alpha : float
         The least eigenvalue of ``D``, 0 < alpha <= 1. It bounds the ratio of a ball's half-axes by
         ``1 / sqrt(alpha (1 - tau^2))``. It is at least ``8 eps / (1 - tau^2)``, so that the metrics
-        stay positive whatever is rounded.
+        stay positive under rounding.
     scale : float
         The eigenvalue of ``M`` where diffusion is free, positive, in 1 / pixels^2.
     tau, omega, padding
@@ -136,7 +133,8 @@ def structure_tensor_metric(
         M = tensors.function(along, across, slope)
     else:
         along = torch.full_like(tensors.gap, scale / alpha)
-        across = scale / (alpha + (1 - alpha) * _coherence(tensors.gap))
+        coherence = torch.exp(-1 / tensors.gap.clamp(min=0.03) ** 2)  # clamped as below
+        across = scale / (alpha + (1 - alpha) * coherence)
         M = tensors.with_eigenvalues(along, across)
     n = tensors.oriented(hint)
     return Randers(M, drift(n, along, across, omega, tau), validate=False)
@@ -165,7 +163,7 @@ def _structure(
     return TensorField.of(J.permute(0, 3, 4, 1, 2)), hint
 
 
-# Below these arguments the exponentials are 0 in double precision: the clamps change no value, and
+# Below these arguments the exponentials are 0 in double precision: the clamps change no value and
 # keep 0 / 0 out of the derivatives.
 
 
@@ -180,21 +178,11 @@ def _edge_slope(mu: Tensor, alpha: float) -> Tensor:
     return fall / _edge_diffusivity(mu, alpha) ** 2
 
 
-def _coherence(gap: Tensor) -> Tensor:
-    return torch.exp(-1 / gap.clamp(min=0.03) ** 2)
-
-
 def _check_scales(scales: Sequence[tuple[float, float]]) -> None:
     wanted = "scales: expected pairs (inner > 0, outer >= 0) of finite numbers, at least one"
     if len(scales) == 0:
         raise ValueError(f"{wanted}, got none")
     for i, pair in enumerate(scales):
-        good = (
-            isinstance(pair, tuple | list)
-            and len(pair) == 2
-            and all(math.isfinite(s) for s in pair)
-            and pair[0] > 0
-            and pair[1] >= 0
-        )
-        if not good:
+        two = isinstance(pair, tuple | list) and len(pair) == 2
+        if not (two and all(math.isfinite(s) for s in pair) and pair[0] > 0 and pair[1] >= 0):
             raise ValueError(f"{wanted}; got {pair!r} at index {i}")

@@ -1,11 +1,11 @@
-"""Fields of symmetric 2x2 tensors: their leading directions, without an eigendecomposition.
+"""Fields of symmetric 2x2 tensors: leading directions without eigendecomposition, and units.
 
 A symmetric tensor ``J`` with eigenvalues ``mu_1 >= mu_2`` and leading eigenvector ``n`` is ``mean I
-+ (gap / 2) (2 n n' - I)``, with ``mean = (mu_1 + mu_2) / 2`` and ``gap = mu_1 - mu_2``. Every
-function of ``J`` is even in ``n``, whose sign is therefore free; where the gap vanishes there is no
-direction.
++ (gap / 2) (2 n n' - I)``, with ``mean = (mu_1 + mu_2) / 2`` and ``gap = mu_1 - mu_2``. The sign of
+``n`` is free; where the gap vanishes there is no direction.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,10 +28,9 @@ class TensorField:
 
     @classmethod
     def of(cls, J: Float[Tensor, "*batch 2 2"]) -> "TensorField":
-        """Take tensors of order 1 apart, values and derivatives finite everywhere.
+        """Decompose tensors of order 1, with finite values and derivatives everywhere.
 
-        Gaps below ``eps^2`` are those of products of gradients of order ``eps``: rounding errors,
-        which count as none.
+        Gaps below ``eps^2`` are rounding errors, as of gradients of order ``eps``, and become 0.
         """
         mean = (J[..., 0, 0] + J[..., 1, 1]) / 2
         a, b = (J[..., 0, 0] - J[..., 1, 1]) / 2, (J[..., 0, 1] + J[..., 1, 0]) / 2
@@ -42,9 +41,9 @@ class TensorField:
 
     @property
     def direction(self) -> Float[Tensor, "*batch 2"]:
-        """The unit vectors ``n``, of either sign, and the first axis where there is no direction.
+        """The unit vectors ``n``, of either sign; the first axis where there is no direction.
 
-        Both components are exact to a few roundings of themselves.
+        Both components have small relative errors.
         """
         directed = self.gap > 0
         half_gap = torch.where(directed, self.gap, torch.ones_like(self.gap)) / 2
@@ -61,10 +60,7 @@ class TensorField:
     def with_eigenvalues(
         self, along: Float[Tensor, "*batch"], across: Float[Tensor, "*batch"]
     ) -> Float[Tensor, "*batch 2 2"]:
-        """Return the tensors of eigenvalue ``along`` for ``n`` and ``across`` for the other.
-
-        The two must be equal where there is no direction.
-        """
+        """Return tensors of eigenvalues along and across ``n``, equal where there is none."""
         return from_eigenvalues(self.direction, along, across)
 
     def function(
@@ -75,8 +71,7 @@ class TensorField:
     ) -> Float[Tensor, "*batch 2 2"]:
         """Return ``f(J)``, from ``f`` at both eigenvalues and its derivative at their mean.
 
-        Smooth where the eigenvalues meet: what is written with their direction gives way to the
-        derivative before the direction is lost to rounding.
+        The derivative serves where the eigenvalues are so near that rounding spoils the direction.
         """
         apart = self.gap > torch.finfo(self.gap.dtype).eps ** (1 / 3)
         identity = torch.eye(2, dtype=self.gap.dtype, device=self.gap.device)
@@ -85,14 +80,13 @@ class TensorField:
         return torch.where(apart[..., None, None], self.with_eigenvalues(along, across), near)
 
     def oriented(self, hint: Float[Tensor, "*batch 2"]) -> Float[Tensor, "*batch 2"]:
-        """Return unit vectors along ``n``, on the side of ``hint``.
+        """Return ``n`` of the sign of ``n . hint``, 0 where there is no direction or sign.
 
-        Zero where there is no direction, or where ``hint``, of order 1 like the tensors, is
-        across it and so prefers no side.
+        ``hint`` is of order 1, as the tensors are.
         """
         n = self.direction
         side = (n * hint).sum(-1)
-        # Where the two terms of the product cancel, what is left is rounding.
+        # Where the two terms of the product cancel, the rest is rounding.
         rounding = 32 * torch.finfo(hint.dtype).eps
         sided = side.abs() > rounding * torch.linalg.vector_norm(hint.detach(), dim=-1).clamp(min=1)
         sign = torch.where(sided & (self.gap > 0), side.detach().sign(), 0.0)
@@ -106,12 +100,37 @@ def drift(
     direction: Direction,
     tau: float,
 ) -> Float[Tensor, "*batch 2"]:
-    """Return the one-form along or across ``n`` of norm ``|tau|`` in the inverse of the metric.
+    """Return the one-form along ``n``, or left of it in the picture, of dual norm ``|tau|``.
 
-    ``n`` and the quarter turn of ``n`` (to the left, as one sees the picture) are eigenvectors of
-    the metric, so that the norm of either is one over the root of its eigenvalue.
+    Both are eigenvectors of the metric, so their dual norm is one over the root of the eigenvalue.
     """
     if direction == "along":
         return tau * along.sqrt()[..., None] * n
     left = torch.stack((-n[..., 1], n[..., 0]), dim=-1)
     return tau * across.sqrt()[..., None] * left
+
+
+def gradient_unit(
+    image: Float[Tensor, "batch channels height width"], gradients: Sequence[Float[Tensor, "..."]]
+) -> Float[Tensor, "batch 1 1 1 1"]:
+    """Return the largest component of each picture's gradients, to divide them by.
+
+    It is infinite, so that quotients are 0, if rounding errors of a constant explain the gradients.
+    It is not differentiated, so results must not depend on it.
+    """
+    if image.numel() == 0:
+        return image.new_ones((len(image), 1, 1, 1, 1))
+    each = [g.detach().abs().flatten(1).amax(dim=1) for g in gradients]
+    largest = torch.stack(each).amax(dim=0)
+    brightest = image.detach().abs().flatten(1).amax(dim=1)
+    textured = largest > 16 * torch.finfo(image.dtype).eps * brightest
+    unit = torch.where(textured, largest, torch.full_like(largest, torch.inf))
+    return unit[:, None, None, None, None]
+
+
+def largest_or_one(energy: Float[Tensor, "batch height width"]) -> Float[Tensor, "batch 1 1"]:
+    """Return the largest energy of each picture, and 1 where all are 0."""
+    if energy.numel() == 0:
+        return energy.new_ones((len(energy), 1, 1))
+    largest = energy.amax(dim=(1, 2), keepdim=True)
+    return torch.where(largest > 0, largest, torch.ones_like(largest))

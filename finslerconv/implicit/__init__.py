@@ -1,6 +1,6 @@
 """Convolutions read as metrics: from a layer's sampling positions to the metric they imply.
 
-:func:`implicit_metric` is the whole way, for a layer or a model; the others are its steps.
+:func:`implicit_metric` does all for a layer or a model; the other functions are its steps.
 """
 
 from finslerconv.implicit._fit import Misfit, ObjectiveName, RandersFit, fit_randers

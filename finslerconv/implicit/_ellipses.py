@@ -18,7 +18,7 @@ from finslerconv._linalg import dot, inverse, matvec, spd_sqrt
 from finslerconv.balls import Ellipse
 from finslerconv.implicit._moments import symmetric
 
-#: The share of its bound at which |z| stops, and that at which it counts as being on the bound.
+#: The shares of its bound at which |z| stops, and from which it counts as on the bound.
 _STOP, _AT_BOUND = 1 - 1e-5, 1 - 3e-5
 
 
@@ -54,7 +54,7 @@ class Frame(NamedTuple):
         along = dot(q, z)
         squared = dot(q, q)
         root = (along**2 + lam * squared).sqrt()
-        # Whichever of the two forms does not cancel.
+        # Of two forms the one without cancellation.
         smaller = torch.where(squared > 0, root + along, torch.ones_like(root))
         return torch.where(along > 0, squared / smaller, (root - along) / lam)
 
@@ -62,8 +62,8 @@ class Frame(NamedTuple):
 def moved(ellipse: Ellipse, step: Float[Tensor, "batch p"], limit: float) -> Ellipse:
     """Return the ellipses after tangent vectors ``step`` (5 or 3 components), ``|z| < limit``.
 
-    By a retraction of the second order, ``P + T + T P^{-1} T / 2`` for the tangent ``T`` at ``P``,
-    which is positive definite whatever ``T``.
+    The retraction ``P + T + T P^{-1} T / 2`` of a tangent ``T`` at ``P`` is of second order, and
+    positive definite for every ``T``.
     """
     frame = Frame.of(ellipse)
     tangent = 2 * frame.root @ symmetric(step[:, :3]) @ frame.root
@@ -79,18 +79,15 @@ def moved(ellipse: Ellipse, step: Float[Tensor, "batch p"], limit: float) -> Ell
 
 
 def holding_pixel(ellipse: Ellipse, limit: float) -> tuple[Ellipse, Bool[Tensor, " batch"]]:
-    """Return the ellipses drawn to the pixel until ``|z| <= limit``, and where that was needed."""
+    """Move centres towards the pixel until ``|z| <= limit``; return also which were moved."""
     wind = Frame.of(ellipse).wind.norm(dim=-1)
     factor = (limit / wind.clamp_min(limit))[:, None]
     return Ellipse(ellipse.centre * factor, ellipse.shape), wind >= _AT_BOUND * limit
 
 
 def where(condition: Bool[Tensor, " batch"], yes: Ellipse, no: Ellipse) -> Ellipse:
-    """Return the one ellipse or the other."""
-    return Ellipse(
-        torch.where(condition[:, None], yes.centre, no.centre),
-        torch.where(condition[:, None, None], yes.shape, no.shape),
-    )
+    """Return the ellipses ``yes`` where the condition holds, ``no`` elsewhere."""
+    return Ellipse(_pick(condition, yes.centre, no.centre), _pick(condition, yes.shape, no.shape))
 
 
 def take(ellipse: Ellipse, index: Tensor) -> Ellipse:
@@ -126,13 +123,13 @@ def descend(
 ) -> tuple[Ellipse, Bool[Tensor, " batch"]]:
     """Minimise a function of each ellipse by a damped Riemannian Newton method.
 
-    ``function`` takes ellipses and their places in the batch. A step that does not lower the value
-    is not taken, and damped ten times more: the Hessian may be indefinite, or an approximation.
-    Returned is also where the last step was shorter than 1e-9, in units of the ball, or promised to
-    lower the value by less than 1e-14 of it. ``centred`` keeps the centres at the pixel.
+    ``function`` takes ellipses and their indices in the batch. A step that raises the value is
+    rejected, and the damping grows tenfold: the Hessian may be indefinite, or an approximation.
+    Returned is also where the last step was shorter than 1e-9, in units of the ball, or predicted a
+    relative decrease below 1e-14. ``centred`` keeps the centres at the pixel.
     """
     p = 3 if centred else 5
-    # On the bound there is nowhere to go: begin further inside.
+    # Steps from the bound lead nowhere: begin further inside.
     inside, at_bound = holding_pixel(ellipse, 0.9 * limit)[0], holding_pixel(ellipse, limit)[1]
     ellipse = where(at_bound, inside, ellipse)
     active = torch.arange(len(ellipse.centre), device=ellipse.centre.device)
@@ -149,7 +146,7 @@ def descend(
         damped = hessian + (damping * size)[:, None, None] * eye
         step = -torch.linalg.solve_ex(damped, model.gradient[:, :p])[0]
         length = step.norm(dim=-1)
-        # Beyond a step of this length the quadratic model says nothing.
+        # The quadratic model does not hold for longer steps.
         step = step * (0.7 / length.clamp_min(0.7))[:, None]
         promised = -(model.gradient[:, :p] * step).sum(-1)
         there = moved(here, step, limit)

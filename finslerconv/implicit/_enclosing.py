@@ -12,11 +12,7 @@ from finslerconv.implicit._overlap import field_along, squared_field
 
 
 def smallest_enclosing(
-    points: Float[Tensor, "batch n 2"],
-    *,
-    centred: bool,
-    limit: float,
-    steps: int,
+    points: Float[Tensor, "batch n 2"], *, centred: bool, limit: float, steps: int
 ) -> tuple[Ellipse, Bool[Tensor, " batch"]]:
     """Return the ellipses of least area that hold all points, with ``|z| <= limit``.
 
@@ -59,7 +55,7 @@ def smallest_enclosing(
             if len(active) == 0:
                 break
 
-        # As central as the least product asks for.
+        # The smaller the least product, the more centring.
         central = (multiplier * slack).amin(1) * len(bound) / gap
         target = torch.where(central > 0.1, 0.05, 0.4) * gap / len(bound)
         force = (target[:, None] - multiplier * excess) / slack
@@ -67,7 +63,7 @@ def smallest_enclosing(
         matrix = matrix + torch.einsum("bn,bnp,bnq->bpq", multiplier / slack, growth, growth)
         push = torch.einsum("bn,bnp->bp", force, growth) - trace
         step = torch.linalg.solve_ex(matrix, push)[0]
-        # Where rounding leaves no system to solve, the last ellipse stays.
+        # A singular system gives no step.
         step = torch.where(torch.isfinite(step).all(dim=1, keepdim=True), step, 0.0)
         gain = torch.einsum("bnp,bp->bn", growth, step)
         slack_change = excess + gain
@@ -79,7 +75,7 @@ def smallest_enclosing(
         slack = slack + share * slack_change
         multiplier = multiplier + _longest(multiplier, multiplier_change) * multiplier_change
     result = put(result, active, ellipse)
-    # What rounding and the last slacks leave outside is taken in.
+    # Enlarged to hold the points that rounding and the last slacks left outside.
     return _holding(everything, result, bound, 1.0), at_rest
 
 
@@ -91,6 +87,6 @@ def _holding(points: Tensor, ellipse: Ellipse, bound: Tensor, spare: float) -> E
 
 
 def _longest(value: Tensor, change: Tensor) -> Tensor:
-    """Return the largest factors up to 1 that leave each value 1 % of itself."""
+    """Return the largest factors up to 1 after which each value is at least 1 % of itself."""
     ratio = torch.where(change < 0, -0.99 * value / change, torch.inf)
     return ratio.amin(dim=1, keepdim=True).clamp_max(1)

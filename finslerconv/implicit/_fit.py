@@ -18,8 +18,6 @@ from finslerconv.implicit._objectives import Objective, intersection_over_union,
 from finslerconv.implicit._samples import Samples, as_kind, flat_tensors
 from finslerconv.metrics import Randers, Riemannian
 
-__all__ = ["fit_randers", "RandersFit", "Misfit"]
-
 ObjectiveName = Literal["reference", "enclosing", "gauge", "overlap"]
 Kind = Literal["randers", "riemannian"]
 
@@ -32,13 +30,11 @@ _COLLINEAR = 1e-5
 #: The smallest half-axis that is returned for samples on a line or in one place, in pixels.
 _SMALLEST = 1e-3
 
-#: A half-axis of more than this many distances of the farthest sample is a ball that runs away.
+#: A ball runs away if a half-axis is longer than this many distances of the farthest sample,
 _RUNAWAY = 1000.0
-
-#: So is one of more than this many, if the refinement did not come to rest.
+#: or than this many if the refinement did not come to rest,
 _RUNNING = 2.0
-
-#: What has run away is cut off at this many: longer ones drown in the rounding of single precision.
+#: and is cut off at this many, since longer ones are lost in the rounding of single precision.
 _CUT = 100.0
 
 #: A sample counts as inside the ball up to this excess of its norm over 1.
@@ -66,7 +62,7 @@ class Misfit(enum.IntEnum):
     """The samples are turned or mirrored against the reference points (affine map)."""
 
     DIVERGED = 4
-    """The ball runs away: the larger, the better, so that none is best.
+    """The ball runs away: larger balls always fit better.
 
     Its half-axis is more than 1000 times as long as the farthest sample is away, or more than twice
     and still growing after ``max_steps``.
@@ -81,8 +77,8 @@ class RandersFit:
     r"""Metrics fitted to the sampling positions of kernels, and how well they fit.
 
     The arrays are of the kind, device and dtype of the positions, and none holds a NaN. Where
-    ``reason`` is not 0 no metric explains the samples; what is there instead is valid, and
-    ``residual``, ``iou`` and ``inside`` are those of what is there:
+    ``reason`` is not 0 no metric explains the samples. The fit then holds another valid metric,
+    with its ``residual``, ``iou`` and ``inside``:
 
     - ``DEGENERATE``: the ellipse of the samples' moments, its half-axes at least 1/1000 of the
       longer and 1/1000 pixel, its centre drawn towards the pixel until it holds it;
@@ -113,8 +109,8 @@ class RandersFit:
     reason : integer array, shape (\*batch,)
         A :class:`Misfit`: 0 where the metric explains the samples.
     converged : bool array, shape (\*batch,)
-        Whether the refinement came to rest within ``max_steps`` (true where there was none). One
-        that did not is explained still, unless it has ``DIVERGED``: it may be near its optimum.
+        Whether the refinement came to rest within ``max_steps`` (true where there was none). If
+        not, it is still explained, unless it has ``DIVERGED``.
     """
 
     metric: Randers | Riemannian
@@ -150,30 +146,28 @@ def fit_randers(
 ) -> RandersFit:
     r"""Return the metrics whose unit balls explain kernels' sampling positions.
 
-    A kernel that samples at ``v_1, ..., v_n`` around its pixel acts as if the unit ball of a metric
-    were there. The ball of a Randers metric is an ellipse that holds the pixel; it is first
-    estimated in closed form and then refined by a Riemannian Newton method on the product of the
-    manifold of positive definite matrices and the unit ball of the drift, for all kernels at once,
-    in float64.
+    A kernel samples at ``v_1, ..., v_n`` around its pixel. The ball of a Randers metric, an ellipse
+    that holds the pixel, is first estimated in closed form and then refined by a Riemannian Newton
+    method on the product of the manifold of positive definite matrices and the unit ball of the
+    drift, for all kernels at once, in float64.
 
     Parameters
     ----------
     points : array, shape (\*batch, n, 2)
         Sampling positions as displacements (down, right) from the pixel, in pixels, **the samples
         last but one**, as the modules' ``positions`` return them. NumPy or PyTorch.
-    weights : array, shape (\*batch, n), optional
-        Non-negative weights of the samples, such as a modulation; all alike if not given. A sample
-        of weight 0 is not there. Shape (n,) is the same for all.
+    weights : array, shape (\*batch, n) or (n,), optional
+        Non-negative weights of the samples, such as a modulation; by default all alike. Samples of
+        weight 0 are ignored.
     objective : {"reference", "enclosing", "gauge", "overlap"}, optional
         What is made small; ``"reference"`` if a reference set is given, else ``"enclosing"``.
 
         - ``"reference"``: the distances between the samples and the images of the known reference
           points under ``map``. Exact for positions that a metric made.
-        - ``"enclosing"``: the area of the ball that holds every sample (weights only say which
-          samples are there).
+        - ``"enclosing"``: the area of the ball that holds every sample of non-zero weight.
         - ``"gauge"``: the squares of ``F(v_i) - l_i``, for samples on rings of known ``levels``.
-        - ``"overlap"``: one less the intersection over union with the samples' convex hull
-          (weights again say no more than which samples are there).
+        - ``"overlap"``: one less the intersection over union with the convex hull of the samples
+          of non-zero weight.
     kind : {"randers", "riemannian"}
         The kind of metric; a Riemannian ball is an ellipse around the pixel.
     reference : ReferenceSet, optional
@@ -212,8 +206,7 @@ def fit_randers(
 
     References
     ----------
-    Dagès, Lindenbaum, Bruckstein, "Metric Convolutions" (ICCV 2025): kernel positions as samples
-    of the unit ball of an implicit metric.
+    Dagès, Lindenbaum, Bruckstein, "Metric Convolutions" (ICCV 2025).
 
     Examples
     --------
@@ -253,7 +246,7 @@ def known_metric(
     points: Float[Tensor, "*batch n 2"],
     weights: Float[Tensor, "*batch n"] | None,
 ) -> RandersFit:
-    """Return the metric that made the positions in the form of a fit, of residual 0."""
+    """Return a fit of residual 0: the metric that made the positions, and its quality."""
     flat, masses = flat_tensors(points, weights)
     batch = metric.batch_shape
     M = metric.M.double().reshape(-1, 2, 2)
@@ -264,7 +257,7 @@ def known_metric(
     for part in torch.arange(len(flat)).split(size):
         samples = Samples.of(flat[part], masses[part])
         scale = samples.scale[:, None]
-        # In the samples' units; one after the other, as the square may overflow.
+        # In the samples' units; one division after the other, as the square may overflow.
         shape = ellipse.shape[part] / scale[..., None] / scale[..., None]
         quality.append(_quality(samples, Ellipse(ellipse.centre[part] / scale, shape)))
     iou, inside, in_hull = (
@@ -325,24 +318,17 @@ def _fit(
     reason = reason.masked_fill(runs_away | running, Misfit.DIVERGED)
     reason = reason.masked_fill(~start.proper, Misfit.TURNED)
     reason = reason.masked_fill(degenerate, Misfit.DEGENERATE)
-    iou, inside, in_hull = _quality(samples, ellipse)
+    quality = _quality(samples, ellipse)
     return _Fitted(
-        scale=samples.scale,
-        centre=ellipse.centre,
-        shape=ellipse.shape,
-        residual=objective.residual(samples, ellipse, samples.scale),
-        iou=iou,
-        inside=inside,
-        pixel_in_hull=in_hull,
-        reason=reason,
-        converged=converged,
-    )
+        samples.scale, ellipse.centre, ellipse.shape,
+        objective.residual(samples, ellipse, samples.scale), *quality, reason, converged,
+    )  # fmt: skip
 
 
 def _bounded(
     samples: Samples, ellipse: Ellipse, limit: float, degenerate: Tensor
 ) -> tuple[Ellipse, Tensor]:
-    """Return the ellipses with those that run away cut off, and which these are."""
+    """Cut off the ellipses that run away; return also which do."""
     farthest = samples.farthest()
     runs_away = (ellipse.axes[:, 0] > _RUNAWAY * farthest) & ~degenerate
     index = runs_away.nonzero().squeeze(-1)
@@ -353,7 +339,7 @@ def _bounded(
 
 
 def _quality(samples: Samples, ellipse: Ellipse) -> tuple[Tensor, Tensor, Tensor]:
-    """Return intersection over union, share of samples inside, and if the pixel is in the hull."""
+    """Return intersection over union, share of samples inside, whether the hull has the pixel."""
     frame = Frame.of(ellipse)
     held = frame.norm(frame.vectors(samples.points)) <= 1 + _ROUNDING
     present = samples.weights > 0
@@ -371,31 +357,22 @@ def _result(fitted: _Fitted, points: Array, dtype: torch.dtype, centred: bool) -
 
     M, omega, held = _in_pixels(fitted, dtype)
     reason = fitted.reason.masked_fill(~held & (fitted.reason == 0), Misfit.UNREPRESENTABLE)
-    metric = (
-        Riemannian(column(M), validate=False)
-        if centred
-        else Randers(column(M), column(omega), validate=False)
-    )
-    return RandersFit(
-        metric=metric,
-        residual=column(fitted.residual),
-        iou=column(fitted.iou),
-        inside=column(fitted.inside.double()),
-        pixel_in_hull=column(fitted.pixel_in_hull),
-        reason=column(reason),
-        converged=column(fitted.converged),
-    )
+    metric: Randers | Riemannian = Riemannian(column(M), validate=False)
+    if not centred:
+        metric = Randers(metric.M, column(omega), validate=False)
+    # From the residual on, the columns are those of a RandersFit.
+    return RandersFit(metric, *map(column, fitted._replace(reason=reason)[3:]))
 
 
 def _in_pixels(fitted: _Fitted, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ``M`` and ``omega`` in the dtype, and where these are a metric.
+    """Return ``M`` and ``omega`` in the dtype, and where the dtype holds them.
 
-    Where not, they are a disc of the samples' size; its determinant, too, must be held.
+    Elsewhere they are a disc of the samples' size, whose determinant the dtype holds.
     """
     h = inverse(fitted.shape)
     unit = Randers.from_zermelo((h + h.mT) / 2, fitted.centre, validate=False)
     scale = fitted.scale[:, None]
-    # One after the other: the square may overflow where the quotient does not.
+    # One division after the other: the square of the scale may overflow.
     M = (unit.M / scale[..., None] / scale[..., None]).to(dtype)
     omega = (unit.omega / scale).to(dtype)
     number = torch.finfo(dtype)

@@ -8,11 +8,9 @@ from jaxtyping import Float, Int
 from scipy.spatial import ConvexHull, QhullError
 
 from finslerconv._arrays import Array, check_floating, check_vectors, detached, namespace
-from finslerconv._linalg import dot, solve
+from finslerconv._linalg import batch_index, dot, solve
 from finslerconv.implicit._hull import planar_hulls
 from finslerconv.metrics import FinslerMetric
-
-__all__ = ["GaugeMetric"]
 
 
 @final
@@ -24,8 +22,8 @@ class GaugeMetric(FinslerMetric):
     Randers metric is an explanation by an ellipse. The dual norm, the support function of the hull,
     is ``F*(p) = max_i v_i . p`` over the points themselves.
 
-    Differentiable in the points almost everywhere (which of them are corners is constant
-    there). The hulls are found on the CPU. Immutable by convention.
+    Differentiable in the points almost everywhere. The hulls are found on the CPU. Immutable by
+    convention.
 
     Parameters
     ----------
@@ -39,8 +37,7 @@ class GaugeMetric(FinslerMetric):
         If ``points`` is no array of real floats.
     ValueError
         If a point is not finite, or the origin not strictly inside a hull (by 1e-9 of its size in
-        float64): the message says at how many indices and names the first. There no metric
-        has this ball; :func:`fit_randers` says so without an error.
+        float64), so that no metric has this ball; :func:`fit_randers` says so without an error.
 
     Attributes
     ----------
@@ -78,10 +75,8 @@ class GaugeMetric(FinslerMetric):
 
     def __getitem__(self, index: Any) -> "GaugeMetric":
         """Return the metrics at an index of the batch, such as one pixel of a field."""
-        index = index if isinstance(index, tuple) else (index,)
-        index = index if any(i is ... for i in index) else (*index, ...)
-        rest = (slice(None), slice(None))
-        return GaugeMetric._of(self.points[(*index, *rest)], self.facets[(*index, *rest)])
+        index = (*batch_index(index), slice(None), slice(None))
+        return GaugeMetric._of(self.points[index], self.facets[index])
 
     @property
     def dim(self) -> int:
@@ -128,8 +123,7 @@ class GaugeMetric(FinslerMetric):
         Raises
         ------
         TypeError
-            Always. The second derivative of the energy is singular inside a cone of directions
-            and does not exist between two.
+            Always: inside the cone of a facet it is singular, and between two it does not exist.
         """
         raise TypeError(
             "fundamental_tensor: a polyhedral metric has none, its ball has flat facets; "
@@ -159,7 +153,8 @@ def _facets(points: Array) -> Array:
         raise ValueError(f"points: expected points around the pixel, got none, shape {shape}")
     batch, n, d = shape[:-2], shape[-2], shape[-1]
     flat = xp.reshape(points, (-1, n, d))
-    values = _as_numpy(flat)
+    values = detached(flat)
+    values = np.asarray(values.cpu() if hasattr(values, "cpu") else values, dtype=np.float64)
     bad = ~np.isfinite(values).all(axis=-1)
     if bad.any():
         index = np.unravel_index(int(bad.argmax()), (*batch, n))
@@ -168,7 +163,7 @@ def _facets(points: Array) -> Array:
             f"points: expected finite positions, got {got} at index {tuple(int(i) for i in index)}"
         )
     eps = float(xp.finfo(points.dtype).eps)
-    # Points huge or tiny: divide by the largest before anything is multiplied.
+    # Points may be huge or tiny: divide by the largest before multiplying.
     extent = np.abs(values).max(axis=(-2, -1))
     tiny = (extent > 0) & (extent < 4 * float(xp.finfo(points.dtype).smallest_normal))
     if tiny.any():
@@ -204,13 +199,6 @@ def _facets(points: Array) -> Array:
     return solve(of_facets, xp.ones_like(of_facets[..., 0])) / unit
 
 
-def _as_numpy(points: Array) -> Float[np.ndarray, "batch n d"]:
-    points = detached(points)
-    if hasattr(points, "cpu"):
-        points = points.cpu()
-    return np.asarray(points, dtype=np.float64)
-
-
 def _first(mask: np.ndarray, batch: tuple[int, ...]) -> str:
     if not batch:
         return ""
@@ -224,7 +212,7 @@ def _planar(
     """Return the two corners of every edge, and which hulls have no area."""
     corners, count = planar_hulls(points, np.ones(points.shape[:2], dtype=bool), tolerance)
     following = np.roll(corners, -1, axis=1)
-    # Behind the last edge come repetitions of the last corner: repeat the first edge instead.
+    # Shorter rows repeat their last corner: repeat the first edge there instead.
     place = np.arange(corners.shape[1])
     spare = place >= count[:, None]
     following = np.where(place == count[:, None] - 1, corners[:, :1], following)
@@ -254,8 +242,8 @@ def _spatial_facets(cloud: Float[np.ndarray, "n 3"], tolerance: float) -> np.nda
     hull = ConvexHull(cloud)
     corners = cloud[hull.simplices]
     areas = _facet_areas(corners)
-    # A face of many corners comes as several triangles on one plane, slivers among them:
-    # the largest says best where the plane is.
+    # Qhull splits a face of many corners into triangles, slivers among them: the largest has the
+    # most accurate plane.
     size = np.abs(cloud).max()
     planes = hull.equations / np.array([1.0, 1.0, 1.0, size])
     kept: list[int] = []
@@ -263,22 +251,18 @@ def _spatial_facets(cloud: Float[np.ndarray, "n 3"], tolerance: float) -> np.nda
         if all(np.abs(planes[i] - planes[k]).max() > 1e4 * tolerance for k in kept):
             kept.append(int(i))
     simplices = hull.simplices[kept].astype(np.int64)
-    # Oriented so that the normal of each, by the right-hand rule, points outwards.
-    normals = np.linalg.cross(
-        corners[kept, 1] - corners[kept, 0], corners[kept, 2] - corners[kept, 0]
-    )
+    # Oriented so that each normal, by the right-hand rule, points outwards.
+    edges = corners[kept, 1:] - corners[kept, :1]
+    normals = np.linalg.cross(edges[:, 0], edges[:, 1])
     inwards = (normals * hull.equations[kept, :3]).sum(-1) < 0
     return np.where(inwards[:, None], simplices[:, ::-1], simplices)
 
 
 def _facet_areas(corners: np.ndarray) -> np.ndarray:
     """Return the lengths of edges, or twice the areas of triangles, of shape (..., d, d)."""
-    if corners.shape[-1] == 2:
-        areas = np.linalg.norm(corners[..., 1, :] - corners[..., 0, :], axis=-1)
-    else:
-        first, second = (
-            corners[..., 1, :] - corners[..., 0, :],
-            corners[..., 2, :] - corners[..., 0, :],
-        )
-        areas = np.linalg.norm(np.linalg.cross(first, second), axis=-1)
+    edges = corners[..., 1:, :] - corners[..., :1, :]
+    normals = edges[..., 0, :]
+    if corners.shape[-1] == 3:
+        normals = np.linalg.cross(normals, edges[..., 1, :])
+    areas = np.linalg.norm(normals, axis=-1)
     return np.where(areas > 0, areas, 1.0)

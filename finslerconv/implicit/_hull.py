@@ -58,8 +58,8 @@ def _monotone_chains(points, present, relative_tolerance, corners, count):
         tolerance = relative_tolerance * extent * extent
 
         size = 0
-        # Along one side to the last point, and back along the other; each side ends where the
-        # other begins, so that its own corners begin at `floor`.
+        # Along one side to the last point, and back along the other. The corners of a side begin
+        # at `floor`, after the corner that the two sides share.
         floor = 2
         for step in range(2 * m - 1):
             i = order[step] if step < m else order[2 * m - 2 - step]

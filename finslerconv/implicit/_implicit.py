@@ -14,7 +14,7 @@ from finslerconv.implicit._fit import ObjectiveName, RandersFit, fit_randers, kn
 from finslerconv.implicit._layers import find_adaptive_layers
 from finslerconv.implicit._objectives import determines
 from finslerconv.implicit._positions import KernelPositions, kernel_positions, reader_of
-from finslerconv.implicit._summary import MetricSummary, PictureGradient, as_randers, summarise
+from finslerconv.implicit._summary import MetricSummary, as_randers, picture_gradient, summarise
 from finslerconv.metrics import Randers, Riemannian
 from finslerconv.ops import MapName
 
@@ -62,8 +62,7 @@ class ImplicitMetric:
         Parameters
         ----------
         height, width : int
-            Of the picture. The layer's input is taken to cover it, so that deep in a network a
-            pixel of the input is many pixels of the picture.
+            Of the picture, which the layer's input is taken to cover.
 
         Returns
         -------
@@ -72,10 +71,8 @@ class ImplicitMetric:
         rows, columns : Tensor, shapes (Ho,) and (Wo,)
             The kernels' centres in the picture.
         """
-        ratios = [
-            size / inner
-            for size, inner in zip((height, width), self.positions.input_size, strict=True)
-        ]
+        inner_height, inner_width = self.positions.input_size
+        ratios = height / inner_height, width / inner_width
         metric = as_randers(self.metric)
         shrink = 1 / torch.tensor(ratios, dtype=metric.M.dtype, device=metric.M.device)
         stretched = Randers(
@@ -110,8 +107,8 @@ def implicit_metric(
 ) -> ImplicitMetric | dict[str, ImplicitMetric]:
     """Return the metrics that a layer implies, or all adaptive layers of a model.
 
-    Every convolution samples the unit balls of some metrics; here these are recovered from where
-    it samples, as the nearest Randers metrics, for the input ``x``.
+    Every convolution samples the unit balls of some metrics; the nearest Randers metrics are
+    recovered from its samples for the input ``x``.
 
     Parameters
     ----------
@@ -129,14 +126,13 @@ def implicit_metric(
           fitted (``explicit`` is true);
         - those of other layers are fitted with ``"reference"``: each tap is the image of its own
           place in the kernel's lattice (or the layer's reference set), so that the standard
-          convolution of radius ``r`` and dilation ``d`` implies ``I / (r d)^2``. Through which
-          map, unless ``map=`` says it, is the layer's own matter, or else whichever of the two
-          comes nearer to the samples over all pixels;
+          convolution of radius ``r`` and dilation ``d`` implies ``I / (r d)^2``. The map is
+          ``map=``, or the layer's own, or the one that comes nearer to the samples of all pixels;
         - except where the reference points do not determine a metric: along fewer than five rays
           (three axes for a Riemannian one), for the radial map, or all on one line. These are
           kernels of one tap, one row, one column or 2 x 2 taps, and polar sets of three or four
-          angles. There it is ``"enclosing"``, which does not ask which tap is where; for the
-          standard convolution of 2 x 2 taps it gives ``2 I / d^2``, the disc through them.
+          angles. There it is ``"enclosing"``; for the standard convolution of 2 x 2 taps that
+          gives ``2 I / d^2``, the disc through them.
     max_size : int, optional
         Thin every field, taking each second (third, ...) output pixel along both axes, until it has
         at most as many on its longer side.
@@ -210,14 +206,8 @@ def metric_of_positions(
     name : str
         What the result is called.
     positions : KernelPositions
-    picture : Tensor, shape (B, C, H, W), optional
-        The picture whose gradient the balls are compared with.
-    objective, max_size, **options
-        As in :func:`implicit_metric`.
-
-    Returns
-    -------
-    ImplicitMetric
+    picture, objective, max_size, **options
+        As in :func:`implicit_metric`, whose ``image`` the picture is.
 
     Raises
     ------
@@ -228,10 +218,12 @@ def metric_of_positions(
         positions = positions.every(math.ceil(max(positions.output_size) / max_size))
     if 0 in positions.points.shape:
         raise ValueError("x: expected at least one picture, got an empty batch")
-    explicit = positions.metric is not None and objective is None and not options
+    explicit = objective is None and not options and positions.metric is not None
     try:
-        if explicit:
-            fit, map = _own(positions), positions.map
+        if explicit and positions.metric is not None:
+            weights = None if positions.modulation is None else positions.modulation.abs()
+            fit = known_metric(positions.metric, positions.points, weights)
+            map = positions.map
         else:
             fit, map = _fit(positions, objective, options)
     except ValueError as error:
@@ -248,16 +240,8 @@ def metric_of_positions(
     _, rows, columns = result.in_picture(height, width)
     # As smooth as the layer sees it.
     sigma = max(1.0, height / positions.input_size[0] / 2, width / positions.input_size[1] / 2)
-    gradient = PictureGradient.of(picture, rows[:, None], columns[None, :], sigma)
+    gradient = picture_gradient(picture, rows[:, None], columns[None, :], sigma)
     return replace(result, summary=summarise(fit, gradient))
-
-
-def _own(positions: KernelPositions) -> RandersFit:
-    """Return the layer's own metric in the form of a fit."""
-    assert positions.metric is not None
-    modulation = positions.modulation
-    weights = None if modulation is None else modulation.abs()
-    return known_metric(positions.metric, positions.points, weights)
 
 
 def _fit(
@@ -284,13 +268,11 @@ def _fit(
 
 
 def _fit_field(positions: KernelPositions, known: dict[str, Any]) -> RandersFit:
-    """Fit all kernels of a layer; those that are the same everywhere once."""
+    """Fit all kernels of a layer, and kernels that are the same along an axis only once."""
     points, weights = positions.points, positions.modulation
     batch = points.shape[:-2]
-    same = [
-        points.stride(axis) == 0 and (weights is None or weights.stride(axis) == 0)
-        for axis in range(len(batch))
-    ]
+    given = [points] if weights is None else [points, weights]
+    same = [all(each.stride(axis) == 0 for each in given) for axis in range(len(batch))]
     once = tuple(slice(0, 1) if alike else slice(None) for alike in same)
     fit = fit_randers(points[once], None if weights is None else weights[once].abs(), **known)
     if not any(same):

@@ -57,8 +57,7 @@ def find_adaptive_layers(
 
     Found are all layers that :func:`kernel_positions` knows, and every call of
     ``torchvision.ops.deform_conv2d`` or :func:`finslerconv.ops.deform_conv2d` (by a compiled
-    backend), inside whatever module it is: the offsets are those that were passed, so that no
-    pair of "offset convolution and deformable convolution" is guessed.
+    backend) in any module, with the offsets that were passed.
 
     Parameters
     ----------
@@ -68,9 +67,9 @@ def find_adaptive_layers(
     x : Tensor or tuple
         Its input, or the tuple of its arguments.
     include_fixed : bool
-        Whether to list the layers whose positions do not depend on the input as well: standard,
-        dilated and weighted convolutions of more than one tap. A convolution that computes the
-        offsets of another layer, or is inside one that is listed, is part of that layer.
+        Whether to list layers of fixed positions too: standard, dilated and weighted convolutions
+        of more than one tap, except those that compute the offsets of another layer or are inside
+        a listed one.
 
     Returns
     -------
@@ -113,18 +112,22 @@ def find_adaptive_layers(
         for name, module in model.named_modules():
             for handle in search.watch(name, module):
                 stack.callback(handle.remove)
-        stack.enter_context(_Calls(search.saw_function, search.saw_copy))
+        stack.enter_context(search)
         model(*arguments)
     return search.found()
 
 
-class _Search:
-    """What is seen while the model runs."""
+class _Search(TorchDispatchMode):
+    """The adaptive layers found so far, and the convolutions whose outputs are still alive.
+
+    Sees calls of modules by hooks, and calls of operators as a dispatch mode.
+    """
 
     def __init__(self, include_fixed: bool) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
         self._include_fixed = include_fixed
         self._running: list[tuple[str, nn.Module]] = []
-        # The layer that is being run or read: what is inside belongs to it.
+        # The layer that runs or is read: the modules inside belong to it.
         self._inside: nn.Module | None = None
         self._calls: Counter[str] = Counter()
         self._layers: list[AdaptiveLayer] = []
@@ -146,20 +149,20 @@ class _Search:
         yield module.register_forward_pre_hook(enter, with_kwargs=True)
         yield module.register_forward_hook(leave)
 
-    def saw_function(self, call: "_Call") -> None:
-        """Take note of a call of an operator outside the known layers."""
-        if self._inside is not None:
-            return
-        name, module = self._running[-1] if self._running else ("", nn.Identity())
-        size = (call.input.shape[-2], call.input.shape[-1])
-        positions = deformable_positions(size, call.geometry, call.offset, call.mask, call.weight)
-        self._add(name, module, positions, call.offset)
-
-    def saw_copy(self, parts: Sequence[Tensor], copy: Tensor) -> None:
-        """Take note of a tensor that was put together from others."""
-        sources = {self._source(part) for part in parts}
-        if len(sources) == 1 and (source := sources.pop()) is not None:
-            self._outputs.append((weakref.ref(copy), source))
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        read = _OPERATORS.get(str(func))
+        if read is not None and self._inside is None and (call := read(*args)) is not None:
+            name, module = self._running[-1] if self._running else ("", nn.Identity())
+            self._add(name, module, deformable_positions(*call), call.offset)
+        result = func(*args, **(kwargs or {}))
+        if str(func) in _COPIES:
+            parts = [args[0]] if isinstance(args[0], Tensor) else args[0]
+            sources = {self._source(part) for part in parts}
+            if len(sources) == 1 and (source := sources.pop()) is not None:
+                self._outputs.append((weakref.ref(result), source))
+        return result
 
     def found(self) -> list[AdaptiveLayer]:
         """Return the layers, without those that computed the offsets of others."""
@@ -182,7 +185,7 @@ class _Search:
         finally:
             del self._running[depth:]
         if not positions.adaptive:
-            # Transparent: nothing is inside a plain convolution, and its output may be offsets.
+            # A plain convolution has nothing inside, and its output may be offsets.
             self._inside = None
             if not self._include_fixed or positions.geometry.n_taps == 1:
                 return
@@ -207,13 +210,13 @@ class _Search:
 
 
 class _Call(NamedTuple):
-    """A call of a deformable convolution, as a function."""
+    """The arguments of :func:`deformable_positions` in the call of an operator."""
 
-    input: Tensor
-    weight: Tensor
+    input_size: tuple[int, int]
+    geometry: ConvGeometry
     offset: Tensor
     mask: Tensor | None
-    geometry: ConvGeometry
+    weight: Tensor
 
 
 def _torchvisions(
@@ -221,14 +224,16 @@ def _torchvisions(
 ) -> _Call:
     stride, padding, dilation = numbers[0:2], numbers[2:4], numbers[4:6]
     geometry = ConvGeometry.of(tuple(weight.shape[-2:]), stride, padding, dilation)
-    return _Call(input, weight, offset, mask if numbers[-1] else None, geometry)
+    size = (input.shape[-2], input.shape[-1])
+    return _Call(size, geometry, offset, mask if numbers[-1] else None, weight)
 
 
 def _ours(*arguments: Any) -> _Call | None:
     conv = convolution_of(*arguments)
     if conv.positions.kind != "offsets":
         return None
-    return _Call(conv.input, conv.weight, conv.positions.field, conv.mask, conv.geometry)
+    size = (conv.input.shape[-2], conv.input.shape[-1])
+    return _Call(size, conv.geometry, conv.positions.field, conv.mask, conv.weight)
 
 
 _OPERATORS: dict[str, Callable[..., _Call | None]] = {
@@ -237,33 +242,8 @@ _OPERATORS: dict[str, Callable[..., _Call | None]] = {
 }
 
 
-# What only moves values to other memory: offsets are often cut up and put together again.
+# Operators that only move values: offsets are often cut up and put together again.
 _COPIES = frozenset(
     f"aten.{name}.default"
     for name in ("cat", "stack", "clone", "_to_copy", "index_select", "flip", "roll")
 )
-
-
-class _Calls(TorchDispatchMode):
-    """Tell of every call of a deformable convolution, by module or by function, and of copies."""
-
-    def __init__(
-        self,
-        tell: Callable[[_Call], None],
-        tell_copy: Callable[[Sequence[Tensor], Tensor], None],
-    ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._tell = tell
-        self._tell_copy = tell_copy
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        read = _OPERATORS.get(str(func))
-        if read is not None and (call := read(*args)) is not None:
-            self._tell(call)
-        result = func(*args, **(kwargs or {}))
-        if str(func) in _COPIES:
-            first = args[0]
-            self._tell_copy([first] if isinstance(first, Tensor) else first, result)
-        return result

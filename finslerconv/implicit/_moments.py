@@ -42,8 +42,8 @@ def hull_ellipse(hull: Float[Tensor, "batch h 2"], centred: bool) -> Ellipse:
 
     The corners turn from axis 0 towards axis 1; the polygon must have an area.
     """
-    # A fan of triangles from one corner: a third of each in the middle of each of its
-    # edges has its first two moments.
+    # A fan of triangles from one corner: a triangle has the first two moments of three equal masses
+    # at the middles of its edges.
     apex = hull[:, :1]
     p, q = hull, hull.roll(-1, dims=1)
     area = ((p - apex)[..., 0] * (q - apex)[..., 1] - (p - apex)[..., 1] * (q - apex)[..., 0]) / 2
@@ -61,8 +61,8 @@ def affine_ellipse(
     """Return the ellipses whose affine maps ``W + B g`` come nearest to the samples.
 
     Linear least squares over symmetric ``B`` (and ``W``): exact where such a map made the samples.
-    Also returned are whether the reference points of non-zero weight are not on one line, and
-    whether ``B`` came out positive definite; where not, the ellipse means nothing.
+    Returned is also where the reference points of non-zero weight are not on one line, and where
+    ``B`` is positive definite; the other ellipses are meaningless.
     """
     g = reference.expand(len(points), -1, -1)
     if centred:
@@ -101,8 +101,8 @@ def conic_ellipse(
 
     ``l = sqrt(u' M u) + omega' u`` squared is ``l^2 = u' A u + 2 l omega' u`` with ``A = M - omega
     omega'``, linear in ``A`` and ``omega``: exact where the levels are those of a Randers metric
-    and the directions at least five. The weights are those of the equations. Also returned is
-    whether ``A`` came out positive definite; where not, the ellipse means nothing.
+    and the directions at least five. The weights are those of the equations. Returned is also where
+    ``A`` is positive definite; the other ellipses are meaningless.
     """
     u0, u1 = directions[..., 0], directions[..., 1]
     columns = [u0 * u0, 2 * u0 * u1, u1 * u1]

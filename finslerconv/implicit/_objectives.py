@@ -28,10 +28,10 @@ from finslerconv.implicit._overlap import (
 )
 from finslerconv.implicit._samples import Samples, as_tensor
 
-#: Curvatures below this share of their sum count as none.
+#: Curvatures below this share of their sum count as zero.
 _UNDETERMINED = 1e-12
 
-#: Samples are missed by more than this share of their root mean square distance from the pixel.
+#: A ball misses samples by more than this share of their root mean square distance from the pixel.
 _MISSED = 0.1
 
 
@@ -47,7 +47,7 @@ class Start(NamedTuple):
 
 
 class Objective(abc.ABC):
-    """What :func:`fit_randers` asks of an objective; all over flat batches, near unit size."""
+    """What :func:`fit_randers` asks of an objective, for flat batches of samples near unit size."""
 
     def start(self, samples: Samples, centred: bool) -> Start:
         """Return the closed-form start: the ellipse of the samples' moments."""
@@ -63,14 +63,14 @@ class Objective(abc.ABC):
 
     @abc.abstractmethod
     def residual(self, samples: Samples, ellipse: Ellipse, scale: Tensor) -> Tensor:
-        """Return the figure that is made small; ``scale`` is that of the units, in pixels."""
+        """Return the value that is made small; ``scale`` is the samples' unit in pixels."""
 
     def outside(self, samples: Samples, ellipse: Ellipse) -> Tensor:
-        """Return where the pixel is outside its ball though the ellipse holds it: nowhere."""
+        """Return where the pixel counts as outside its ball though the ellipse holds it."""
         return torch.zeros_like(samples.corners, dtype=torch.bool)
 
     def _unreached(self, samples: Samples, ellipse: Ellipse) -> Tensor:
-        """Return where the pixel is outside the hull, and the ball does not reach the samples."""
+        """Return where the pixel is outside the hull and the ball misses the samples."""
         missed = self.residual(samples, ellipse, torch.ones_like(samples.scale))
         return ~samples.pixel_in_hull() & (missed > _MISSED)
 
@@ -85,14 +85,10 @@ class Smooth(Objective):
     def refine(
         self, samples: Samples, ellipse: Ellipse, *, centred: bool, limit: float, steps: int
     ) -> tuple[Ellipse, Tensor]:
-        """Return the optimum, and where it was reached."""
         return descend(
             lambda ellipse, index: self.model(samples[index], ellipse),
-            ellipse,
-            centred=centred,
-            limit=limit,
-            steps=steps,
-        )
+            ellipse, centred=centred, limit=limit, steps=steps,
+        )  # fmt: skip
 
     def _start(self, samples: Samples, ellipse: Ellipse, centred: bool) -> Start:
         """Return a start, determined where the Gauss-Newton matrix is of full rank."""
@@ -106,7 +102,7 @@ class Smooth(Objective):
 
 @final
 class RadialMatching(Smooth):
-    """Distances of the samples from ``g |g| / F(g)``: only along ``g`` has the metric a say."""
+    """Distances of the samples from ``g |g| / F(g)``, which the metric moves only along ``g``."""
 
     def __init__(self, reference: Float[Tensor, "n 2"]) -> None:
         self.length = reference.norm(dim=-1)
@@ -125,7 +121,7 @@ class RadialMatching(Smooth):
         return samples.weights * self.length**2
 
     def start(self, samples: Samples, centred: bool) -> Start:
-        """Return the conic through the boundary points that the samples name."""
+        """Return the conic through the boundary points that belong to the samples."""
         reach = self._reach(samples).clamp_min(0)
         # reach is 1 / F(direction); the equations, times its cube, weigh errors of positions.
         ellipse, proper = conic_ellipse(
@@ -151,10 +147,7 @@ class RadialMatching(Smooth):
         return scale * _distance(samples, images)
 
     def outside(self, samples: Samples, ellipse: Ellipse) -> Tensor:
-        """Return where the pixel is outside the hull, and the metric does not reach the samples.
-
-        Samples of a part of the kernel need not be around the pixel, and are reached.
-        """
+        # Samples of a part of the kernel need not be around the pixel, and are reached.
         return self._unreached(samples, ellipse)
 
 
@@ -166,7 +159,6 @@ class AffineMatching(Objective):
         self.reference = reference
 
     def start(self, samples: Samples, centred: bool) -> Start:
-        """Return the optimum."""
         ellipse, determined, proper = affine_ellipse(
             samples.points, samples.weights, self.reference, centred
         )
@@ -177,7 +169,6 @@ class AffineMatching(Objective):
     def refine(
         self, samples: Samples, ellipse: Ellipse, *, centred: bool, limit: float, steps: int
     ) -> tuple[Ellipse, Tensor]:
-        """Return the start."""
         return ellipse, torch.ones_like(samples.corners, dtype=torch.bool)
 
     def residual(self, samples: Samples, ellipse: Ellipse, scale: Tensor) -> Tensor:
@@ -186,7 +177,7 @@ class AffineMatching(Objective):
         return scale * _distance(samples, images)
 
     def outside(self, samples: Samples, ellipse: Ellipse) -> Tensor:
-        """Return the same for balls around the pixel; others are there, too, or hold it."""
+        # Other balls are where the samples are, or hold the pixel.
         around = (ellipse.centre == 0).all(dim=-1)
         return around & self._unreached(samples, ellipse)
 
@@ -199,7 +190,6 @@ class Rings(Smooth):
         self.levels = levels
 
     def start(self, samples: Samples, centred: bool) -> Start:
-        """Return the conic of the squared equations."""
         levels = self.levels.expand_as(samples.weights)
         safe = torch.where(levels > 0, levels, torch.ones_like(levels))
         weights = torch.where(levels > 0, samples.weights, 0.0).sqrt() / safe
@@ -248,7 +238,7 @@ class Overlap(Smooth):
         """Return ``-log`` of the intersection over union."""
         hull = Frame.of(ellipse).places(samples.hull)
         shared = shared_area_derivatives(hull)
-        # The disc's own area, pi exp(tr E), to the second order.
+        # The disc's area is pi exp(tr E).
         trace = hull.new_tensor((1.0, 0.0, 1.0, 0.0, 0.0))
         union = torch.pi + polygon_area(hull) - shared.value
         union_gradient = torch.pi * trace - shared.gradient

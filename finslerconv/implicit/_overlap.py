@@ -32,9 +32,9 @@ def shared_area_derivatives(polygon: Float[Tensor, "batch h 2"]) -> Area:
     """Return the areas of the intersections with the unit disc, and their derivatives.
 
     Along ``X`` the area changes by the flux of ``X`` through the part of the disc's rim inside the
-    polygon: ``tr E`` times the area, less the flux through the chords that the edges are of the
-    disc. In the second derivative the chords' ends run along the edges at the speed ``X.n /
-    |t.n|``, for ``n`` the normal of the disc and ``t`` the direction of the edge.
+    polygon: ``tr E`` times the area, less the flux through the chords that the edges cut off. In
+    the second derivative the chords' ends run along the edges at the speed ``X.n / |t.n|``, for
+    ``n`` the normal of the disc and ``t`` the direction of the edge.
     """
     chords = _chords(polygon)
     value = _area(chords)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from finslerconv._arrays import as_integer
+from finslerconv._models import torchvision_deform
 from finslerconv.balls import ReferenceSet, lattice
 from finslerconv.metrics import Randers, Riemannian
 from finslerconv.nn import DeformConv2d, GeodesicConv2d, MetricConv2d, ShiftedConv2d
@@ -259,13 +260,15 @@ def reader_of(layer: nn.Module) -> Reader | None:
         return _read_positioned
     if isinstance(layer, nn.Conv2d) and (density_of(layer) is not None or _runs(layer, nn.Conv2d)):
         return _read_conv2d
-    # From here on also what derives from nn.Conv2d and has a forward method of its own.
+    # What follows may also derive from nn.Conv2d, with a forward method of its own.
     if not _has_kernel(layer):
         return None
     if _offset_conv(layer) is not None:
         return _read_pack
     named = any(hasattr(layer, name) for name in ("deform_groups", "deformable_groups"))
-    return _read_deformable if named or _is_torchvision(layer) else None
+    torchvisions = torchvision_deform(layer)
+    own = torchvisions is not None and _runs(layer, torchvisions)
+    return _read_deformable if named or own else None
 
 
 def deformable_positions(
@@ -302,11 +305,12 @@ def _read_positioned(layer: Any, *args: Any) -> KernelPositions:
     told = getattr(layer, "modulation", None)
     factors = told(*args) if callable(told) else None
     reference, weight, map = (getattr(layer, name, None) for name in ("reference", "weight", "map"))
+    kinds = (kind for cls, kind in _KINDS.items() if isinstance(layer, cls))
     return KernelPositions(
         _exact(layer.positions(*args)),
         layer.geometry(),
         _size(args[0]),
-        _kind(layer),
+        next(kinds, type(layer).__name__),
         True,
         None if factors is None else _exact(factors),
         weight if isinstance(weight, Tensor) else None,
@@ -404,16 +408,8 @@ def _offset_conv(layer: nn.Module) -> nn.Conv2d | None:
     return None
 
 
-def _is_torchvision(layer: nn.Module) -> bool:
-    """Return whether it is torchvision's layer, which this library does not import."""
-    for kind in type(layer).__mro__:
-        if kind.__name__ == "DeformConv2d" and kind.__module__.startswith("torchvision."):
-            return _runs(layer, kind)
-    return False
-
-
 def _runs(layer: nn.Module, kind: type[Any]) -> bool:
-    """Return whether a layer has the forward method of that class, not one of its own."""
+    """Return whether a layer has the forward method of that class."""
     return type(layer).forward is kind.forward
 
 
@@ -424,11 +420,6 @@ _KINDS: dict[type[nn.Module], str] = {
     DeformConv2d: "deformable",
     ShiftedConv2d: "shifted",
 }
-
-
-def _kind(layer: nn.Module) -> str:
-    found = (kind for cls, kind in _KINDS.items() if isinstance(layer, cls))
-    return next(found, type(layer).__name__)
 
 
 def _size(x: Tensor) -> tuple[int, int]:

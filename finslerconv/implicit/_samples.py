@@ -15,10 +15,10 @@ from finslerconv.implicit._hull import planar_hulls
 class Samples:
     """Sampling positions of kernels in float64, on one device, each in units of its own size.
 
-    The root mean square distance of ``points`` from the pixel is 1 (or all are at the pixel); those
-    of no weight are put at the pixel. ``weights`` sum to 1, or to 0 where no sample has any.
-    ``hull`` are the ``corners`` first corners of the hull of the samples that have a weight, in
-    order, the last repeated. ``scale`` is the unit in pixels.
+    The root mean square distance of ``points`` from the pixel is 1, or 0; those of weight 0 are at
+    the pixel. ``weights`` sum to 1, or to 0 if all are 0. ``hull`` holds the corners of the hull of
+    the weighted samples in order, ``corners`` of them and then the last repeated. ``scale`` is the
+    unit in pixels.
     """
 
     points: Float[Tensor, "batch n 2"]
@@ -32,11 +32,11 @@ class Samples:
         """Return the samples of positions and weights, both already checked."""
         tolerance = 16 * torch.finfo(points.dtype).eps
         points, weights = points.double(), weights.double()
-        # Modulations near 0 or huge ones: divide by the largest first.
+        # Modulations may be huge or near 0: divide by the largest first.
         weights = weights / weights.amax(dim=1, keepdim=True).clamp_min(1e-300)
         weights = weights / weights.sum(1, keepdim=True).clamp_min(1e-300)
         points = torch.where((weights > 0)[..., None], points, 0.0)
-        # Positions huge or tiny: divide by the largest before anything is squared.
+        # Positions may be huge or tiny: divide by the largest before squaring.
         extent = _positive(points.abs().amax(dim=(1, 2)))
         points = points / extent[:, None, None]
         size = _positive((weights * (points**2).sum(-1)).sum(1).sqrt())
@@ -51,24 +51,13 @@ class Samples:
             extent * size,
         )
 
-    @property
-    def present(self) -> Bool[Tensor, "batch n"]:
-        """Which samples have a weight."""
-        return self.weights > 0
-
     def farthest(self) -> Float[Tensor, " batch"]:
         """Return the largest distance of a sample from the pixel."""
         return self.points.norm(dim=-1).amax(dim=1)
 
     def __getitem__(self, index: Tensor) -> "Samples":
         """Return the samples of some kernels."""
-        return Samples(
-            self.points[index],
-            self.weights[index],
-            self.hull[index],
-            self.corners[index],
-            self.scale[index],
-        )
+        return Samples(*(part[index] for part in vars(self).values()))
 
     def pixel_in_hull(self) -> Bool[Tensor, " batch"]:
         """Return whether the origin is strictly inside the hull, by more than rounding."""
@@ -81,11 +70,7 @@ class Samples:
 
 
 def flat_tensors(points: Array, weights: Array | None) -> tuple[Tensor, Tensor]:
-    """Return positions (batch, n, 2) and weights (batch, n) as tensors.
-
-    Raises a TypeError unless they are arrays of real floats of one kind, and a ValueError if a
-    shape does not fit, a value is not finite, or a weight negative.
-    """
+    """Return positions (batch, n, 2) and weights (batch, n) as tensors, checked."""
     if weights is None:
         check_floating(points=points)
     else:
@@ -121,7 +106,7 @@ def as_tensor(array: Array) -> Tensor:
     if isinstance(array, Tensor):
         return array.detach()
     if isinstance(array, np.ndarray):
-        # From a copy where NumPy forbids writing, which PyTorch would warn of.
+        # PyTorch warns of arrays that NumPy protects from writing.
         return torch.as_tensor(array if array.flags.writeable else array.copy())
     raise TypeError(f"points: expected NumPy arrays or tensors, got {type(array).__name__}")
 

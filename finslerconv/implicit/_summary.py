@@ -16,6 +16,9 @@ from finslerconv.metrics import Randers, Riemannian
 #: Sectors of the orientation histogram, over half a turn.
 BINS = 12
 
+#: Edges and slope at the centres of a layer's kernels, as :func:`picture_gradient` returns them.
+Gradient = tuple[Float[Tensor, "batch rows columns 2"], Float[Tensor, "batch rows columns 2"]]
+
 
 @dataclass(frozen=True)
 class MetricSummary:
@@ -30,8 +33,8 @@ class MetricSummary:
     diverged : float
         The share of them whose fit runs away, to ever larger balls: ``Misfit.DIVERGED``.
     size : float
-        Radius of the disc of the ball's area, in pixels of the layer's input. This and all that
-        follows is about the metrics that exist, and NaN or None if there are none.
+        Radius of the disc of the ball's area, in pixels of the layer's input. This and all below
+        are about the metrics that exist, and NaN or None if there are none.
     anisotropy : float
         Long over short half-axis, at least 1.
     anisotropy_90 : float
@@ -54,9 +57,9 @@ class MetricSummary:
         degrees, measured from right to down; each ball counts by ``(a - b) / (a + b)`` of its
         half-axes. None if all are discs.
     edges : float or None
-        In [-1, 1]: 1 if the long axes run along the picture's edges, -1 if across, about 0
-        if they do not care. The mean of ``cos(2 angle)``, by ``(a - b) / (a + b)`` and the strength
-        of the gradient. None if no picture was given, it is flat, or all balls are discs.
+        In [-1, 1]: 1 if the long axes run along the picture's edges, -1 if across, about 0 if
+        neither. The mean of ``cos(2 angle)``, by ``(a - b) / (a + b)`` and the strength of the
+        gradient. None if no picture was given, it is flat, or all balls are discs.
     uphill : float or None
         In [-1, 1]: 1 if the balls' centres lie up the picture's gradient, -1 if down. The mean of
         the cosine, by the length of the drift and the strength of the gradient. None likewise.
@@ -89,22 +92,17 @@ def _short(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def summarise(fit: RandersFit, gradient: "PictureGradient | None" = None) -> MetricSummary:
+def summarise(fit: RandersFit, gradient: Gradient | None = None) -> MetricSummary:
     """Return the summary of fitted fields of any batch, and of a picture at the same places."""
     explained = fit.explained
     good = as_randers(fit.metric)[explained]
     n = explained.numel()
     share = float(explained.double().mean())
     diverged = float((fit.reason == Misfit.DIVERGED).double().mean())
-    if share == 0:
-        nan = math.nan
-        return MetricSummary(
-            n, share, diverged, nan, nan, nan, nan, nan, nan, nan, nan, (nan, nan), None, None, None
-        )
     ellipse = Ellipse.of(good)
     long, short = ellipse.axes.unbind(-1)
     anisotropy, asymmetry = long / short, good.omega_norm()
-    # Elongation below what single precision tells is none.
+    # Single precision does not resolve smaller elongations.
     eccentricity = (long - short) / (long + short)
     eccentricity = torch.where(eccentricity > 1e-5, eccentricity, 0.0)
     double_angle = torch.stack(((2 * ellipse.angle).cos(), (2 * ellipse.angle).sin()), dim=-1)
@@ -113,8 +111,7 @@ def summarise(fit: RandersFit, gradient: "PictureGradient | None" = None) -> Met
         batch = explained.shape
         # The axis of the groups comes after that of the batch.
         groups = (slice(None), *(None,) * (len(batch) - 3))
-        along = gradient.edges.double()[groups].expand(*batch, 2)[explained]
-        slope = gradient.slope.double()[groups].expand(*batch, 2)[explained]
+        along, slope = (part.double()[groups].expand(*batch, 2)[explained] for part in gradient)
         edges = _weighted_cosine(eccentricity[..., None] * double_angle, along)
         centre = torch.where(asymmetry[..., None] > 1e-5, ellipse.centre, 0.0)
         uphill = _weighted_cosine(centre, slope)
@@ -139,24 +136,22 @@ def summarise(fit: RandersFit, gradient: "PictureGradient | None" = None) -> Met
 
 
 def as_randers(metric: Randers | Riemannian) -> Randers:
-    """Return a metric as a Randers metric in double precision.
-
-    In single precision the anisotropy of discs would be rounding errors.
-    """
+    """Return a metric as a Randers one in float64; in float32 discs show rounding anisotropy."""
     M, omega = metric.randers_form().with_omega()
     return Randers(M.double(), omega.double(), validate=False)
 
 
 def _ninth_decile(values: Float[Tensor, " n"]) -> float:
     # Tensor.quantile refuses more than 16 million values.
-    return float(values.kthvalue(math.ceil(0.9 * len(values))).values)
+    k = math.ceil(0.9 * len(values))
+    return float(values.kthvalue(k).values) if k else math.nan
 
 
 def _histogram(angle: Float[Tensor, " n"], weight: Float[Tensor, " n"]) -> tuple[float, ...] | None:
     total = float(weight.sum())
     if total == 0:
         return None
-    # A rounding error below an axis must not put its direction at the other end.
+    # A rounding error must not move a direction from one end of the histogram to the other.
     position = (angle / math.pi + 0.5) * BINS + 1e-6
     index = position.floor().long() % BINS
     shares = torch.zeros(BINS, dtype=weight.dtype, device=weight.device)
@@ -168,49 +163,39 @@ def _weighted_cosine(u: Float[Tensor, "n 2"], v: Float[Tensor, "n 2"]) -> float 
     return float((u * v).sum()) / weight if weight > 0 else None
 
 
-@dataclass(frozen=True, eq=False)
-class PictureGradient:
-    """The gradient of a picture at the centres of a layer's kernels.
+def picture_gradient(
+    image: Float[Tensor, "batch channels height width"],
+    rows: Float[Tensor, "rows 1"],
+    columns: Float[Tensor, "1 columns"],
+    sigma: float,
+) -> Gradient:
+    """Return edges and slope of a picture at rows and columns in pixels, at scale ``sigma``.
 
-    ``edges`` is cosine and sine of twice the edges' angle (from right to down) times the gradient's
-    strength, of the leading direction of the sum of ``g g'`` over the channels; ``slope`` is the
+    Edges are cosine and sine of twice the edges' angle (from right to down) times the gradient's
+    strength, of the leading direction of the sum of ``g g'`` over the channels; the slope is the
     gradient (down, right) of the mean over the channels.
     """
-
-    edges: Float[Tensor, "batch rows columns 2"]
-    slope: Float[Tensor, "batch rows columns 2"]
-
-    @classmethod
-    def of(
-        cls,
-        image: Float[Tensor, "batch channels height width"],
-        rows: Float[Tensor, "rows 1"],
-        columns: Float[Tensor, "1 columns"],
-        sigma: float,
-    ) -> "PictureGradient":
-        """Take Gaussian derivatives of scale ``sigma`` at the rows and columns, in pixels."""
-        image = image.to(rows)
-        margin = _filters.gaussian_radius(sigma)
-        # Mirrored at its border in value too, a ramp goes on as a ramp.
-        border = _filters.continued(image, margin, "replicate")
-        mirrored = _filters.continued(image, margin, "reflect")
-        g = _filters.gaussian_gradient(2 * border - mirrored, sigma)
-        down, right = g.unbind(-1)
-        # Of g g', twice the edge's angle is that of the gradient plus half a turn.
-        tensor = torch.stack(((down**2 - right**2).sum(1), (-2 * down * right).sum(1)), dim=1)
-        # As long as the gradient, not as its square.
-        length = tensor.norm(dim=1, keepdim=True)
-        tensor = tensor / torch.where(length > 0, length, 1.0).sqrt()
-        # What rounding makes of a constant picture is no gradient.
-        if length.amax().sqrt() <= 1e-6 * image.abs().amax():
-            tensor, down, right = tensor * 0, down * 0, right * 0
-        maps = torch.cat((tensor, down.mean(1, keepdim=True), right.mean(1, keepdim=True)), dim=1)
-        height, width = image.shape[2:]
-        places = torch.stack(
-            torch.broadcast_tensors((2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1),
-            dim=-1,
-        )
-        places = places.expand(len(image), -1, -1, -1)
-        at = functional.grid_sample(maps, places, padding_mode="border", align_corners=False)
-        at = at.movedim(1, -1)
-        return cls(at[..., :2], at[..., 2:])
+    image = image.to(rows)
+    margin = _filters.gaussian_radius(sigma)
+    # Mirrored in value too, so that a ramp continues as a ramp.
+    border = _filters.continued(image, margin, "replicate")
+    mirrored = _filters.continued(image, margin, "reflect")
+    g = _filters.gaussian_gradient(2 * border - mirrored, sigma)
+    down, right = g.unbind(-1)
+    # Of g g', twice the edge's angle is that of the gradient plus half a turn.
+    tensor = torch.stack(((down**2 - right**2).sum(1), (-2 * down * right).sum(1)), dim=1)
+    # Of the length of the gradient, not of its square.
+    length = tensor.norm(dim=1, keepdim=True)
+    tensor = tensor / torch.where(length > 0, length, 1.0).sqrt()
+    # The gradient of a constant picture is rounding errors.
+    if length.amax().sqrt() <= 1e-6 * image.abs().amax():
+        tensor, down, right = tensor * 0, down * 0, right * 0
+    maps = torch.cat((tensor, down.mean(1, keepdim=True), right.mean(1, keepdim=True)), dim=1)
+    height, width = image.shape[2:]
+    places = torch.stack(
+        torch.broadcast_tensors((2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1), dim=-1
+    )
+    places = places.expand(len(image), -1, -1, -1)
+    at = functional.grid_sample(maps, places, padding_mode="border", align_corners=False)
+    at = at.movedim(1, -1)
+    return at[..., :2], at[..., 2:]

@@ -6,7 +6,6 @@ are their relatives without a metric; the weighted convolutions put a density on
 :func:`convert` puts any of them into a whole model.
 """
 
-from finslerconv.nn import conversion, weighted
 from finslerconv.nn._adaptive import AdaptiveConv2d
 from finslerconv.nn._geodesic_conv import GeodesicConv2d
 from finslerconv.nn._head import MetricHead, metric_penalty
@@ -20,8 +19,44 @@ from finslerconv.nn._parametrization import (
     Spectral,
     SpectralScaled,
 )
-from finslerconv.nn.conversion import *  # noqa: F403 - all that its __all__ names
-from finslerconv.nn.weighted import *  # noqa: F403
+from finslerconv.nn.conversion import (
+    Conversion,
+    ConversionReport,
+    Converted,
+    Cost,
+    LeftAlone,
+    Selection,
+    convert,
+    convert_back,
+    convert_resnet,
+    select,
+)
+from finslerconv.nn.weighted import (
+    Density,
+    DensitySearch,
+    Evaluation,
+    FreeProfile,
+    GaussianProfile,
+    MetricDensity,
+    PowerProfile,
+    Profile,
+    SeparableDensity,
+    TensorDensity,
+    TrainableRanders,
+    WeightedConv1d,
+    WeightedConv2d,
+    WeightedConv3d,
+    density_parameter_groups,
+    fold,
+    load_reference_checkpoint,
+    paper_bounds,
+    paper_profile,
+    plot_density_search,
+    search_density,
+    to_weighted,
+    unweight_convolution,
+    weight_convolution,
+)
 
 __all__ = [
     "MetricConv2d",
@@ -37,6 +72,38 @@ __all__ = [
     "Spectral",
     "SpectralScaled",
     "LogEuclidean",
+    "convert",
+    "select",
+    "convert_back",
+    "convert_resnet",
+    "Conversion",
+    "ConversionReport",
+    "Converted",
+    "LeftAlone",
+    "Cost",
+    "Selection",
+    "WeightedConv1d",
+    "WeightedConv2d",
+    "WeightedConv3d",
+    "Density",
+    "SeparableDensity",
+    "TensorDensity",
+    "MetricDensity",
+    "Profile",
+    "GaussianProfile",
+    "PowerProfile",
+    "FreeProfile",
+    "TrainableRanders",
+    "paper_profile",
+    "weight_convolution",
+    "unweight_convolution",
+    "to_weighted",
+    "fold",
+    "density_parameter_groups",
+    "load_reference_checkpoint",
+    "search_density",
+    "DensitySearch",
+    "Evaluation",
+    "paper_bounds",
+    "plot_density_search",
 ]
-__all__ += conversion.__all__
-__all__ += weighted.__all__

@@ -18,6 +18,7 @@ from finslerconv.plotting._canvas import (
     Frame,
     GridField,
     axes_or_new,
+    colour_bar,
     mark_origin,
     numpy_of,
     photograph,
@@ -54,10 +55,6 @@ def unit_balls(
     dim : float
         How far to fade the picture towards white, in [0, 1].
     ax : Axes, optional
-
-    Returns
-    -------
-    Axes
 
     Raises
     ------
@@ -124,10 +121,6 @@ def ball_field(
         largest ratio ``F(-v) / F(v)``.
     ax : Axes, optional
 
-    Returns
-    -------
-    Axes
-
     Raises
     ------
     ValueError
@@ -159,18 +152,14 @@ def ball_field(
     if colour_by is None:
         _draw(ax, centres, boundaries, facecolors=ORANGE, edgecolors=ORANGE)
     else:
-        values = (_anisotropy if colour_by == "anisotropy" else _asymmetry)(metric, pixels)
+        measure, label = _MEASURES[colour_by]
+        values = measure(metric, pixels)
         norm = LogNorm(1.0, max(1.1, float(values.max())))
         balls = _draw(ax, centres, boundaries, array=values, cmap="plasma", norm=norm, alpha=0.75)
-        bar = ax.figure.colorbar(balls, ax=ax, shrink=0.75, pad=0.02, format="%g")
-        bar.ax.tick_params(which="both", labelsize=8, length=2)
-        bar.ax.minorticks_off()
+        bar = colour_bar(balls, ax, 8, 2, shrink=0.75, format="%g")
         steps = [base * 10**power for power in range(6) for base in (1, 2, 5)]
         bar.set_ticks([step for step in steps if step <= norm.vmax])
-        bar.outline.set_visible(False)
-        bar.set_label(
-            "long / short half-axis" if colour_by == "anisotropy" else "largest F(−v) / F(v)"
-        )
+        bar.set_label(label)
     ax.scatter(centres[:, 1], centres[:, 0], s=2.5, color="white", edgecolor="none", zorder=5)
     return ax
 
@@ -190,7 +179,7 @@ def _typical_radius(metric: FinslerMetric) -> float:
 
 def _draw(ax: Axes, pixels: np.ndarray, boundaries: np.ndarray, **style: Any) -> PolyCollection:
     outlines = (pixels[:, None, :] + boundaries)[..., ::-1]  # to (x, y)
-    # A field's picture sets the limits; in the plane, the balls do.
+    # The picture of a field sets the limits; in the plane, the balls do.
     autolim = ax.get_autoscale_on()
     if "facecolors" in style:
         shade = PolyCollection(list(outlines), facecolors=style["facecolors"], alpha=0.3, zorder=3)
@@ -275,7 +264,7 @@ def _check_pixels(at: Any, shape: tuple[int, int]) -> Int[np.ndarray, "n 2"]:
 
 
 def _boundary(metric: FinslerMetric, n: int = 180) -> Float[np.ndarray, "n *batch 2"]:
-    """Return points around the balls of any metric, evenly spread however elongated they are."""
+    """Return points around the balls of any metric, evenly spread on elongated ones too."""
     if metric.randers_form() is not None:
         return numpy_of("metric", Ellipse.of(metric).boundary(n))
     frame = round_frame(metric.norm, 2, metric.like)
@@ -316,10 +305,17 @@ def _asymmetry(metric: FinslerMetric, pixels: Int[np.ndarray, "n 2"]) -> Float[n
     return numpy_of("metric", part.asymmetry_ratio())[index].astype(float)
 
 
+#: What colours balls, and its name.
+_MEASURES = {
+    "anisotropy": (_anisotropy, "long / short half-axis"),
+    "asymmetry": (_asymmetry, "largest F(−v) / F(v)"),
+}
+
+
 def _part(
     metric: FinslerMetric, pixels: Int[np.ndarray, "n 2"]
 ) -> tuple[FinslerMetric, tuple[Any, ...]]:
-    """Return a metric that holds the pixels, and the index at which it holds them."""
+    """Return the metric at the pixels, or all of it, and the index of the pixels in that."""
     index: tuple[Any, ...] = (pixels[:, 0], pixels[:, 1])
     if len(metric.batch_shape) == 3:
         index = (0, *index)

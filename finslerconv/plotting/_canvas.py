@@ -7,14 +7,15 @@ from typing import Any, Final, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colorbar import Colorbar
 
 from finslerconv.metrics import FinslerMetric
 
-#: The palette of Okabe and Ito, without black.
+#: The palette of Okabe and Ito, without black and yellow.
 ORANGE: Final = "#E69F00"
 SKY: Final = "#56B4E9"
 GREEN: Final = "#009E73"
-YELLOW: Final = "#F0E442"
 BLUE: Final = "#0072B2"
 VERMILION: Final = "#D55E00"
 PURPLE: Final = "#CC79A7"
@@ -40,10 +41,7 @@ class GridField(Protocol):
 
 @dataclass(frozen=True)
 class Frame:
-    """Where the nodes of a planar grid lie: the first of them, and the steps to the next.
-
-    Without a field nodes are pixels, at whole numbers.
-    """
+    """Where the nodes of a planar grid lie; by default they are pixels, at whole numbers."""
 
     shape: tuple[int, int]
     spacing: tuple[float, float] = (1.0, 1.0)
@@ -69,14 +67,11 @@ class Frame:
 
     def axes(self) -> tuple[Float[np.ndarray, " rows"], Float[np.ndarray, " columns"]]:
         """Return the positions of the rows, and those of the columns."""
-        rows, columns = (
-            start + step * np.arange(n)
-            for start, step, n in zip(self.origin, self.spacing, self.shape, strict=True)
-        )
-        return rows, columns
+        (top, left), (down, right), (rows, columns) = self.origin, self.spacing, self.shape
+        return top + down * np.arange(rows), left + right * np.arange(columns)
 
     def extent(self, shape: Sequence[int]) -> tuple[float, float, float, float]:
-        """Return the edges of a picture of the grid as matplotlib has them: x, x, y, y.
+        """Return the edges of a picture of the grid: left, right, bottom, top.
 
         The centres of its outermost pixels are the outermost nodes; it may be finer or coarser than
         the grid, by the same factor both ways.
@@ -89,7 +84,7 @@ class Frame:
                 f"{height} x {width}"
             )
         top, left = self.origin
-        # Half a pixel beyond the outermost centres.
+        # The edges are half a pixel beyond the outermost centres.
         down, right = (
             step * (n - 1) / (m - 1) if m > 1 else step
             for step, n, m in zip(self.spacing, self.shape, (height, width), strict=True)
@@ -102,18 +97,18 @@ class Frame:
         )
 
 
-def axes_or_new(ax: Axes | None, size: tuple[float, float] = (5.0, 5.0)) -> Axes:
+def axes_or_new(ax: Axes | None) -> Axes:
     """Return ``ax``, or the axes of a new figure of pyplot's, so that notebooks show it."""
     if ax is not None:
         return ax
-    # pyplot chooses a window system when it is imported, so only where a window is needed.
+    # Importing pyplot chooses a window system.
     from matplotlib import pyplot
 
-    return pyplot.subplots(figsize=size, layout="constrained")[1]
+    return pyplot.subplots(figsize=(5.0, 5.0), layout="constrained")[1]
 
 
 def numpy_of(name: str, array: Any) -> np.ndarray:
-    """Return any array or tensor of real numbers or booleans as NumPy's, without its gradient."""
+    """Return an array or tensor of real numbers or booleans as a NumPy array."""
     if hasattr(array, "detach"):
         array = array.detach().cpu()
         if str(array.dtype) == "torch.bfloat16":  # NumPy has none
@@ -127,14 +122,7 @@ def numpy_of(name: str, array: Any) -> np.ndarray:
 
 
 def photograph(name: str, image: Any) -> Float[np.ndarray, "height width *channels"]:
-    """Return a picture as matplotlib draws it, (H, W) or (H, W, 3), clipped to [0, 1].
-
-    Parameters
-    ----------
-    image : array
-        Of shape (H, W), (C, H, W), (1, C, H, W) or (H, W, C), with 1 or 3 channels; floats in
-        [0, 1], or integers, which are divided by the largest of their type.
-    """
+    """Return an image as :func:`show` takes it in shape (H, W) or (H, W, 3), clipped to [0, 1]."""
     pixels = numpy_of(name, image)
     if pixels.dtype.kind in "iu":
         pixels = pixels / np.iinfo(pixels.dtype).max
@@ -182,10 +170,6 @@ def show(
         How far to fade it towards white, in [0, 1], for what is drawn over it.
     ax : Axes, optional
 
-    Returns
-    -------
-    Axes
-
     Raises
     ------
     ValueError
@@ -201,25 +185,38 @@ def show(
         dim + (1 - dim) * pixels, cmap="gray", vmin=0, vmax=1, interpolation="nearest",
         extent=extent,
     )  # fmt: skip
-    ax.set_xticks([])
-    ax.set_yticks([])
-    for spine in ax.spines.values():
-        spine.set_visible(False)
+    bare(ax)
     return ax
 
 
+def bare(ax: Axes) -> None:
+    """Take ticks and spines off the axes."""
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.spines[:].set_visible(False)
+
+
+def colour_bar(drawn: ScalarMappable, ax: Axes, size: int, length: int, **style: Any) -> Colorbar:
+    """Add a bar without outline and minor ticks, with labels and ticks of a size and length."""
+    assert ax.figure is not None
+    bar = ax.figure.colorbar(drawn, ax=ax, pad=0.02, **style)
+    bar.ax.tick_params(which="both", labelsize=size, length=length)
+    bar.ax.minorticks_off()
+    bar.outline.set_visible(False)
+    return bar
+
+
 def plane(ax: Axes) -> None:
-    """Make the axes a piece of the tangent plane: equal units, rows down, quiet ticks."""
+    """Set the axes up as a piece of the tangent plane: equal units, rows down, no tick marks."""
     ax.set_aspect("equal", adjustable="box")
     if not ax.yaxis_inverted():
         ax.invert_yaxis()
     ax.set_axisbelow(True)
     ax.grid(color="#E6E8EB", linewidth=0.8)
     ax.tick_params(length=0, labelsize=8, labelcolor=GREY)
-    for spine in ax.spines.values():
-        spine.set_visible(False)
+    ax.spines[:].set_visible(False)
 
 
 def mark_origin(ax: Axes, rows: Any, columns: Any, size: float = 14.0) -> None:
-    """Mark the pixels that unit balls belong to."""
+    """Mark the centres of unit balls."""
     ax.scatter(columns, rows, s=size, marker="o", color="white", edgecolor=INK, lw=0.9, zorder=5)

@@ -21,7 +21,9 @@ from finslerconv.plotting._canvas import (
     Frame,
     GridField,
     axes_or_new,
+    bare,
     check_points,
+    colour_bar,
     numpy_of,
     photograph,
     plane,
@@ -55,10 +57,6 @@ def distance_map(
     label : str, optional
         What the colour bar says; without it there is no colour bar.
     ax : Axes, optional
-
-    Returns
-    -------
-    Axes
 
     Raises
     ------
@@ -95,23 +93,13 @@ def distance_map(
     if extent is not None:
         show(image, field=field, ax=ax)
     shown = np.ma.masked_invalid(values)
-    colours = ax.imshow(
-        shown,
-        cmap="viridis",
-        alpha=1.0 if image is None else 0.55,
-        extent=frame.extent(values.shape),
-    )
+    alpha = 1.0 if image is None else 0.55
+    colours = ax.imshow(shown, cmap="viridis", alpha=alpha, extent=frame.extent(values.shape))
     rows, columns = frame.axes()
     ax.contour(columns, rows, shown, levels=levels, colors="white", linewidths=0.8, alpha=0.9)
-    ax.set_xticks([])
-    ax.set_yticks([])
-    for spine in ax.spines.values():
-        spine.set_visible(False)
-    if label is not None and ax.figure is not None:
-        bar = ax.figure.colorbar(colours, ax=ax, shrink=0.8, pad=0.02)
-        bar.set_label(label, fontsize=8)
-        bar.ax.tick_params(labelsize=7, length=0)
-        bar.outline.set_visible(False)
+    bare(ax)
+    if label is not None:
+        colour_bar(colours, ax, 7, 0, shrink=0.8).set_label(label, fontsize=8)
     return ax
 
 
@@ -150,10 +138,6 @@ def paths(
         The field in whose positions the curves are, for its spacing and origin: the picture lies
         where its nodes are. Without it positions are pixels.
     ax : Axes, optional
-
-    Returns
-    -------
-    Axes
 
     Warns
     -----
@@ -231,16 +215,16 @@ def _warn_outside(curves: list[np.ndarray], size: tuple[int, ...]) -> None:
 
 
 def _legend(ax: Axes, names: Sequence[str]) -> None:
-    """Name the curves below the picture, in as many columns as are as wide as it."""
+    """Name the curves below the picture, in as many columns as fit its width."""
     size = 8.0 if len(names) <= 12 else 6.0
     widest = max(
         TextPath((0, 0), str(name) or " ", size=size).get_extents().width for name in names
     )
-    # The line is three letters long, and about as much lies between entries.
+    # The line in the legend is three letters long, the gap between entries about as much.
     assert ax.figure is not None
     room = ax.bbox.width * 72 / ax.figure.dpi
     columns = int(room // (widest + 6 * size))
-    # Below the numbers of its axis too, where it has some.
+    # Below the tick labels, if there are any.
     pad = 2.5 if len(ax.get_xticks()) else 0.5
     ax.legend(
         fontsize=size, frameon=False, loc="upper center", bbox_to_anchor=(0.5, 0.0),
@@ -249,7 +233,7 @@ def _legend(ax: Axes, names: Sequence[str]) -> None:
 
 
 def _name_ends(ax: Axes, points: np.ndarray, names: tuple[str, str]) -> None:
-    """Write names beside the two ends, on the sides that are turned away from each other."""
+    """Write the names of the two ends on their outer sides."""
     way = points[-1] - points[0]
     for place, name, sign in ((points[0], names[0], -1.0), (points[-1], names[1], 1.0)):
         left = sign * way[1] < 0
@@ -261,10 +245,10 @@ def _name_ends(ax: Axes, points: np.ndarray, names: tuple[str, str]) -> None:
 
 
 def _arrow(ax: Axes, points: np.ndarray, colour: str) -> None:
-    """Put the head of an arrow on a curve, where its second half is straightest.
+    """Draw an arrowhead where the second half of a curve is straightest.
 
-    It points as the curve does over a tenth of its length: over less, a curve in steps from pixel
-    to pixel points anywhere. The second half, so that of a way there and back each has its own.
+    Its direction is that of a tenth of the curve, since steps from pixel to pixel may point
+    anywhere. In the second half the heads of a path and its way back are apart.
     """
     along = np.concatenate(([0.0], np.linalg.norm(np.diff(points, axis=0), axis=1).cumsum()))
     shares = np.linspace(0.55, 0.85, 31)
@@ -273,7 +257,6 @@ def _arrow(ax: Axes, points: np.ndarray, colour: str) -> None:
         for s in (shares - 0.05, shares, shares + 0.05)
     )
     sizes = np.linalg.norm(ahead - behind, axis=-1)
-    # Of places that are as good the first.
     best = int(np.argmax(sizes > 0.999 * sizes.max()))
     middle, size = places[best], sizes[best]
     if size == 0:

@@ -20,6 +20,7 @@ from finslerconv.plotting._canvas import (
     INK,
     ORANGE,
     axes_or_new,
+    colour_bar,
     mark_origin,
     numpy_of,
     photograph,
@@ -55,10 +56,6 @@ def implicit_metric(
         Which of the layer's groups to draw.
     figure : Figure or SubFigure, optional
         Where to draw; a new figure of matplotlib's (not of pyplot's) if not given.
-
-    Returns
-    -------
-    Figure or SubFigure
 
     Raises
     ------
@@ -153,27 +150,25 @@ def implicit_balls(
     spacing = max(max(height, width) / 10, 2.3 * typical * (scale or 1.0))
     if at is None:
         row, column = (_spread(places, spacing) for places in (rows, columns))
-        chosen = np.stack(np.meshgrid(row, column, indexing="ij"), axis=-1).reshape(-1, 2)
+        row, column = (grid.ravel() for grid in np.meshgrid(row, column, indexing="ij"))
     else:
-        wanted = _check_pixels(at, (height, width))
-        nearest = [
-            np.abs(places[:, None] - wanted[:, i]).argmin(axis=0)
-            for i, places in enumerate((rows, columns))
-        ]
-        chosen = np.stack(nearest, axis=-1)
+        wanted = _check_pixels(at, (height, width)).T
+        row, column = (
+            np.abs(places[:, None] - there).argmin(axis=0)
+            for places, there in zip((rows, columns), wanted, strict=True)
+        )
     if scale is None:
         scale = max(1.0, _round_down(0.45 * spacing / typical))
-    index = chosen[:, 0], chosen[:, 1]
-    balls = metric[index]
-    centres = np.stack((rows[chosen[:, 0]], columns[chosen[:, 1]]), axis=-1)
+    balls = metric[row, column]
+    centres = np.stack((rows[row], columns[column]), axis=-1)
     ax = axes_or_new(ax)
     show(image, dim=0.45, ax=ax)
     ax.autoscale(False)
     boundaries = np.moveaxis(numpy_of("metric", Ellipse.of(balls).boundary(90)), 0, 1)
-    kept = good[index]
+    kept = good[row, column]
     _draw(ax, centres[kept], scale * boundaries[kept], facecolors=ORANGE, edgecolors=ORANGE)
     if samples:
-        places = (centres[:, None] + scale * points[index]).reshape(-1, 2)
+        places = (centres[:, None] + scale * points[row, column]).reshape(-1, 2)
         size = min(6.0, max(0.6, 2500 / len(places)))
         ax.scatter(places[:, 1], places[:, 0], s=size, color=BLUE, lw=0, zorder=5)
     mark_origin(ax, centres[:, 0], centres[:, 1], size=min(9.0, max(2.0, 900 / len(centres))))
@@ -236,7 +231,7 @@ def implicit_field(
         norm, cmap = LogNorm(1.0, top), "plasma"
     else:
         values = numpy_of("metric", metric.omega_norm())
-        # What no eye would see is none.
+        # A smaller drift is invisible.
         top = limit or max(0.05, float(np.max(values[good], initial=0.0)))
         norm, cmap = Normalize(0.0, top), "viridis"
     show(grey, dim=0.3, ax=ax)
@@ -258,22 +253,15 @@ def implicit_field(
         columns[0] - half[1], columns[-1] + half[1], rows[-1] + half[0], rows[0] - half[0],
     )  # fmt: skip
     drawn = ax.imshow(
-        np.ma.masked_array(values, ~good),
-        cmap=cmap,
-        norm=norm,
-        extent=extent,
-        alpha=0.72,
+        np.ma.masked_array(values, ~good), cmap=cmap, norm=norm, extent=extent, alpha=0.72,
         interpolation="nearest",
+    )  # fmt: skip
+    bar = colour_bar(
+        drawn, ax, 7, 2, orientation="horizontal", shrink=0.9, aspect=30, format="%.3g"
     )
-    bar = ax.figure.colorbar(
-        drawn, ax=ax, orientation="horizontal", shrink=0.9, aspect=30, pad=0.02, format="%.3g"
-    )
-    bar.ax.tick_params(which="both", labelsize=7, length=2)
-    bar.ax.minorticks_off()
     if what == "anisotropy":
         bar.set_ticks(_log_ticks(top))
-    bar.outline.set_visible(False)
-    if what == "drift":
+    else:
         _arrows(ax, numpy_of("metric", ellipse.centre), values, good, rows, columns, top)
     return ax
 
@@ -315,20 +303,18 @@ def orientation_rose(
     ax.spines["polar"].set_visible(False)
     groups = result.positions.groups
     ax.set_title("long axes" if groups == 1 else f"long axes, all {groups} groups", fontsize=8)
-    shares = result.summary.orientation
     s = result.summary
-    if s.explained == 0:
+    if s.orientation is None:
+        text = "all balls\nare discs" if s.explained else "no pixel\nhas a metric"
         ax.grid(False)
-        ax.text(0, 0, "no pixel\nhas a metric", ha="center", va="center", fontsize=9, color=GREY)
-        return ax
-    if shares is None:
-        ax.grid(False)
-        ax.text(0, 0, "all balls\nare discs", ha="center", va="center", fontsize=9, color=GREY)
+        ax.text(0, 0, text, ha="center", va="center", fontsize=9, color=GREY)
+        if not s.explained:
+            return ax
     else:
-        n = len(shares)
+        n = len(s.orientation)
         angles = -math.pi / 2 + (np.arange(n) + 0.5) * math.pi / n
         both = np.concatenate((angles, angles + math.pi))
-        radii = np.sqrt(n * np.tile(np.asarray(shares), 2))
+        radii = np.sqrt(n * np.tile(np.asarray(s.orientation), 2))
         ax.bar(both, radii, width=0.92 * math.pi / n, color=colour, alpha=0.85, zorder=3)
         ax.plot(np.linspace(0, 2 * math.pi, 100), np.ones(100), color=GREY, lw=0.8, ls=":")
         ax.set_ylim(0, max(1.5, 1.05 * radii.max()))
@@ -359,7 +345,7 @@ def _title(result: "ImplicitMetric", group: int) -> str:
 
 
 def _of_group(result: "ImplicitMetric", group: int) -> str:
-    """Return which of several groups a panel is about, for its title."""
+    """Return the group of a panel, if there are several, for its title."""
     groups = result.positions.groups
     return "" if groups == 1 else f", group {group % groups}"
 
@@ -373,7 +359,7 @@ def _say(ax: Axes, text: str) -> None:
 
 
 def _log_ticks(top: float) -> list[float]:
-    """Return some five ticks of a logarithmic scale from 1, apart from each other."""
+    """Return about five ticks, well apart, of a logarithmic scale from 1."""
     steps = [base * 10**power for power in range(6) for base in (1, 1.05, 1.1, 1.2, 1.5, 2, 3, 5)]
     ticks: list[float] = []
     for step in steps:
@@ -387,22 +373,17 @@ def _field(
     result: "ImplicitMetric", height: int, width: int, batch: int, group: int
 ) -> tuple[Randers, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return metric, rows, columns, what is explained, and samples, for one picture and group."""
-    size, groups = len(result.positions.points), result.positions.groups
-    if not -size <= batch < size:
-        raise ValueError(f"batch: expected an index below {size}, got {batch}")
-    if not -groups <= group < groups:
-        raise ValueError(f"group: expected an index below {groups}, got {group}")
+    groups = result.positions.groups
+    counts = ("batch", batch, len(result.positions.points)), ("group", group, groups)
+    for name, i, count in counts:
+        if not -count <= i < count:
+            raise ValueError(f"{name}: expected an index below {count}, got {i}")
     index = (batch,) if groups == 1 else (batch, group)
     metric, rows, columns = result.in_picture(height, width)
     ratios = np.array((height, width)) / np.array(result.positions.input_size)
     points = numpy_of("points", result.positions.points[index]).astype(float) * ratios
-    return (
-        metric[index],
-        numpy_of("rows", rows).astype(float),
-        numpy_of("columns", columns).astype(float),
-        numpy_of("explained", result.fit.explained[index]),
-        points,
-    )
+    centres = (numpy_of("centres", places).astype(float) for places in (rows, columns))
+    return metric[index], *centres, numpy_of("explained", result.fit.explained[index]), points
 
 
 def _spread(places: Float[np.ndarray, " n"], spacing: float) -> Int[np.ndarray, " m"]:

@@ -49,10 +49,6 @@ def kernel_samples(
         Area of the largest marker, in points^2.
     ax : Axes, optional
 
-    Returns
-    -------
-    Axes
-
     Raises
     ------
     ValueError
@@ -113,10 +109,6 @@ def reference_points(
         each, or a line from the first to the last that goes from light to dark, as do the points.
     ax : Axes, optional
 
-    Returns
-    -------
-    Axes
-
     Raises
     ------
     ValueError
@@ -148,7 +140,7 @@ def reference_points(
     style: dict[str, Any] = {"color": BLUE}
     if order == "line":
         ax.plot(columns, rows, color=GREY, linewidth=0.8, zorder=5)
-        # From green to dark violet: the light end of the map is lost on a light ground.
+        # From green to dark violet: the light end of the map is invisible on a light ground.
         shades = 0.8 - 0.8 * np.arange(len(images)) / len(images)
         style = {"c": shades, "cmap": "viridis", "vmin": 0.0, "vmax": 1.0}
     ax.scatter(columns, rows, s=30, edgecolor="white", linewidth=0.6, zorder=6, **style)

@@ -59,10 +59,6 @@ def side_by_side(
     figure : Figure or SubFigure, optional
         Where to draw; a new figure of matplotlib's (not of pyplot's) if not given.
 
-    Returns
-    -------
-    Figure or SubFigure
-
     Raises
     ------
     ValueError
@@ -76,9 +72,8 @@ def side_by_side(
     height, width = pictures[0].shape[:2]
     ratios = [height / width] if zoom is None else [height / width, zoom.height / zoom.width]
     if figure is None:
-        figure = Figure(
-            figsize=(2.6 * columns, (2.6 * sum(ratios) + 0.4) * rows), layout="constrained"
-        )
+        size = 2.6 * columns, (2.6 * sum(ratios) + 0.4) * rows
+        figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(
         rows * len(ratios), columns, squeeze=False, gridspec_kw={"height_ratios": ratios * rows}
     )
@@ -104,8 +99,7 @@ def _enlarge(picture: "np.ndarray", zoom: Zoom, whole: Axes, detail: Axes) -> No
     detail.set_axis_on()
     rows = slice(zoom.row, zoom.row + zoom.height)
     show(picture[rows, zoom.column : zoom.column + zoom.width], ax=detail)
-    for spine in detail.spines.values():
-        spine.set(visible=True, edgecolor=VERMILION, linewidth=1.2)
+    detail.spines[:].set(visible=True, edgecolor=VERMILION, linewidth=1.2)
 
 
 def _check(

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from finslerconv import __version__
 from finslerconv.cli import app
 from finslerconv.cli._denoise import (
-    Score,
+    Result,
     ball_filters,
     baselines,
     chosen,
@@ -79,7 +79,7 @@ def test_balls_are_not_worse_than_the_box_of_the_same_size(name, size, sigma, ke
     options = chosen(image, noise, kernel_size, MetricOptions.for_noise(noise, kernel_size))
     filters = ball_filters(options.of(image), kernel_size, options.radius)
     box, riemannian = (
-        Score.of(filters[i](image)[0].numpy(), clean).psnr
+        Result.of("", "", filters[i](image)[0].numpy(), clean).psnr
         for i in (0, [f.name for f in filters].index("Riemannian ball"))
     )
     assert riemannian > box + 0.2
@@ -126,7 +126,7 @@ def test_usual_filters_keep_the_picture_in_place(channels):
     assert len(results) == 4
     for result in results:
         assert result.picture.shape == clean.shape
-        assert result.score.psnr > Score.of(noisy, clean).psnr + 1
+        assert result.psnr > Result.of("", "", noisy, clean).psnr + 1
 
 
 def test_the_box_is_the_best_of_the_small_ones():
@@ -293,8 +293,8 @@ def test_noise_has_the_stated_deviation():
     clean = np.zeros((1, 400, 400), np.float32)
     noisy = with_noise(clean, 0.2, 3)
     assert noisy.std() == pytest.approx(0.2, rel=0.01)
-    assert Score.of(noisy, clean).psnr == pytest.approx(-20 * np.log10(0.2), abs=0.1)
-    assert Score.of(clean + 1e-6, clean).ssim == pytest.approx(1)
+    assert Result.of("", "", noisy, clean).psnr == pytest.approx(-20 * np.log10(0.2), abs=0.1)
+    assert Result.of("", "", clean + 1e-6, clean).ssim == pytest.approx(1)
 
 
 def refused(result, message):

@@ -35,8 +35,7 @@ def test_the_path_follows_the_edge_and_the_drift_goes_one_way():
     picture = torch.as_tensor(corner_picture())[None]
     metric = MetricOptions(anisotropy=8.0, tau=0.3).of(picture)
     start, end = (60.0, 15.5), (15.5, 60.0)
-    found = journey(metric, start, end)
-    there, back, straight = found.ways
+    (there, back, straight), _ = journey(metric, start, end)
     for way in (there, back):
         assert way.length < 0.8 * straight.length
         # From one side of the corner to the other: near the edge all the way.
@@ -53,11 +52,10 @@ def test_the_path_follows_the_edge_and_the_drift_goes_one_way():
 def test_without_a_drift_both_ways_are_as_long():
     picture = torch.as_tensor(corner_picture())[None]
     metric = MetricOptions(anisotropy=8.0, tau=0.0).of(picture)
-    there, back, _ = journey(metric, (60.0, 15.5), (15.5, 60.0)).ways
+    (there, back, _), distances = journey(metric, (60.0, 15.5), (15.5, 60.0))
     assert there.length == pytest.approx(back.length, rel=0.01)
     # The path is the shortest: its length is the distance.
-    found = journey(metric, (60.0, 15.5), (15.5, 60.0)).distances
-    assert there.length == pytest.approx(found.distance[31, 120], rel=0.03)
+    assert there.length == pytest.approx(distances.distance[31, 120], rel=0.03)
 
 
 def test_the_command(here):

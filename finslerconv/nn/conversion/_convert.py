@@ -11,7 +11,7 @@ from finslerconv._models import replace_modules
 from finslerconv.nn._selection import Where, as_selection, unmatched
 from finslerconv.nn.conversion._families import Family, Finish, Plain, Start, To, family
 from finslerconv.nn.conversion._found import find_convolutions
-from finslerconv.nn.conversion._measure import Example, measure
+from finslerconv.nn.conversion._measure import Example, Measurement, measure
 from finslerconv.nn.conversion._report import (
     ConversionReport,
     Converted,
@@ -58,19 +58,15 @@ def convert(
         ``"lattice"``, which is the default, the model computes what it did), or at the constant
         ``1 / (kh kw in_channels / groups)``, as the paper's do. Biases stay.
     inplace : bool
-        Whether to change the model itself. By default a copy is changed, so that a pretrained
-        model is still there to be compared with; a model that is too large for two is changed in
-        place. The parameters keep their identity then: an optimiser goes on working, but for what
-        is new.
+        Whether to change the model itself, with the same parameter objects, so that an optimiser
+        lacks only the new ones. By default a copy is changed.
     example : Tensor, sequence or mapping, optional
-        An input of the model (its arguments, its keyword arguments), with which to measure sizes
-        and times before and after, in evaluation mode and without gradients.
+        An input of the model (its arguments, its keyword arguments) on which to measure sizes and
+        times before and after, in evaluation mode and without gradients.
     **options
-        The keyword arguments of the layers: for ``"weighted"``, ``density`` as in
-        :func:`to_weighted` (by default the paper's) and ``preserve`` (by default True: the
-        weights are divided by it, and the model computes what it did); for adaptive layers those
-        of the class after ``dtype``. ``fixed_kernel`` needs ``start="constant"``, since it
-        discards the weights.
+        For ``"weighted"``, ``density`` (by default the paper's) and ``preserve`` (by default True)
+        as in :func:`to_weighted`; for adaptive layers the keyword arguments of the class after
+        ``dtype``. ``fixed_kernel`` discards the weights, and so needs ``start="constant"``.
 
     Returns
     -------
@@ -87,16 +83,15 @@ def convert(
 
     Notes
     -----
-    Every convolution is in the report, and those left alone with the reason: transposed, lazy and
-    single-tap (1 x 1) ones, those that are adaptive already (torchvision's too) and what is inside
-    them, convolutions beside such a layer that are named after its offsets, classes that compute
-    something of their own, and weights that a hook computes. If that is all of them, the model
-    stays as it was.
+    Every convolution is in the report. Left alone, with the reason, are transposed, lazy and
+    single-tap (1 x 1) ones, adaptive ones (torchvision's too) and all inside them, convolutions
+    beside such a layer that are named after its offsets, classes that compute something of their
+    own, and weights that a hook computes.
 
     Weights, biases, ``requires_grad``, device, dtype, training mode, hooks and parametrisations
-    (``torch.nn.utils.parametrize``) go over to the new layer; what is new in it is trained even
-    where the weights are frozen. A convolution that a model uses in several places is converted
-    once and stays shared, and so do weights that layers share.
+    (``torch.nn.utils.parametrize``) go over to the new layer; its new parameters are trained even
+    where the weights are frozen. Shared convolutions are converted once, and shared weights stay
+    shared.
 
     Where the weights themselves change (``"weighted"`` with ``preserve``,
     ``start="constant"``), parametrised ones are left alone, and shared ones whose other layers do
@@ -106,14 +101,8 @@ def convert(
     --------
     >>> net = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 1, 1))
     >>> converted, report = convert(net, "metric", head="log_euclidean")
-    >>> converted[0]
-    MetricConv2d(
-      1, 8, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), reference='lattice', map='radial'
-      (head): MetricHead(
-        LogEuclidean(eps_L=0.01), eps_omega=0.1, omega_constraint='sigmoid', groups=1, radius=1
-        (conv): Conv2d(1, 5, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
-      )
-    )
+    >>> [type(layer).__name__ for layer in converted]
+    ['MetricConv2d', 'ReLU', 'Conv2d']
     >>> print(report.summary())
     1 converted, 1 left alone
     parameters: 89 -> 139 (+56.18%)
@@ -144,7 +133,7 @@ def convert_back(
     model : nn.Module
         A model with layers of this library, or one of them.
     where, inplace, example
-        As in :func:`convert`.
+        As in :func:`convert`; by default all of them.
     strict : bool
         Whether to refuse if one of them cannot be converted exactly; otherwise it is left alone,
         and the report says why.
@@ -163,11 +152,8 @@ def convert_back(
     Examples
     --------
     >>> net, _ = convert(nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU()), "deform")
-    >>> convert_back(net).model
-    Sequential(
-      (0): Conv2d(1, 8, kernel_size=(3, 3), stride=(1, 1))
-      (1): ReLU()
-    )
+    >>> convert_back(net).model[0]
+    Conv2d(1, 8, kernel_size=(3, 3), stride=(1, 1))
     """
     check_arguments(model, inplace)
     model = model if inplace else copied(model)
@@ -177,7 +163,7 @@ def convert_back(
 def _carried_out(
     model: nn.Module, family: Family, where: Where, example: Example | None
 ) -> Conversion:
-    """Convert what is selected and the family takes, and report."""
+    """Convert the selected convolutions that the family takes, and report."""
     convolutions = find_convolutions(model)
     if not convolutions:
         raise ValueError("model: expected convolutions in it, found none")
@@ -185,40 +171,41 @@ def _carried_out(
     selected = [any(selection(name, c.module) for name in c.names) for c in convolutions]
     if not any(selected):
         raise ValueError(unmatched(where, [c.names[0] for c in convolutions]))
-    plans: dict[int, Finish] = {}
-    reasons: dict[int, str] = {}
+    plans: dict[nn.Module, Finish] = {}
+    reasons: dict[nn.Module, str] = {}
     for found, chosen in zip(convolutions, selected, strict=True):
         reason = found.part or family.stranger(found.module)
         if reason is None and not chosen:
             reason = "not selected"
         plan = reason or family.refuse(found.module) or family.prepare(found.names[0], found.module)
         if isinstance(plan, str):
-            reasons[id(found.module)] = plan
+            reasons[found.module] = plan
         else:
-            plans[id(found.module)] = plan
+            plans[found.module] = plan
     reasons.update(family.withdraw(model, plans.keys()))
 
     left = [
-        LeftAlone(found.names[0], described(found.module), reasons[id(found.module)])
+        LeftAlone(found.names[0], described(found.module), reasons[found.module])
         for found in convolutions
-        if id(found.module) in reasons
+        if found.module in reasons
     ]
-    going = [found for found in convolutions if id(found.module) not in reasons]
+    going = [found for found in convolutions if found.module not in reasons]
     old = [found.module for found in going]
     parameters_before = count_parameters(model)
     kinds, costs = [described(module) for module in old], [cost(module) for module in old]
-    before = None if example is None else measure(model, old, example)
-    made = [plans[id(module)]() for module in old]
-    made_of = {id(module): new for module, (new, _) in zip(old, made, strict=True)}
-    model = replace_modules(model, lambda _, module: made_of.get(id(module), module))
-    after = None if example is None else measure(model, list(made_of.values()), example)
+    nothing = Measurement(None, {})
+    before = nothing if example is None else measure(model, old, example)
+    made = [plans[module]() for module in old]
+    made_of = {module: new for module, (new, _) in zip(old, made, strict=True)}
+    model = replace_modules(model, lambda _, module: made_of.get(module, module))
+    after = nothing if example is None else measure(model, list(made_of.values()), example)
     converted = tuple(
         Converted(
             name=found.names[0],
             old=kind,
             new=described(new),
-            before=replace(known, **({} if before is None else before.of(found.module))),
-            after=replace(cost(new), **({} if after is None else after.of(new))),
+            before=replace(known, **before.layers.get(found.module, {})),
+            after=replace(cost(new), **after.layers.get(new, {})),
             also=tuple(found.names[1:]),
             notes=(*notes, *(() if found.note is None else (found.note,))),
         )
@@ -230,8 +217,8 @@ def _carried_out(
         str(selection),
         parameters_before,
         count_parameters(model),
-        seconds_before=None if before is None else before.seconds,
-        seconds_after=None if after is None else after.seconds,
+        seconds_before=before.seconds,
+        seconds_after=after.seconds,
     )
     return Conversion(model, report)
 

@@ -1,8 +1,7 @@
 """What a convolution can be converted to, and which convolutions each of these can take."""
 
 import abc
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from typing import Any, Literal
 
 import torch
@@ -19,7 +18,6 @@ from finslerconv.nn._metric_conv import MetricConv2d
 from finslerconv.nn._offset_conv import DeformConv2d, ShiftedConv2d
 from finslerconv.nn.conversion._found import is_foreign, is_ours
 from finslerconv.nn.conversion._report import described
-from finslerconv.nn.conversion._takeover import take_over_surroundings, take_over_weights
 from finslerconv.nn.weighted import (
     WEIGHTED,
     Folder,
@@ -32,11 +30,16 @@ from finslerconv.nn.weighted import (
 #: What a user may ask for: a name, an adaptive class, or a function from a convolution to a module.
 To = str | type[AdaptiveConv2d] | Callable[..., nn.Module]
 
-#: How the kernels start: as the ones they replace, or at the constant ``1 / (k^2 C_in)``.
+#: How the kernels start: as those that they replace, or at the constant ``1 / (k^2 C_in)``.
 Start = Literal["weights", "constant"]
 
-#: The last step of a conversion: returns the new layer, with the old parameters, and the notes.
-Finish = Callable[[], tuple[nn.Module, tuple[str, ...]]]
+#: A new layer that has taken over the old one's parameters, and the notes for the report.
+Made = tuple[nn.Module, tuple[str, ...]]
+
+#: The last step of a conversion, which changes the model's parameters.
+Finish = Callable[[], Made]
+
+Modules = Collection[nn.Module]
 
 #: The adaptive layers by the names that ``convert(to=...)`` takes.
 ADAPTIVE: dict[str, type[AdaptiveConv2d]] = {
@@ -46,15 +49,33 @@ ADAPTIVE: dict[str, type[AdaptiveConv2d]] = {
     "shifted": ShiftedConv2d,
 }
 
+# The hooks of a module that a replacement takes over, and those that it cannot.
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+_STATE_HOOKS = (
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
+
 
 class Family(abc.ABC):
     """What convolutions are converted to, and which of them.
 
-    The methods are called in this order, before the model is changed: all errors are raised there.
+    The methods are called in their order, all before the model is changed, so that errors leave it
+    as it was.
     """
 
     def stranger(self, module: nn.Module) -> str | None:
-        """Return why a module is left alone even if it is not selected, or None."""
+        """Return why a module is outside this family, selected or not; or None."""
         return None
 
     @abc.abstractmethod
@@ -63,20 +84,20 @@ class Family(abc.ABC):
 
     @abc.abstractmethod
     def prepare(self, name: str, conv: Any) -> Finish | str:
-        """Return the last step of a module's conversion, or why it is left alone."""
+        """Return the last step of a module's conversion, or why the module is left alone."""
 
-    def withdraw(self, model: nn.Module, prepared: Collection[int]) -> dict[int, str]:
-        """Return the prepared modules, by identity, that are left alone after all, and why."""
+    def withdraw(self, model: nn.Module, prepared: Modules) -> dict[nn.Module, str]:
+        """Return which prepared modules are left alone after all, and why."""
         return {}
 
 
 def family(to: To, start: Start, options: dict[str, Any]) -> Family:
-    """Return what ``to`` stands for; raise if it is unknown, or does not take an option."""
+    """Return the family that ``to`` names; raise if there is none, or an option does not fit."""
     if start not in ("weights", "constant"):
         raise ValueError(f"start: expected 'weights' or 'constant', got {start!r}")
     if isinstance(to, str):
         if to == "weighted":
-            _only_weights(start, to)
+            _check_start(start, to)
             _check_options(to, {"density", "preserve"}, options)
             return _Weighted(**options)
         if to not in ADAPTIVE:
@@ -91,8 +112,10 @@ def family(to: To, start: Start, options: dict[str, Any]) -> Family:
                 f"to: expected a class of adaptive layers, got {to.__name__}; give a function "
                 f"that makes one from a convolution, such as lambda conv: {to.__name__}(...)"
             )
-        taken = _options_of(to)
-        if taken is not None:
+        taken = set(arguments_of(to)) - {"bias", "device", "dtype", *_CONV_ARGUMENTS}
+        if to._groups_argument != "sample_groups":
+            taken.discard("sample_groups")
+        if "..." not in taken:  # it takes any option
             _check_options(to.__name__, taken, options)
         return _Adaptive(to, start == "constant", options)
     if isinstance(to, nn.Module):
@@ -105,7 +128,7 @@ def family(to: To, start: Start, options: dict[str, Any]) -> Family:
             "to: expected a name, a class of adaptive layers or a function from a convolution to "
             f"a module, got {type(to).__name__}"
         )
-    _only_weights(start, "a function")
+    _check_start(start, "a function")
     return _Factory(to, options)
 
 
@@ -116,27 +139,29 @@ class _Adaptive(Family):
         self._class, self._constant, self._options = cls, constant, options
 
     def refuse(self, module: nn.Module) -> str | None:
-        reason = _wrong_kind(module) or unlike_conv2d(module) or _hidden_weight(module)
-        reason = reason or _single_tap(module) or _has_more(module)
+        checks = _wrong_kind, unlike_conv2d, _hidden_weight, _single_tap, _has_more
+        reason = next(filter(None, (check(module) for check in checks)), None)
         if reason is None and self._constant and parametrize.is_parametrized(module, "weight"):
             reason = "its weight is parametrised, which a constant start would undo"
         return reason
 
     def prepare(self, name: str, conv: nn.Conv2d) -> Finish:
-        with _located(name, conv):
+        try:
             layer = self._class._with_arguments_of(conv, **self._options)
             if layer.fixed_kernel and not self._constant:
                 raise ValueError(
                     'fixed_kernel: would discard the weights; say so by start="constant"'
                 )
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{error} (at {named(name)}: {described(conv)})") from error
         if layer.fixed_kernel:
             layer.bias = conv.bias
         else:
-            take_over_weights(conv, layer)
-        # On the meta device there are no values to check.
+            _take_over_weights(conv, layer)
+        # The meta device has no values to tell from.
         why = layer.why_not_standard() if has_values(own_tensor(layer)) else None
 
-        def finish() -> tuple[nn.Module, tuple[str, ...]]:
+        def finish() -> Made:
             if self._constant:
                 with torch.no_grad():
                     layer.weight.fill_(1 / layer.weight[0].numel())
@@ -148,11 +173,11 @@ class _Adaptive(Family):
             if parametrize.is_parametrized(layer):
                 names = ", ".join(layer.parametrizations)  # type: ignore[arg-type]
                 notes.append(f"parametrisation of {names} carried over")
-            return layer, (*notes, *take_over_surroundings(conv, layer))
+            return layer, (*notes, *_take_over_surroundings(conv, layer))
 
         return finish
 
-    def withdraw(self, model: nn.Module, prepared: Collection[int]) -> dict[int, str]:
+    def withdraw(self, model: nn.Module, prepared: Modules) -> dict[nn.Module, str]:
         return shared_outside(model, prepared) if self._constant else {}
 
 
@@ -166,7 +191,9 @@ class _Weighted(Family):
         reason = _wrong_kind(module)
         if reason is None and parametrize.type_before_parametrizations(module) not in WEIGHTED:
             reason = unlike_conv2d(module)
-        reason = reason or _lazy(module) or _hidden_weight(module) or _single_tap(module)
+        if not reason and isinstance(module._parameters.get("weight"), nn.UninitializedParameter):
+            reason = "is lazy and has no weights yet; run it once first"
+        reason = reason or _hidden_weight(module) or _single_tap(module)
         if reason is None and self._preserve and parametrize.is_parametrized(module, "weight"):
             reason = (
                 "its weight is parametrised, so that it cannot be divided by the density; "
@@ -180,7 +207,7 @@ class _Weighted(Family):
         notes = ("on the meta device, where no weight is divided by its density",) * undivided
         return lambda: (self._weighter(conv), notes)
 
-    def withdraw(self, model: nn.Module, prepared: Collection[int]) -> dict[int, str]:
+    def withdraw(self, model: nn.Module, prepared: Modules) -> dict[nn.Module, str]:
         return self._weighter.unshareable(model, prepared)
 
 
@@ -202,17 +229,17 @@ class _Factory(Family):
         if made is conv:
             return "the factory gave it back"
 
-        def finish() -> tuple[nn.Module, tuple[str, ...]]:
+        def finish() -> Made:
             if any(module is conv for module in made.modules()):
-                # The convolution is still in use and keeps its hooks.
+                # It is still in use and keeps what it has.
                 return made.train(conv.training), ()
-            return made, take_over_surroundings(conv, made)
+            return made, _take_over_surroundings(conv, made)
 
         return finish
 
 
 class Plain(Family):
-    """Plain convolutions, for layers of this library that compute nothing else."""
+    """Plain convolutions, of layers of this library that compute nothing else."""
 
     def __init__(self, model: nn.Module, strict: bool) -> None:
         self._strict = strict
@@ -229,14 +256,24 @@ class Plain(Family):
     def prepare(self, name: str, conv: nn.Module) -> Finish | str:
         if not isinstance(conv, AdaptiveConv2d):
             self._weighted.append(conv)
-            return lambda: self._folded(conv)
-        reason = conv.why_not_standard() or _unfoldable_modulation(conv, id(conv) in self._shared)
+
+            def fold() -> Made:
+                note = self._folder.note(conv)
+                return self._folder(conv), () if note is None else (note,)
+
+            return fold
+        reason = conv.why_not_standard()
+        if reason is None and _constant_modulation(conv) is not None:
+            if parametrize.is_parametrized(conv, "weight"):
+                reason = "its modulation is constant, but its weight is parametrised"
+            elif conv in self._shared:
+                reason = "its modulation is constant, but its weight is shared with another layer"
         if reason is None:
             return lambda: _standard(conv)
         self._refused.append(f"{named(name)}: {reason}")
         return f"would not be exact: {reason}"
 
-    def withdraw(self, model: nn.Module, prepared: Collection[int]) -> dict[int, str]:
+    def withdraw(self, model: nn.Module, prepared: Modules) -> dict[nn.Module, str]:
         if self._strict and self._refused:
             raise ValueError(
                 "model: expected layers that are exactly standard convolutions; these are not "
@@ -245,14 +282,10 @@ class Plain(Family):
         self._folder = Folder(model, self._weighted)
         return {}
 
-    def _folded(self, layer: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
-        note = self._folder.note(layer)
-        return self._folder(layer), () if note is None else (note,)
-
 
 @torch.no_grad()
-def _standard(layer: AdaptiveConv2d) -> tuple[nn.Module, tuple[str, ...]]:
-    """Return the plain convolution that equals a layer with the standard positions."""
+def _standard(layer: AdaptiveConv2d) -> Made:
+    """Return the standard convolution of a layer whose positions are the standard ones."""
     like = own_tensor(layer)
     conv = nn.Conv2d(
         **{name: getattr(layer, name) for name in _CONV_ARGUMENTS},
@@ -265,52 +298,22 @@ def _standard(layer: AdaptiveConv2d) -> tuple[nn.Module, tuple[str, ...]]:
         conv.weight = nn.Parameter(layer.weight.detach(), requires_grad=False)
         conv.bias = layer.bias
     else:
-        take_over_weights(layer, conv)
+        _take_over_weights(layer, conv)
     modulation = _constant_modulation(layer)
     if modulation is not None:
         notes = ("its constant modulation is multiplied into the weights",)
-        # From a factor for every sample to one for every weight, (O, C / groups, kh, kw).
+        # From a factor of every sample to one of every weight, (O, C / groups, kh, kw).
         taps = modulation.view(layer.sample_groups, *layer.kernel_size)
         per_channel = taps.repeat_interleave(layer.in_channels // layer.sample_groups, dim=0)
         per_group = per_channel.unflatten(0, (layer.groups, -1))
         conv.weight.mul_(per_group.repeat_interleave(layer.out_channels // layer.groups, dim=0))
-    return conv, (*notes, *take_over_surroundings(layer, conv))
+    return conv, (*notes, *_take_over_surroundings(layer, conv))
 
 
 def _constant_modulation(layer: AdaptiveConv2d) -> torch.Tensor | None:
     """Return the constant factors of a layer's samples; None if they are 1."""
     bias = None if layer.modulation_conv is None else layer.modulation_conv.bias
     return None if bias is None or not bias.any() else 2 * torch.sigmoid(bias)
-
-
-def _unfoldable_modulation(layer: AdaptiveConv2d, shared: bool) -> str | None:
-    """Return why a constant modulation cannot go into the weights, or None."""
-    if _constant_modulation(layer) is None:
-        return None
-    if parametrize.is_parametrized(layer, "weight"):
-        return "its modulation is constant, but its weight is parametrised"
-    if shared:
-        return "its modulation is constant, but its weight is shared with another layer"
-    return None
-
-
-@contextmanager
-def _located(name: str, module: nn.Module) -> Iterator[None]:
-    """Add the layer to an error's message."""
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{error} (at {named(name)}: {described(module)})") from error
-
-
-def _options_of(cls: type[AdaptiveConv2d]) -> set[str] | None:
-    """Return the arguments of a class besides a convolution's; None if it takes any."""
-    found = set(arguments_of(cls))
-    if "..." in found:
-        return None
-    if cls._groups_argument != "sample_groups":
-        found.discard("sample_groups")
-    return found - {"bias", "device", "dtype", *_CONV_ARGUMENTS}
 
 
 def _check_options(to: str, taken: Collection[str], options: Collection[str]) -> None:
@@ -322,7 +325,7 @@ def _check_options(to: str, taken: Collection[str], options: Collection[str]) ->
         )
 
 
-def _only_weights(start: Start, to: str) -> None:
+def _check_start(start: Start, to: str) -> None:
     if start != "weights":
         raise ValueError(f"start: {start!r} is for adaptive layers; {to} starts from the weights")
 
@@ -345,14 +348,8 @@ def _single_tap(module: nn.Module) -> str | None:
     return None
 
 
-def _lazy(module: nn.Module) -> str | None:
-    if isinstance(module._parameters.get("weight"), nn.UninitializedParameter):
-        return "is lazy and has no weights yet; run it once first"
-    return None
-
-
 def _hidden_weight(module: nn.Module) -> str | None:
-    """Return why the weight cannot be taken over, or None."""
+    """Return why the weight or bias is no parameter that can be taken over, or None."""
     for name in ("weight", "bias"):
         if name not in module._parameters and not parametrize.is_parametrized(module, name):
             return (
@@ -363,7 +360,50 @@ def _hidden_weight(module: nn.Module) -> str | None:
 
 
 def _has_more(module: nn.Module) -> str | None:
-    """Return what a module holds besides its weights, which would be lost, or None."""
+    """Return what a module holds besides a convolution's parameters, and would lose; or None."""
     more = [*module._parameters, *module._buffers, *module._modules]
     more = [name for name in more if name not in ("weight", "bias", "parametrizations")]
     return f"it holds {', '.join(more)} besides its weights, which would be lost" if more else None
+
+
+def _take_over_weights(old: nn.Module, new: nn.Module) -> None:
+    """Give a layer the parameter objects of another, and its parametrisations."""
+    for name in ("weight", "bias"):
+        if parametrize.is_parametrized(old, name):
+            _take_over_parametrization(old, new, name)
+        else:
+            setattr(new, name, getattr(old, name))
+
+
+def _take_over_surroundings(old: nn.Module, new: nn.Module) -> tuple[str, ...]:
+    """Give a module the hooks, mode and attributes of another; return notes for the report."""
+    # Parametrisations came over with the weights, and keep their modes.
+    before = set(old.modules())
+    for module in new.modules():
+        if module not in before:
+            module.training = old.training
+    notes = []
+    if any(getattr(old, name) for name in _HOOKS):
+        notes.append("hooks carried over")
+    for name in _HOOKS:
+        theirs, ours = getattr(old, name), getattr(new, name)
+        if theirs:
+            # The old dictionary itself, so that handle.remove() still works.
+            theirs.update(ours)
+            setattr(new, name, theirs)
+    if old._is_full_backward_hook is not None:
+        new._is_full_backward_hook = old._is_full_backward_hook
+    for name, value in vars(old).items():
+        if not name.startswith("_") and name not in vars(new) and not isinstance(value, nn.Module):
+            setattr(new, name, value)
+    if any(getattr(old, name, None) for name in _STATE_HOOKS):
+        notes.append("its state_dict hooks are not carried over")
+    return tuple(notes)
+
+
+def _take_over_parametrization(old: nn.Module, new: nn.Module, name: str) -> None:
+    """Give a module the very list of parametrisations of another."""
+    # Registering them anew would make them invert the new module's tensor, and some remember what
+    # they inverted (the base of an orthogonal one). A placeholder makes room for the list.
+    parametrize.register_parametrization(new, name, nn.Identity(), unsafe=True)
+    new.parametrizations[name] = old.parametrizations[name]  # type: ignore[index, operator]

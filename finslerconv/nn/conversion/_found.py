@@ -1,13 +1,12 @@
-"""The convolutions of a model, and which of them are parts of adaptive layers."""
+"""Which convolutions there are in a model, and which of them are parts of adaptive layers."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from finslerconv._models import named
+from finslerconv._models import named, torchvision_deform
 from finslerconv.nn._adaptive import AdaptiveConv2d
 from finslerconv.nn.weighted import density_of
 
@@ -16,8 +15,8 @@ from finslerconv.nn.weighted import density_of
 class Found:
     """A convolution of a model, by all its dotted names.
 
-    ``part`` names the adaptive layer of which it is a part (it is then left alone); ``note`` is for
-    the report if it is converted.
+    ``part`` names the adaptive layer that it belongs to, and keeps it from being converted;
+    ``note`` is for the report if it is converted.
     """
 
     names: list[str]
@@ -28,36 +27,34 @@ class Found:
 
 def find_convolutions(model: nn.Module) -> list[Found]:
     """Return all convolutions of a model, those of other libraries too."""
-    names: dict[int, list[str]] = {}
-    modules: dict[int, nn.Module] = {}
-    parts: dict[int, str] = {}
-    notes: dict[int, str] = {}
+    names: dict[nn.Module, list[str]] = {}
+    parts: dict[nn.Module, str] = {}
+    notes: dict[nn.Module, str] = {}
     named_modules = list(model.named_modules(remove_duplicate=False))
     for name, module in named_modules:
         if isinstance(module, _ConvNd) or is_adaptive(module) or _has_kernel(module):
-            names.setdefault(id(module), []).append(name)
-            modules[id(module)] = module
+            names.setdefault(module, []).append(name)
         if is_adaptive(module):
             for inner in module.modules():
                 if inner is not module:
-                    parts.setdefault(id(inner), f"part of {_shown(name, module)}")
+                    parts.setdefault(inner, f"part of {_shown(name, module)}")
     for name, parent in named_modules:
-        if id(parent) in parts:
+        if parent in parts:
             continue
         for child_name, layer in parent.named_children():
             if is_foreign(layer):
                 shown = _shown(f"{name}.{child_name}" if name else child_name, layer)
-                for beside_name, conv in _beside(parent, layer):
-                    if "offset" in beside_name:
-                        parts.setdefault(id(conv), f"by its name, it computes offsets of {shown}")
+                for beside, conv in parent.named_children():
+                    if not isinstance(conv, nn.Conv2d) or is_adaptive(conv):
+                        continue
+                    if "offset" in beside:
+                        parts.setdefault(conv, f"by its name, it computes offsets of {shown}")
                     elif _may_compute_samples(conv, layer):
-                        notes[id(conv)] = (
+                        notes[conv] = (
                             f"its {conv.out_channels} channels fit the samples of {shown}; if it "
                             "computes their offsets or factors, leave it out by where"
                         )
-    return [
-        Found(names[key], module, parts.get(key), notes.get(key)) for key, module in modules.items()
-    ]
+    return [Found(found, m, parts.get(m), notes.get(m)) for m, found in names.items()]
 
 
 def is_adaptive(module: nn.Module) -> bool:
@@ -73,22 +70,21 @@ def is_ours(module: nn.Module) -> bool:
 def is_foreign(module: nn.Module) -> bool:
     """Whether a module is an adaptive convolution of another library; none of them is imported.
 
-    That is torchvision's ``DeformConv2d``, a module with the attributes of mmcv's and detectron2's,
-    or one with the methods of this library's.
+    It is known by torchvision's class, attributes of mmcv's and detectron2's, or the methods of
+    this library's layers.
     """
     if isinstance(module, AdaptiveConv2d):
         return False
     if all(callable(getattr(module, name, None)) for name in ("positions", "geometry")):
         return True
-    bases = [(kind.__name__, kind.__module__.partition(".")[0]) for kind in type(module).__mro__]
-    if ("DeformConv2d", "torchvision") in bases:
+    if torchvision_deform(module) is not None:
         return True
     names = ("deform_groups", "deformable_groups", "conv_offset", "conv_offset_mask")
     return _has_kernel(module) and any(hasattr(module, name) for name in names)
 
 
 def _has_kernel(module: nn.Module) -> bool:
-    """Whether a module is a two-dimensional convolution, but not one of PyTorch's."""
+    """Whether a module is a two-dimensional convolution that is not PyTorch's own."""
     if isinstance(module, _ConvNd):
         return False
     weight = module._parameters.get("weight")
@@ -97,14 +93,8 @@ def _has_kernel(module: nn.Module) -> bool:
     return weight.ndim == 4 and all(hasattr(module, n) for n in ("stride", "padding", "dilation"))
 
 
-def _beside(parent: nn.Module, layer: nn.Module) -> Iterator[tuple[str, Any]]:
-    for name, child in parent.named_children():
-        if child is not layer and isinstance(child, nn.Conv2d) and not is_adaptive(child):
-            yield name, child
-
-
 def _may_compute_samples(conv: nn.Conv2d, layer: Any) -> bool:
-    """Whether the channels may be offsets (2 a tap), factors (1) or both (3), in some groups."""
+    """Whether the channels are offsets (2), factors (1), or both (3), for a number of groups."""
     if not _has_kernel(layer):
         return False
     taps = layer.weight.shape[-2:].numel()

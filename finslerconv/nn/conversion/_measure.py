@@ -17,42 +17,34 @@ _REPEATS = 3
 
 @dataclass(frozen=True)
 class Measurement:
-    """Times of an example: the quickest of several passes forward, without gradients.
+    """The quickest of several passes forward with an example, without gradients.
 
-    ``seconds`` is for the whole model. ``layers`` maps the identity of each layer that ran to the
-    spatial size of its last output and the seconds of all its calls within a pass.
+    ``seconds`` is that of the whole model; ``layers`` has the fields of a :class:`Cost` that were
+    measured for each layer that ran: the size of its last output, and the time of all its calls.
     """
 
-    seconds: float
-    layers: dict[int, tuple[tuple[int, ...], float]]
-
-    def of(self, layer: nn.Module) -> dict[str, Any]:
-        """Return the measured fields of a :class:`Cost`; none if the layer did not run."""
-        if id(layer) not in self.layers:
-            return {}
-        size, seconds = self.layers[id(layer)]
-        return {"output_size": size, "seconds": seconds}
+    seconds: float | None
+    layers: dict[nn.Module, dict[str, Any]]
 
 
 @torch.no_grad()
 def measure(model: nn.Module, layers: Sequence[nn.Module], example: Example) -> Measurement:
     """Run a model with an example, in evaluation mode, and time it and some of its layers."""
-    sizes: dict[int, tuple[int, ...]] = {}
-    running: dict[int, float] = {}
-    started: dict[int, float] = {}
+    sizes: dict[nn.Module, tuple[int, ...]] = {}
+    running: dict[nn.Module, float] = {}
+    started: dict[nn.Module, float] = {}
 
     def before(module: nn.Module, _: Any) -> None:
         _synchronize()
-        started[id(module)] = time.perf_counter()
+        started[module] = time.perf_counter()
 
     def after(module: nn.Module, _: Any, output: Any) -> None:
         _synchronize()
-        key = id(module)
-        running[key] = running.get(key, 0.0) + time.perf_counter() - started[key]
-        sizes[key] = tuple(output.shape[2:]) if isinstance(output, Tensor) else ()
+        running[module] = running.get(module, 0.0) + time.perf_counter() - started[module]
+        sizes[module] = tuple(output.shape[2:]) if isinstance(output, Tensor) else ()
 
     totals: list[float] = []
-    passes: list[dict[int, float]] = []
+    passes: list[dict[nn.Module, float]] = []
     with evaluating(model):
         _run(model, example)
         # The whole model is timed without the hooks, which make a GPU wait at every layer.
@@ -72,9 +64,11 @@ def measure(model: nn.Module, layers: Sequence[nn.Module], example: Example) -> 
         finally:
             for handle in handles:
                 handle.remove()
-    keys = {key for run in passes for key in run}
-    seconds = {key: min(run[key] for run in passes if key in run) for key in keys}
-    return Measurement(min(totals), {key: (sizes[key], seconds[key]) for key in seconds})
+    measured = {
+        layer: {"output_size": size, "seconds": min(run[layer] for run in passes if layer in run)}
+        for layer, size in sizes.items()
+    }
+    return Measurement(min(totals), measured)
 
 
 def _run(model: nn.Module, example: Example) -> None:

@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from finslerconv._models import named
 from finslerconv.nn._adaptive import AdaptiveConv2d
 
-# Columns of the printed report, for terminals and pages.
+# Columns of the printed report, as in a terminal.
 _WIDTH = 80
 
 # Bilinear interpolation: four pixels, each times its share.
@@ -153,7 +153,7 @@ def _cells(row: Converted, timed: bool) -> list[str]:
     growth = "new"
     if old.multiply_adds:
         growth = f"{new.multiply_adds / old.multiply_adds - 1:+.1%}"
-    # Only the class of the new layer is shown if the arguments stay.
+    # If the arguments stay, only the class of the new layer is shown.
     name, _, arguments = row.new.partition("(")
     changed = name if row.old.partition("(")[2] == arguments else row.new
     cells = [
@@ -173,7 +173,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], n_text: int) -> s
     """Return a table of at most 80 columns: the first ``n_text`` columns are text and wrapped."""
     columns = list(zip(head, *rows, strict=True))
     widths = [max(len(line) for cell in cells for line in cell.split("\n")) for cells in columns]
-    # The text columns share what the numbers and gaps leave, the narrowest first.
+    # The text columns share the rest; one that needs less leaves more to the others.
     room = _WIDTH - 1 - 2 * (len(head) - 1) - sum(widths[n_text:])
     for k, i in enumerate(sorted(range(n_text), key=widths.__getitem__)):
         widths[i] = min(widths[i], room // (n_text - k))
@@ -228,7 +228,7 @@ def cost(module: nn.Module) -> Cost:
             samples = conv.in_channels * taps
             mine += (_INTERPOLATION + (conv.modulation_conv is not None)) * samples
         elif own is not None and own is not conv and isinstance(own, AdaptiveConv2d):
-            # A head over the input computes more pixels than the layer puts out.
+            # A head runs over the pixels of the input, which may be more than those of the output.
             mine = mine * torch.Size(own.stride).numel() // torch.Size(conv.stride).numel()
         total += mine
     return Cost(count_parameters(module), total)

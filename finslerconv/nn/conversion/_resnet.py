@@ -1,8 +1,7 @@
 """The recipe of the metric convolutions' paper for residual networks."""
 
 import dataclasses
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -46,17 +45,10 @@ def convert_resnet(
     dilate_last_stage : bool
         Whether to change the last stage's stride and dilation. That changes what a pretrained
         network computes; the conversion itself does not.
-    start : {"weights", "constant"}
-        As in :func:`convert`; the paper's adaptive kernels start at the ``"constant"``.
-    inplace : bool
-        As in :func:`convert`.
-    example : Tensor, sequence or mapping, optional
-        As in :func:`convert`; the times before are those of the plain network with the stem,
-        strides and dilations changed.
-    **options
-        As in :func:`convert`. The paper's: ``head="spectral_scaled"``, ``reference="concentric"``,
-        ``eps_omega`` 0.1, 0.5, 0.9 or 1, ``fixed_kernel`` True or False, and
-        ``start="constant"``.
+    start, inplace, example, **options
+        As in :func:`convert`. The paper's are ``start="constant"``, ``head="spectral_scaled"``,
+        ``reference="concentric"``, ``eps_omega`` 0.1, 0.5, 0.9 or 1, and ``fixed_kernel`` True or
+        False. Times before are those after the changes of stem, strides and dilations.
 
     Returns
     -------
@@ -102,8 +94,7 @@ def convert_resnet(
     return Conversion(model, dataclasses.replace(report, changes=changes))
 
 
-@dataclass(frozen=True)
-class _Edit:
+class _Edit(NamedTuple):
     """An attribute to be set, and its line in the report, if any."""
 
     owner: nn.Module
@@ -147,7 +138,7 @@ def _small_stem(model: nn.Module) -> list[_Edit]:
 
 
 def _full_resolution(stage: nn.Sequential) -> list[_Edit]:
-    """Return the edits that remove a stage's stride and dilate its later blocks instead."""
+    """Return the edits that remove the stride of a stage and dilate its later blocks."""
     first, *later = stage
     edits = []
     for name, module in first.named_modules():

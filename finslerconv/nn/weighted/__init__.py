@@ -2,26 +2,35 @@
 
 The second source of the library, Cammarasana and Patanè (arXiv 2505.24558): a density Phi on the
 taps changes how a network trains, not what it can compute, and costs nothing at inference.
-
-What is imported ``as`` itself is for the other rooms, not for users.
 """
 
 from finslerconv.nn.weighted._density import (
     Density,
+    DensityLike,
     SeparableDensity,
     TensorDensity,
     paper_profile,
 )
 from finslerconv.nn.weighted._metric_density import MetricDensity, TrainableRanders
-from finslerconv.nn.weighted._models import Folder as Folder
-from finslerconv.nn.weighted._models import Weighter as Weighter
-from finslerconv.nn.weighted._models import fold, to_weighted
-from finslerconv.nn.weighted._models import shared_kernels as shared_kernels
-from finslerconv.nn.weighted._models import shared_outside as shared_outside
-from finslerconv.nn.weighted._modules import WEIGHTED as WEIGHTED
-from finslerconv.nn.weighted._modules import WeightedConv1d, WeightedConv2d, WeightedConv3d
-from finslerconv.nn.weighted._parametrize import density_of as density_of
-from finslerconv.nn.weighted._parametrize import unweight_convolution, weight_convolution
+from finslerconv.nn.weighted._models import (
+    Folder,
+    Weighter,
+    fold,
+    shared_kernels,
+    shared_outside,
+    to_weighted,
+)
+from finslerconv.nn.weighted._modules import (
+    WEIGHTED,
+    WeightedConv1d,
+    WeightedConv2d,
+    WeightedConv3d,
+)
+from finslerconv.nn.weighted._parametrize import (
+    density_of,
+    unweight_convolution,
+    weight_convolution,
+)
 from finslerconv.nn.weighted._profiles import FreeProfile, GaussianProfile, PowerProfile, Profile
 from finslerconv.nn.weighted._search import (
     DensitySearch,
@@ -57,4 +66,12 @@ __all__ = [
     "Evaluation",
     "paper_bounds",
     "plot_density_search",
+    # What conversion and the reading of positions share with this package.
+    "DensityLike",
+    "density_of",
+    "WEIGHTED",
+    "Weighter",
+    "Folder",
+    "shared_kernels",
+    "shared_outside",
 ]

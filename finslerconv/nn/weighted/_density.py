@@ -14,9 +14,9 @@ class Density(nn.Module, ABC):
     r"""A spatial density :math:`\Phi` on the taps of a kernel.
 
     Calling it gives the tensor of the kernel's shape that multiplies every filter, tap by tap.
-    A fixed density holds that tensor as its buffer ``phi``; a trainable one holds parameters and
-    evaluates them anew at each call. One density may serve many layers: they then share it, and
-    ``state_dict``, ``copy.deepcopy`` and ``pickle`` keep them sharing.
+    A fixed density holds that tensor as its buffer ``phi``; a trainable one evaluates its
+    parameters at each call. Layers may share a density, also after ``copy.deepcopy`` and ``pickle``
+    and in a ``state_dict``.
 
     For a density of your own, subclass it with an ``_evaluate``; a fixed one may instead set
     ``phi`` in its constructor.
@@ -44,7 +44,7 @@ class Density(nn.Module, ABC):
         """Phi from the parameters, in the shape of the kernel."""
 
     def forward(self) -> Float[Tensor, "*kernel"]:
-        """Return Phi, shape ``kernel_size``, differentiable in the density's parameters."""
+        """Return Phi, in the shape of the kernel, differentiable in the density's parameters."""
         return self._evaluate() if self.phi is None else self.phi
 
     @property
@@ -53,7 +53,7 @@ class Density(nn.Module, ABC):
         return self.phi is None
 
     def extra_repr(self) -> str:
-        """Kernel size and kind, as in the printed module."""
+        """Return kernel size and kind, as in the printed module."""
         return f"kernel_size={self.kernel_size}, trainable={self.trainable}"
 
 
@@ -62,10 +62,9 @@ class SeparableDensity(Density):
 
     .. math:: \Phi_{i j \dots} = \alpha^{(0)}_i \, \alpha^{(1)}_j \cdots
 
-    A profile is given by half, from the outermost tap inwards, the centre being 1
-    (``[0.2, 0.8]`` stands for ``[0.2, 0.8, 1, 0.8, 0.2]``), or in full, one number per tap, and
-    then it need be neither symmetric nor 1 at the centre. Which of the two it is follows from its
-    length: ``k // 2`` or ``k``.
+    A profile of ``k // 2`` numbers is a half: from the outermost tap inwards, the centre being 1
+    (``[0.2, 0.8]`` stands for ``[0.2, 0.8, 1, 0.8, 0.2]``). One of ``k`` numbers is full, and need
+    be neither symmetric nor 1 at the centre.
 
     Parameters
     ----------
@@ -125,11 +124,11 @@ class SeparableDensity(Density):
                 hold(self, f"profile_{axis}", values, positive)
         if not trainable:
             self.phi = outer(_full_profiles(profiles, self.kernel_size))
-        # In double until here, so that a fixed float32 Phi is rounded once.
+        # Computed in double until here: a fixed float32 Phi is rounded once.
         place(self, device, dtype)
 
     def profiles(self) -> tuple[Float[Tensor, " _"], ...]:
-        """Return full profiles, shape ``(k,)``, one per axis, differentiable in the parameters.
+        """Return full profiles of shape ``(k,)``, one per axis, differentiable in the parameters.
 
         Raises
         ------
@@ -226,20 +225,19 @@ def paper_profile(kernel_size: int, n_axes: int = 2) -> list[float]:
     [0.2, 0.8]
     """
     table = {
-        2: {1: [], 3: [0.7], 5: [0.2, 0.8], 7: [0.25, 0.15, 0.55]},
-        3: {1: [], 3: [0.8], 5: [0.1, 0.7]},
-    }
-    known = [(k, n) for n, sizes in table.items() for k in sizes]
-    if (kernel_size, n_axes) not in known:
+        (1, 2): [], (3, 2): [0.7], (5, 2): [0.2, 0.8], (7, 2): [0.25, 0.15, 0.55],
+        (1, 3): [], (3, 3): [0.8], (5, 3): [0.1, 0.7],
+    }  # fmt: skip
+    if (kernel_size, n_axes) not in table:
         raise ValueError(
             f"the paper gives no profile for kernel_size {kernel_size} in {n_axes} dimensions; it "
-            f"does for (kernel_size, n_axes) in {known}; give a profile of your own"
+            f"does for (kernel_size, n_axes) in {list(table)}; give a profile of your own"
         )
-    return list(table[n_axes][kernel_size])
+    return table[kernel_size, n_axes]
 
 
 def as_density(density: DensityLike, kernel_size: Sequence[int], like: Tensor) -> Density:
-    """Return what a layer's ``density`` argument stands for, checked against its kernel."""
+    """Return the density that a layer's argument stands for, checked against its kernel."""
     kernel_size = tuple(kernel_size)
     if isinstance(density, Tensor):
         density = TensorDensity(density.to(device=like.device, dtype=like.dtype))
@@ -293,7 +291,7 @@ def _checked_kernel_size(kernel_size: Sequence[int]) -> tuple[int, ...]:
 def _checked_profiles(
     profile: Sequence[float] | Sequence[Sequence[float]], kernel_size: tuple[int, ...]
 ) -> list[Tensor]:
-    """Return one double tensor for all axes, or one for each, of length k // 2 or k."""
+    """One double tensor for all axes, or one for each, each of length k // 2 or k."""
     rows = list(profile)
     per_axis = bool(rows) and all(isinstance(row, Sequence) for row in rows)
     if not per_axis:
@@ -332,34 +330,29 @@ def _checked_profiles(
 
 
 def _expected_length(k: int) -> str:
-    if k % 2 == 0:
-        return f"{k} values (the full profile)"
-    return (
-        f"{k // 2} value{'s' * (k // 2 != 1)} (from the outermost tap inwards, centre 1 left out) "
-        f"or {k} values (the full profile)"
+    full = f"{k} values (the full profile)"
+    half = (
+        f"{k // 2} value{'s' * (k // 2 != 1)} (from the outermost tap inwards, centre 1 left out)"
     )
+    return f"{half} or {full}" if k % 2 else full
 
 
 def check_values(values: Tensor, name: str, positive: bool) -> None:
-    """Refuse values that are not finite, or, where they must be, not positive."""
+    """Refuse values that are not finite, or not above zero where ``positive``."""
     if not has_values(values):
         return
-    bad = ~values.isfinite() | (
-        values <= 0 if positive else torch.zeros_like(values, dtype=torch.bool)
-    )
-    if bad.any():
-        first = tuple(bad.nonzero()[0].tolist())
+    good = values.isfinite() & ((values > 0) | (not positive))
+    if not good.all():
+        first = tuple((~good).nonzero()[0].tolist())
         index = first[0] if len(first) == 1 else first
         wanted = "finite and above zero (positive=True)" if positive else "finite"
         raise ValueError(f"{name} must be {wanted}; got {values[first].item()} at index {index}")
 
 
 def hold(module: nn.Module, name: str, values: Tensor, as_logarithm: bool) -> None:
-    """Register values as a parameter, by their logarithm where they must stay positive."""
-    if as_logarithm:
-        module.register_parameter(f"log_{name}", nn.Parameter(values.log()))
-    else:
-        module.register_parameter(name, nn.Parameter(values))
+    """Register values, or their logarithm, as a parameter."""
+    name, values = (f"log_{name}", values.log()) if as_logarithm else (name, values)
+    module.register_parameter(name, nn.Parameter(values))
 
 
 def held(module: nn.Module, name: str, as_logarithm: bool) -> Tensor:
@@ -369,7 +362,7 @@ def held(module: nn.Module, name: str, as_logarithm: bool) -> Tensor:
 
 
 def _full_profiles(profiles: Sequence[Tensor], kernel_size: tuple[int, ...]) -> tuple[Tensor, ...]:
-    """Return one full profile per axis, from half or full ones; a single one is for all axes."""
+    """Return one full profile per axis from half or full ones; a single one is for all axes."""
     if len(profiles) == 1:
         profiles = [profiles[0]] * len(kernel_size)
     return tuple(

@@ -113,16 +113,12 @@ class MetricDensity(Density):
     def _evaluate(self) -> Tensor:
         if isinstance(self._modules.get("metric"), nn.Module):
             metric = self.metric()
-            taps = tap_offsets(self.kernel_size, self._like(metric))
+            like = metric.like
+            if not isinstance(like, Tensor):  # a metric without numbers, such as the Euclidean one
+                like = next(itertools.chain(self.parameters(), self.buffers()), torch.empty(0))
+            taps = tap_offsets(self.kernel_size, like)
             return self.profile(norm_off_zero(metric.norm, taps))
         return self.profile(self.distances)
-
-    def _like(self, metric: FinslerMetric) -> Tensor:
-        """Return a tensor of the device and dtype in which the density is computed."""
-        if isinstance(metric.like, Tensor):
-            return metric.like
-        # A metric without tensors, such as the Euclidean one, takes vectors of any kind.
-        return next(itertools.chain(self.parameters(), self.buffers()), torch.empty(0))
 
 
 class TrainableRanders(nn.Module):
@@ -169,14 +165,14 @@ class TrainableRanders(nn.Module):
         self.drift = nn.Parameter(m / (1 - m.dot(m)).sqrt())
 
     def forward(self) -> Randers:
-        """Return the metric of the present parameters."""
+        """Return the metric."""
         L = self.lower.tril(-1) + torch.diag(self.log_diagonal.exp())
         n = self.drift
         return Randers(L @ L.T, L @ n / (1 + n.dot(n)).sqrt(), validate=False)
 
 
 def tap_offsets(kernel_size: Sequence[int], like: Tensor) -> Tensor:
-    """Return the centred tap offsets, shape ``(*kernel_size, d)``, in array-axis order."""
+    """Centred tap offsets, shape ``(*kernel_size, d)``, in array-axis order."""
     axes = [
         torch.arange(k, dtype=like.dtype, device=like.device) - (k - 1) / 2 for k in kernel_size
     ]
@@ -184,7 +180,7 @@ def tap_offsets(kernel_size: Sequence[int], like: Tensor) -> Tensor:
 
 
 def _distances(metric: FinslerMetric, kernel_size: Sequence[int]) -> Tensor:
-    """Return F at the taps, in double on the CPU, for metrics of any kind of array."""
+    """F at the taps, in double on the CPU, whatever kind of array the metric computes in."""
     if not has_values(metric.like):
         return torch.empty(kernel_size, dtype=torch.float64, device="meta")
     exact = torch.empty(0, dtype=torch.float64, device="cpu")

@@ -52,12 +52,11 @@ def to_weighted(
         square); a callable makes one from each layer's ``kernel_size``, so
         ``lambda k: SeparableDensity(k, [0.7], trainable=True)`` trains one per layer.
     where : Selection, str, sequence of str, int, sequence of int, class or callable, optional
-        Which convolutions, as in :func:`finslerconv.nn.convert`; by default all that have more than
-        one tap, and with a mapping, those whose kernel size is in it.
+        Which convolutions, as in :func:`finslerconv.nn.convert`; by default all of more than one
+        tap, and with a mapping, of a kernel size in it.
     preserve : bool
-        Whether to divide the weights by Phi, so that the model computes what it did and only its
-        training changes. On the meta device there is nothing to divide: what is loaded later are
-        weights below Phi.
+        Whether to divide the weights by Phi, so that only the training of the model changes, and
+        not its output. On the meta device nothing is divided: weights loaded later are below Phi.
     inplace : bool
         Whether to change the model itself (parameters keep their identity, so an optimiser goes
         on working); by default a copy is changed.
@@ -67,7 +66,7 @@ def to_weighted(
     nn.Module
         The weighted model. Each ``nn.Conv1d``, ``nn.Conv2d`` or ``nn.Conv3d`` is a
         ``WeightedConvNd`` with the same names of parameters; other convolutions (transposed,
-        subclasses) are weighted by :func:`weight_convolution`.
+        subclasses) are weighted by :func:`weight_convolution`. Shared weights stay shared.
 
     Raises
     ------
@@ -77,26 +76,11 @@ def to_weighted(
         hook computes the weight, or it is shared with a layer that is not to be divided, or not by
         the same Phi. The message names the layer.
 
-    Notes
-    -----
-    Weights that layers share stay shared.
-
     Examples
     --------
     >>> net = nn.Sequential(nn.Conv2d(1, 8, 5), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 1, 1))
-    >>> to_weighted(net, {3: [0.7], 5: [0.2, 0.8]})
-    Sequential(
-      (0): WeightedConv2d(
-        1, 8, kernel_size=(5, 5), stride=(1, 1)
-        (density): SeparableDensity(kernel_size=(5, 5), trainable=False)
-      )
-      (1): ReLU()
-      (2): WeightedConv2d(
-        8, 8, kernel_size=(3, 3), stride=(1, 1)
-        (density): SeparableDensity(kernel_size=(3, 3), trainable=False)
-      )
-      (3): Conv2d(8, 1, kernel_size=(1, 1), stride=(1, 1))
-    )
+    >>> [type(layer).__name__ for layer in to_weighted(net, {3: [0.7], 5: [0.2, 0.8]})]
+    ['WeightedConv2d', 'ReLU', 'WeightedConv2d', 'Conv2d']
     """
     if not inplace:
         model = copy.deepcopy(model)
@@ -116,11 +100,11 @@ def to_weighted(
     # All are checked before the first is changed: a refused model stays as it was.
     for name, conv in chosen.items():
         weighter.prepare(name, conv)
-    reasons = weighter.unshareable(model, map(id, chosen.values()))
+    reasons = weighter.unshareable(model, chosen.values())
     for name, conv in chosen.items():
-        if id(conv) in reasons:
+        if conv in reasons:
             raise ValueError(
-                f"layer {name!r}: {reasons[id(conv)]}; choose both or neither by where, with "
+                f"layer {name!r}: {reasons[conv]}; choose both or neither by where, with "
                 "one density, or use preserve=False"
             )
     return replace_modules(model, lambda _, module: weighter(module))
@@ -153,11 +137,8 @@ def fold(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     Examples
     --------
     >>> from finslerconv.nn.weighted import WeightedConv2d
-    >>> fold(nn.Sequential(WeightedConv2d(1, 2, 3, density=[0.7]), nn.ReLU()))
-    Sequential(
-      (0): Conv2d(1, 2, kernel_size=(3, 3), stride=(1, 1))
-      (1): ReLU()
-    )
+    >>> fold(nn.Sequential(WeightedConv2d(1, 2, 3, density=[0.7]), nn.ReLU()))[0]
+    Conv2d(1, 2, kernel_size=(3, 3), stride=(1, 1))
     """
     if all(density_of(module) is None for module in model.modules()):
         raise ValueError("model has no weighted convolution to fold")
@@ -169,14 +150,13 @@ def fold(model: nn.Module, *, inplace: bool = False) -> nn.Module:
 class Weighter:
     """Put densities on the convolutions of a model, one by one; the inverse of :class:`Folder`.
 
-    A ``choice`` of None means the paper's density of each kernel size; ``preserve``, that weights
-    are divided by their density, a shared one once.
+    Without a ``choice`` the densities are the paper's. ``preserve`` divides the weights by them.
     """
 
     def __init__(self, choice: DensityChoice | None, preserve: bool) -> None:
         self._choice = choice
         self._preserve = preserve
-        self._densities: dict[int, Density] = {}
+        self._densities: dict[nn.Module, Density] = {}
         self._divided: set[Memory] = set()
 
     def lacks(self, kernel_size: tuple[int, ...]) -> str | None:
@@ -216,17 +196,17 @@ class Weighter:
                 check_divisible(conv, density)
         except (TypeError, ValueError) as error:
             raise type(error)(f"layer {named(name)!r}: {error}") from error
-        self._densities[id(conv)] = density
+        self._densities[conv] = density
 
-    def unshareable(self, model: nn.Module, chosen: Iterable[int]) -> dict[int, str]:
+    def unshareable(self, model: nn.Module, chosen: Iterable[nn.Module]) -> dict[nn.Module, str]:
         """Return which of the prepared layers share a weight that cannot be divided for all."""
         if not self._preserve:
             return {}
-        return _unshareable(model, {key: self._densities[key] for key in chosen})
+        return _unshareable(model, {layer: self._densities[layer] for layer in chosen})
 
     def __call__(self, conv: nn.Module) -> nn.Module:
         """Return what a prepared convolution becomes; another module as it is."""
-        density = self._densities.get(id(conv))
+        density = self._densities.get(conv)
         if density is None or not isinstance(conv, _ConvNd):
             return conv
         if self._preserve and _memory(conv.weight) not in self._divided:
@@ -249,21 +229,22 @@ class Weighter:
 class Folder:
     """Fold layers of a model, one by one; the inverse of :class:`Weighter`.
 
-    If all layers that hold a weight are folded with the same density, it is multiplied in place,
-    once. Otherwise the layer gets a weight of its own, and :meth:`note` says so. Of ``layers``,
-    those without a density stay as they are.
+    A shared weight is multiplied in place, once, if all its holders are folded with equal
+    densities. Otherwise the layer gets a copy, and :meth:`note` says so.
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[nn.Module]) -> None:
-        found = {id(layer): density_of(layer) for layer in layers}
-        self._densities = {key: density for key, density in found.items() if density is not None}
+        found = {layer: density_of(layer) for layer in layers}
+        self._densities = {
+            layer: density for layer, density in found.items() if density is not None
+        }
         self._unshareable = _unshareable(model, self._densities)
         self._multiplied: set[Memory] = set()
 
     def note(self, layer: nn.Module) -> str | None:
         """Return what changes in a layer besides its density, or None."""
-        if id(layer) in self._unshareable:
-            return f"{self._unshareable[id(layer)]}; this one is a copy"
+        if layer in self._unshareable:
+            return f"{self._unshareable[layer]}; this one is a copy"
         if _kernel(layer) is None:
             return "the other parametrisations of its weight are folded with the density"
         return None
@@ -271,13 +252,19 @@ class Folder:
     @torch.no_grad()
     def __call__(self, layer: nn.Module) -> nn.Module:
         """Return the plain convolution that a layer becomes; another module as it is."""
-        density = self._densities.get(id(layer))
+        density = self._densities.get(layer)
         if density is None:
             return layer
         weight = _kernel(layer)
-        if weight is None or id(layer) in self._unshareable:
+        if weight is None or layer in self._unshareable:
             effective: Any = layer.effective_weight if isinstance(layer, Weighted) else layer.weight
-            trained = any(p.requires_grad for p in _computed_from(layer))
+            held: Any = layer
+            if parametrize.is_parametrized(layer, "weight"):
+                held = layer.parametrizations["weight"]  # type: ignore[index]
+            names = ("weight", "original")  # without the density and the bias
+            trained = any(
+                p.requires_grad for n, p in held._parameters.items() if n.startswith(names)
+            )
             weight = nn.Parameter(effective.detach().clone(), requires_grad=trained)
         elif _memory(weight) not in self._multiplied:
             self._multiplied.add(_memory(weight))
@@ -285,7 +272,7 @@ class Folder:
         if parametrize.is_parametrized(layer, "weight"):
             functions: Any = layer.parametrizations["weight"]  # type: ignore[index]
             if functions.is_tensor:
-                # PyTorch would write the result into this tensor, which other layers may hold.
+                # PyTorch would write the result into the original, which others may hold.
                 functions.original = weight
             remove_parametrizations(layer, leave_parametrized=not functions.is_tensor)
         conv: Any = layer
@@ -301,8 +288,8 @@ class Folder:
 Memory = tuple[int, int]
 
 
-def shared_kernels(model: nn.Module) -> dict[int, list[tuple[str, nn.Module]]]:
-    """Return for each module, by identity, the others that hold the parameter of its kernel."""
+def shared_kernels(model: nn.Module) -> dict[nn.Module, list[tuple[str, nn.Module]]]:
+    """Return for each module the others that hold the parameter of its kernel, if any do."""
     holders: dict[Memory, list[tuple[str, nn.Module]]] = {}
     for name, module in model.named_modules():
         if isinstance(module, parametrize.ParametrizationList):
@@ -318,57 +305,53 @@ def shared_kernels(model: nn.Module) -> dict[int, list[tuple[str, nn.Module]]]:
     for module in model.modules():
         weight = _kernel(module)
         if weight is not None and not isinstance(weight, nn.UninitializedParameter):
-            found = [(name, m) for name, m in holders[_memory(weight)] if m is not module]
-            if found:
-                others[id(module)] = found
-    return others
+            others[module] = [(n, m) for n, m in holders[_memory(weight)] if m is not module]
+    return {module: found for module, found in others.items() if found}
 
 
-def shared_outside(model: nn.Module, chosen: Collection[int]) -> dict[int, str]:
-    """Return the chosen modules, by identity, that share a kernel with one not chosen, and why."""
-    reasons = {}
-    for key, others in shared_kernels(model).items():
-        for name, module in others:
-            outside = id(module) not in chosen or _kernel(module) is None
-            if key in chosen and outside:
-                reasons[key] = f"its weight is shared with {name}, which keeps it as it is"
-    return reasons
+def shared_outside(model: nn.Module, chosen: Collection[nn.Module]) -> dict[nn.Module, str]:
+    """Return which chosen modules share a kernel with one that is not chosen, and with which."""
+    return {
+        module: f"its weight is shared with {name}, which keeps it as it is"
+        for module, others in shared_kernels(model).items()
+        for name, other in others
+        if module in chosen and (other not in chosen or _kernel(other) is None)
+    }
 
 
 @torch.no_grad()
-def _unshareable(model: nn.Module, densities: Mapping[int, Density]) -> dict[int, str]:
-    """Return the modules that share a weight but have different densities, and why.
-
-    A shared weight is multiplied or divided once: all its holders need densities of equal value.
-    """
+def _unshareable(model: nn.Module, densities: Mapping[nn.Module, Density]) -> dict[nn.Module, str]:
+    """Return which modules share a weight with one that has another density or none, and why."""
     reasons = shared_outside(model, densities.keys())
-    for key, others in shared_kernels(model).items():
-        if key in densities and key not in reasons:
-            for name, module in others:
-                if not _equal(densities[key], densities[id(module)]):
-                    reasons[key] = f"its weight is shared with {name}, whose density is another"
-    return reasons
+    different = {
+        module: f"its weight is shared with {name}, whose density is another"
+        for module, others in shared_kernels(model).items()
+        if module in densities and module not in reasons
+        for name, other in others
+        if not _equal(densities[module], densities[other])
+    }
+    return reasons | different
 
 
 def _equal(a: Density, b: Density) -> bool:
     if a is b or a.kernel_size != b.kernel_size:
         return a is b
     first, second = a(), b()
-    # Without values nothing is multiplied, and they may be equal.
+    # On the meta device they may be equal, and nothing is multiplied.
     return not (has_values(first) and has_values(second)) or torch.equal(first, second)
 
 
 def _memory(tensor: Tensor) -> Memory:
-    """Return where a tensor begins, also for one that has no data (on the meta device)."""
+    """Return where a tensor begins, on the meta device too."""
     try:
         return tensor.untyped_storage()._cdata, int(tensor.storage_offset())
     except (NotImplementedError, RuntimeError):
-        # Sparse tensors and some subclasses have no storage.
+        # Sparse tensors and some subclasses have no such storage.
         return id(tensor), 0
 
 
 def _kernel(module: nn.Module) -> Tensor | None:
-    """Return the parameter that is a module's weight, or becomes it times a density; or None."""
+    """Return the parameter that is a module's weight, with or without a density; or None."""
     weight = module._parameters.get("weight")
     if weight is None and parametrize.is_parametrized(module, "weight"):
         functions: Any = module.parametrizations["weight"]  # type: ignore[index]
@@ -377,18 +360,10 @@ def _kernel(module: nn.Module) -> Tensor | None:
     return weight
 
 
-def _computed_from(layer: nn.Module) -> list[Tensor]:
-    """Return the parameters of which a layer's weight is computed, without the density's."""
-    held: Any = layer
-    if parametrize.is_parametrized(layer, "weight"):
-        held = layer.parametrizations["weight"]  # type: ignore[index]
-    return [p for name, p in held._parameters.items() if name.startswith(("weight", "original"))]
-
-
 def _recast(module: nn.Module, cls: type[nn.Module]) -> Any:
     """Make a module of another class with the same parameters, hooks, and attributes."""
     new = nn.Module.__new__(cls)
-    # The containers are copied, their contents shared: hooks and parameters keep their identity.
+    # Copies of the containers share their contents: hooks and parameters keep their identity.
     for name, value in module.__dict__.items():
         new.__dict__[name] = value.copy() if isinstance(value, dict) else value
     return new

@@ -1,9 +1,8 @@
 """The modules: ``nn.Conv1d``, ``nn.Conv2d`` and ``nn.Conv3d`` with a density on their taps."""
 
-import inspect
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
@@ -18,6 +17,31 @@ class Weighted(_ConvNd):
 
     density: Density
 
+    @constructor
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = 1,
+        padding: str | int | tuple[int, ...] = 0,
+        dilation: int | tuple[int, ...] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        density: DensityLike,
+    ) -> None:
+        # The next class is the plain convolution, whose arguments these are, and not _ConvNd.
+        plain: Any = super()
+        plain.__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
+            padding_mode, device, dtype,
+        )  # fmt: skip
+        self.density = as_density(density, self.kernel_size, self.weight)
+
     @property
     def effective_weight(self) -> Float[Tensor, "..."]:
         """The kernel that is applied, ``weight * Phi``; the parameter ``weight`` lacks Phi."""
@@ -25,36 +49,17 @@ class Weighted(_ConvNd):
 
     @property
     def itself(self) -> "Weighted":
-        """The layer itself, under a name for the root of a symbolic trace."""
+        """The layer, by a name for it where it is the root of a symbolic trace."""
         return self
 
     def forward(self, input: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """Convolve ``input`` by ``weight * Phi``; the shapes are those of the plain convolution."""
+        """Convolve ``input`` with ``weight * Phi``."""
         return _output(self, input)
 
 
 @recorded
 def _output(layer: Any, x: Tensor) -> Tensor:
     return layer._conv_forward(x, layer.effective_weight, layer.bias)
-
-
-def _constructor(plain: type[_ConvNd]) -> Callable[..., None]:
-    """Return a constructor that takes the arguments of a plain convolution, and ``density``."""
-
-    def init(self: Any, *arguments: Any, density: DensityLike, **options: Any) -> None:
-        plain.__init__(self, *arguments, **options)
-        self.density = as_density(density, self.kernel_size, self.weight)
-
-    kind = inspect.Parameter.KEYWORD_ONLY
-    parameters = [
-        *(
-            parameter.replace(annotation=inspect.Parameter.empty)
-            for parameter in inspect.signature(plain.__init__).parameters.values()
-        ),
-        inspect.Parameter("density", kind, annotation=DensityLike),
-    ]
-    init.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    return constructor(init)
 
 
 class WeightedConv1d(Weighted, nn.Conv1d):
@@ -68,8 +73,6 @@ class WeightedConv1d(Weighted, nn.Conv1d):
     >>> WeightedConv1d(1, 1, 3, density=[0.7])(torch.ones(1, 1, 8)).shape
     torch.Size([1, 1, 6])
     """
-
-    __init__ = _constructor(nn.Conv1d)
 
 
 class WeightedConv2d(Weighted, nn.Conv2d):
@@ -113,8 +116,6 @@ class WeightedConv2d(Weighted, nn.Conv2d):
     torch.Size([1, 8, 16, 16])
     """
 
-    __init__ = _constructor(nn.Conv2d)
-
 
 class WeightedConv3d(Weighted, nn.Conv3d):
     r"""``nn.Conv3d`` whose kernel is multiplied tap by tap with a density.
@@ -127,8 +128,6 @@ class WeightedConv3d(Weighted, nn.Conv3d):
     >>> WeightedConv3d(1, 1, 3, density=[0.8])(torch.ones(1, 1, 8, 8, 8)).shape
     torch.Size([1, 1, 6, 6, 6])
     """
-
-    __init__ = _constructor(nn.Conv3d)
 
 
 #: The module of this library for each of PyTorch's.

@@ -16,8 +16,7 @@ Conv = TypeVar("Conv", bound=_ConvNd)
 class Weighting(nn.Module):
     """The parametrization ``weight = original * Phi`` that :func:`weight_convolution` registers.
 
-    Assigning to ``conv.weight`` sets the kernel that is applied: ``original`` becomes what is
-    assigned, divided by Phi, which must then have no zero.
+    Assigning to ``conv.weight`` divides the assigned kernel by Phi, which must then have no zero.
     """
 
     def __init__(self, density: Density) -> None:
@@ -26,11 +25,9 @@ class Weighting(nn.Module):
         self._identity = False
 
     def forward(self, original: Tensor) -> Tensor:
-        """Return the kernel that is applied."""
         return original * self.density().to(original.dtype)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
-        """Return the original that gives ``weight``."""
         if self._identity:
             return weight
         phi = self.density().to(weight.dtype)
@@ -50,8 +47,8 @@ def weight_convolution(conv: Conv, density: DensityLike, *, preserve: bool = Fal
     density : Density, Tensor, or sequence
         As in :class:`WeightedConv2d`.
     preserve : bool
-        Whether to divide the weights by Phi, so that the layer computes what it did and only
-        its training changes. Otherwise the weights stay, and the layer's output changes.
+        Whether to divide the weights by Phi, so that only the training of the layer changes, and
+        not its output.
 
     Returns
     -------
@@ -97,7 +94,7 @@ def weight_convolution(conv: Conv, density: DensityLike, *, preserve: bool = Fal
     weighting._identity = True
     parametrize.register_parametrization(conv, "weight", weighting, unsafe=True)
     weighting._identity = False
-    # PyTorch has made a class for this object alone, to which pickling can be added.
+    # PyTorch made this class for one object, so it can hold how to pickle it.
     type(conv).__reduce_ex__ = _reduce_weighted  # type: ignore[assignment, method-assign]
     return conv
 
@@ -154,17 +151,14 @@ def remove_parametrizations(module: nn.Module, *, leave_parametrized: bool) -> N
 
 
 def own_class(module: nn.Module) -> None:
-    """Give a parametrized module a class of its own, which can be changed.
-
-    PyTorch makes one for each module, but copies share it, and a change would affect them too.
-    """
+    """Give a parametrized module a class of its own, which its copies do not share."""
     if parametrize.is_parametrized(module):
         cls = type(module)
         module.__class__ = type(cls.__name__, cls.__bases__, dict(cls.__dict__))
 
 
 def check_divisible(conv: _ConvNd, density: Density) -> None:
-    """Refuse a convolution whose weight cannot be divided by the density."""
+    """Raise if the weight of a convolution cannot be divided by the density."""
     if "weight" not in conv._parameters:
         raise ValueError(
             "the weight is computed, by a parametrization or a hook, and cannot be divided by the "
@@ -178,13 +172,13 @@ def check_divisible(conv: _ConvNd, density: Density) -> None:
 
 @torch.no_grad()
 def divide(conv: _ConvNd, density: Density) -> None:
-    """Divide the weight of a convolution by the density that it is going to be multiplied by."""
+    """Divide the weight of a convolution by the density, so that their product is the weight."""
     check_divisible(conv, density)
     conv.weight.div_(density().to(conv.weight.dtype))
 
 
 def density_of(module: nn.Module) -> Density | None:
-    """Return the density of a weighted module or parametrized convolution; None for others."""
+    """Return the density on the taps of a module, by class or by parametrization, or None."""
     if isinstance(module, Weighted):
         return module.density
     if parametrize.is_parametrized(module, "weight"):
@@ -196,26 +190,18 @@ def density_of(module: nn.Module) -> Density | None:
 
 def _reduce_weighted(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
     """Pickle a weighted convolution as the plain one and its density."""
-    state = self.__dict__
-    parametrizations = state["_modules"]["parametrizations"]
+    modules = dict(self._modules)
+    parametrizations: Any = modules.pop("parametrizations")
     names = list(parametrizations)
     if names != ["weight"] or len(parametrizations["weight"]) != 1:
         raise RuntimeError(
             "only a convolution whose sole parametrization is its density can be pickled; got "
             f"parametrizations of {names}; save its state_dict() instead"
         )
-    plain_class = type(self).__mro__[1]
-    modules = {k: v for k, v in state["_modules"].items() if k != "parametrizations"}
-    plain = {**state, "_modules": modules}
     weights = parametrizations["weight"]
-    return (
-        plain_class.__new__,
-        (plain_class,),
-        (plain, weights.original, weights[0].density),
-        None,
-        None,
-        _restore_weighted,
-    )
+    state = {**self.__dict__, "_modules": modules}, weights.original, weights[0].density
+    plain_class = type(self).__mro__[1]
+    return plain_class.__new__, (plain_class,), state, None, None, _restore_weighted
 
 
 def _restore_weighted(conv: nn.Module, state: tuple[dict[str, Any], Tensor, Density]) -> None:

@@ -34,14 +34,14 @@ class Profile(nn.Module, ABC):
 
     def _keep(self, name: str, values: Tensor) -> None:
         if self.trainable:
-            self.register_parameter(name, nn.Parameter(values))
+            setattr(self, name, nn.Parameter(values))
         else:
             self.register_buffer(name, values)
         self.to(torch.get_default_device())
 
 
-def _number(x: float) -> Tensor:
-    return torch.tensor(float(x), dtype=torch.float64, device="cpu")
+def _double(values: float | Sequence[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64, device="cpu")
 
 
 def _shown(x: Tensor) -> str:
@@ -75,15 +75,13 @@ class GaussianProfile(Profile):
         if not (math.isfinite(sigma) and sigma > 0):
             raise ValueError(f"sigma must be finite and above zero; got {sigma}")
         super().__init__(trainable)
-        self._keep("log_sigma", _number(sigma).log())
+        self._keep("log_sigma", _double(sigma).log())
 
     def forward(self, r: Float[Tensor, "*taps"]) -> Float[Tensor, "*taps"]:
-        """See :class:`Profile`."""
         scaled = r * torch.exp(-self.log_sigma.to(r.dtype))
         return torch.exp(-0.5 * scaled * scaled)
 
     def extra_repr(self) -> str:
-        """Width, as in the printed module."""
         return f"sigma={_shown(self.log_sigma.exp())}, trainable={self.trainable}"
 
 
@@ -114,14 +112,12 @@ class PowerProfile(Profile):
         if not math.isfinite(exponent):
             raise ValueError(f"exponent must be finite; got {exponent}")
         super().__init__(trainable)
-        self._keep("exponent", _number(exponent))
+        self._keep("exponent", _double(exponent))
 
     def forward(self, r: Float[Tensor, "*taps"]) -> Float[Tensor, "*taps"]:
-        """See :class:`Profile`."""
         return (1 + r) ** -self.exponent.to(r.dtype)
 
     def extra_repr(self) -> str:
-        """Exponent, as in the printed module."""
         return f"exponent={_shown(self.exponent)}, trainable={self.trainable}"
 
 
@@ -165,7 +161,7 @@ class FreeProfile(Profile):
             raise ValueError(f"values must hold at least two numbers; got {list(values)}")
         if not (math.isfinite(radius) and radius > 0):
             raise ValueError(f"radius must be finite and above zero; got {radius}")
-        kept = torch.tensor(values, dtype=torch.float64, device="cpu")
+        kept = _double(values)
         check_values(kept, "values", positive)
         super().__init__(trainable)
         self.radius = float(radius)
@@ -173,7 +169,6 @@ class FreeProfile(Profile):
         self._keep("log_values" if positive else "values", kept.log() if positive else kept)
 
     def forward(self, r: Float[Tensor, "*taps"]) -> Float[Tensor, "*taps"]:
-        """See :class:`Profile`."""
         values = held(self, "values", self.positive).to(r.dtype)
         last = len(values) - 1
         position = (r * (last / self.radius)).clamp(max=last)
@@ -182,5 +177,4 @@ class FreeProfile(Profile):
         return torch.lerp(values[index], values[index + 1], position - left)
 
     def extra_repr(self) -> str:
-        """Radius, as in the printed module."""
         return f"radius={self.radius:.6g}, trainable={self.trainable}"

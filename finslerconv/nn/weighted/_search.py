@@ -3,8 +3,7 @@
 import json
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,16 +48,13 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class DensitySearch:
-    """What :func:`search_density` found.
+    """What :func:`search_density` found, and its arguments.
 
     Attributes
     ----------
     kernel_size : int
-        Taps along each axis.
     bounds : tuple of (float, float)
-        The range of each entry of the half-profile.
     seeds : tuple of int
-        The seeds under which every candidate was evaluated.
     best : Evaluation
         The candidate of the least value, the standard convolution included.
     standard : Evaluation
@@ -92,8 +88,7 @@ class DensitySearch:
         )
 
 
-class _BudgetSpentError(Exception):
-    pass
+class _BudgetSpentError(Exception): ...
 
 
 def paper_bounds(kernel_size: int) -> tuple[tuple[float, float], ...]:
@@ -135,9 +130,8 @@ def search_density(
 ) -> DensitySearch:
     """Search the half-profile for which an objective is least, by DIRECT-L.
 
-    The objective trains the weights, and the search outside it chooses the density. DIRECT is
-    deterministic and uses no gradient: it divides the box of profiles where the objective is small.
-    Each candidate, the standard convolution first, is evaluated under the same seeds.
+    DIRECT is deterministic and uses no gradient: it divides the box of profiles where the objective
+    is small. Each candidate, the standard convolution first, is evaluated under the same seeds.
 
     Parameters
     ----------
@@ -151,7 +145,7 @@ def search_density(
     bounds : sequence of (float, float), optional
         The range of each entry, outermost first; by default :func:`paper_bounds`.
     seeds : sequence of int
-        The objective's mean over these is compared.
+        The objective's mean over these is what is compared.
     max_evaluations : int
         How many candidates to evaluate, besides the standard convolution.
     log : path, optional
@@ -193,7 +187,7 @@ def search_density(
     header = {"kernel_size": kernel_size, "bounds": [list(b) for b in box], "seeds": list(seeds)}
     path = None if log is None else Path(log)
     known = {} if path is None else _read_log(path, header)
-    done: list[Evaluation] = []
+    done: list[Evaluation] = []  # without the standard convolution
 
     def evaluate(profile: tuple[float, ...]) -> Evaluation:
         if profile not in known:
@@ -219,7 +213,7 @@ def search_density(
             print(f"\rdensity search, best {best:.6g} ({how_far})", end="", flush=True)
         return done[-1].value
 
-    # SciPy's limits are set out of reach, since its count overshoots.
+    # SciPy overshoots its own limits, which are therefore out of reach.
     limit = 10 * max_evaluations + 1000
     try:
         found = direct(candidate, box, locally_biased=True, maxfun=limit, maxiter=limit)
@@ -241,17 +235,9 @@ def search_density(
 
 
 def plot_density_search(result: DensitySearch) -> "Figure":
-    """Draw a search: its progress, and the value against each entry of the half-profile.
+    """Draw the progress of a search, and the value against each entry of the half-profile.
 
-    Parameters
-    ----------
-    result : DensitySearch
-        What :func:`search_density` returned.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        To be shown or saved; it belongs to no window.
+    The figure belongs to no window.
     """
     with needs("plot", "plot_density_search"):
         from matplotlib.figure import Figure
@@ -301,8 +287,17 @@ def _checked_bounds(kernel_size: int, bounds: Bounds | None) -> tuple[tuple[floa
 def _seeded(
     objective: Callable[[list[float]], float], profile: tuple[float, ...], seed: int
 ) -> float:
-    with _seeds(seed):
-        value = float(objective(list(profile)))
+    """Evaluate an objective with all generators seeded; their states are restored."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the user's generator
+    with torch.random.fork_rng():
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        torch.manual_seed(seed)
+        try:
+            value = float(objective(list(profile)))
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002
     if math.isnan(value):
         raise ValueError(
             f"objective returned NaN for profile {list(profile)} with seed {seed}; return "
@@ -311,26 +306,11 @@ def _seeded(
     return value
 
 
-@contextmanager
-def _seeds(seed: int) -> Iterator[None]:
-    """Seed all generators, and put them back as they were."""
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the user's generator
-    with torch.random.fork_rng():
-        random.seed(seed)
-        np.random.seed(seed)  # noqa: NPY002
-        torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)  # noqa: NPY002
-
-
 def _read_log(path: Path, header: dict[str, Any]) -> dict[tuple[float, ...], Evaluation]:
-    """Read the evaluations of an earlier run, or begin the log."""
+    """Return the evaluations in the log, which is begun if there is none."""
     begin = json.dumps(header)
     text = path.read_text() if path.exists() else ""
-    # A line without its end was interrupted: only that evaluation is lost.
+    # A last line without its end was cut off as it was written: only that evaluation is lost.
     first, *lines = text[: text.rfind("\n") + 1].splitlines() or [begin]
     if json.loads(first) != header:
         raise ValueError(

@@ -66,11 +66,10 @@ def load_reference_checkpoint(model: nn.Module, state_dict: Mapping[str, Tensor]
     """Load a ``state_dict`` of the paper's own implementation.
 
     There a layer ``L`` with a fixed density has the keys ``L.weight``, ``L.bias``, ``L.alfa`` (the
-    full profile) and ``L.Phi``; one with a trainable density ``L.weight``, ``L.bias`` and
-    ``L.den`` (the half-profile). Here ``L`` must be weighted, by either way, and its density
-    take the values: a fixed density of any kind takes Phi; a trainable
-    :class:`SeparableDensity` with one profile for all axes, or a :class:`TensorDensity`, takes
-    what the checkpoint has. All other keys are loaded as PyTorch loads them, strictly.
+    full profile) and ``L.Phi``; one with a trainable density has ``L.den`` (the half-profile)
+    instead of the last two. Here ``L`` must be weighted, and its density fixed, of any kind, or a
+    trainable :class:`TensorDensity`, or a trainable :class:`SeparableDensity` with one profile for
+    all axes. All other keys are loaded as PyTorch loads them, strictly.
 
     Parameters
     ----------
@@ -162,22 +161,21 @@ def _weighted_layer(model: nn.Module, layer: str) -> tuple[nn.Module, Density]:
 
 
 def _our_entry(layer: str, density: Density, profile: Tensor) -> tuple[str, Tensor]:
-    """Return the entry of the density's state_dict that holds the checkpoint's profile."""
+    """Return the name and value in the density's state_dict that stand for a profile."""
     k, n = len(profile), len(density.kernel_size)
     if density.kernel_size != (k,) * n:
         raise ValueError(
             f"layer {layer!r}: the checkpoint's density has {k} taps along each axis, "
             f"the model's kernel_size is {density.kernel_size}"
         )
+    value = outer([profile] * n)
     if not density.trainable:
-        return "phi", outer([profile] * n)
+        return "phi", value
     parameters = dict(density.named_parameters())
     name = next(iter(parameters))
-    if isinstance(density, TensorDensity):
-        value = outer([profile] * n)
-    elif isinstance(density, SeparableDensity) and len(parameters) == 1:
+    if isinstance(density, SeparableDensity) and len(parameters) == 1:
         value = profile[: len(parameters[name])]
-    else:
+    elif not isinstance(density, TensorDensity):
         raise ValueError(
             f"layer {layer!r}: a trainable {type(density).__name__} cannot take the checkpoint's "
             "profile; use a SeparableDensity with one profile for all axes"

@@ -276,9 +276,9 @@ def _backward_weight(job: _Job, slope: Tensor) -> Tensor:
     columns = triton.cdiv(s.outputs_of, 128)
     programs = s.taps * runs * triton.cdiv(s.run, 64) * columns
     shares = max(1, min(triton.cdiv(_PROGRAMS, programs), triton.cdiv(s.total, 512)))
-    shape = (s.taps, s.channels)
+    shape = [s.taps, s.channels]
     if not job.depthwise:
-        shape = (job.groups, s.taps, s.channels_of, s.outputs_of)
+        shape = [job.groups, s.taps, s.channels_of, s.outputs_of]
     partial = torch.empty((shares, *shape), dtype=job.points.dtype, device=slope.device)
 
     def grid(tile: Tile) -> tuple[int, int]:
