@@ -181,7 +181,7 @@ def _imports(source: bytes, package: str) -> Iterator[Path]:
 
 @cache
 def _files(name: str, attribute: str) -> list[Path]:
-    """Return the file of the module ``name.attribute``, or of ``name`` if that is none."""
+    """Return the file of the module ``name.attribute``, or else of ``name``."""
     spec = importlib.util.find_spec(name)
     if attribute and spec is not None and spec.submodule_search_locations is not None:
         spec = importlib.util.find_spec(f"{name}.{attribute}") or spec

@@ -138,7 +138,7 @@ def batch_index(index: Any) -> tuple[Any, ...]:
 
 
 def check_spd(name: str, A: Array) -> None:
-    """Raise a ValueError that names the first of the matrices ``A`` that is no SPD matrix."""
+    """Raise a ValueError that names the first matrix of ``A`` that is not SPD."""
     if not has_values(A):
         return
     xp = namespace(A)

@@ -66,7 +66,7 @@ def overlap(first: FinslerMetric, second: FinslerMetric) -> Float[Array, "*batch
 
 
 def _volume(norm: Norm, dim: int, like: Array) -> Array:
-    # The integral is the same in every frame, so its derivative in the frame is none.
+    # The integral is the same in every frame, so its derivative in the frame is 0.
     with no_gradient():
         frame = round_frame(norm, dim, like)
         if dim > 2:

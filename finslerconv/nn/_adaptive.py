@@ -167,7 +167,7 @@ device, dtype
         Raises
         ------
         TypeError
-            If ``conv`` is no (initialised) ``nn.Conv2d``.
+            If ``conv`` is not an (initialised) ``nn.Conv2d``.
         ValueError
             If ``fixed_kernel`` is asked for, which would discard the weights.
         """

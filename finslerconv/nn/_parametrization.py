@@ -124,7 +124,7 @@ class SpectralScaled(MatrixParametrization):
 
     The eigenvalues are ``2 sigmoid(raw)``, kept ``eps_L`` away from 0 and 2, and the smaller one
     above 1 / 90000 of the larger; the scale is a sigmoid onto ``[scale_min, scale_max]``,
-    shifted so that it is 1 at zero. The unit ball so stays within fixed bounds.
+    shifted so that it is 1 at zero. So the unit ball stays within fixed bounds.
 
     Parameters
     ----------

@@ -96,8 +96,8 @@ IDENTITIES = (
         r"By completing the square. Squared, $\sqrt{v^{\top} M v} \le 1 - \omega^{\top} v$ is "
         r"$v^{\top} A v + 2 \omega^{\top} v \le 1$ with $A = M - \omega \omega^{\top}$, an ellipse "
         r"around $W = -A^{-1} \omega$ whose shape matrix is the inverse of "
-        r"$h = A / (1 + \omega^{\top} A^{-1} \omega)$. Proved is that these are the formulas on "
-        r"the right; that the ellipse is the unit ball is unit_ball.",
+        r"$h = A / (1 + \omega^{\top} A^{-1} \omega)$. The proof is that these are the formulas on "
+        r"the right; unit_ball proves that the ellipse is the unit ball.",
         # The method of the class, so that the statement shows the formulas and not their names.
         sides=lambda P: (completed_square(P), tuple(Randers.zermelo(P.metric))),
         positive=given.metric,

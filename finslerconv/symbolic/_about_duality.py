@@ -101,9 +101,9 @@ IDENTITIES = (
     Identity(
         "dual_metric",
         "The matrix of the dual metric is the shape matrix of the ball, its one-form the centre, "
-        "the wind; here in the parameters of the metric. Why the first equation holds says "
-        "dual_norm. Proved is the second, for the ellipse that zermelo_data finds by completing "
-        "the square, by Woodbury's formula for the inverse after a change of rank one.",
+        "the wind; here in the parameters of the metric. The first equation is dual_norm. The "
+        "second is proved for the ellipse that zermelo_data finds by completing the square, by "
+        "Woodbury's formula for the inverse after a change of rank one.",
         sides=_dual_metric,
         positive=given.metric,
         left=r"\left(M^{*},\ \omega^{*}\right) = \left(h^{-1},\ W\right)",

@@ -74,7 +74,7 @@ IDENTITIES = (
         "norm_product_least",
         r"The product $F(v) F(-v)$ at $v = M^{-1} \omega$, where it is least in proportion to "
         r"$v^{\top} M v$, which is $1 - \lambda$ there. Where $\lambda \le 0$ the product is not "
-        r"positive, and $F$ is no metric.",
+        r"positive, and $F$ is not a metric.",
         sides=lambda P: (_product(P, inverse(P.M) * P.omega), P.metric.lam * (1 - P.metric.lam)),
         positive=lambda P: given.definite(P.M),
     ),
@@ -106,7 +106,7 @@ IDENTITIES = (
     Identity(
         "asymmetry",
         r"The ratio $F(v) / F(-v)$ at $v = M^{-1} \omega \ne 0$. By cauchy_schwarz it is nowhere "
-        r"larger. Under the roots is $1 - \lambda$.",
+        r"larger. The radicand is $1 - \lambda$.",
         sides=_steepest,
         positive=_below_one,
     ),

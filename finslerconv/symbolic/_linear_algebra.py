@@ -56,7 +56,7 @@ def check_symmetric(name: str, A: MatrixLike) -> None:
 
 
 def check_column(name: str, x: MatrixLike, like: MatrixLike) -> None:
-    """Raise a ValueError if ``x`` is no column that the square matrix ``like`` acts on."""
+    """Raise a ValueError if ``x`` is not a column that the square matrix ``like`` acts on."""
     if x.shape != (like.rows, 1):
         raise ValueError(f"{name}: expected a column of shape {(like.rows, 1)}, got {x.shape}")
 

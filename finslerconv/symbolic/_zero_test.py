@@ -6,7 +6,7 @@ zero is decidable. A root r = f^(1/q) of an irreducible polynomial f becomes a v
 - if f is linear in some variable x, with a coefficient of known sign (or a square), the equation
   r^q = f is solved for x, and r takes the place of x. No relation is left, and a square in r is
   seen to be one. Where a square coefficient vanishes the identity holds by continuity;
-- else r carries the relation r^q = f, by which the numerator is reduced at the end.
+- else the numerator is reduced by the relation r^q = f at the end.
 
 A root of a product is split only where that holds for real numbers: factors known to be positive
 leave the root, and an even power of a factor f of unknown sign leaves a square root as |f|.

@@ -224,7 +224,7 @@ def _carried_out(
 
 
 def check_arguments(model: nn.Module, inplace: bool) -> None:
-    """Raise if a model cannot be converted, or ``inplace`` is no boolean."""
+    """Raise if a model cannot be converted, or ``inplace`` is not a boolean."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
     if isinstance(model, torch.jit.ScriptModule):

@@ -48,8 +48,8 @@ class MetricDensity(Density):
 
     Notes
     -----
-    The density is trainable when the profile or the metric is; a metric that is no module is taken
-    as it is now, and no gradient reaches its tensors. ``state_dict`` keys: ``phi`` when
+    The density is trainable when the profile or the metric is. A metric that is not a module is
+    taken as it is now; no gradient reaches its tensors. ``state_dict`` keys: ``phi`` when
     fixed; those of ``profile`` and ``metric`` when trained.
 
     Examples

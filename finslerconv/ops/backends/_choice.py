@@ -163,7 +163,7 @@ def current_backend(device: torch.device | str | None = None) -> str:
 
 def is_compiled(device: torch.device) -> bool:
     """Return whether tensors on the device go to a backend of their own now, not the reference."""
-    # ONNX has none of our operators, but all of which the reference is made.
+    # ONNX has the operators of which the reference is made, not ours.
     if _choice == "reference" or torch.onnx.is_in_onnx_export():
         return False
     if _choice != "auto":
@@ -210,7 +210,7 @@ def _available(name: str) -> bool:
 
 
 def _tell_of_reference(device_type: str) -> bool:
-    """Warn once that no backend is made for a type of device; False, as there is none."""
+    """Warn once that no backend is made for a type of device, and return False."""
     if device_type != "meta" and device_type not in _told:
         _told.add(device_type)
         warnings.warn(

@@ -112,7 +112,7 @@ class Convolution:
 
     @property
     def differentiated(self) -> tuple[Tensor | None, ...]:
-        """The tensors of which a backend computes the gradients, in the order of Gradients."""
+        """The tensors whose gradients a backend computes, in the order of Gradients."""
         where = self.positions
         return self.input, where.field, where.omega, self.weight, self.mask
 

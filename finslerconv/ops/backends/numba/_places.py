@@ -56,7 +56,7 @@ def _locate(position, other, size, mode, low, high, near, far, near_in, far_in):
     """Find the two pixels of an axis between which each position lies, and their shares.
 
     ``near_in`` and ``far_in`` say (1 or 0) whether the pixel counts: they are the derivatives of
-    the shares, up to sign. In short loops over few arrays, each of which LLVM turns into vectors.
+    the shares, up to sign. LLVM vectorises loops over few arrays, hence many short ones.
     """
     count = len(position)
     size = np.int32(size)
