@@ -7,8 +7,6 @@ Between the rounds corners that a shorter chord passes by are left out. No round
 longer, nor leads it into a wall.
 """
 
-from typing import no_type_check
-
 import numpy as np
 
 from finslerconv._compiled import entry, jit
@@ -29,13 +27,11 @@ _CHORD = 8.0
 
 
 @jit
-@no_type_check
 def _size(a, b):
     return np.sqrt((b[0] - a[0]) ** 2 + (b[1] - a[1]) ** 2 + (b[2] - a[2]) ** 2)
 
 
 @jit
-@no_type_check
 def split(path, longest):
     """Return the path with sides of at most ``longest`` nodes."""
     count = 1
@@ -55,7 +51,6 @@ def split(path, longest):
 
 
 @jit
-@no_type_check
 def _tighten(table, walls, walled, shape, path, longest):
     """Return the path without the corners that a chord passes by, one no longer than the sides."""
     out = np.empty_like(path)
@@ -79,7 +74,6 @@ def _tighten(table, walls, walled, shape, path, longest):
 
 
 @jit
-@no_type_check
 def _way_round(walls, shape, before, step, tied, out):
     """Write the cells between ``before`` and the one a step away along the axes ``tied``.
 
@@ -108,7 +102,6 @@ def _way_round(walls, shape, before, step, tied, out):
 
 
 @jit
-@no_type_check
 def _off_walls(walls, shape, path):
     """Return the path with corners beside those of walls that its sides run through."""
     out = [path[0].copy()]
@@ -164,7 +157,6 @@ def _off_walls(walls, shape, path):
 
 
 @jit
-@no_type_check
 def _across(a, b, d, out):
     """Write unit vectors across the direction from ``a`` to ``b``, one or two; else 0."""
     size = _size(a, b)
@@ -193,7 +185,6 @@ def _across(a, b, d, out):
 
 
 @jit
-@no_type_check
 def _to_edge(walls, shape, place, pair):
     """Move a place to the edge near it in the plane of two axes, if it is that of a single wall."""
     p, q = (0, 1) if pair == 0 else ((0, 2) if pair == 1 else (1, 2))
@@ -223,7 +214,6 @@ def _to_edge(walls, shape, place, pair):
 
 
 @jit
-@no_type_check
 def _settle(table, walls, walled, shape, d, path, width):
     """Move the corners by multiples of ``width`` to the shortest combination; return its length."""
     n = len(path)
@@ -271,7 +261,6 @@ def _settle(table, walls, walled, shape, d, path, width):
 
 
 @entry
-@no_type_check
 def shorten(table, walls, walled, shape, d, path, step):
     """Return a path (n, 3) of the same ends, as short as it can be made, with sides of ``step``."""
     straight = np.empty((2, 3))
