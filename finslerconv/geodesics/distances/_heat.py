@@ -41,9 +41,9 @@ from finslerconv.geodesics.fields import interpolate, nodes_around
 # both errors, of eps and of the grid, fall as h^(2/3); and never below the second number.
 _EPS, _LEAST_EPS = 0.3, 0.8
 
-# Where an offset of the stencil has neither end on the grid, the node has edges along the axes too.
-# Their conductance is this fraction of the metric's in their direction, so that the matrix stays
-# regular and the distances hardly change.
+# A node with an offset that has neither end on the grid has edges along the axes too. Their
+# conductance is this fraction of the metric's in their direction: the matrix stays regular, and the
+# distances hardly change.
 _STAY = 0.01
 
 # Where u, relative to 1 at the sources, is below this it has lost digits to underflow.
@@ -64,10 +64,10 @@ _NEAR = 3
 
 
 class _Graph(NamedTuple):
-    """Grids as a weighted graph: all nodes of all fields in one row, each field after the other.
+    """Grids as a weighted graph, all nodes of all fields in one row; in pixels.
 
-    Lengths are in pixels. A directed edge carries half of the energy ``vol rho (e . grad u)^2``
-    of its first node; ``M^-1 = sum of rho e e'`` is Selling's decomposition.
+    A directed edge carries half of the energy ``vol rho (e . grad u)^2`` of its first node;
+    ``M^-1 = sum of rho e e'`` is Selling's decomposition.
     """
 
     grid: tuple[int, ...]

@@ -2,10 +2,9 @@
 
 A node stands for the unit cell around it (square or cube, in index coordinates), and a wall for its
 whole cell. A line passes from cell to cell through their faces: it may not enter the inside of a
-wall. It may touch a wall, at a corner or along a face, as long as free cells that share a face lead
-it past: not between two walls that share a face, nor between two that touch at a corner only. Where
-a line runs exactly through a corner (or through an edge, in space) it therefore passes if the faces
-that meet there can be crossed one after the other, in some order, through free cells.
+wall. It may touch a wall, at a corner or along a face, but not pass between two walls that share a
+face or touch at a corner. A line through a corner (or an edge, in space) is therefore free if the
+faces that meet there can be crossed one after the other, in some order, through free cells.
 """
 
 import numpy as np

@@ -330,8 +330,8 @@ class GridMetric:
     def validate(self) -> None:
         """Check every metric, and for cubic interpolation those half-way between the nodes.
 
-        A field remembers that it was checked, until its arrays are changed in place: of tensors
-        PyTorch counts the changes, of NumPy arrays the sum of the entries tells.
+        A field remembers that it was checked until its arrays are changed in place. PyTorch counts
+        the changes of tensors; NumPy arrays are compared by the sum of the entries.
 
         Raises
         ------

@@ -109,7 +109,7 @@ def shown_shape(shape: tuple[int, ...], *names: str) -> str:
 
 
 def _from_numpy(array: np.ndarray) -> Tensor:
-    # PyTorch warns of arrays that must not be written to and refuses negative strides.
+    # PyTorch warns of read-only arrays and refuses negative strides.
     if not array.flags.writeable or any(stride < 0 for stride in array.strides):
         array = array.copy()
     return torch.as_tensor(array)
