@@ -186,7 +186,7 @@ class _Plane:
         """Fill the front; return the walk back, if it is to be kept."""
         nodes = self.field.walls.size
         code, sequence = np.empty(nodes, np.int32), np.empty(nodes, np.int32)
-        node, value, label, position, _, _, alone = map(array_of, start)
+        node, label, value, position, _, _, alone = map(array_of, start)
         alone = alone & method.factorise
         sources = plane.Sources(node, value, label, position, _source_metric(start), alone)
         place = _unvisited(self.field.walls)
