@@ -10,6 +10,7 @@ import ast
 import contextlib
 import hashlib
 import importlib.util
+import inspect
 import pickle
 import sys
 import uuid
@@ -35,11 +36,11 @@ def compile_and_keep(function: Callable[..., Any], **options: Any) -> Any:
     The folder is ``NUMBA_CACHE_DIR`` if set, else beside the function's file or in the user's
     cache. If none can be written, a warning says so once a process.
     """
-    compiled = numba.njit(**options)(function)
+    compiled = _compile(function, **options)
     if numba.config.DISABLE_JIT:
         return compiled
     try:
-        compiled._cache = _Kept(function)
+        compiled._cache = _Kept(compiled.py_func)
     except (RuntimeError, OSError) as error:  # there is no place to keep it
         _warn_not_kept(error)
     return compiled
@@ -48,16 +49,22 @@ def compile_and_keep(function: Callable[..., Any], **options: Any) -> Any:
 _UNFUSED: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 _OPTIONS: dict[str, Any] = {**_UNFUSED, "fastmath": {"contract"}}
 
+
+def _compile(function: Callable[..., Any], **options: Any) -> Any:
+    # A run-time check of annotations wraps every function; Numba needs the function itself.
+    return numba.njit(**options)(inspect.unwrap(function))
+
+
 #: Decorates the parts of a kernel: no lock, no error for a division by zero, fused multiply-adds.
-jit = numba.njit(**_OPTIONS)
+jit: Any = partial(_compile, **_OPTIONS)
 
 #: Decorates a kernel that Python calls, with the options of its parts.
-entry = partial(compile_and_keep, **_OPTIONS)
+entry: Any = partial(compile_and_keep, **_OPTIONS)
 
 #: The same without fused multiply-adds, for kernels whose results must not depend on the order of
 #: the axes.
-jit_unfused = numba.njit(**_UNFUSED)
-entry_unfused = partial(compile_and_keep, **_UNFUSED)
+jit_unfused: Any = partial(_compile, **_UNFUSED)
+entry_unfused: Any = partial(compile_and_keep, **_UNFUSED)
 
 
 class _Kept(FunctionCache):  # type: ignore[misc]

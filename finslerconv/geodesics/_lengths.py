@@ -1,22 +1,4 @@
-r"""Distances between nearby points in closed form: the length of the chord, or an estimate of it.
-
-Error orders. Let ``h = |b - a|`` and let the field be smooth. The chord ``x(t) = a + t (b - a)``
-has the length ``L = int_0^1 f(t) dt`` with ``f(t) = F_{x(t)}(b - a)``, and ``d(a, b) <= L``.
-
-*The chord against the geodesic: O(h^3).* A geodesic turns from its chord by an angle of O(h),
-since its second derivative is a smooth function of its velocity. Geodesics are stationary for the
-length, so that what a path of length O(h) gains by the turn is of second order in it:
-``L - d = O(h) O(h)^2``. It is 0 where geodesics are straight: constant metrics, Funk's.
-
-*Quadrature against the chord.* ``F`` is homogeneous in ``b - a``, which each derivative along the
-chord multiplies once more: the k-th derivative of ``f`` is O(h^{k+1}). So ``f(0)`` is wrong by
-``f'/2 = O(h^2)``, the midpoint by ``f''/24 = O(h^3)``, and Gauss's rule of ``n`` points, exact
-for polynomials of degree ``2 n - 1``, by ``f^(2n)``, O(h^{2n+1}).
-
-Together: O(h^2) for "start", O(h^3) for "midpoint" and for "gauss", whose error beyond ``n = 1``
-is that of the chord alone: never below the distance, up to O(h^{2n+1}), and much smaller than the
-midpoint's where geodesics are nearly straight. Relative to the distance, one order less each.
-"""
+"""Distances between nearby points in closed form: the length of the chord, or an estimate."""
 
 import math
 from typing import Any, Literal

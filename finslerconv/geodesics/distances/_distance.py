@@ -89,7 +89,8 @@ class DistanceMap:
 
         See :func:`finslerconv.geodesics.minimal_path`.
         """
-        return paths_of(self, to, step)
+        walls = None if self.mask is None else _walls(self.field, self.mask)
+        return paths_of(self, walls, to, step)
 
 
 @overload
@@ -165,11 +166,10 @@ def distance(
         Whether to measure the distances *to* the sources.
     mask : bool array, optional
         True where one may walk, of shape (\*grid) or with axes before it that broadcast with the
-        problems. Paths go around the obstacles, and where none leads the distance is infinite. Each
-        False is a wall that fills the cell (square or cube) around its node. The rule for corners
-        is the same in all methods and in paths: a way leads from cell to cell through their faces.
-        It may touch the corner of a wall, and does not lead between two walls that touch at a
-        corner (in space, along an edge).
+        problems. Where no path leads around the obstacles the distance is infinite. Each False is
+        a wall that fills the cell (square or cube) around its node. In all methods, and in paths, a
+        way leads from cell to cell through their faces: it may touch the corner of a wall, but not
+        pass between two walls that touch at a corner (in space, along an edge).
     radius : float
         The distance at which to stop: beyond it the result is infinite, and nothing is computed.
     full : bool
@@ -192,7 +192,7 @@ def distance(
     ValueError
         If there is no source, or one outside the grid, not finite, or inside an obstacle (its
         nearest node counts; of a curve or a boolean array, if all of it is); if the metrics, the
-        mask or an option are not what they must be. The message names the first.
+        mask or an option are wrong.
     RuntimeError
         If the result is differentiated twice: second derivatives are not computed. If forward-mode
         derivatives are asked for, or under a transform of ``torch.func`` (``jvp``, ``grad``,
@@ -304,7 +304,7 @@ def _wants_gradients(*tensors: Tensor | None) -> bool:
 
 
 def _tensors(*arguments: Any) -> list[Tensor]:
-    """Return the tensors among arguments, those of curves and lists of sources included."""
+    """Return the tensors among arguments, in curves and lists too."""
     found = []
     for x in arguments:
         if is_tensor(x):

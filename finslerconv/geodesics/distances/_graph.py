@@ -36,17 +36,7 @@ class Graph(DistanceMethod):
     ``ring = k`` the factor is 1 + O(1 / k^2). There are no gradients, since a shortest path is a
     discrete choice.
 
-    Parameters
-    ----------
-    ring : int
-        How far the edges reach, at least 1.
-    rule : {"midpoint", "trapezoid"}
-        Where along a step the field is read: in its middle, or at both ends.
-
-    Raises
-    ------
-    ValueError
-        If ``ring`` is not positive, or the rule unknown.
+    The ``rule`` "midpoint" reads the field in the middle of a step, "trapezoid" at both ends.
     """
 
     ring: int = 3
@@ -120,8 +110,8 @@ class Graph(DistanceMethod):
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the edges from the sources: source, node, weight.
 
-        To all nodes within ``ring`` steps that the source sees; from a source on a node to that
-        node alone. A source whose nearest node is a wall has none.
+        They lead to the nodes within ``ring`` steps that the source sees, or to the node that it is
+        on. A source whose nearest node is a wall has none.
         """
         d, grid = field.dim, field.grid_shape
         near = position.round()

@@ -6,8 +6,6 @@ functions take the number of entries and return the new one. Four children lie i
 lines of keys, and the tree is half as deep as a binary one.
 """
 
-from typing import no_type_check
-
 from finslerconv._compiled import jit_unfused
 
 #: States of a node that is not in the heap.
@@ -15,7 +13,6 @@ FAR, ACCEPTED, WALL = -1, -2, -3
 
 
 @jit_unfused
-@no_type_check
 def sift_up(keys, nodes, place, at, node, key):
     """Put ``node`` at the free place ``at``, or above it, where ``key`` belongs."""
     while at > 0:
@@ -32,7 +29,6 @@ def sift_up(keys, nodes, place, at, node, key):
 
 
 @jit_unfused
-@no_type_check
 def push(keys, nodes, place, count, node, key):
     """Put a node in, or lower the key of one that is in; return the number of entries."""
     at = place[node]
@@ -44,7 +40,6 @@ def push(keys, nodes, place, count, node, key):
 
 
 @jit_unfused
-@no_type_check
 def pop(keys, nodes, place, count):
     """Take the node of the least key, ``nodes[0]`` before the call, out of the heap."""
     count -= 1

@@ -41,19 +41,19 @@ from finslerconv.geodesics.fields import interpolate, nodes_around
 # both errors, of eps and of the grid, fall as h^(2/3); and never below the second number.
 _EPS, _LEAST_EPS = 0.3, 0.8
 
-# Where an offset of the stencil has neither end on the grid, the node has edges along the axes too.
-# Their conductance is this fraction of the metric's in their direction, so that the matrix stays
-# regular and the distances hardly change.
+# A node with an offset that has neither end on the grid has edges along the axes too. Their
+# conductance is this fraction of the metric's in their direction: the matrix stays regular, and the
+# distances hardly change.
 _STAY = 0.01
 
 # Where u, relative to 1 at the sources, is below this it has lost digits to underflow.
 _TINY = 1e-280
 
-# Where to stop looking for heat that arrives: eps in lengths of the shortest edge.
+# The largest eps with which heat is tried, in lengths of the shortest edge.
 _MOST_REACH = 1e6
 
-# Heat has no direction where eps is below this part of an edge's length, for u falls by more than
-# exp(30) an edge, or above this many times the length of the grid, for it is even up to rounding.
+# Heat has no direction where eps is below this part of an edge's length (u falls too steeply), or
+# above this many times the length of the grid (u is even up to rounding).
 _SHORT, _LONG = 1e-6, 1e5
 
 # Nodes that are solved for at once.
@@ -64,10 +64,10 @@ _NEAR = 3
 
 
 class _Graph(NamedTuple):
-    """Grids as a weighted graph: all nodes of all fields in one row, each field after the other.
+    """Grids as a weighted graph, all nodes of all fields in one row; in pixels.
 
-    Lengths are in pixels. A directed edge carries half of the energy ``vol rho (e . grad u)^2``
-    of its first node; ``M^-1 = sum of rho e e'`` is Selling's decomposition.
+    A directed edge carries half of the energy ``vol rho (e . grad u)^2`` of its first node;
+    ``M^-1 = sum of rho e e'`` is Selling's decomposition.
     """
 
     grid: tuple[int, ...]
@@ -240,11 +240,11 @@ def _log_heat(
     source: Float[Tensor, "nodes columns"],
     potential: Float[Tensor, "nodes"] | None = None,
 ) -> Float[Tensor, "nodes columns"]:
-    """Return ``-eps log u`` of the step of heat from ``source``; NaN where u is no number above 0.
+    """Return ``-eps log u`` of the step of heat from ``source``; NaN where u is not positive.
 
-    u is the mean of two solutions, one with walls and border that reflect and one with such that
-    absorb, in which the images of the sources behind a straight border cancel. ``potential`` is
-    divided out: ``u exp(potential / eps)`` is what is solved for.
+    u is the mean of two solutions, with walls and border that reflect or absorb; the images of the
+    sources behind a straight border cancel in it. With a ``potential`` the unknown is
+    ``u exp(potential / eps)``.
     """
     x, y = graph.start, graph.end
     scale = eps[x]
@@ -340,8 +340,8 @@ def _integrate(
 ) -> Float[Tensor, "nodes columns"]:
     """Return the functions of nearest slope (least squares), at the sources' own level.
 
-    Near the sources, where the slope jumps, the differences are those of the chords. A source that
-    another one reaches before it starts (by more than ``tolerance``) has no say.
+    Near the sources, where the slope jumps, the differences are those of the chords. A source does
+    not count if another one reaches it before it starts, by more than ``tolerance``.
     """
     nodes, _, columns = slope.shape
     x, y = graph.start, graph.end
@@ -419,7 +419,7 @@ def _distances(
     lowest = -math.log(_TINY) * eps[:, None]
     clear = level < lowest
     if bool((there & ~clear).any()):
-        # Heat four times as far-reaching says well enough what to divide out.
+        # What to divide out comes from heat with four times the eps.
         if float(eps.max()) > _MOST_REACH * float(_edge_length(graph).detach().min()):
             raise _NoHeatError(None)
         with torch.no_grad():
@@ -454,22 +454,11 @@ def _like_level(
 ) -> Float[Tensor, "nodes columns"]:
     """Return the distances ``rough``, scaled to the levels where those are known.
 
-    On the grid the level rises more slowly than the distance, and over thousands of nodes the
-    difference would overflow where the distance itself is divided out.
+    On the grid the level rises more slowly than the distance. Over thousands of nodes dividing the
+    distance itself out would overflow.
     """
     ratio = torch.where(known, level, 0.0).sum(0) / torch.where(known, rough, 0.0).sum(0)
     return rough * torch.where((ratio > 0) & (ratio < 1), ratio, 1.0)
-
-
-def _refused(error: _NoHeatError, time: float | None) -> ValueError:
-    given = "the default time" if time is None else f"time {time:g}"
-    advice = "use 'fast_marching'"
-    if error.longer is not None:
-        advice = f"give a longer time, {error.longer:.3g} arrives, or {advice}"
-    return ValueError(
-        f"time: expected heat that arrives at every node, but that of {given} underflows on its "
-        f"way; {advice}"
-    )
 
 
 def _edge_length(graph: _Graph) -> Float[Tensor, "nodes"]:
@@ -483,7 +472,7 @@ def _eps(graph: _Graph, fields: int, time: float | None) -> Float[Tensor, "nodes
     nodes = len(graph.M)
     if time is not None:
         return torch.full((nodes,), math.sqrt(time), dtype=torch.float64)
-    # The mean of each component, so that what no path leads to has no say.
+    # The mean of each component, so that nodes behind walls do not count.
     parts = int(graph.part.max()) + 1
     length = torch.zeros(parts, dtype=torch.float64).scatter_reduce(
         0, graph.part, _edge_length(graph), "mean", include_self=False
@@ -502,7 +491,7 @@ def _sources(
     field: Int[Tensor, "sources"],
     column: Int[Tensor, "sources"],
 ) -> _Sources:
-    """Return the sources at ``position`` of fields and columns."""
+    """Return the sources at ``position``, each with its field and column."""
     d, grid = len(graph.grid), torch.tensor(graph.grid)
     size = math.prod(graph.grid)
     M, omega = interpolate((graph.M, graph.omega), position, graph.grid, first=field * size)
@@ -558,25 +547,13 @@ def _flat(index: Int[Tensor, "*batch d"], grid: Sequence[int]) -> Int[Tensor, "*
 class Heat(DistanceMethod):
     """The Finsler heat method: two linear solves, on the CPU in float64.
 
-    No distance is below the least start of the sources: what the integration makes lower is put
-    there.
+    No distance is below the least start of the sources.
 
-    Parameters
-    ----------
-    time : float, optional
-        The time t of the step of heat, in squared units of distance. By default of the order of
-        the squared length of an edge, which makes the error of first order in it. A longer time
-        smooths: it fills narrow valleys of the metric and rounds the ridges where fronts meet.
-        One whose heat underflows on its way, or is even up to rounding, is refused.
+    ``time`` is that of the step of heat, in squared units of distance; by default of the order of
+    the squared length of an edge, which makes the error of first order in it. A longer time
+    smooths: it fills narrow valleys of the metric and rounds the ridges where fronts meet. One
+    whose heat underflows on its way, or is even up to rounding, is refused.
 
-    Raises
-    ------
-    ValueError
-        If ``time`` is not positive, or the heat does not arrive; the message then says which time
-        does.
-
-    Notes
-    -----
     K. Crane, C. Weischedel, M. Wardetzky, "Geodesics in Heat" (2013), for the three steps; F.
     Bonnans, G. Bonnet, J.-M. Mirebeau, "A linear finite-difference scheme for approximating Randers
     distances on Cartesian grids" (2021), for a linear equation with Randers distances, here in
@@ -623,7 +600,14 @@ class Heat(DistanceMethod):
         try:
             distance = _distances(graph, eps, sources)
         except _NoHeatError as error:
-            raise _refused(error, time) from error
+            given = "the default time" if time is None else f"time {time:g}"
+            advice = "use 'fast_marching'"
+            if error.longer is not None:
+                advice = f"give a longer time, {error.longer:.3g} arrives, or {advice}"
+            raise ValueError(
+                f"time: expected heat that arrives at every node, but that of {given} underflows "
+                f"on its way; {advice}"
+            ) from error
         return distance.T.reshape(-1, *problem.grid)
 
 

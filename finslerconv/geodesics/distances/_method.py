@@ -80,7 +80,7 @@ class EikonalProblem:
 
 
 class Front(NamedTuple):
-    """What a method returns: the distances, whose source is nearest, and how the paths arrive."""
+    """What a method returns: distances, nearest sources, and the velocities of the paths."""
 
     distance: Float[Tensor, "problems *grid"]
     """Infinite where no path leads, or none within the radius."""
@@ -96,7 +96,7 @@ class Front(NamedTuple):
 class DistanceMethod(ABC):
     """A way to compute distances on a grid. Subclasses are frozen dataclasses of their options.
 
-    Options are checked in ``__post_init__``. What a method is able to do, its class attributes say.
+    Options are checked in ``__post_init__``. The class attributes say what a method can do.
 
     Examples
     --------
@@ -130,8 +130,8 @@ class DistanceMethod(ABC):
     """Whether the distances are differentiable in the metric, the seeds' positions and values."""
 
     any_device: ClassVar[bool] = False
-    """Whether ``M`` and ``omega`` are wanted as the field has them; else they are float64 on the
-    CPU. The front is moved back in both cases."""
+    """Whether ``M`` and ``omega`` stay on the device and in the dtype of the field; else they are
+    float64 on the CPU. The front is moved back in both cases."""
 
     @abstractmethod
     def solve(self, problem: EikonalProblem) -> Front:
@@ -205,20 +205,10 @@ def solve(
     walls: Bool[Tensor, "..."] | None = None,
     radius: float = math.inf,
 ) -> Front:
-    r"""Return the front of a method on a grid in physical units, as tensors like ``M``.
+    """Return the front of a method on a grid in physical units, as tensors like ``M``.
 
-    Parameters
-    ----------
-    method : DistanceMethod
-    M, omega : Tensor, shapes (problems or 1, \*grid, d, d) and (problems or 1, \*grid, d)
-        ``omega`` is None for Riemannian fields.
-    spacing, origin : float or one for each axis
-        Node ``i`` lies at ``origin + spacing * i``.
-    seeds : list of Seeds
-        The sources of each problem, at physical positions.
-    walls : BoolTensor, shape (\*grid) or (problems, \*grid), optional
-        True where one may not walk.
-    radius : float
+    ``omega`` is None for Riemannian fields. Node ``i`` lies at ``origin + spacing * i``. Walls are
+    one mask for all problems or one a problem.
     """
     d, grid = M.shape[-1], M.shape[1:-2]
     h, o = (torch.as_tensor(x, dtype=torch.float64).expand(d) for x in (spacing, origin))
@@ -248,16 +238,9 @@ def window_distances(
     spacing: float,
     centre: Int[Tensor, "windows d"],
 ) -> Float[Tensor, "windows *window"]:
-    """Return the distances from one node of each of many small grids, its own field on each.
+    """Return the distances in many windows, each with a field of its own, from a node of each.
 
-    Parameters
-    ----------
-    method : DistanceMethod
-    M, omega : Tensor, shapes (N, *window, d, d) and (N, *window, d)
-        In the units of ``spacing``.
-    spacing : float
-    centre : LongTensor (N, d)
-        The index of the node in each window.
+    ``centre`` holds the indices of those nodes. The fields are in the units of ``spacing``.
     """
     zero = torch.zeros(1, dtype=torch.float64)
     seeds = [Seeds(index[None] * spacing, zero) for index in centre.double()]

@@ -2,9 +2,8 @@
 
 A node near a source starts from the length of the chord, by the trapezoidal rule: half by the
 source's metric and half by the node's, which is wrong by the cube of the chord. "Near" is as far as
-the stencil at the source reaches, since a longer step than that to the source would be no step of
-the scheme. With the metric constant, the nodes beyond then always find their upwind neighbours
-accepted before them, and source factorisation is exact.
+the stencil at the source reaches. In a constant metric all nodes beyond then have their upwind
+neighbours accepted before them, and source factorisation is exact.
 """
 
 from typing import NamedTuple
@@ -21,16 +20,13 @@ from finslerconv.geodesics.distances._method import EikonalProblem
 from finslerconv.geodesics.distances._sight import seen
 from finslerconv.geodesics.fields import interpolate
 
-# A source that has another one nearer than this (in pixels) is taken for a part of a curve or of a
-# region, whose front is not round about it.
+# A source that has another one nearer than this (in pixels) counts as part of a curve or a region,
+# whose front is not round about it.
 _ALONE = 4.0
 
 
 class Start(NamedTuple):
-    """The start of one problem, or of several whose nodes and sources are counted on.
-
-    Lengths are in pixels, differentiable where they are floats.
-    """
+    """The start of one problem, or of several in one numbering; in pixels, differentiable."""
 
     node: Int[Tensor, "n"]
     """Row-major indices of the nodes; a node may occur more than once."""
@@ -66,12 +62,7 @@ def chord_norm(
 def seed_nodes(problem: EikonalProblem) -> Start:
     """Return the nodes from which the fronts of one problem start.
 
-    A source whose nearest node is a wall starts nothing.
-
-    Raises
-    ------
-    ValueError
-        If no source starts anything.
+    A source whose nearest node is a wall starts nothing; it is an error if none starts anything.
     """
     position, value = problem.seeds[0]
     M, omega = (x[0].to("cpu", torch.float64) for x in (problem.M, problem.omega))

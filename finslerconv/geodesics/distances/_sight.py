@@ -2,13 +2,10 @@
 
 A node stands for the unit cell around it (square or cube, in index coordinates), and a wall for its
 whole cell. A line passes from cell to cell through their faces: it may not enter the inside of a
-wall. It may touch a wall, at a corner or along a face, as long as free cells that share a face lead
-it past: not between two walls that share a face, nor between two that touch at a corner only. Where
-a line runs exactly through a corner (or through an edge, in space) it therefore passes if the faces
-that meet there can be crossed one after the other, in some order, through free cells.
+wall. It may touch a wall, at a corner or along a face, but not pass between two walls that share a
+face or touch at a corner. A line through a corner (or an edge, in space) is therefore free if the
+faces that meet there can be crossed one after the other, in some order, through free cells.
 """
-
-from typing import no_type_check
 
 import numpy as np
 
@@ -22,7 +19,6 @@ MARGIN = 2.0**-10
 
 
 @jit_unfused
-@no_type_check
 def _along(a, b, n):
     """Return the first cell along an axis, the number of cells to cross, and which way.
 
@@ -45,7 +41,6 @@ def _along(a, b, n):
 
 
 @jit_unfused
-@no_type_check
 def _free(walls, n0, n1, n2, i, j, k, w0, w1, w2, axes):
     """Return, as bits, which of the cells are free that steps along some of ``axes`` lead to.
 
@@ -64,7 +59,6 @@ def _free(walls, n0, n1, n2, i, j, k, w0, w1, w2, axes):
 
 
 @jit_unfused
-@no_type_check
 def _spread(free, found, both, once):
     """Return ``found`` and the cells that faces lead to from there.
 
@@ -84,9 +78,8 @@ def _spread(free, found, both, once):
 
 
 @jit_unfused
-@no_type_check
 def _beside(c, margin):
-    """Return which way a border is that the coordinate is near, 0 if there is none."""
+    """Return the side of the coordinate on which a border is near: -1, 1, or 0 for none."""
     off = c + 0.5 - np.rint(c + 0.5)
     if abs(off) > margin:
         return 0
@@ -94,13 +87,14 @@ def _beside(c, margin):
 
 
 @jit_unfused
-@no_type_check
-def clear(walls, n0, n1, n2, a0, a1, a2, b0, b1, b2, margin):
+def clear(walls, shape, a, b, margin):
     """Return whether the line from a to b, points of the grid, is free.
 
-    ``walls`` is flat, of the shape ``(n0, n1, n2)``; in the plane ``n2 = 1``, ``a2 = b2 = 0``. With
-    a ``margin`` the line must also keep that far from walls, between its ends.
+    ``walls`` is flat, and its ``shape`` has three axes, as the points have: a plane is a space of
+    one layer. With a ``margin`` the line must also keep that far from walls, between its ends.
     """
+    n0, n1, n2 = shape
+    (a0, a1, a2), (b0, b1, b2) = a, b
     i, c0, w0 = _along(a0, b0, n0)
     j, c1, w1 = _along(a1, b1, n1)
     k, c2, w2 = _along(a2, b2, n2)
@@ -155,7 +149,6 @@ def clear(walls, n0, n1, n2, a0, a1, a2, b0, b1, b2, margin):
 
 
 @jit_unfused
-@no_type_check
 def _every(axes):
     """Return the bits of all cells that steps along some of ``axes`` lead to."""
     bits = 0
@@ -166,19 +159,15 @@ def _every(axes):
 
 
 @jit_unfused
-@no_type_check
 def passes(walls, walled, shape, a, b):
-    """Return whether a path may go straight from ``a`` to ``b``: free, and off all walls.
+    """Return whether a path may go straight from ``a`` to ``b``, at the margin from all walls.
 
-    Paths keep off walls, so that rounding leads them into none, nor through where two touch.
+    The margin keeps rounding from leading a path into a wall, or between two that touch.
     """
-    if not walled:
-        return True
-    return clear(walls, shape[0], shape[1], shape[2], a[0], a[1], a[2], b[0], b[1], b[2], MARGIN)
+    return not walled or clear(walls, shape, (a[0], a[1], a[2]), (b[0], b[1], b[2]), MARGIN)
 
 
 @jit_unfused
-@no_type_check
 def turns(walls, walled, shape, a):
     """Return whether a path may turn at ``a``: no wall is near."""
     if not walled:
@@ -193,56 +182,37 @@ def turns(walls, walled, shape, a):
 
 
 @jit_unfused
-@no_type_check
 def visible(walls, row, column, e0, e1):
-    """Return whether the line from a node of the plane along the offset ``e`` is free.
-
-    Not if it leads out of the grid.
-    """
+    """Return whether the line from a node of the plane along ``e`` is free and inside the grid."""
     n0, n1 = walls.shape
     end0, end1 = row + e0, column + e1
     if end0 < 0 or end0 >= n0 or end1 < 0 or end1 >= n1:
         return False
-    return clear(walls.reshape(-1), n0, n1, 1, row, column, 0, end0, end1, 0, 0.0)
+    return clear(walls.reshape(-1), (n0, n1, 1), (row, column, 0), (end0, end1, 0), 0.0)
 
 
 @jit_unfused
-@no_type_check
 def visible_in_space(walls, at, e):
-    """Return whether the line from the node ``at`` along the offset ``e`` is free, in space."""
-    n0, n1, n2 = walls.shape
+    """Return whether the line from the node ``at`` along ``e`` is free and inside the grid."""
     for a in range(3):
         if at[a] + e[a] < 0 or at[a] + e[a] >= walls.shape[a]:
             return False
-    return clear(
-        walls.reshape(-1), n0, n1, n2, at[0], at[1], at[2], at[0] + e[0], at[1] + e[1],
-        at[2] + e[2], 0.0,
-    )  # fmt: skip
+    end = (at[0] + e[0], at[1] + e[1], at[2] + e[2])
+    return clear(walls.reshape(-1), walls.shape, (at[0], at[1], at[2]), end, 0.0)
 
 
 @entry_unfused
-@no_type_check
-def _seen(walls, n0, n1, n2, start, end, out):
+def _seen(walls, shape, start, end, out):
     deep = start.shape[1] == 3
     for n in range(len(start)):
         a2, b2 = (start[n, 2], end[n, 2]) if deep else (0.0, 0.0)
-        out[n] = clear(
-            walls, n0, n1, n2, start[n, 0], start[n, 1], a2, end[n, 0], end[n, 1], b2, 0.0
-        )  # fmt: skip
+        a, b = (start[n, 0], start[n, 1], a2), (end[n, 0], end[n, 1], b2)
+        out[n] = clear(walls, shape, a, b, 0.0)
 
 
 def seen(walls: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    r"""Return for each pair of points (n, d) of the grid whether the line between them is free.
-
-    Parameters
-    ----------
-    walls : bool (\*grid)
-        True where one may not walk.
-    start, end : (n, d)
-        In index coordinates, inside the grid.
-    """
-    n0, n1, n2 = (*walls.shape, 1)[:3]
+    """Return for each pair of points (n, d) of the grid whether the line between them is free."""
     out = np.empty(len(start), np.bool_)
     ends = (np.ascontiguousarray(x, np.float64) for x in (start, end))
-    _seen(np.ascontiguousarray(walls).reshape(-1), n0, n1, n2, *ends, out)
+    _seen(np.ascontiguousarray(walls).reshape(-1), (*walls.shape, 1)[:3], *ends, out)
     return out

@@ -72,13 +72,10 @@ class Curve:
 
 
 class Problems(NamedTuple):
-    """The seeds of all problems, and how the problems are arranged."""
+    """The axes of the problems, ``()`` for a single one, and the seeds of each, row-major."""
 
     shape: tuple[int, ...]
-    """The axes of the problems, ``()`` for a single one."""
-
     seeds: list[Seeds]
-    """Of each problem, in row-major order."""
 
 
 class _Group(NamedTuple):
@@ -97,27 +94,10 @@ def seeds_of(
     values: Array | None = None,
     walls: Bool[Tensor, "*problems_and_grid"] | None = None,
 ) -> Problems:
-    """Return the seeds of each problem.
+    """Return the seeds of each problem, from arguments of :func:`finslerconv.geodesics.distance`.
 
-    Parameters
-    ----------
-    field : GridMetric
-        Its grid, batch and device are used.
-    sources
-        As of :func:`finslerconv.geodesics.distance`.
-    values : array, optional
-        The distances at which the positions start.
-    walls : Tensor, optional
-        True where one may not walk, on the CPU: of the shape of the grid, or with axes before it
-        that broadcast against the problems and the batch of the field.
-
-    Raises
-    ------
-    TypeError
-        If ``sources`` is none of these.
-    ValueError
-        If a problem has none, or a source is outside the grid, not finite, or in an obstacle (of a
-        curve or a boolean array: if all of it is).
+    ``walls`` are on the CPU, with axes before the grid's that broadcast against the problems and
+    the batch of the field.
     """
     shape, groups = _positions(field, sources)
     for number, group in enumerate(groups):
@@ -165,10 +145,9 @@ def _positions(field: GridMetric, sources: Any) -> tuple[tuple[int, ...], list[_
     """Return the axes of the problems, and the positions of each, float64."""
     d = field.dim
     if isinstance(sources, Curve):
-        points = sources.sampled(min(field.spacing) / _PER_STEP)
+        points = sources.sampled(min(field.spacing) / _PER_STEP).to(_device(field))
         _check_width(points, d)
-        dtype = _dtype(sources.points)
-        return (), [_Group(points.to(_device(field)), single=False, dtype=dtype)]
+        return (), [_Group(points, single=False, dtype=_dtype(sources.points))]
     if isinstance(sources, Sequence) and not isinstance(sources, str):
         if len(sources) == 0:
             raise ValueError("sources: expected at least one source, got an empty list")
@@ -209,11 +188,10 @@ def _masked(field: GridMetric, where: Tensor) -> tuple[tuple[int, ...], list[_Gr
             f"sources: expected a boolean mask over the grid, shape (..., {str(grid)[1:-1]}), got "
             f"{tuple(where.shape)}"
         )
-    shape = tuple(where.shape[:-d])
     nodes = grid_nodes(grid, field.spacing, field.origin, device=where.device)
-    return shape, [
-        _Group(nodes[one], single=False, dtype=nodes.dtype) for one in where.reshape(-1, *grid)
-    ]
+    masks = where.reshape(-1, *grid)
+    groups = [_Group(nodes[one], single=False, dtype=nodes.dtype) for one in masks]
+    return tuple(where.shape[:-d]), groups
 
 
 def _rectangular(sources: Sequence[Any]) -> np.ndarray | None:

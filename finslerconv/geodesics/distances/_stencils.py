@@ -4,7 +4,7 @@ Everything here is in pixels: the metric is the one of index coordinates, ``M h 
 for the spacing ``h``, offsets are integers.
 """
 
-from typing import NamedTuple, no_type_check
+from typing import NamedTuple
 
 import numpy as np
 
@@ -41,14 +41,22 @@ class Stencils(NamedTuple):
 
 
 @jit_unfused
-@no_type_check
-def _obtuse(m00, m01, m11, w0, w1, a0, a1, b0, b1):
+def metric_at(M, omega, x):
+    """Return ``(m00, m01, m11, omega0, omega1)`` at a node."""
+    m = x if len(M) > 1 else 0
+    w = x if len(omega) > 1 else 0
+    return (M[m, 0], M[m, 1], M[m, 3], omega[w, 0], omega[w, 1])
+
+
+@jit_unfused
+def _obtuse(metric, a0, a1, b0, b1):
     """Return whether the sector (a, b) must be split.
 
-    <dF(-a), -b> < 0 or <dF(-b), -a> < 0 spoils the causality of the scheme. Against the one-form
-    sectors may have an angle above 90 degrees in M without that; they are split all the same, since
-    the first-order error grows with the angle in M alone (a constant one-form is added exactly).
+    <dF(-a), -b> < 0 or <dF(-b), -a> < 0 spoils the causality of the scheme. The one-form can make
+    up for an angle above 90 degrees in M. Such a sector is split too, since the first-order error
+    grows with the angle in M alone.
     """
+    m00, m01, m11, w0, w1 = metric
     product = m00 * a0 * b0 + m01 * (a0 * b1 + a1 * b0) + m11 * a1 * b1
     a = np.sqrt(m00 * a0 * a0 + 2 * m01 * a0 * a1 + m11 * a1 * a1)
     b = np.sqrt(m00 * b0 * b0 + 2 * m01 * b0 * b1 + m11 * b1 * b1)
@@ -58,8 +66,7 @@ def _obtuse(m00, m01, m11, w0, w1, a0, a1, b0, b1):
 
 
 @jit_unfused
-@no_type_check
-def refine(m00, m01, m11, w0, w1, stack, out):
+def refine(metric, stack, out):
     """Write the vertices of the acute stencil to ``out`` (if it has room); return their number.
 
     From the four axes, each sector (a, b) is split into (a, a + b) and (a + b, b) until it is
@@ -71,35 +78,22 @@ def refine(m00, m01, m11, w0, w1, stack, out):
     room = len(out)
     depth = len(stack)
     a0, a1 = 1, 0
-    for quarter in range(4):
-        b0, b1 = -a1, a0
-        if quarter == 0:
-            b0, b1 = 0, 1
-        elif quarter == 1:
-            b0, b1 = -1, 0
-        elif quarter == 2:
-            b0, b1 = 0, -1
-        else:
-            b0, b1 = 1, 0
-        stack[0, 0] = b0
-        stack[0, 1] = b1
+    for _ in range(4):
+        stack[0, 0], stack[0, 1] = -a1, a0  # the next axis
         top = 0
         while top >= 0:
-            b0 = stack[top, 0]
-            b1 = stack[top, 1]
+            b0, b1 = stack[top, 0], stack[top, 1]
             s0, s1 = a0 + b0, a1 + b1
             if (
                 max(abs(s0), abs(s1)) <= _LONGEST
                 and top + 1 < depth
-                and _obtuse(m00, m01, m11, w0, w1, a0, a1, b0, b1)
+                and _obtuse(metric, a0, a1, b0, b1)
             ):
                 top += 1
-                stack[top, 0] = s0
-                stack[top, 1] = s1
+                stack[top, 0], stack[top, 1] = s0, s1
                 continue
             if count < room:
-                out[count, 0] = a0
-                out[count, 1] = a1
+                out[count, 0], out[count, 1] = a0, a1
             count += 1
             a0, a1 = b0, b1
             top -= 1
@@ -107,69 +101,45 @@ def refine(m00, m01, m11, w0, w1, stack, out):
 
 
 @entry_unfused
-@no_type_check
 def _one_stencil(M, omega, stack):
-    out = np.empty((0, 2), np.int16)
-    count = refine(M[0, 0], M[0, 1], M[0, 3], omega[0, 0], omega[0, 1], stack, out)
-    out = np.empty((count, 2), np.int16)
-    refine(M[0, 0], M[0, 1], M[0, 3], omega[0, 0], omega[0, 1], stack, out)
+    metric = metric_at(M, omega, 0)
+    out = np.empty((refine(metric, stack, np.empty((0, 2), np.int16)), 2), np.int16)
+    refine(metric, stack, out)
     return out
 
 
 @entry_unfused
-@no_type_check
-def _count(M, omega, walls, start, stack):
-    height, width = walls.shape
+def _count(M, omega, start, stack):
     none = np.empty((0, 2), np.int16)
-    step = 0 if len(M) == 1 else 1
-    drift = 0 if len(omega) == 1 else 1
     start[0] = 0
-    for x in range(height * width):
-        m, w = x * step, x * drift
-        start[x + 1] = start[x] + refine(
-            M[m, 0], M[m, 1], M[m, 3], omega[w, 0], omega[w, 1], stack, none
-        )
+    for x in range(len(start) - 1):
+        start[x + 1] = start[x] + refine(metric_at(M, omega, x), stack, none)
 
 
 @entry_unfused
-@no_type_check
 def _fill(M, omega, walls, walled, start, offset, stack):
     height, width = walls.shape
-    step = 0 if len(M) == 1 else 1
-    drift = 0 if len(omega) == 1 else 1
     x = 0
     for row in range(height):
         for column in range(width):
-            m, w = x * step, x * drift
             out = offset[start[x] : start[x + 1]]
-            refine(M[m, 0], M[m, 1], M[m, 3], omega[w, 0], omega[w, 1], stack, out)
+            refine(metric_at(M, omega, x), stack, out)
             for k in range(len(out)):
                 i, j = row + out[k, 0], column + out[k, 1]
                 inside = 0 <= i < height and 0 <= j < width
                 if not inside or (walled and not visible(walls, row, column, out[k, 0], out[k, 1])):
-                    out[k, 0] = 0
-                    out[k, 1] = 0
+                    out[k] = 0
             x += 1
 
 
 def acute_stencils(M: np.ndarray, omega: np.ndarray, walls: np.ndarray) -> Stencils:
-    """Return the stencils of a 2-D field.
-
-    Parameters
-    ----------
-    M : (N, 4) or (1, 4) float64
-        The matrices, row-major, one per node or the same for all; in pixels.
-    omega : (N, 2) or (1, 2) float64
-        The one-forms, the same way.
-    walls : (height, width) bool
-        True where one may not walk.
-    """
+    """Return the stencils of a field: M (N or 1, 4), omega (N or 1, 2), walls (height, width)."""
     stack = np.empty((_STACK, 2), np.int32)
     if len(M) == 1 and len(omega) == 1 and not walls.any():
         offset = _one_stencil(M, omega, stack)
         return Stencils(np.array([0, len(offset)]), offset, True)
     start = np.empty(walls.size + 1, np.int64)
-    _count(M, omega, walls, start, stack)
+    _count(M, omega, start, stack)
     offset = np.empty((start[-1], 2), np.int16)
     _fill(M, omega, walls, bool(walls.any()), start, offset, stack)
     return Stencils(start, offset, False)
@@ -196,8 +166,16 @@ class SellingStencils(NamedTuple):
     """int16 (N or 1, 4, 3), the obtuse superbase: weight (i, j) is ``-base_i' M^-1 base_j``."""
 
 
+@jit_unfused
+def _product(D, v, w):
+    total = 0.0
+    for a in range(3):
+        for b in range(3):
+            total += v[a] * D[a, b] * w[b]
+    return total
+
+
 @entry_unfused
-@no_type_check
 def _selling(dual, offset, weight, bases):
     base = np.empty((4, 3), np.int64)
     for x in range(len(dual)):
@@ -213,13 +191,8 @@ def _selling(dual, offset, weight, bases):
             p, q = -1, -1
             for i in range(4):
                 for j in range(i + 1, 4):
-                    product, size_i, size_j = 0.0, 0.0, 0.0
-                    for a in range(3):
-                        for b in range(3):
-                            product += base[i, a] * D[a, b] * base[j, b]
-                            size_i += base[i, a] * D[a, b] * base[i, b]
-                            size_j += base[j, a] * D[a, b] * base[j, b]
-                    excess = product - _TIE * (size_i + size_j)
+                    sizes = _product(D, base[i], base[i]) + _product(D, base[j], base[j])
+                    excess = _product(D, base[i], base[j]) - _TIE * sizes
                     if excess > worst:
                         worst = excess
                         p, q = i, j
@@ -235,18 +208,10 @@ def _selling(dual, offset, weight, bases):
         n = 0
         for i in range(4):
             for j in range(i + 1, 4):
-                product = 0.0
-                for a in range(3):
-                    for b in range(3):
-                        product += base[i, a] * D[a, b] * base[j, b]
-                k, l = -1, -1
-                for other in range(4):
-                    if other not in (i, j):
-                        if k < 0:
-                            k = other
-                        else:
-                            l = other
-                weight[x, n] = max(-product, 0.0)
+                # The other two, in order.
+                k = 0 if i > 0 else (1 if j > 1 else 2)
+                l = 6 - i - j - k
+                weight[x, n] = max(-_product(D, base[i], base[j]), 0.0)
                 for a in range(3):
                     b, c = (a + 1) % 3, (a + 2) % 3
                     offset[x, n, a] = base[k, b] * base[l, c] - base[k, c] * base[l, b]

@@ -67,8 +67,8 @@ class GridMetric:
         How :meth:`at` reads beyond the outermost nodes: the field of the nearest point of the
         grid, or the field mirrored at the outermost nodes.
     validate : bool
-        Whether to check the values (one pass over the data; on a GPU it waits for them). Otherwise
-        :func:`distance` does, the first time. See :meth:`validate`.
+        Whether to check the values (see :meth:`validate`); on a GPU this waits for them. Otherwise
+        :func:`distance` does, the first time.
 
     Raises
     ------
@@ -81,15 +81,13 @@ class GridMetric:
 
     Notes
     -----
-    The entries of ``M`` and ``omega`` are interpolated. Linear interpolation gives a convex
-    combination of those of the nodes around, and that is a metric again: the pairs with ``M > 0``
-    and ``|omega|_{M^-1} < 1`` are by Schur's complement those of which the block matrix ``[[M,
-    omega], [omega', 1]]`` is positive definite, a convex set. The cubic overshoots, and may leave
-    it where the field jumps: ``validate`` therefore also looks half-way between the nodes, and
-    names the first place where it does.
+    The entries of ``M`` and ``omega`` are interpolated. Linearly that gives a metric again: metrics
+    are a convex set, by Schur's complement the pairs whose block matrix ``[[M, omega], [omega',
+    1]]`` is positive definite. The cubic overshoots and may leave the set where the field jumps, so
+    that ``validate`` also checks half-way between the nodes.
 
-    Mirrored are the entries, so that the field stays continuous; it is not the field of the
-    mirrored picture, whose off-diagonal entries jump in sign.
+    "reflect" mirrors the entries and keeps the field continuous. The field of the mirrored picture
+    would have off-diagonal entries that jump in sign.
 
     Examples
     --------
@@ -186,8 +184,7 @@ class GridMetric:
         Raises
         ------
         TypeError
-            If the metric is of another class, which has no matrices; the message says how to find a
-        Randers metric that has.
+            If the metric is of another class, which has no matrices.
         ValueError
             If its batch has fewer axes than the space, or does not broadcast over ``shape``.
 
@@ -251,13 +248,8 @@ class GridMetric:
         GridMetric(grid_shape=(9, 9), batch_shape=(), kind=Riemannian, dtype=torch.float64)
         """
         d = len(shape)
-        positions = grid_nodes(
-            tuple(shape),
-            per_axis("spacing", spacing, d),
-            per_axis("origin", origin, d),
-            dtype,
-            device,
-        )
+        spacing, origin = per_axis("spacing", spacing, d), per_axis("origin", origin, d)
+        positions = grid_nodes(tuple(shape), spacing, origin, dtype, device)
         M, omega = entries_of("function", function(positions))
         M = over_grid("function", M, tuple(shape), 2)
         omega = None if omega is None else over_grid("function", omega, tuple(shape), 1)
@@ -295,9 +287,8 @@ class GridMetric:
     def contains(self, positions: Positions) -> Bool[Array, "*batch"]:
         """Return whether positions lie in the box that the outermost nodes span, ends included.
 
-        A position that rounding may have carried out of the box counts as inside: the rounding is
-        that of numbers as large as the positions of the grid, in the dtype of ``positions`` or of
-        the field, whichever is coarser.
+        A position that rounding may have carried out of the box counts as inside, for the coarser
+        of the dtypes of ``positions`` and the field.
         """
         (positions,) = read_positions(self, positions=positions)
         x = as_tensor("positions", positions)
@@ -339,8 +330,8 @@ class GridMetric:
     def validate(self) -> None:
         """Check every metric, and for cubic interpolation those half-way between the nodes.
 
-        A field remembers that it was checked, until its arrays are changed in place: of tensors
-        PyTorch counts the changes, of NumPy arrays the sum of the entries tells.
+        A field remembers that it was checked until its arrays are changed in place. PyTorch counts
+        the changes of tensors; NumPy arrays are compared by the sum of the entries.
 
         Raises
         ------
@@ -379,17 +370,16 @@ class GridMetric:
 
     def detach(self) -> "GridMetric":
         """Return the field without its gradient history."""
-        return self._with(*(x.detach() if isinstance(x, Tensor) else x for x in self._arrays()))
+        arrays = (x.detach() if isinstance(x, Tensor) else x for x in (self.M, self.omega))
+        return self._with(*arrays)
 
     def to(self, *args: Any, **kwargs: Any) -> "GridMetric":
         """Return the field with tensors moved or converted as by :meth:`torch.Tensor.to`.
 
         A field of NumPy arrays becomes one of tensors.
         """
-        M, omega = as_tensors(M=self.M, omega=self.omega)
-        return self._with(
-            M.to(*args, **kwargs), None if omega is None else omega.to(*args, **kwargs)
-        )
+        tensors = as_tensors(M=self.M, omega=self.omega)
+        return self._with(*(None if x is None else x.to(*args, **kwargs) for x in tensors))
 
     def torch(self) -> "GridMetric":
         """Return the field with PyTorch tensors, which share the memory of NumPy arrays."""
@@ -397,12 +387,10 @@ class GridMetric:
 
     def numpy(self) -> "GridMetric":
         """Return the field with NumPy arrays, without gradient history."""
+        arrays = (self.M, self.omega)
         return self._with(
-            *(x.detach().cpu().numpy() if isinstance(x, Tensor) else x for x in self._arrays())
+            *(x.detach().cpu().numpy() if isinstance(x, Tensor) else x for x in arrays)
         )
-
-    def _arrays(self) -> tuple[Array, Array | None]:
-        return self.M, self.omega
 
     def _with(self, M: Array, omega: Array | None) -> "GridMetric":
         options = (self.spacing, self.origin, self.interpolation, self.outside)
@@ -433,7 +421,7 @@ def ensure_valid(field: GridMetric) -> None:
 
 
 def _stamp(x: Array | None) -> float | None:
-    """Return a number that changes where an array is written to; NaN if there is none."""
+    """Return a number that changes when an array is written to; NaN if there is none."""
     if x is None:
         return None
     if is_numpy(x):
@@ -447,22 +435,10 @@ def _stamp(x: Array | None) -> float | None:
 def put_inside(
     field: GridMetric, name: str, x: Float[Tensor, "n d"], dtype: torch.dtype | None = None
 ) -> Float[Tensor, "n d"]:
-    """Return positions inside the grid as float64, put back on its border if rounding left it.
+    """Return finite positions as float64, put back on the border of the grid if rounding left it.
 
-    Parameters
-    ----------
-    field : GridMetric
-    name : str
-        Of the argument, for the error.
-    x : Tensor (n, d)
-        Physical positions, finite.
-    dtype : torch.dtype, optional
-        In which they were computed, if not in their own.
-
-    Raises
-    ------
-    ValueError
-        If a position is outside the grid; the message names the first.
+    ``dtype`` is that in which they were computed, if not their own. A position outside the grid is
+    an error, whose message calls the argument ``name``.
     """
     t = field._in_steps(x.detach().double())
     outside = ~_inside(field, t, x.dtype if dtype is None else dtype)
@@ -486,10 +462,10 @@ def _last(field: GridMetric, like: Tensor) -> Float[Tensor, "d"]:
 def _inside(
     field: GridMetric, t: Float[Tensor, "*batch d"], dtype: torch.dtype
 ) -> Bool[Tensor, "*batch"]:
-    """Return whether coordinates in steps are inside the grid, up to rounding in ``dtype``.
+    """Return whether coordinates in steps are inside the grid, up to rounding.
 
-    Nothing else decides it. What is rounded is a sum of ``origin`` and ``spacing`` times an index,
-    in the given dtype or, for the nodes, in that of the field.
+    Positions are sums of ``origin`` and ``spacing`` times an index, rounded in ``dtype`` or in that
+    of the field.
     """
     eps = max(torch.finfo(u).eps for u in (dtype, as_tensor("M", field.M).dtype))
     last = _last(field, t)

@@ -30,21 +30,11 @@ def interpolate(
     outside: Outside = "constant",
     first: Int[Tensor, "..."] | int = 0,
 ) -> list[Tensor]:
-    """Return values of the nodes of grids between them.
+    """Return values of nodes, each of shape (nodes, ...), at the coordinates ``t`` in nodes.
 
-    Parameters
-    ----------
-    values : sequence of Tensor, each of shape (nodes, ...)
-        By node, row-major; of several grids one after the other. Numbers that lie side by side in
-        the result are gathered three times as fast as short rows, and their gradients ten times.
-    t : Tensor, shape (..., d)
-        Coordinates in nodes, anywhere.
-    shape : tuple of int
-        The nodes along each axis.
-    interpolation, outside
-        As of :class:`GridMetric`.
-    first : LongTensor (...) or int
-        The number of the first node of the grid that each of ``t`` is in.
+    Several grids stand one after the other; ``first`` is the number of the first node of the grid
+    that each of ``t`` is in. Values of shape (nodes,) are gathered three times as fast as short
+    rows, and their gradients ten times.
     """
     found: list[Tensor] = []
     for node, weight in nodes_around(t, shape, interpolation, outside):
@@ -64,10 +54,7 @@ def nodes_around(
     interpolation: Interpolation = "linear",
     outside: Outside = "constant",
 ) -> Iterator[tuple[Int[Tensor, "*batch"], Float[Tensor, "*batch"]]]:
-    """Yield the nodes that coordinates are interpolated from, by row-major number, with weights.
-
-    Along each axis two for linear interpolation, at the floor and above it, four for the cubic.
-    """
+    """Yield the nodes that coordinates are interpolated from, by row-major number, with weights."""
     kernel = _linear if interpolation == "linear" else _catmull_rom
     axes = []
     for axis, n in enumerate(shape):

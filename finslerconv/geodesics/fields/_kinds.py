@@ -18,13 +18,7 @@ Positions = Real[Array, "*_ d"] | Sequence[Any]
 
 
 def as_tensor(name: str, array: Array) -> Tensor:
-    """Return the floating-point ``array`` as a tensor, which shares its memory where it can.
-
-    Raises
-    ------
-    TypeError
-        If ``array`` is neither a NumPy array nor a tensor, or not of float32 or float64.
-    """
+    """Return an array of float32 or float64 as a tensor, which shares its memory where it can."""
     if not isinstance(array, Tensor | np.ndarray):
         raise TypeError(
             f"{name}: expected a NumPy array or a torch.Tensor, got {type(array).__name__}; "
@@ -40,14 +34,7 @@ def as_tensor(name: str, array: Array) -> Tensor:
 
 
 def as_tensors(**arrays: Array | None) -> tuple[Any, ...]:
-    """Return the named ``arrays``, all of one kind, as tensors; None stays None.
-
-    Raises
-    ------
-    TypeError
-        If one of them is neither a NumPy array nor a tensor, not of float32 or float64, or if the
-        two kinds are mixed.
-    """
+    """Return arrays of one kind, float32 or float64, as tensors; None stays None."""
     given = {name: array for name, array in arrays.items() if array is not None}
     if any(is_tensor(a) for a in given.values()) and any(is_numpy(a) for a in given.values()):
         kinds = ", ".join(
@@ -59,10 +46,7 @@ def as_tensors(**arrays: Array | None) -> tuple[Any, ...]:
 
 
 def as_kind_of(result: Tensor, array: Array) -> Array:
-    """Return ``result`` as the kind of ``array``: a NumPy array where that is one.
-
-    A tensor keeps its device and its gradient history; a NumPy array has neither.
-    """
+    """Return ``result``, as a NumPy array where ``array`` is one."""
     return result.detach().cpu().numpy() if is_numpy(array) else result
 
 
@@ -84,10 +68,7 @@ def is_integral(array: Array) -> bool:
 
 
 def plain_numbers(x: Any) -> np.ndarray | None:
-    """Return a number, or nested sequences of them, as float64; None for anything else.
-
-    None for sequences of unequal lengths, too.
-    """
+    """Return a number, or nested sequences of equal lengths, as float64; None for all else."""
 
     def plain(x: Any) -> bool:
         return is_number(x) or (isinstance(x, list | tuple | range) and all(map(plain, x)))
@@ -104,11 +85,8 @@ def plain_numbers(x: Any) -> np.ndarray | None:
 
 
 def check_finite(name: str, vectors: Float[Tensor, "*_ d"]) -> None:
-    """Raise a ValueError that names the first of the vectors that is not finite.
-
-    Under ``torch.vmap``, which lets no value be looked at, nothing is checked.
-    """
-    if is_mapped():
+    """Raise a ValueError that names the first of the vectors that is not finite."""
+    if is_mapped():  # torch.vmap hides the values
         return
     bad = ~vectors.detach().isfinite().all(-1)
     if bool(bad.any()):
@@ -131,7 +109,7 @@ def shown_shape(shape: tuple[int, ...], *names: str) -> str:
 
 
 def _from_numpy(array: np.ndarray) -> Tensor:
-    # PyTorch warns of arrays that must not be written to and refuses negative strides.
+    # PyTorch warns of read-only arrays and refuses negative strides.
     if not array.flags.writeable or any(stride < 0 for stride in array.strides):
         array = array.copy()
     return torch.as_tensor(array)

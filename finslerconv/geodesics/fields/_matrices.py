@@ -23,10 +23,7 @@ def entries_of(name: str, metric: object, like: Array | None = None) -> tuple[Ar
 
 
 def over_grid(name: str, x: Array, shape: tuple[int, ...], core: int) -> Array:
-    """Return ``x``, of ``core`` axes after the grid's, broadcast over a grid of ``shape``.
-
-    Axes before those of the grid (a batch of fields) stay.
-    """
+    """Return ``x`` broadcast over the grid, whose axes stand before the last ``core``."""
     tensor = as_tensor(name, x)
     axes = tuple(tensor.shape[tensor.ndim - core :])
     batch = tuple(tensor.shape[: max(tensor.ndim - core - len(shape), 0)])

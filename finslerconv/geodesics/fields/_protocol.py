@@ -37,13 +37,7 @@ class MetricField(Protocol):
 
 
 def randers_at(field: MetricField, x: Float[Tensor, "*batch d"], advice: str) -> Randers:
-    """Return the metrics of a field at positions, for a method that serves Randers metrics only.
-
-    Raises
-    ------
-    TypeError
-        If they are of another kind; the message ends in the ``advice``.
-    """
+    """Return the Randers metrics of a field; the error for others ends in the ``advice``."""
     metric = field.at(x)
     form = metric.randers_form(x)
     if form is None:
@@ -58,12 +52,7 @@ def read_positions(field: MetricField, **given: Any) -> list[Any]:
 
     Arrays of floats stay as they are, and integers become floats. Numbers, alone or in nested
     sequences, become an array of the kind, dtype and device of the first array among those given,
-    and if there is none, of the field: of a function that is a float64 tensor.
-
-    Raises
-    ------
-    TypeError
-        If ``field`` is none, or one of the others is neither an array nor numbers.
+    or else of the field (a float64 tensor for a function).
     """
     if not callable(getattr(field, "at", None)):
         hint = ""

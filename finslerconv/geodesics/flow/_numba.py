@@ -14,8 +14,6 @@ The adjoint is that of the discrete steps, so gradients are exact to rounding: i
 stages of a ray's steps looked, and goes back over them.
 """
 
-from typing import no_type_check
-
 import numpy as np
 
 from finslerconv._compiled import entry, jit
@@ -32,7 +30,6 @@ _STILL = np.finfo(np.float64).tiny / np.finfo(np.float64).eps
 
 
 @jit
-@no_type_check
 def _locate(c, n, mode):
     """Return where a coordinate is: cell, place in it, sign; and the derivatives of both.
 
@@ -65,7 +62,6 @@ def _locate(c, n, mode):
 
 
 @jit
-@no_type_check
 def _corners(base, i, j, height, width):
     """Return the places of a cell's four nodes in the flat field."""
     below = min(i + 1, height - 1)
@@ -79,7 +75,6 @@ def _corners(base, i, j, height, width):
 
 
 @jit
-@no_type_check
 def _dual(m00, m01, m11, w0, w1, p0, p1):
     """Return the pieces of the dual norm: ``M^-1``, ``a``, ``lambda``, ``y``, ``root``, ``F``."""
     scale = 1.0 / (m00 * m11 - m01 * m01)
@@ -98,7 +93,6 @@ def _dual(m00, m01, m11, w0, w1, p0, p1):
 
 
 @jit
-@no_type_check
 def _rates(field, base, height, width, mode, L, c0, c1, p0, p1):
     """Return ``(dx/dt, dp/dt) = (L F*_p, -L F*_x)`` at the coordinates ``c``.
 
@@ -126,7 +120,6 @@ def _rates(field, base, height, width, mode, L, c0, c1, p0, p1):
 
 
 @jit
-@no_type_check
 def _momentum(field, base, height, width, mode, c0, c1, v0, v1):
     """Return ``F(v)`` and ``p = F dF(v)``, v not 0."""
     i, a, _, _, _ = _locate(c0, height, mode)
@@ -140,7 +133,6 @@ def _momentum(field, base, height, width, mode, c0, c1, v0, v1):
 
 
 @jit
-@no_type_check
 def _step(field, base, height, width, mode, L, s0, s1, r0, r1, d0, d1, p0, p1, h, stages):
     """Return the state after one step of the classical Runge-Kutta method.
 
@@ -165,7 +157,6 @@ def _step(field, base, height, width, mode, L, s0, s1, r0, r1, d0, d1, p0, p1, h
 
 
 @entry
-@no_type_check
 def forward(
     field, shape, rate, mode, starts, velocities, rays, segments, steps, spans, places, begin, end,
     out,
@@ -215,7 +206,6 @@ def forward(
 
 
 @jit
-@no_type_check
 def _rates_backward(
     field, slope, base, height, width, mode, L, c0, c1, r0, r1, p0, p1, gv0, gv1, gq0, gq1
 ):
@@ -289,7 +279,6 @@ def _rates_backward(
 
 
 @jit
-@no_type_check
 def _momentum_backward(
     field, slope, base, height, width, mode, c0, c1, r0, r1, v0, v1, g_F, gp0, gp1
 ):
@@ -319,7 +308,6 @@ def _momentum_backward(
 
 
 @jit
-@no_type_check
 def _step_backward(
     field, slope, base, height, width, mode, L, s0, s1, r0, r1, h, stages, gd0, gd1, gp0, gp1, g_L
 ):
@@ -349,7 +337,6 @@ def _step_backward(
 
 
 @entry
-@no_type_check
 def backward(
     field, shape, rate, mode, starts, velocities, rays, segments, steps, spans, places, begin, end,
     gradient, slope, g_starts, g_velocities,

@@ -5,8 +5,6 @@ row of the ``table`` has the node's ``M00, M01, M02, M11, M12, M22, omega0, omeg
 units of nodes.
 """
 
-from typing import no_type_check
-
 import numpy as np
 
 from finslerconv._compiled import jit
@@ -17,7 +15,6 @@ _GAUSS = 0.5 - np.sqrt(1.0 / 12.0)
 
 
 @jit
-@no_type_check
 def _norm(table, shape, x, v):
     """Return ``F_x(v)``, the entries interpolated linearly between the nodes."""
     at = cell(x, shape)
@@ -37,7 +34,6 @@ def _norm(table, shape, x, v):
 
 
 @jit
-@no_type_check
 def chord_length(table, shape, a, b):
     """Return the length of the chord from ``a`` to ``b``, by two points of Gauss a node."""
     v = (b[0] - a[0], b[1] - a[1], b[2] - a[2])

@@ -20,8 +20,8 @@ from finslerconv.geodesics.distances.descent._shortening import shorten
 from finslerconv.geodesics.fields import GridMetric, as_kind_of, as_tensor, is_numpy, put_inside
 
 
-def paths_of(distances: Any, to: Any, step: float) -> Array | list[Array]:
-    """Return what :func:`finslerconv.geodesics.minimal_path` does, of a ``DistanceMap``."""
+def paths_of(distances: Any, walls: Tensor | None, to: Any, step: float) -> Array | list[Array]:
+    """Return the paths of :func:`finslerconv.geodesics.minimal_path`; ``walls`` are the map's."""
     field = distances.field
     if not 0 < step <= 1:
         raise ValueError(f"step: expected a number in (0, 1], got {step!r}")
@@ -36,7 +36,7 @@ def paths_of(distances: Any, to: Any, step: float) -> Array | list[Array]:
     for number, end in enumerate(coordinates):
         problem = np.unravel_index(number, problems) if problems else ()
         if finder is None or problems:
-            finder = _Finder(distances, tuple(int(i) for i in problem))
+            finder = _Finder(distances, walls, tuple(int(i) for i in problem))
         points = finder.path(end, float(step))
         if points is None:
             raise ValueError(_no_path(finder, end, ends[number]))
@@ -50,7 +50,7 @@ def paths_of(distances: Any, to: Any, step: float) -> Array | list[Array]:
 class _Finder:
     """One problem of a map made ready for paths; in index coordinates of three axes."""
 
-    def __init__(self, distances: Any, problem: tuple[int, ...]) -> None:
+    def __init__(self, distances: Any, walls: Tensor | None, problem: tuple[int, ...]) -> None:
         field = distances.field
         d, grid = field.dim, field.grid_shape
         self.origin, self.spacing = np.asarray(field.origin), np.asarray(field.spacing)
@@ -65,16 +65,14 @@ class _Finder:
         self.label = array_of(_cpu(distances.label)[problem].contiguous()).reshape(-1)
         self.table = _table(field, distances.reverse, problem)
         self.walls, self.walled = np.zeros(1, np.bool_), False
-        if distances.mask is not None:
-            mask = torch.as_tensor(distances.mask).cpu()
-            mask = mask.expand(*distances.distance.shape)[problem]
-            self.walls = ~array_of(mask.contiguous()).reshape(-1)
+        if walls is not None:
+            mine = walls.expand(*distances.distance.shape)[problem]
+            self.walls = array_of(mine.contiguous()).reshape(-1)
             self.walled = bool(self.walls.any())
         nodes = len(self.left)
-        self.scratch = (
-            np.empty(nodes), np.empty(nodes, np.int32), np.full(nodes, FAR, np.int32),
-            np.empty(nodes), np.empty(nodes, np.int32),
-        )  # fmt: skip
+        reached, before = np.empty(nodes), np.empty(nodes, np.int32)
+        place, keys, queue = np.full(nodes, FAR, np.int32), np.empty(nodes), np.empty_like(before)
+        self.scratch = (reached, before, place, keys, queue)
 
     def path(self, end: np.ndarray, step: float) -> np.ndarray | None:
         """Return the path (n, d) to ``end`` in index coordinates, None if there is none."""

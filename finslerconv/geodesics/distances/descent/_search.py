@@ -10,8 +10,6 @@ found.
 Chords between nodes may run through corners of walls; what shortens the path takes it off them.
 """
 
-from typing import no_type_check
-
 import numpy as np
 
 from finslerconv._compiled import entry, jit
@@ -28,36 +26,30 @@ _EAGER = 1.01
 
 
 @jit
-@no_type_check
 def _near(a, b):
     return max(abs(a[0] - b[0]), abs(a[1] - b[1]), abs(a[2] - b[2])) <= _REACH
 
 
 @jit
-@no_type_check
 def _free(walls, walled, shape, a, b):
-    return not walled or clear(
-        walls, shape[0], shape[1], shape[2], a[0], a[1], a[2], b[0], b[1], b[2], 0.0
-    )
+    return not walled or clear(walls, shape, a, b, 0.0)
 
 
 @jit
-@no_type_check
 def _point(node, shape):
     _, n1, n2 = shape
     return float(node // (n1 * n2)), float(node // n2 % n1), float(node % n2)
 
 
 @entry
-@no_type_check
 def search(
     table, walls, walled, shape, left, last, label, sources, values, goal, reached, before, place,
     keys, nodes,
 ):  # fmt: skip
     """Return a path (n, 3) from a source to ``goal``; empty if there is none.
 
-    ``left``: the distances; ``last``: what is expected where there is none. Of scratch there is one
-    entry for each node: ``place`` is and stays ``FAR``.
+    ``left`` are the distances; ``last`` stands in where there is none. The scratch arrays from
+    ``reached`` on have an entry for each node, and ``place`` is and stays ``FAR``.
     """
     n0, n1, n2 = shape
     end = (goal[0], goal[1], goal[2])

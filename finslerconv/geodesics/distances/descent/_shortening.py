@@ -1,13 +1,10 @@
 """A path made as short as it can be without leaving its way round the walls.
 
-Between its ends a path is a polyline of about a node a side. Its corners move together: each has
-places to choose from across the path, and the shortest of all combinations is found by dynamic
-programming. The places are apart by a width that is halved again and again, so long bends go first.
-Between the rounds corners that a shorter chord passes by are left out. No round makes a path
-longer, nor leads it into a wall.
+A path is a polyline of sides of about a node. Its corners move together: each has places to choose
+from across the path, and dynamic programming finds the shortest combination. The width between the
+places is halved again and again, so that long bends go first. Between the rounds corners that a
+shorter chord passes by are left out. No round makes a path longer or leads it into a wall.
 """
-
-from typing import no_type_check
 
 import numpy as np
 
@@ -29,13 +26,11 @@ _CHORD = 8.0
 
 
 @jit
-@no_type_check
 def _size(a, b):
     return np.sqrt((b[0] - a[0]) ** 2 + (b[1] - a[1]) ** 2 + (b[2] - a[2]) ** 2)
 
 
 @jit
-@no_type_check
 def split(path, longest):
     """Return the path with sides of at most ``longest`` nodes."""
     count = 1
@@ -55,9 +50,8 @@ def split(path, longest):
 
 
 @jit
-@no_type_check
 def _tighten(table, walls, walled, shape, path, longest):
-    """Return the path without the corners that a chord passes by, one no longer than the sides."""
+    """Return the path without corners where the chord is no longer than the two sides."""
     out = np.empty_like(path)
     sides = np.empty(len(path))
     out[0] = path[0]
@@ -79,7 +73,6 @@ def _tighten(table, walls, walled, shape, path, longest):
 
 
 @jit
-@no_type_check
 def _way_round(walls, shape, before, step, tied, out):
     """Write the cells between ``before`` and the one a step away along the axes ``tied``.
 
@@ -108,7 +101,6 @@ def _way_round(walls, shape, before, step, tied, out):
 
 
 @jit
-@no_type_check
 def _off_walls(walls, shape, path):
     """Return the path with corners beside those of walls that its sides run through."""
     out = [path[0].copy()]
@@ -164,7 +156,6 @@ def _off_walls(walls, shape, path):
 
 
 @jit
-@no_type_check
 def _across(a, b, d, out):
     """Write unit vectors across the direction from ``a`` to ``b``, one or two; else 0."""
     size = _size(a, b)
@@ -193,9 +184,8 @@ def _across(a, b, d, out):
 
 
 @jit
-@no_type_check
 def _to_edge(walls, shape, place, pair):
-    """Move a place to the edge near it in the plane of two axes, if it is that of a single wall."""
+    """Move a place to the nearby wall edge in the plane of two axes, if one wall alone is there."""
     p, q = (0, 1) if pair == 0 else ((0, 2) if pair == 1 else (1, 2))
     cell = (
         np.int64(np.floor(place[0] + 0.5)), np.int64(np.floor(place[1] + 0.5)),
@@ -223,12 +213,11 @@ def _to_edge(walls, shape, place, pair):
 
 
 @jit
-@no_type_check
 def _settle(table, walls, walled, shape, d, path, width):
     """Move the corners by multiples of ``width`` to the shortest combination; return its length."""
     n = len(path)
     sideways = 3 ** (d - 1)
-    # Near walls also the edges of theirs, where the shortest paths bend.
+    # Near walls also their edges, where the shortest paths bend.
     choices = sideways + (2 * d - 3 if walled else 0)
     places = np.empty((n, choices, 3))
     length = np.full((n, choices), np.inf)
@@ -271,7 +260,6 @@ def _settle(table, walls, walled, shape, d, path, width):
 
 
 @entry
-@no_type_check
 def shorten(table, walls, walled, shape, d, path, step):
     """Return a path (n, 3) of the same ends, as short as it can be made, with sides of ``step``."""
     straight = np.empty((2, 3))

@@ -11,7 +11,7 @@ from finslerconv.geodesics.distances.fast_iterative._numbers import MetricAt
 
 
 class Ends(NamedTuple):
-    """What the factored value of nodes is made of; differentiable in all that is a float."""
+    """The terms of the factored values of nodes, differentiable."""
 
     e: Float[Tensor, "n 2 2"]
     M: Float[Tensor, "n 2 2"]
@@ -32,7 +32,6 @@ class Ends(NamedTuple):
         place: Float[Tensor, "n 2"],
         factorise: bool,
     ) -> "Ends":
-        """Return those of nodes at ``place``, by the offsets and the sources that they have."""
         M, omega, v = sources.M[label], sources.omega[label], place - sources.position[label]
         alone = sources.alone[label] & factorise
         return cls(offset, at.M, at.omega, (at.M + M) / 2, (at.omega + omega) / 2, v, alone)
@@ -49,9 +48,7 @@ class FactoredValues(NamedTuple):
     velocity: Float[Tensor, "n 2"]
 
 
-# As in fast marching: how far the better value may be from the trial value, in steps; how far
-# outside the sector its geodesic; how well the model must agree with it; and how far across the
-# chord from the source may pass a single end.
+# As in fast marching in the plane, see there.
 _MOVE, _OUTSIDE, _AGREE, _ALIGNED = 0.5, 0.3, 0.7, 1.0137
 
 
@@ -61,10 +58,10 @@ def factored_values(
     weight: Float[Tensor, "n 2"],
     trial: Float[Tensor, "n"],
 ) -> FactoredValues:
-    """Return the values computed again, less what differences get wrong of the cone ``F(v)``.
+    """Return the values, corrected for the error of the differences of the cone ``F(v)``.
 
-    The cone is that of the mean of the metrics at the source and at the node. Where its way and the
-    front's are not alike, or the value is not near the trial value, the trial value stays.
+    F is the mean of the metrics at the source and at the node. The trial value stays where the
+    cone's direction is not near the front's, or the corrected value not near the trial value.
     """
     e, v = ends.e, ends.v[:, None]
     M, omega, mean_M, mean_omega = (

@@ -25,9 +25,9 @@ from finslerconv.geodesics.distances.fast_iterative._updates import (
 )
 
 # Where values depend on lower ones only, a pass takes the pending nodes of a problem up to this
-# fraction of the way from the least of their values to the mean: with 1 there are fewer passes, but
-# twice the repeated updates. (Elsewhere a pass takes all of them: no order keeps a node from being
-# lowered again, and the lowest ones alone would be, over and over, before the others move.)
+# fraction of the way from the least of their values to the mean. With 1 there are fewer passes, but
+# twice the repeated updates. (Elsewhere a pass takes all of them: the lowest ones would be lowered
+# over and over before the others move.)
 _BAND = 0.5
 
 # Nodes that one pass takes at most, which bounds its memory: about 3 KiB for each.
@@ -99,11 +99,11 @@ def iterate_factored(
 ) -> None:
     """Find the fixed point of the factored scheme.
 
-    A better value may be above the trial value that it replaces, so that values also rise: here a
-    node is computed from all its sectors anew whenever one of its neighbours changed. Fast marching
-    reads only nodes accepted before, which ``time`` tells, the value in its queue at which it would
-    accept a node: of a node with candidates ``c`` that need their ends by ``K``, that is the least
-    ``max(c, K)``, and the trial value is the least of the ``c`` that are there by then.
+    A better value may be above the trial value that it replaces, so that values also rise. A node
+    is therefore computed anew from all its sectors whenever one of its neighbours changed. Fast
+    marching reads only nodes accepted before. ``time`` is the value in its queue at which it would
+    accept a node: for candidates ``c`` whose ends are accepted by ``K`` it is the least
+    ``max(c, K)``, and the trial value is the least ``c`` among those with ``K <= time``.
     """
     value, device = fronts.value, fronts.value.device
     seeded, seed_label = value.clone(), fronts.label.clone()
@@ -216,10 +216,7 @@ class _Pending:
 def _dependents(
     updates: Updates, taken: Int[Tensor, "taken"], stride: int
 ) -> tuple[Int[Tensor, "n"], Int[Tensor, "n"], Int[Tensor, "n"], Int[Tensor, "n"]]:
-    """Return the updates that read the nodes ``taken``.
-
-    Which of those is read, the update, the number of its problem's first node, and its node.
-    """
+    """Return the readings of nodes: the place in ``taken``, the update, its base and its node."""
     source, update = expand(updates.start, updates.dependent, taken, stride, updates.shared)
     base = first_number(taken, stride, updates.shared).index_select(0, source)
     return source, update, base, updates.node.index_select(0, update) + base

@@ -51,22 +51,13 @@ class FastIterative(DistanceMethod):
     CPU, in float64. On a CPU fast marching is the quicker one: for 64 sources on 256 x
     256 nodes, on one core, 2.4 s against 17 s without and 68 s with factorisation.
 
-    Parameters
-    ----------
-    factorise : bool, optional
-        Whether to take the cone around a lone source out of the differences: in 2-D, where it is
-        done unless this is False.
-    tolerance : float
-        An update counts that lowers a value by more than this fraction of it. With 0 the result
-        is the fixed point to the last digit.
-    max_iterations : int, optional
-        How many passes to allow, by default four for each node of the grid and a thousand: more
-        than the longest maze takes.
+    In 2-D the cone around a lone source is taken out of the differences unless ``factorise`` is
+    False. An update counts that lowers a value by more than the fraction ``tolerance`` of it; with
+    0 the result is the fixed point to the last digit. ``max_iterations`` passes are allowed, by
+    default four for each node of the grid and a thousand.
 
-    Notes
-    -----
-    W.-K. Jeong, R. Whitaker, "A fast iterative method for eikonal equations" (2008), for the list
-    of nodes that changed. Here it is one list over all problems, taken by bands of value.
+    The list of nodes that changed is that of W.-K. Jeong, R. Whitaker, "A fast iterative method for
+    eikonal equations" (2008); here it is one over all problems, taken by bands of value.
     """
 
     factorise: bool | None = None
@@ -84,15 +75,7 @@ class FastIterative(DistanceMethod):
             as_integer("max_iterations", self.max_iterations)
 
     def solve(self, problem: EikonalProblem) -> Front:
-        """Return the front, differentiable in the metric and the seeds by the implicit adjoint.
-
-        Raises
-        ------
-        RuntimeError
-            If the values have not settled after ``max_iterations`` passes.
-        ValueError
-            If ``factorise`` is True in space, or all sources of a problem are inside obstacles.
-        """
+        """Return the front, differentiable in the metric and the seeds by the implicit adjoint."""
         if self.factorise and problem.dim != 2:
             raise ValueError(
                 "factorise: 'fast_iterative' takes the cone around a source out in the plane only; "
@@ -248,9 +231,9 @@ def _transposed_solve(
 ) -> Float[Tensor, "all"]:
     """Return v with ``v(y) = grad(y) + sum of weight(x, k) v(x)`` over all k, x of parent y.
 
-    A node is done when all who depend on it are: every pass finishes a whole layer. Where the
-    dependence has a cycle (3-D Randers metrics, now and then) nothing gets ready, and what is left
-    is summed up as a series: the weights of a node add up to 1, and every chain leads to a seed.
+    A node is done when all that depend on it are: every pass finishes a whole layer. Nodes on a
+    cycle (3-D Randers metrics, now and then) are left. For those the series is summed: the weights
+    of a node add up to 1, and every chain leads to a seed.
     """
     v = grad.clone()
     waiting = torch.zeros(v.shape, dtype=torch.int32, device=v.device)

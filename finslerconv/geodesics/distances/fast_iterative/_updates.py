@@ -22,8 +22,8 @@ class Updates(NamedTuple):
 
     In 2-D an update is a sector ``(e1, e2)`` of the stencil of a node; in 3-D there is one update
     a node, with Selling's six pairs of neighbours and the six along the axes. A problem of N nodes
-    has N + 1 numbers: the last is a node that is never reached, the neighbour of those who have
-    none. Where every problem has a field of its own, the numbers run on from problem to problem.
+    has N + 1 numbers: the last is a node that is never reached and stands for missing neighbours.
+    Where every problem has a field of its own, the numbers run on from problem to problem.
     """
 
     node: Int[Tensor, "updates"]
@@ -93,7 +93,7 @@ def updates_of(problem: EikonalProblem) -> Updates:
 
 
 def _by_number(x: Float[Tensor, "some size *entry"], fields: int) -> Float[Tensor, "all *entry"]:
-    """Return what is given for the nodes of fields, by number; 0 for the node never reached."""
+    """Return the entries of all nodes by number, 0 at the node that is never reached."""
     x = x.expand(fields, *x.shape[1:])
     return torch.cat((x, torch.zeros_like(x[:, :1])), 1).flatten(0, 1)
 

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,9 +22,17 @@ from finslerconv.geodesics.distances._stencils import acute_stencils, selling_st
 from finslerconv.geodesics.distances.fast_marching import _plane as plane
 from finslerconv.geodesics.distances.fast_marching import _space as space
 
-# From the gradient of the distances, which it overwrites, to those of M, omega, the seeds' values,
-# and the sources' M, omega and position, which it adds to.
-_Back = Callable[..., None]
+# Takes the gradient of the distances, which it overwrites, and those of M, omega, the seeds'
+# values, and the sources' M, omega and position, which it adds to.
+_Back = Callable[[np.ndarray, tuple[np.ndarray, ...]], None]
+
+
+class _Front(NamedTuple):
+    """The front of one problem, filled by a march; row-major."""
+
+    u: np.ndarray
+    label: np.ndarray
+    flow: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -39,13 +47,9 @@ class FastMarching(DistanceMethod):
     do not jump over walls. Gradients are those of the implicit adjoint, which goes over the nodes
     backwards in the order of acceptance; those in ``M`` are symmetric.
 
-    Parameters
-    ----------
-    order : 1 or 2
-        Of the difference quotients of the accepted values.
-    factorise : bool
-        Whether the front's roundness about a source is taken out before differences are formed. A
-        constant metric then comes out exact. Not done for sources with others within 4 pixels.
+    Differences are of ``order`` 1 or 2. Before they are formed, ``factorise`` takes the front's
+    roundness about a source out, so that a constant metric comes out exact; not for sources with
+    others within 4 pixels.
     """
 
     order: int = 2
@@ -58,15 +62,7 @@ class FastMarching(DistanceMethod):
             raise TypeError(f"factorise: expected True or False, got {self.factorise!r}")
 
     def solve(self, problem: EikonalProblem) -> Front:
-        """Return the front, differentiable in the metric and the seeds.
-
-        Raises
-        ------
-        ValueError
-            If all sources of a problem are inside obstacles.
-        RuntimeError
-            If a one-form in space turns so strongly that the values don't settle.
-        """
+        """Return the front, differentiable in the metric and the seeds."""
         starts = [seed_nodes(problem[p : p + 1]) for p in range(len(problem.seeds))]
         floats = [
             x for start in starts for x in (start.value, start.position, start.M, start.omega)
@@ -76,7 +72,7 @@ class FastMarching(DistanceMethod):
 
 
 class _March(torch.autograd.Function):
-    """The solver as one operation: forward walks, backward walks back."""
+    """The march as one operation; its backward pass is the walk back."""
 
     @staticmethod
     def forward(
@@ -104,17 +100,13 @@ class _March(torch.autograd.Function):
         shared = ready(0) if problem.shared else None
 
         def solve(p: int) -> _Back | None:
-            field = shared or ready(p)
-            start = starts[p]
-            alone = array_of(start.alone) & method.factorise
-            u = array_of(distance[p].view(-1))
-            labels = np.empty(nodes, np.int32)
-            velocity = array_of(flow[p].view(nodes, dim))
+            u, velocity = array_of(distance[p].view(-1)), array_of(flow[p].view(nodes, dim))
+            front = _Front(u, np.empty(nodes, np.int32), velocity)
             radius = float(problem.radius)
-            back = field.march(start, alone, int(method.order), radius, u, labels, velocity, keep)
+            back = (shared or ready(p)).march(starts[p], method, radius, front, keep)
             beyond = ~((u <= radius) & (u < np.inf))
-            u[beyond], labels[beyond], velocity[beyond] = np.inf, -1, 0.0
-            label[p].view(-1).copy_(torch.from_numpy(labels))
+            u[beyond], front.label[beyond], velocity[beyond] = np.inf, -1, 0.0
+            label[p].view(-1).copy_(torch.from_numpy(front.label))
             return back
 
         ctx.backs = _side_by_side(solve, problems)
@@ -138,18 +130,10 @@ class _March(torch.autograd.Function):
             g_seed = np.zeros(len(start.node))
             s_M, s_omega = np.zeros((sources, dim * dim)), np.zeros((sources, dim))
             s_position = np.zeros((sources, dim))
-            back(
-                g_u,
-                g_M[p if len(g_M) > 1 else 0],
-                g_omega[p if len(g_omega) > 1 else 0],
-                g_seed,
-                s_M,
-                s_omega,
-                s_position,
-            )
-            floats += map(
-                torch.from_numpy, (g_seed, s_position, s_M.reshape(sources, dim, dim), s_omega)
-            )
+            m, w = p if len(g_M) > 1 else 0, p if len(g_omega) > 1 else 0
+            back(g_u, (g_M[m], g_omega[w], g_seed, s_M, s_omega, s_position))
+            s_M = s_M.reshape(sources, dim, dim)
+            floats += map(torch.from_numpy, (g_seed, s_position, s_M, s_omega))
         gradients = (
             torch.from_numpy(g_M).view(shape_M),
             torch.from_numpy(g_omega).view(shape_omega),
@@ -174,8 +158,7 @@ def _rows(field: Tensor, size: int) -> np.ndarray:
 def _side_by_side(task: Callable[[int], Any], parts: int) -> list[Any]:
     """Return ``[task(0), ...]``, in as many threads as ``torch.set_num_threads`` allows.
 
-    Plain threads serve, since a march is one call that holds no lock and runs no operation of
-    PyTorch's.
+    A march is one call that holds no lock.
     """
     workers = min(parts, torch.get_num_threads(), os.cpu_count() or 1)
     if workers <= 1:
@@ -188,50 +171,40 @@ class _Plane:
     """A 2-D field made ready to march on."""
 
     def __init__(self, M: np.ndarray, omega: np.ndarray, walls: np.ndarray) -> None:
-        self.M, self.omega, self.walls = M, omega, walls
-        self.walled = bool(walls.any())
-        self.stencils = acute_stencils(M, omega, walls)
-        start, offset, shared = self.stencils
-        self.dependent_start = np.zeros(1 if shared else walls.size + 1, np.int64)
-        self.dependent = np.empty(0 if shared else len(offset), np.int32)
+        stencils = acute_stencils(M, omega, walls)
+        start, offset, shared = stencils
+        dependent_start = np.zeros(1 if shared else walls.size + 1, np.int64)
+        dependent = np.empty(0 if shared else len(offset), np.int32)
         if not shared:
-            plane.dependents(start, offset, walls.shape[1], self.dependent_start, self.dependent)
+            plane.dependents(start, offset, walls.shape[1], dependent_start, dependent)
+        walled = bool(walls.any())
+        self.field = plane.Field(M, omega, *stencils, dependent_start, dependent, walls, walled)
 
     def march(
-        self,
-        start: Start,
-        alone: np.ndarray,
-        order: int,
-        radius: float,
-        u: np.ndarray,
-        label: np.ndarray,
-        flow: np.ndarray,
-        keep: bool,
+        self, start: Start, method: FastMarching, radius: float, front: _Front, keep: bool
     ) -> _Back | None:
-        """Fill u, label and flow; return the walk back, if it is to be kept."""
-        nodes = self.walls.size
+        """Fill the front; return the walk back, if it is to be kept."""
+        nodes = self.field.walls.size
         code, sequence = np.empty(nodes, np.int32), np.empty(nodes, np.int32)
-        place = np.where(self.walls.reshape(-1), np.int32(WALL), np.int32(FAR))
-        source = array_of(start.position)
-        source_metric = _source_metric(start)
-        done = plane.march(
-            self.M, self.omega, *self.stencils, self.dependent_start, self.dependent,
-            self.walls, self.walled, array_of(start.node), array_of(start.value),
-            array_of(start.label), source, source_metric, alone, order, radius,
-            u, label, code, flow, sequence, place, np.empty(nodes), np.empty(nodes, np.int32),
-        )  # fmt: skip
+        node, label, value, position, _, _, alone = map(array_of, start)
+        alone = alone & method.factorise
+        sources = plane.Sources(node, value, label, position, _source_metric(start), alone)
+        place = _unvisited(self.field.walls)
+        order = int(method.order)
+        done = plane.march(self.field, sources, order, radius, *front, code, sequence, place)
         if not keep:
             return None
-        sequence = sequence[:done].copy()
-        values, labels = u.copy(), label.copy()
+        known = (front.u.copy(), front.label.copy(), code, sequence[:done].copy())
 
-        def back(g_u: np.ndarray, *gradients: np.ndarray) -> None:
-            plane.march_back(
-                self.M, self.omega, *self.stencils, self.walls.shape[1], source, source_metric,
-                values, labels, code, sequence, g_u, *gradients,
-            )  # fmt: skip
+        def back(g_u: np.ndarray, gradients: tuple[np.ndarray, ...]) -> None:
+            plane.march_back(self.field, sources, *known, g_u, gradients)
 
         return back
+
+
+def _unvisited(walls: np.ndarray) -> np.ndarray:
+    """Return the states of the nodes before a march."""
+    return np.where(walls.reshape(-1), np.int32(WALL), np.int32(FAR))
 
 
 def _source_metric(start: Start) -> np.ndarray:
@@ -264,96 +237,79 @@ class _Space:
     """A 3-D field made ready to march on."""
 
     def __init__(self, M: np.ndarray, omega: np.ndarray, walls: np.ndarray) -> None:
-        self.M, self.omega, self.walls = M, omega, walls
-        self.walled = bool(walls.any())
+        walled = bool(walls.any())
         self.causal = not omega.any()
         self.potential = _potential(omega, walls.shape)
         self.dual = np.linalg.inv(M.reshape(-1, 3, 3))
-        self.offset, self.weight, self.base = selling_stencils(self.dual)
+        offset, weight, self.base = selling_stencils(self.dual)
         _, n1, n2 = walls.shape
-        self.step = self.offset.astype(np.int64) @ np.array([n1 * n2, n2, 1])
-        self.open = np.empty(walls.size, np.int16)
-        space.neighbours(self.offset, walls, self.walled, self.open)
+        step = offset.astype(np.int64) @ np.array([n1 * n2, n2, 1])
+        open_ = np.empty(walls.size, np.int16)
+        space.neighbours(offset, walls, walled, open_)
         # Without walls every node has the one stencil, as far as it is inside the grid.
-        shared = len(self.offset) == 1 and not self.walled
-        if not shared and len(self.offset) == 1:
-            for name in ("offset", "weight", "base", "step", "dual"):
-                setattr(self, name, np.repeat(getattr(self, name), walls.size, 0))
+        shared = len(offset) == 1 and not walled
+        if not shared and len(offset) == 1:
+            offset, weight, step, self.base, self.dual = (
+                np.repeat(x, walls.size, 0) for x in (offset, weight, step, self.base, self.dual)
+            )
         self.dependent_start = np.zeros(1 if shared else walls.size + 1, np.int64)
-        ones = 0 if shared else int(np.bitwise_count(self.open).sum())
+        ones = 0 if shared else int(np.bitwise_count(open_).sum())
         self.dependent = np.empty(ones, np.int32)
         if not shared:
-            space.dependents(self.step, self.open, self.dependent_start, self.dependent)
+            space.dependents(step, open_, self.dependent_start, self.dependent)
+        self.field = space.Field(M, omega, offset, weight, step, open_, walls, walled)
 
     def march(
-        self,
-        start: Start,
-        alone: np.ndarray,
-        order: int,
-        radius: float,
-        u: np.ndarray,
-        label: np.ndarray,
-        flow: np.ndarray,
-        keep: bool,
+        self, start: Start, method: FastMarching, radius: float, front: _Front, keep: bool
     ) -> _Back | None:
-        """Fill u, label and flow; return the walk back, if it is to be kept."""
-        nodes = self.walls.size
-        first, code = np.empty(nodes), np.empty(nodes, np.int32)
-        place = np.where(self.walls.reshape(-1), np.int32(WALL), np.int32(FAR))
+        """Fill the front; return the walk back, if it is to be kept."""
+        u, label, flow = front
+        walls, field = self.field.walls, self.field
+        first, code = np.empty(walls.size), np.empty(walls.size, np.int32)
         metric = np.concatenate([array_of(start.M).reshape(-1, 9), array_of(start.omega)], 1)
-        source = array_of(start.position)
+        alone = array_of(start.alone) & method.factorise
+        sources = space.Sources(array_of(start.position), metric, alone)
         # Values of first order are too large: those beyond the radius may come back within it.
         limit = radius * 1.5
-        done = space.march(
-            self.M, self.omega, self.offset, self.weight, self.step, self.open,
-            self.dependent_start, self.dependent, self.walls, self.causal, self.potential,
-            array_of(start.node), array_of(start.value), limit, first, code, place,
-            np.empty(nodes), np.empty(nodes, np.int32),
+        settled = space.march(
+            field, self.dependent_start, self.dependent, self.causal, self.potential,
+            array_of(start.node), array_of(start.value), limit, first, code, _unvisited(walls),
         )  # fmt: skip
-        if not done:
+        if not settled:
             raise RuntimeError(
                 "omega: turns too strongly from node to node for distances on this grid to come to "
                 "rest; take a finer grid, or a smaller one-form"
             )
         key = first - self.potential
         sequence = np.argsort(key, kind="stable")[: int(np.isfinite(first).sum())]
-        stencil = (self.offset, self.weight, self.step)
-        fields = (self.M, self.omega, *stencil)
-        space.trace_first_order(*fields, self.open, self.walls, sequence, first, code)
+        space.trace_first_order(field, sequence, first, code)
         label[:] = -1
         seeded = sequence[code[sequence] < 0]
         label[seeded] = array_of(start.label)[-1 - code[seeded]]
-        space.propagate_labels(sequence, self.step, key, self.walls, code, label)
+        space.propagate_labels(sequence, field.step, key, walls, code, label)
 
         first_code = code
         u[:], flow[:] = first, 0.0
+        order = int(method.order)
         better = order == 2 or bool(alone.any())
         if better:
             code = np.where(first_code < 0, first_code, 0)
             u[first_code >= 0] = np.inf
-            space.recompute(
-                *fields, self.open, self.walls, self.walled, sequence,
-                source, metric, alone, key, order, label, first, first_code, u, code,
-            )  # fmt: skip
-        space.arrival_velocities(
-            *fields, self.walls, sequence, source, metric, label, first, first_code, u, code, flow
-        )
+            space.recompute(field, sources, sequence, key, order, label, first, first_code, u, code)
+        space.arrival_velocities(field, sources, sequence, label, first, first_code, u, code, flow)
         if not keep:
             return None
         values, labels = u.copy(), label.copy()
 
-        def back(g_u: np.ndarray, *gradients: np.ndarray) -> None:
-            g_first = np.zeros(nodes) if better else g_u
-            given = (
-                self.M, self.dual, self.omega, *stencil, self.base, self.walls, source, metric,
-                labels, sequence, first,
-            )  # fmt: skip
+        def back(g_u: np.ndarray, gradients: tuple[np.ndarray, ...]) -> None:
+            g_first = np.zeros(walls.size) if better else g_u
+            given = (field, self.dual, self.base, sources, labels, sequence, first)
             walks = 1
             if better:
-                walks = space.march_back(*given, values, code, g_first, g_u, *gradients)
+                walks = space.march_back(*given, values, code, g_first, g_u, gradients)
             if g_first.any():
                 none = np.zeros(0)
-                walks *= space.march_back(*given, first, first_code, none, g_first, *gradients)
+                walks *= space.march_back(*given, first, first_code, none, g_first, gradients)
             if not walks:
                 raise RuntimeError(
                     "fast_marching: the adjoint of a Randers metric in 3-D did not settle; "

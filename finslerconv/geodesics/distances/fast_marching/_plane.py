@@ -32,13 +32,14 @@ the geodesic, of M-norm 1) and ``S = sum c_i m_i``:
 ``S du = sum m_i (c_i dU_i - dk_i) + v . domega + v' dM v / 2``.
 """
 
-from typing import no_type_check
+from typing import NamedTuple
 
 import numpy as np
 
 from finslerconv._compiled import entry_unfused, jit_unfused
 from finslerconv.geodesics.distances._heap import ACCEPTED, FAR, WALL, pop, push
 from finslerconv.geodesics.distances._sight import visible
+from finslerconv.geodesics.distances._stencils import metric_at
 
 SECTOR, SECOND_A, SECOND_B, FACTORED = 1, 2, 4, 8
 _BITS = 4
@@ -59,66 +60,70 @@ _AGREE = 0.7
 _ALIGNED = 1.0137
 
 
+class Field(NamedTuple):
+    """A field with its stencils (`Stencils`) and walls, as the kernels read it."""
+
+    M: np.ndarray
+    omega: np.ndarray
+    start: np.ndarray
+    offset: np.ndarray
+    shared: bool
+    dependent_start: np.ndarray
+    dependent: np.ndarray
+    walls: np.ndarray
+    walled: bool
+
+
+class Sources(NamedTuple):
+    """The seeds (node, value, label) and the sources (position, metric, alone) of a problem."""
+
+    node: np.ndarray
+    value: np.ndarray
+    label: np.ndarray
+    position: np.ndarray
+    metric: np.ndarray
+    alone: np.ndarray
+
+
 @entry_unfused
-@no_type_check
 def dependents(start, offset, width, dependent_start, dependent):
     """Write, for each node, the places in ``offset`` of the stencils that have it as a vertex."""
     nodes = len(start) - 1
     dependent_start[:] = 0
-    for x in range(nodes):
-        for j in range(start[x], start[x + 1]):
-            a, b = np.int64(offset[j, 0]), np.int64(offset[j, 1])
-            if a != 0 or b != 0:
-                dependent_start[x + a * width + b + 1] += 1
-    for x in range(nodes):
-        dependent_start[x + 1] += dependent_start[x]
-    for x in range(nodes):
-        for j in range(start[x], start[x + 1]):
-            a, b = np.int64(offset[j, 0]), np.int64(offset[j, 1])
-            if a != 0 or b != 0:
-                y = x + a * width + b
-                dependent[dependent_start[y]] = j
-                dependent_start[y] += 1
-    for x in range(nodes, 0, -1):
-        dependent_start[x] = dependent_start[x - 1]
-    dependent_start[0] = 0
+    # Entry y + 1 counts first, and is then the place of the next entry of y.
+    for fill in range(2):
+        for x in range(nodes):
+            for j in range(start[x], start[x + 1]):
+                a, b = np.int64(offset[j, 0]), np.int64(offset[j, 1])
+                if a != 0 or b != 0:
+                    y = x + a * width + b
+                    if fill:
+                        dependent[dependent_start[y + 1]] = j
+                    dependent_start[y + 1] += 1
+        if fill == 0:
+            total = 0
+            for y in range(nodes):
+                total, dependent_start[y + 1] = total + dependent_start[y + 1], total
 
 
 @jit_unfused
-@no_type_check
 def _dot(metric, a0, a1, b0, b1):
     """Return the product of two vectors in M, of ``metric = (m00, m01, m11, omega0, omega1)``."""
     return metric[0] * a0 * b0 + metric[1] * (a0 * b1 + a1 * b0) + metric[2] * a1 * b1
 
 
 @jit_unfused
-@no_type_check
 def _norm(metric, a0, a1):
     return np.sqrt(_dot(metric, a0, a1, a0, a1)) + metric[3] * a0 + metric[4] * a1
 
 
 @jit_unfused
-@no_type_check
-def _metric_at(M, omega, x):
-    m = x if len(M) > 1 else 0
-    w = x if len(omega) > 1 else 0
-    return (M[m, 0], M[m, 1], M[m, 3], omega[w, 0], omega[w, 1])
-
-
-@jit_unfused
-@no_type_check
 def _mean(p, q):
-    return (
-        0.5 * (p[0] + q[0]),
-        0.5 * (p[1] + q[1]),
-        0.5 * (p[2] + q[2]),
-        0.5 * (p[3] + q[3]),
-        0.5 * (p[4] + q[4]),
-    )
+    m00, m01, m11 = 0.5 * (p[0] + q[0]), 0.5 * (p[1] + q[1]), 0.5 * (p[2] + q[2])
+    return (m00, m01, m11, 0.5 * (p[3] + q[3]), 0.5 * (p[4] + q[4]))
 
 
 @jit_unfused
-@no_type_check
 def _triangle(metric, a0, a1, b0, b1, wa, wb):
     """Return the first-order value of a sector, infinite where its minimum is at an end.
 
@@ -140,7 +145,6 @@ def _triangle(metric, a0, a1, b0, b1, wa, wb):
 
 
 @jit_unfused
-@no_type_check
 def _differences(bits, row, column, width, u, e, c, U):
     """Set ``c`` and ``U`` of the ends in ``e``, by the orders that ``bits`` names."""
     for i in range(2 if bits & SECTOR else 1):
@@ -155,7 +159,6 @@ def _differences(bits, row, column, width, u, e, c, U):
 
 
 @jit_unfused
-@no_type_check
 def _second(ends, row, column, walls, walled, u, place, e):
     """Return the bits of the ends that have an accepted node of smaller value behind them."""
     height, width = walls.shape
@@ -175,7 +178,6 @@ def _second(ends, row, column, walls, walled, u, place, e):
 
 
 @jit_unfused
-@no_type_check
 def _across(second, y, width, code, e):
     """Return those of the bits ``second`` whose ends are seeds like the node behind them.
 
@@ -191,7 +193,6 @@ def _across(second, y, width, code, e):
 
 
 @jit_unfused
-@no_type_check
 def _corrections(bits, model, v0, v1, e, c, k):
     """Set ``k``, what the differences of the norm ``model`` at ``v`` get wrong along the ends."""
     length = np.sqrt(_dot(model, v0, v1, v0, v1))
@@ -206,7 +207,6 @@ def _corrections(bits, model, v0, v1, e, c, k):
 
 
 @jit_unfused
-@no_type_check
 def _edge(metric, model, factored, v0, v1, e, c, U):
     """Return the value from one end."""
     a0, a1 = e[0, 0], e[0, 1]
@@ -220,7 +220,6 @@ def _edge(metric, model, factored, v0, v1, e, c, U):
 
 
 @jit_unfused
-@no_type_check
 def _sector(metric, e, c, U, k):
     """Return the value from two ends, and the weights m of the geodesic; NaN if there is none."""
     a0, a1, b0, b1 = e[0, 0], e[0, 1], e[1, 0], e[1, 1]
@@ -243,7 +242,6 @@ def _sector(metric, e, c, U, k):
 
 
 @jit_unfused
-@no_type_check
 def _ends(shared, start, offset, y, code, e):
     """Set ``e`` to the ends of the sector, or to the one end, that gave node y its value."""
     first = 0 if shared else start[y]
@@ -256,18 +254,16 @@ def _ends(shared, start, offset, y, code, e):
 
 
 @entry_unfused
-@no_type_check
-def march(
-    M, omega, start, offset, shared, dependent_start, dependent, walls, walled,
-    seed_node, seed_value, seed_label, source, source_metric, source_alone,
-    order, radius, u, label, code, flow, sequence, place, keys, heap,
-):  # fmt: skip
-    """Walk; fill ``u``, ``label``, ``code``, ``flow``, ``sequence``; return the nodes accepted.
+def march(field, sources, order, radius, u, label, flow, code, sequence, place):
+    """Fill ``u``, ``label``, ``flow``, ``code``, ``sequence``; return the number accepted.
 
-    ``place`` comes with FAR and WALL in it; ``keys`` and ``heap`` are room for the queue.
+    ``place`` comes with FAR and WALL in it.
     """
+    M, omega, start, offset, shared, dependent_start, dependent, walls, walled = field
+    seed_node, seed_value, seed_label, source, source_metric, source_alone = sources
     height, width = walls.shape
     nodes = height * width
+    keys, heap = np.empty(nodes), np.empty(nodes, np.int32)
     count = 0
     u[:] = np.inf
     label[:] = -1
@@ -289,7 +285,7 @@ def march(
         count = pop(keys, heap, place, count)
         row = y // width
         column = y - row * width
-        metric = _metric_at(M, omega, y)
+        metric = metric_at(M, omega, y)
 
         # The value again, and how the geodesic arrives.
         trial = u[y]
@@ -327,29 +323,25 @@ def march(
                     if not source_alone[s]:
                         continue
                     bits |= FACTORED
+                _differences(bits, row, column, width, u, e, c, U)
                 if ends == 1:
                     if bits & FACTORED and abs(v0 * e[0, 1] - v1 * e[0, 0]) >= _ALIGNED:
                         continue
-                    _differences(bits, row, column, width, u, e, c, U)
                     value = _edge(metric, model, bits & FACTORED != 0, v0, v1, e, c, U)
                     f0, f1 = -np.float64(e[0, 0]), -np.float64(e[0, 1])
                     if bits & FACTORED:
                         f0, f1 = v0, v1
                     good = True
                 else:
-                    _differences(bits, row, column, width, u, e, c, U)
                     k[0] = k[1] = 0.0
                     if bits & FACTORED:
                         _corrections(bits, model, v0, v1, e, c, k)
                     value, ma, mb = _sector(metric, e, c, U, k)
                     f0 = -ma * e[0, 0] - mb * e[1, 0]
                     f1 = -ma * e[0, 1] - mb * e[1, 1]
-                    good = (
-                        ma * np.sqrt(_dot(metric, e[0, 0], e[0, 1], e[0, 0], e[0, 1])) > -_OUTSIDE
-                        and mb * np.sqrt(_dot(metric, e[1, 0], e[1, 1], e[1, 0], e[1, 1]))
-                        > -_OUTSIDE
-                        and c[0] * ma + c[1] * mb > 0
-                    )
+                    a = np.sqrt(_dot(metric, e[0, 0], e[0, 1], e[0, 0], e[0, 1]))
+                    b = np.sqrt(_dot(metric, e[1, 0], e[1, 1], e[1, 0], e[1, 1]))
+                    good = ma * a > -_OUTSIDE and mb * b > -_OUTSIDE and c[0] * ma + c[1] * mb > 0
                     if good and bits & FACTORED:
                         along = _dot(metric, f0, f1, v0, v1)
                         good = along > _AGREE * np.sqrt(_dot(metric, v0, v1, v0, v1))
@@ -383,7 +375,7 @@ def march(
                 continue
             if not shared:
                 first, last = start[x], start[x + 1]
-            metric = _metric_at(M, omega, x)
+            metric = metric_at(M, omega, x)
             best = u[x]
             how = np.int64(-1)
             wa = value - metric[3] * a0 - metric[4] * a1
@@ -417,7 +409,6 @@ def march(
 
 
 @jit_unfused
-@no_type_check
 def _add_square(gradient, row, weight, v0, v1):
     """Add ``weight v v'`` to the gradient of a matrix."""
     gradient[row, 0] += weight * v0 * v0
@@ -427,7 +418,6 @@ def _add_square(gradient, row, weight, v0, v1):
 
 
 @jit_unfused
-@no_type_check
 def _add_norm(weight, model, v0, v1, moves, x, s, g_M, g_omega, s_M, s_omega, s_position):
     """Add the gradient of ``weight u0``, ``u0 = F_m(v)``; ``v`` moves with the source if told."""
     length = np.sqrt(_dot(model, v0, v1, v0, v1))
@@ -446,7 +436,6 @@ def _add_norm(weight, model, v0, v1, moves, x, s, g_M, g_omega, s_M, s_omega, s_
 
 
 @jit_unfused
-@no_type_check
 def _add_slope(weight, model, v0, v1, e0, e1, x, s, g_M, g_omega, s_M, s_omega, s_position):
     """Add the gradient of ``weight dF_m(v) . e``."""
     length = np.sqrt(_dot(model, v0, v1, v0, v1))
@@ -471,7 +460,6 @@ def _add_slope(weight, model, v0, v1, e0, e1, x, s, g_M, g_omega, s_M, s_omega, 
 
 
 @jit_unfused
-@no_type_check
 def _add_difference(weight, model, c, v0, v1, e0, e1, x, s, g_M, g_omega, s_M, s_omega, s_position):
     """Add the gradient of ``weight c (U0 - u0)``, the norm's difference along e."""
     args = (x, s, g_M, g_omega, s_M, s_omega, s_position)
@@ -484,12 +472,12 @@ def _add_difference(weight, model, c, v0, v1, e0, e1, x, s, g_M, g_omega, s_M, s
 
 
 @entry_unfused
-@no_type_check
-def march_back(
-    M, omega, start, offset, shared, width, source, source_metric,
-    u, label, code, sequence, g_u, g_M, g_omega, g_seed, s_M, s_omega, s_position,
-):  # fmt: skip
+def march_back(field, sources, u, label, code, sequence, g_u, gradients):
     """Walk back over ``sequence``, from the gradient ``g_u`` (overwritten) to the others."""
+    M, omega, start, offset, shared = field[:5]
+    width = field.walls.shape[1]
+    source, source_metric = sources.position, sources.metric
+    g_M, g_omega, g_seed, s_M, s_omega, s_position = gradients
     e = np.zeros((2, 2), np.int64)
     c, U, k, m = np.ones(2), np.zeros(2), np.zeros(2), np.zeros(2)
     for at in range(len(sequence) - 1, -1, -1):
@@ -502,7 +490,7 @@ def march_back(
             continue
         row = y // width
         column = y - row * width
-        metric = _metric_at(M, omega, y)
+        metric = metric_at(M, omega, y)
         s = np.int64(label[y])
         v0, v1 = row - source[s, 0], column - source[s, 1]
         model = _mean(metric, source_metric[s])

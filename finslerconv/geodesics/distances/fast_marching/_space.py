@@ -33,7 +33,7 @@ bits 26-28  which: 0 to 2 forwards, 3 to 5 backwards, 7: the value of first orde
 ==========  =====================================================================
 """
 
-from typing import no_type_check
+from typing import NamedTuple
 
 import numpy as np
 
@@ -69,8 +69,51 @@ _SWEEPS = 10_000
 _WALKS = 10_000
 
 
+class Field(NamedTuple):
+    """A field with its stencils (`SellingStencils`) and walls, as the kernels read it."""
+
+    M: np.ndarray
+    omega: np.ndarray
+    offset: np.ndarray
+    weight: np.ndarray
+    step: np.ndarray
+    """The offsets as differences of row-major indices."""
+    open_: np.ndarray
+    """The neighbours of each node, see :func:`neighbours`."""
+    walls: np.ndarray
+    walled: bool
+
+
+class Sources(NamedTuple):
+    """The sources of a problem: positions, metrics, and whether each is factored."""
+
+    position: np.ndarray
+    metric: np.ndarray
+    alone: np.ndarray
+
+
+class _Room(NamedTuple):
+    """Room for the terms of one node."""
+
+    metric: np.ndarray
+    model: np.ndarray
+    v: np.ndarray
+    velocity: np.ndarray
+    e: np.ndarray
+    c: np.ndarray
+    U: np.ndarray
+    k: np.ndarray
+    rho: np.ndarray
+
+
+@jit_unfused
+def _room():
+    metric, model, v, velocity = np.empty(12), np.empty(12), np.empty(3), np.empty(3)
+    c, U, k, rho = np.empty(6), np.empty(6), np.empty(6), np.empty(6)
+    return _Room(metric, model, v, velocity, np.empty((6, 3), np.int64), c, U, k, rho)
+
+
 @entry_unfused
-@no_type_check
 def neighbours(offset, walls, walled, open_):
     """Write which of the twelve neighbours (forwards, then backwards) a node has, as bits."""
     _, n1, n2 = walls.shape
@@ -92,31 +135,26 @@ def neighbours(offset, walls, walled, open_):
 
 
 @entry_unfused
-@no_type_check
 def dependents(step, open_, dependent_start, dependent):
     """Write, for each node, the nodes that have it as a neighbour."""
     nodes = len(open_)
     dependent_start[:] = 0
+    # Entry y + 1 counts first, and is then the place of the next entry of y.
     for fill in range(2):
         for x in range(nodes):
             for k in range(12):
                 if open_[x] >> k & 1:
                     y = x + (step[x, k] if k < 6 else -step[x, k - 6])
                     if fill:
-                        dependent[dependent_start[y]] = x
-                        dependent_start[y] += 1
-                    else:
-                        dependent_start[y + 1] += 1
+                        dependent[dependent_start[y + 1]] = x
+                    dependent_start[y + 1] += 1
         if fill == 0:
-            for x in range(nodes):
-                dependent_start[x + 1] += dependent_start[x]
-    for x in range(nodes, 0, -1):
-        dependent_start[x] = dependent_start[x - 1]
-    dependent_start[0] = 0
+            total = 0
+            for y in range(nodes):
+                total, dependent_start[y + 1] = total + dependent_start[y + 1], total
 
 
 @jit_unfused
-@no_type_check
 def _load(M, omega, x, metric):
     """Set ``metric`` to the row of M at x, then omega."""
     m = x if len(M) > 1 else 0
@@ -128,7 +166,6 @@ def _load(M, omega, x, metric):
 
 
 @jit_unfused
-@no_type_check
 def _dot(metric, v, w):
     total = 0.0
     for i in range(3):
@@ -138,13 +175,11 @@ def _dot(metric, v, w):
 
 
 @jit_unfused
-@no_type_check
 def _form(metric, v):
     return metric[9] * v[0] + metric[10] * v[1] + metric[11] * v[2]
 
 
 @jit_unfused
-@no_type_check
 def _norm_at(metric, v, e, times):
     """Return F(v + times e)."""
     square, form = 0.0, 0.0
@@ -157,7 +192,6 @@ def _norm_at(metric, v, e, times):
 
 
 @jit_unfused
-@no_type_check
 def _axis_step(M, omega, x, direction):
     """Return F(-a) for the axis vector a of ``direction``: 0 to 2 forwards, 3 to 5 backwards."""
     axis = direction % 3
@@ -166,9 +200,8 @@ def _axis_step(M, omega, x, direction):
 
 
 @jit_unfused
-@no_type_check
 def _axis_neighbour(x, direction, walls):
-    """Return the node one step along an axis, -1 if it is outside; walls are told by their u."""
+    """Return the node one step along an axis, which may be a wall; -1 if it is outside."""
     n0, n1, n2 = walls.shape
     axis = direction % 3
     stride = n1 * n2 if axis == 0 else (n2 if axis == 1 else 1)
@@ -180,7 +213,6 @@ def _axis_neighbour(x, direction, walls):
 
 
 @jit_unfused
-@no_type_check
 def _first_order(x, M, omega, offset, weight, step, open_, walls, u, low, order):
     """Return the value of first order at x, and the code of how it came about.
 
@@ -235,19 +267,20 @@ def _first_order(x, M, omega, offset, weight, step, open_, walls, u, low, order)
 
 
 @entry_unfused
-@no_type_check
 def march(
-    M, omega, offset, weight, step, open_, dependent_start, dependent, walls, causal,
-    potential, seed_node, seed_value, limit, u, code, place, keys, heap,
+    field, dependent_start, dependent, causal, potential, seed_node, seed_value, limit, u, code,
+    place,
 ):  # fmt: skip
     """Fill ``u`` with the values of first order.
 
     Nodes are taken in order of ``u - potential``, whose gradient is the one-form or nearly: in that
     order every metric is causal as far as its one-form has a potential, and few nodes are opened
-    again. The values do not depend on it. Where the one-form turns strongly the number of openings
-    may grow without reason; after a while all nodes are swept instead, back and forth. Return
-    whether the values have come to rest.
+    again. The values do not depend on it. Where the one-form turns strongly, nodes may be opened
+    very often; after a while all nodes are swept instead, back and forth. Return whether the values
+    have settled.
     """
+    M, omega, offset, weight, step, open_, walls, _ = field
+    keys, heap = np.empty(len(u)), np.empty(len(u), np.int32)
     count = 0
     opened = 0
     u[:] = np.inf
@@ -323,7 +356,6 @@ def march(
 
 
 @jit_unfused
-@no_type_check
 def _ends(x, code, offset, e):
     """Set ``e`` to the six vectors, turned towards where the values come from."""
     row = 0 if len(offset) == 1 else x
@@ -334,7 +366,6 @@ def _ends(x, code, offset, e):
 
 
 @jit_unfused
-@no_type_check
 def _terms(x, code, weight, step, first, u, metric, model, v, e, c, U, k, rho):
     """Set the terms ``q = c (u - U) + k`` (the one-form is in k), and their weights ``rho``."""
     row = 0 if len(step) == 1 else x
@@ -367,7 +398,6 @@ def _terms(x, code, weight, step, first, u, metric, model, v, e, c, U, k, rho):
 
 
 @jit_unfused
-@no_type_check
 def _solve(c, U, k, rho):
     """Return the greater root of ``sum of rho (c (u - U) + k)^2 = 1``; NaN if there is none."""
     base = np.inf
@@ -387,7 +417,6 @@ def _solve(c, U, k, rho):
 
 
 @jit_unfused
-@no_type_check
 def _model(x, s, walls, source, source_metric, metric, model, v):
     """Set the mean of the metrics at x and at its source, and ``v`` from the source to x."""
     _, n1, n2 = walls.shape
@@ -399,12 +428,10 @@ def _model(x, s, walls, source, source_metric, metric, model, v):
 
 
 @jit_unfused
-@no_type_check
 def _unknown(x, sides, metric, model, v, step, open_, u, e):
-    """Return MODEL for the directions without a neighbour that the model may stand in for.
+    """Return MODEL for the directions without a neighbour whose term the model may give.
 
-    Those where it has no earlier neighbour either, and its slope is next to nothing; and those
-    where the neighbour which it would have is not there, or has no value yet.
+    In those the model has no earlier neighbour that is open and has a value.
     """
     bits = np.int64(0)
     here = _norm_at(model, v, e[0], 0)
@@ -423,7 +450,6 @@ def _unknown(x, sides, metric, model, v, step, open_, u, e):
 
 
 @jit_unfused
-@no_type_check
 def _second(x, sides, step, walls, walled, key, e, at):
     """Return the bits of the neighbours that have a node of smaller key behind them."""
     _, n1, n2 = walls.shape
@@ -449,7 +475,6 @@ def _second(x, sides, step, walls, walled, key, e, at):
 
 
 @jit_unfused
-@no_type_check
 def _velocity(value, e, c, U, k, rho, velocity):
     """Set the velocity of the arriving geodesic, of M-norm 1; return the sum of the m_k c_k."""
     total = 0.0
@@ -464,9 +489,9 @@ def _velocity(value, e, c, U, k, rho, velocity):
 
 
 @entry_unfused
-@no_type_check
-def trace_first_order(M, omega, offset, weight, step, open_, walls, sequence, u, code):
+def trace_first_order(field, sequence, u, code):
     """Set ``code`` to how the values of first order come from each other."""
+    M, omega, offset, weight, step, open_, walls, _ = field
     low, ranks = np.empty(6), np.empty(6, np.int64)
     for t in range(len(sequence)):
         x = np.int64(sequence[t])
@@ -477,21 +502,15 @@ def trace_first_order(M, omega, offset, weight, step, open_, walls, sequence, u,
 
 
 @entry_unfused
-@no_type_check
-def recompute(
-    M, omega, offset, weight, step, open_, walls, walled, sequence,
-    source, source_metric, source_alone, key, order, label, first, first_code, u, code,
-):  # fmt: skip
+def recompute(field, sources, sequence, key, order, label, first, first_code, u, code):
     """Compute the values again, in ``sequence``, with what is better than first order.
 
-    ``sequence`` is in order of ``key``. ``u`` and ``code`` begin with those of the seeds, ``u``
-    otherwise infinite, ``label`` with :func:`propagate_labels`'s.
+    ``sequence`` is in order of ``key``. ``u`` is infinite but at seeds, and ``code`` is 0 there.
     """
-    metric, model = np.empty(12), np.empty(12)
-    v, velocity = np.empty(3), np.empty(3)
-    at, e = np.empty(3, np.int64), np.empty((6, 3), np.int64)
-    c, U, k, rho = np.empty(6), np.empty(6), np.empty(6), np.empty(6)
-    low, ranks = np.empty(6), np.empty(6, np.int64)
+    M, omega, offset, weight, step, open_, walls, walled = field
+    source, source_metric, source_alone = sources
+    metric, model, v, velocity, e, c, U, k, rho = _room()
+    at, low, ranks = np.empty(3, np.int64), np.empty(6), np.empty(6, np.int64)
     for t in range(len(sequence)):
         x = np.int64(sequence[t])
         if code[x] < 0:
@@ -576,7 +595,6 @@ def recompute(
 
 
 @entry_unfused
-@no_type_check
 def propagate_labels(sequence, step, key, walls, code, label):
     """Give every node the label of the neighbour that comes first, of those it depends on."""
     for t in range(len(sequence)):
@@ -599,15 +617,11 @@ def propagate_labels(sequence, step, key, walls, code, label):
 
 
 @entry_unfused
-@no_type_check
-def arrival_velocities(
-    M, omega, offset, weight, step, walls, sequence,
-    source, source_metric, label, first, first_code, u, code, flow,
-):  # fmt: skip
+def arrival_velocities(field, sources, sequence, label, first, first_code, u, code, flow):
     """Set ``flow`` to the velocities of the arriving geodesics."""
-    metric, model = np.empty(12), np.empty(12)
-    v, velocity, e = np.empty(3), np.empty(3), np.empty((6, 3), np.int64)
-    c, U, k, rho = np.empty(6), np.empty(6), np.empty(6), np.empty(6)
+    M, omega, offset, weight, step, _, walls, _ = field
+    source, source_metric, _ = sources
+    metric, model, v, velocity, e, c, U, k, rho = _room()
     for t in range(len(sequence)):
         x = np.int64(sequence[t])
         _load(M, omega, x, metric)
@@ -631,7 +645,6 @@ def arrival_velocities(
 
 
 @jit_unfused
-@no_type_check
 def _add_square(gradient, row, weight, v, w):
     """Add ``weight (v w' + w v') / 2`` to the gradient of a matrix."""
     for i in range(3):
@@ -640,7 +653,6 @@ def _add_square(gradient, row, weight, v, w):
 
 
 @jit_unfused
-@no_type_check
 def _add_norm(weight, model, v, x, s, g_M, g_omega, s_M, s_omega, s_position):
     """Add the gradient of ``weight F_m(v)``, where ``v`` moves with the source."""
     length = np.sqrt(max(_dot(model, v, v), 0.0))
@@ -659,7 +671,6 @@ def _add_norm(weight, model, v, x, s, g_M, g_omega, s_M, s_omega, s_position):
 
 
 @jit_unfused
-@no_type_check
 def _add_slope(weight, model, v, e, x, s, g_M, g_omega, s_M, s_omega, s_position):
     """Add the gradient of ``weight dF_m(v) . e``."""
     length = np.sqrt(_dot(model, v, v))
@@ -680,20 +691,19 @@ def _add_slope(weight, model, v, e, x, s, g_M, g_omega, s_M, s_omega, s_position
 
 
 @entry_unfused
-@no_type_check
 def march_back(
-    M, dual, omega, offset, weight, step, base, walls, source, source_metric, label, sequence,
-    first, u, code, g_first, g_u, g_M, g_omega, g_seed, s_M, s_omega, s_position,
-):  # fmt: skip
+    field, dual, base, sources, label, sequence, first, u, code, g_first, g_u, gradients
+):
     """Walk back over ``sequence`` from the gradient ``g_u`` (overwritten) to the others.
 
     ``g_first`` is that of the values of first order. Where nodes depend on each other it walks
-    again with what is left. Returns the number of walks, 0 if they did not come to an end.
+    again with what is left. Return the number of walks, 0 if they did not come to an end.
     """
-    metric, model = np.empty(12), np.empty(12)
-    v, moved, down_i, down_j = np.empty(3), np.empty(3), np.empty(3), np.empty(3)
-    e = np.empty((6, 3), np.int64)
-    c, U, k, rho = np.empty(6), np.empty(6), np.empty(6), np.empty(6)
+    M, omega, offset, weight, step, _, walls, _ = field
+    source, source_metric, _ = sources
+    g_M, g_omega, g_seed, s_M, s_omega, s_position = gradients
+    metric, model, v, moved, e, c, U, k, rho = _room()
+    down_i, down_j = np.empty(3), np.empty(3)
     whole = 0.0
     for t in range(len(sequence)):
         whole = max(whole, abs(g_u[sequence[t]]))
