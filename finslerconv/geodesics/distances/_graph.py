@@ -45,7 +45,7 @@ class Graph(DistanceMethod):
     gradients = False
 
     def __post_init__(self) -> None:
-        as_integer("ring", self.ring)
+        object.__setattr__(self, "ring", as_integer("ring", self.ring))
         if self.rule not in ("midpoint", "trapezoid"):
             raise ValueError(f"rule: expected 'midpoint' or 'trapezoid', got {self.rule!r}")
 

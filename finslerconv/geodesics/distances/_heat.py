@@ -566,7 +566,7 @@ class Heat(DistanceMethod):
 
     def __post_init__(self) -> None:
         if self.time is not None:
-            as_number("time", self.time, above=0)
+            object.__setattr__(self, "time", as_number("time", self.time, above=0))
 
     def solve(self, problem: EikonalProblem) -> Front:
         """Return the distances, differentiable in the metric and the seeds."""
@@ -584,7 +584,7 @@ class Heat(DistanceMethod):
     def _solve(self, problem: EikonalProblem) -> Float[Tensor, "problems *grid"]:
         graph = _graph(problem)
         problems, fields = len(problem.seeds), len(graph.M) // math.prod(problem.grid)
-        time = None if self.time is None else float(self.time)
+        time = self.time
         eps = _eps(graph, fields, time)
         if time is not None:
             _check_reach(graph, time)

@@ -71,8 +71,10 @@ class FastIterative(DistanceMethod):
             raise TypeError(f"factorise: expected True, False or None, got {self.factorise!r}")
         if not (is_number(self.tolerance) and 0 <= self.tolerance < 1):
             raise ValueError(f"tolerance: expected a fraction, at least 0, got {self.tolerance!r}")
+        object.__setattr__(self, "tolerance", float(self.tolerance))
         if self.max_iterations is not None:
-            as_integer("max_iterations", self.max_iterations)
+            limit = as_integer("max_iterations", self.max_iterations)
+            object.__setattr__(self, "max_iterations", limit)
 
     def solve(self, problem: EikonalProblem) -> Front:
         """Return the front, differentiable in the metric and the seeds by the implicit adjoint."""
