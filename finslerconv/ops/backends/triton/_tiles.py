@@ -50,7 +50,7 @@ TILES: dict[str, dict[Arithmetic, tuple[Tile, ...]]] = {
             Tile(64, 32, 64, 256, 128),
             Tile(32, 32, 128, 128, 255),
         ),
-        "ieee": (Tile(32, 16, 32, 128, 128),),
+        "ieee": (Tile(32, 16, 32, 128, 255), Tile(32, 16, 32, 128, 128)),
         "double": (Tile(16, 16, 16, 128, 255),),
     },
     "backward_samples": {
