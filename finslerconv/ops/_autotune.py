@@ -1,13 +1,9 @@
 """The choice between tiles from a table and tiles that are timed first."""
 
-from threading import Lock
-from types import TracebackType
-
-_chosen: list["autotune"] = []
-_lock = Lock()
+from finslerconv.ops._process_choice import ProcessChoice
 
 
-class autotune:  # noqa: N801 - used as a function and as a context manager
+class autotune(ProcessChoice):  # noqa: N801 - used as a function and as a context manager
     """Time the GPU kernels' tiles at every new shape, from now on or within a ``with`` block.
 
     By default the tile of pixels, channels and outputs on which a Triton kernel works comes from a
@@ -33,23 +29,9 @@ class autotune:  # noqa: N801 - used as a function and as a context manager
 
     def __init__(self, enabled: bool = True) -> None:
         self._enabled = bool(enabled)
-        with _lock:
-            _chosen.append(self)
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        # Its own choice and no other: blocks of other threads may have begun in between.
-        with _lock:
-            _chosen.remove(self)
+        self._choose()
 
 
 def is_autotuned() -> bool:
     """Return what :class:`autotune` has chosen last."""
-    return bool(_chosen) and _chosen[-1]._enabled
+    return bool(autotune._in_force) and autotune._in_force[-1]._enabled

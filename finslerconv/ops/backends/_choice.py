@@ -2,11 +2,10 @@
 
 import warnings
 from collections.abc import Callable
-from threading import Lock
-from types import TracebackType
 
 import torch
 
+from finslerconv.ops._process_choice import ProcessChoice
 from finslerconv.ops.backends._contract import ConvBackend
 from finslerconv.ops.backends.reference import Reference
 
@@ -20,9 +19,7 @@ _missing: dict[str, ImportError] = {}
 # The types of device for which a warning has said that the reference computes.
 _told: set[str] = set()
 
-_chosen: list["use_backend"] = []
-_lock = Lock()
-# The name in the last of them: a plain global, which torch.compile watches.
+# The name of the backend that is chosen: a plain global, which torch.compile watches.
 _choice = "auto"
 
 reference = Reference()
@@ -66,7 +63,7 @@ def register_backend(name: str, device: str, load: Callable[[], ConvBackend]) ->
     _devices[name], _loaders[name] = device, load
 
 
-class use_backend:  # noqa: N801 - used as a function and as a context manager
+class use_backend(ProcessChoice):  # noqa: N801 - used as a function and as a context manager
     """Choose who computes the operators, from now on or within a ``with`` block.
 
     The choice holds for the whole process, for all threads; backward passes keep to the backend
@@ -105,28 +102,11 @@ class use_backend:  # noqa: N801 - used as a function and as a context manager
         if backend in _loaders and _loaded.get(backend) is None:
             _loaded[backend] = _loaders[backend]()
         self._backend = backend
-        with _lock:
-            _chosen.append(self)
-            _update()
+        self._choose()
 
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        # Its own choice and no other: blocks of other threads may have begun in between.
-        with _lock:
-            _chosen.remove(self)
-            _update()
-
-
-def _update() -> None:
-    global _choice
-    _choice = _chosen[-1]._backend if _chosen else "auto"
+    def _changed(self) -> None:
+        global _choice
+        _choice = self._in_force[-1]._backend if self._in_force else "auto"
 
 
 def _names() -> tuple[str, ...]:
