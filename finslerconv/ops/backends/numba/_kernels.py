@@ -85,14 +85,46 @@ def _multiply(a, a_at, a_row, a_k, b, b_at, b_panel, b_k, c, c_at, c_row, rows, 
 
 @jit
 @no_type_check
+def _blend(source, i0, i1, i2, i3, w0, w1, w2, w3, out, out_at, count):
+    if count == 4:
+        simd.blend_4(source, i0, i1, i2, i3, w0, w1, w2, w3, out, out_at, count)
+    elif count == 8:
+        simd.blend_8(source, i0, i1, i2, i3, w0, w1, w2, w3, out, out_at, count)
+    else:
+        simd.blend(source, i0, i1, i2, i3, w0, w1, w2, w3, out, out_at, count)
+
+
+@jit
+@no_type_check
+def _blend_backward(scatters, source, i0, i1, i2, i3, w0, w1, w2, w3, column, at, target,
+                    target_at, count):  # fmt: skip
+    corners = (i0, i1, i2, i3, w0, w1, w2, w3, column, at, target, target_at, count)
+    if count == 4:
+        if scatters:
+            return simd.blend_scatter_4(source, *corners)
+        return simd.blend_backward_4(source, *corners)
+    if count == 8:
+        if scatters:
+            return simd.blend_scatter_8(source, *corners)
+        return simd.blend_backward_8(source, *corners)
+    if scatters:
+        return simd.blend_scatter(source, *corners)
+    return simd.blend_backward(source, *corners)
+
+
+@jit
+@no_type_check
 def _rounded(n, step):
     return (n + step - 1) // step * step
 
 
 @entry
 @no_type_check
-def channels_last(source, out, batch, channels, pixels, begin, end):
-    """Write channels-first images as channels-last ones, ``begin <= pixel of all images < end``."""
+def channels_last(source, out, channels, pitch, pixels, begin, end):
+    """Write channels-first images as channels-last ones, ``begin <= pixel of all images < end``.
+
+    A pixel has ``pitch`` numbers, its channels and then zeros.
+    """
     at = begin
     while at < end:
         image = at // pixels
@@ -100,15 +132,17 @@ def channels_last(source, out, batch, channels, pixels, begin, end):
         count = min(16, end - at, pixels - pixel)
         corner = source[image * channels * pixels + pixel :]
         for p in range(count):
-            line = out[(at + p) * channels : (at + p + 1) * channels]
+            line = out[(at + p) * pitch : (at + p + 1) * pitch]
             for c in range(channels):
                 line[c] = corner[c * pixels + p]
+            for c in range(channels, pitch):
+                line[c] = 0
         at += count
 
 
 @entry
 @no_type_check
-def channels_first(source, out, batch, channels, pixels, begin, end):
+def channels_first(source, out, channels, pitch, pixels, begin, end):
     """Undo :func:`channels_last`."""
     at = begin
     while at < end:
@@ -118,7 +152,7 @@ def channels_first(source, out, batch, channels, pixels, begin, end):
         for c in range(channels):
             line = (image * channels + c) * pixels + pixel
             for p in range(count):
-                out[line + p] = source[(at + p) * channels + c]
+                out[line + p] = source[(at + p) * pitch + c]
         at += count
 
 
@@ -242,7 +276,7 @@ def forward(plan, begin, end, image_data, field, omega, head, points, centre, di
                                 above *= mask[factors + p]
                                 below *= mask[factors + p]
                             west, east = shares[4, q], shares[5, q]
-                            simd.blend(
+                            _blend(
                                 image_data, top + left, top + right, bottom + left,
                                 bottom + right, above * west, above * east, below * west,
                                 below * east, columns, p * line + column, length,
@@ -363,20 +397,11 @@ def backward(plan, begin, end, image_data, g_out, g_out_channels_last, field, om
                             west, east = shares[4, q], shares[5, q]
                             factor = mask[factors + p] if plan.has_mask else one
                             s0, s1 = above * factor, below * factor
-                            if needs_image:
-                                d00, d01, d10, d11 = simd.blend_scatter(
-                                    data, top + left, top + right,
-                                    bottom + left, bottom + right, s0 * west, s0 * east,
-                                    s1 * west, s1 * east, columns, p * line + column,
-                                    target, target_at, length,
-                                )  # fmt: skip
-                            else:
-                                d00, d01, d10, d11 = simd.blend_backward(
-                                    data, top + left, top + right,
-                                    bottom + left, bottom + right, s0 * west, s0 * east,
-                                    s1 * west, s1 * east, columns, p * line + column,
-                                    target, target_at, length,
-                                )  # fmt: skip
+                            d00, d01, d10, d11 = _blend_backward(
+                                needs_image, data, top + left, top + right, bottom + left,
+                                bottom + right, s0 * west, s0 * east, s1 * west, s1 * east,
+                                columns, p * line + column, target, target_at, length,
+                            )  # fmt: skip
                             upper = west * d00 + east * d01
                             lower = west * d10 + east * d11
                             g_y[q] = factor * (shares[3, q] * lower - shares[2, q] * upper)
