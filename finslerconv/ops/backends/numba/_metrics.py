@@ -12,7 +12,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from finslerconv._compiled import jit
+from finslerconv._compiled import inlined, jit
 from finslerconv.ops.backends import _head_numbers as heads
 
 #: The longest tile, and the length of a line of ``work``.
@@ -67,17 +67,12 @@ def _maximum(a, b):
     return a if a > b else b
 
 
-@no_type_check
-def _inlined(function):
-    return jit(function, forceinline=True)
-
-
 _head = heads.in_words_of(
     {
-        "absolute": abs, "exp": _inlined(_exp), "maximum": _inlined(_maximum), "sqrt": np.sqrt,
-        "where": _inlined(_where),
+        "absolute": abs, "exp": inlined(_exp), "maximum": inlined(_maximum), "sqrt": np.sqrt,
+        "where": inlined(_where),
     },
-    _inlined,
+    inlined,
 )  # fmt: skip
 
 

@@ -107,21 +107,30 @@ def _each_vector(builder: Any, count: Any, widest: int, body: Any) -> None:
         width //= 2
 
 
-def _sum_lanes(builder: Any, vector: Any) -> Any:
-    """Add up the lanes in halves, the same tree on every machine of this width."""
-    width = vector.type.count
-    undefined = ir.Constant(vector.type, ir.Undefined)
-    while width > 1:
-        width //= 2
-        kind = ir.VectorType(ir.IntType(32), width)
-        low = ir.Constant(kind, list(range(width)))
-        high = ir.Constant(kind, list(range(width, 2 * width)))
-        vector = builder.fadd(
-            builder.shuffle_vector(vector, undefined, low),
-            builder.shuffle_vector(vector, undefined, high),
+def _sums(builder: Any, vectors: Any) -> Any:
+    """Return the sums of the lanes of four vectors as one vector.
+
+    Halves are added, the same tree on every machine of this width.
+    """
+
+    def added(a: Any, b: Any, low: Any, high: Any) -> Any:
+        kind = ir.VectorType(ir.IntType(32), len(low))
+        return builder.fadd(
+            builder.shuffle_vector(a, b, ir.Constant(kind, list(low))),
+            builder.shuffle_vector(a, b, ir.Constant(kind, list(high))),
         )
-        undefined = ir.Constant(vector.type, ir.Undefined)
-    return builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))
+
+    width = vectors[0].type.count
+    while width > 4:
+        width //= 2
+        halves = (range(width), range(width, 2 * width))
+        vectors = [added(v, ir.Constant(v.type, ir.Undefined), *halves) for v in vectors]
+    if width == 4:
+        vectors = [added(*pair, (0, 1, 4, 5), (2, 3, 6, 7)) for pair in (vectors[:2], vectors[2:])]
+    else:
+        join = ir.Constant(ir.VectorType(ir.IntType(32), 4), list(range(4)))
+        vectors = [builder.shuffle_vector(*pair, join) for pair in (vectors[:2], vectors[2:])]
+    return added(*vectors, (0, 2, 4, 6), (1, 3, 5, 7))
 
 
 def _product_tile(vectors: int, rows: int) -> Any:
@@ -255,29 +264,31 @@ def _blend(few: int | None) -> Any:
 def _blend_backward(scatters: bool, few: int | None) -> Any:
     @no_type_check
     def blend_backward(
-        typing, source, i0, i1, i2, i3, w0, w1, w2, w3, column, column_at, target, target_at, count
-    ):
+        typing, source, i0, i1, i2, i3, w0, w1, w2, w3, column, column_at, products, products_at,
+        target, target_at, count,
+    ):  # fmt: skip
         """Run the blend and its derivative in one pass over the channels.
 
-        ``column`` comes in as the gradient of the blend and goes out as the blend. Returned are
-        the products ``sum_c gradient[c] source[i_j + c]``, one for each corner; the gradients
-        ``w_j gradient[c]`` are added to ``target`` (if it scatters at all), corner after corner,
-        since corners may coincide.
+        ``column`` comes in as the gradient of the blend and goes out as the blend. To ``products``
+        go the four numbers ``sum_c gradient[c] source[i_j + c]``, one for each corner; the
+        gradients ``w_j gradient[c]`` are added to ``target`` (if it scatters at all), corner after
+        corner, since corners may coincide.
         """
-        result = types.UniTuple(source.dtype, 4)
-        signature = result(
-            source, i0, i1, i2, i3, w0, w1, w2, w3, column, column_at, target, target_at, count
-        )
+        signature = types.void(
+            source, i0, i1, i2, i3, w0, w1, w2, w3, column, column_at, products, products_at,
+            target, target_at, count,
+        )  # fmt: skip
 
         @no_type_check
         def codegen(context, builder, signature, arguments):
-            source, *corners, column, column_at, target, target_at, count = arguments
+            source, *corners, column, column_at, out, out_at, target, target_at, count = arguments
             element = context.get_value_type(signature.args[0].dtype)
             data = _data(context, builder, signature.args[0], source)
             places = [_at(builder, data, i, element) for i in corners[:4]]
             target = _at(
-                builder, _data(context, builder, signature.args[11], target), target_at, element
+                builder, _data(context, builder, signature.args[13], target), target_at, element
             )
+            out = _at(builder, _data(context, builder, signature.args[11], out), out_at, element)
             targets = [_at(builder, target, i, element) for i in corners[:4]]
             column = _at(
                 builder, _data(context, builder, signature.args[9], column), column_at, element
@@ -312,9 +323,8 @@ def _blend_backward(scatters: bool, few: int | None) -> Any:
 
                 _each_vector(builder, count, widest, adding)
                 products = [_load(builder, place, element, widest) for place in sums]
-            return context.make_tuple(
-                builder, signature.return_type, [_sum_lanes(builder, v) for v in products]
-            )
+            _store(builder, _sums(builder, products), out, element)
+            return context.get_dummy_value()
 
         return signature, codegen
 
