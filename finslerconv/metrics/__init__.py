@@ -4,8 +4,11 @@ A metric is written once against the array API: NumPy, PyTorch, CuPy or JAX arra
 out, on the same device and in the same dtype. Importing this package loads NumPy and nothing else.
 """
 
+from finslerconv.metrics._alpha_beta import AlphaBeta, Kropina, Matsumoto
+from finslerconv.metrics._asymmetric_quadratic import AsymmetricQuadratic
 from finslerconv.metrics._base import CallableMetric, FinslerMetric, RandersForm
 from finslerconv.metrics._euclidean import Euclidean
+from finslerconv.metrics._one_form import OneFormMetric
 from finslerconv.metrics._randers import Randers, Zermelo
 from finslerconv.metrics._riemannian import Riemannian
 
@@ -16,5 +19,10 @@ __all__ = [
     "Randers",
     "Zermelo",
     "RandersForm",
+    "OneFormMetric",
+    "AsymmetricQuadratic",
+    "AlphaBeta",
+    "Matsumoto",
+    "Kropina",
     "CallableMetric",
 ]
