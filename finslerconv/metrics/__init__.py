@@ -11,6 +11,7 @@ from finslerconv.metrics._euclidean import Euclidean
 from finslerconv.metrics._one_form import OneFormMetric
 from finslerconv.metrics._randers import Randers, Zermelo
 from finslerconv.metrics._riemannian import Riemannian
+from finslerconv.metrics._tabulated import Tabulated
 
 __all__ = [
     "FinslerMetric",
@@ -24,5 +25,6 @@ __all__ = [
     "AlphaBeta",
     "Matsumoto",
     "Kropina",
+    "Tabulated",
     "CallableMetric",
 ]
