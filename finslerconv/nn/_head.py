@@ -94,6 +94,19 @@ class MetricHead(nn.Module):
         """How the channels of the convolution become metrics."""
         return HeadFormula(self.parametrization, self.eps_omega, self.omega_constraint, self.radius)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether a call does what this class says, and nothing more.
+
+        Then a layer may compute the metrics itself, where it places the samples. Hooks see a call.
+        """
+        hooks = (
+            self._forward_hooks, self._forward_pre_hooks, self._backward_hooks,
+            self._backward_pre_hooks,
+        )  # fmt: skip
+        replaced = type(self).forward is not MetricHead.forward or "forward" in vars(self)
+        return not replaced and not any(hooks)
+
 
 def channels_per_group(parametrization: MatrixParametrization, eps_omega: float) -> int:
     """Return the number of channels that make one metric; check ``eps_omega``."""
