@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float
+from numba.extending import overload
 from torch import Tensor
 
-from finslerconv._compiled import jit_unfused
+from finslerconv._compiled import UNFUSED, jit_unfused
 from finslerconv._memory import array_of
 from finslerconv._norms import norm_off_zero
 from finslerconv._sphere import over_batch, quadrature
@@ -44,37 +45,65 @@ _DIRECTIONS = (32, 64, 128, 256)
 _LOOKED_AT = 512
 
 
-class Norms(NamedTuple):
-    """The norms of all nodes, or one norm that all have, as kernels read them."""
+class OneForms(NamedTuple):
+    """Norms of a matrix and a one-form, as kernels read them: all nodes', or one that all have."""
 
     family: int
     rows: np.ndarray
-    """float64 (N or 1, parameters)."""
+    """float64 (N or 1, 5): m00, m01, m11, omega0, omega1."""
+
+
+class Tables(NamedTuple):
+    """Tabulated norms, as kernels read them: all nodes', or one that all have."""
+
+    rows: np.ndarray
+    """float64 (N or 1, n + 5): the samples, with the last two before and the first three after."""
     directions: np.ndarray
-    """float64 (n, 2): those that a table has values for; else empty."""
+    """float64 (n, 2)."""
     weights: np.ndarray
     """float64 (2,): of the samples one and two steps away in the slope of a table."""
     scale: np.ndarray
-    """float64 (2,): what vectors are multiplied by before they are looked up in a table."""
+    """float64 (2,): what vectors are multiplied by before they are looked up."""
+
+
+Norms = OneForms | Tables
 
 
 @jit_unfused
-def slope(norms, x, v0, v1):
-    """Return ``F(v)`` at node x and its derivative, a pair of components; v is not 0."""
-    rows = norms.rows
-    r = x if len(rows) > 1 else 0
-    if norms.family == TABULATED:
-        return _table_slope(norms, r, v0, v1)
-    m00, m01, m11, w0, w1 = rows[r, 0], rows[r, 1], rows[r, 2], rows[r, 3], rows[r, 4]
+def _one_form_at(norms, x):
+    row = norms.rows[x if len(norms.rows) > 1 else 0]
+    return (norms.family, row[0], row[1], row[2], row[3], row[4])
+
+
+@jit_unfused
+def _table_at(norms, x):
+    row = norms.rows[x if len(norms.rows) > 1 else 0]
+    return (row, norms.directions, norms.weights, norms.scale)
+
+
+@jit_unfused
+def _one_form_mean(p, q):
+    m00, m01, m11 = 0.5 * (p[1] + q[1]), 0.5 * (p[2] + q[2]), 0.5 * (p[3] + q[3])
+    return (p[0], m00, m01, m11, 0.5 * (p[4] + q[4]), 0.5 * (p[5] + q[5]))
+
+
+@jit_unfused
+def _table_mean(p, q):
+    return (0.5 * (p[0] + q[0]), p[1], p[2], p[3])
+
+
+@jit_unfused
+def _one_form_slope(metric, v0, v1):
+    family, m00, m01, m11, w0, w1 = metric
     p0, p1 = m00 * v0 + m01 * v1, m01 * v0 + m11 * v1
     square = v0 * p0 + v1 * p1
     beta = w0 * v0 + w1 * v1
-    if norms.family == ASYMMETRIC_QUADRATIC:
+    if family == ASYMMETRIC_QUADRATIC:
         beta = max(beta, 0.0)
         length = np.sqrt(square + beta * beta)
         return length, (p0 + beta * w0) / length, (p1 + beta * w1) / length
     alpha = np.sqrt(square)
-    if norms.family == RANDERS:
+    if family == RANDERS:
         return alpha + beta, p0 / alpha + w0, p1 / alpha + w1
     length = square / (alpha - beta)
     share = length / (alpha - beta)
@@ -83,34 +112,31 @@ def slope(norms, x, v0, v1):
 
 
 @jit_unfused
-def _left(row, k, cosine, sine, one, two):
+def _left(row, k, cosine, sine, weights):
     """Return how far the k-th side of the dual ball's polygon is touched along its edge; the edge.
 
     Both times the sine of the angle between directions (`finslerconv._tables.deficits`).
     """
     edge = max(row[k + 1] + row[k + 3] - 2 * cosine * row[k + 2], 0.0)
-    tangent = one * (row[k + 3] - row[k + 1]) + two * (row[k + 4] - row[k])
+    tangent = weights[0] * (row[k + 3] - row[k + 1]) + weights[1] * (row[k + 4] - row[k])
     left = sine * tangent - cosine * row[k + 2] + row[k + 1]
     return min(max(left, OFF_ENDS * edge), (1 - OFF_ENDS) * edge), edge
 
 
 @jit_unfused
-def _table_slope(norms, r, v0, v1):
-    """The norm of :class:`finslerconv.metrics.Tabulated`, and its derivative."""
-    scale = norms.scale
-    v0, v1 = scale[0] * v0, scale[1] * v1
-    directions = norms.directions
+def _table_slope(metric, v0, v1):
+    row, directions, weights, scale = metric
     n = len(directions)
-    row = norms.rows[r]
+    v0, v1 = scale[0] * v0, scale[1] * v1
     k = np.int64(np.floor(np.arctan2(v1, v0) * (n / (2 * np.pi))))
     k = k + n if k < 0 else (k - n if k >= n else k)
     j = k + 1 if k + 1 < n else 0
     c0, s0, c1, s1 = directions[k, 0], directions[k, 1], directions[j, 0], directions[j, 1]
     cosine, sine = directions[1, 0], directions[1, 1]
     a, b = (v0 * s1 - v1 * c1) / sine, (v1 * c0 - v0 * s0) / sine
-    left, edge = _left(row, k, cosine, sine, norms.weights[0], norms.weights[1])
+    left, edge = _left(row, k, cosine, sine, weights)
     A = edge - left
-    B, _ = _left(row, k + 1, cosine, sine, norms.weights[0], norms.weights[1])
+    B, _ = _left(row, k + 1, cosine, sine, weights)
     whole = B * a + A * b
     share, rest = (A * b / whole, B * a / whole) if whole > 0 else (0.0, 0.0)
     fa = row[k + 2] - B * share * share
@@ -119,10 +145,48 @@ def _table_slope(norms, r, v0, v1):
     return a * fa + b * fb, scale[0] * p0, scale[1] * p1
 
 
+def norm_at(norms, x):
+    """Return the norm at node x, as the functions below take it."""
+    return (_one_form_at if isinstance(norms, OneForms) else _table_at)(norms, x)
+
+
+def mean(p, q):
+    """Return the norm of the mean parameters."""
+    return (_one_form_mean if len(p) == 6 else _table_mean)(p, q)
+
+
+def slope(metric, v0, v1):
+    """Return ``F(v)`` and its derivative, a pair of components; v is not 0."""
+    return (_one_form_slope if len(metric) == 6 else _table_slope)(metric, v0, v1)
+
+
+# The kernels are compiled once for each type of norms: which of the functions are called is known
+# then, and a norm of five numbers is kept in registers.
+@overload(norm_at, jit_options=UNFUSED)
+def _compiled_norm_at(norms, x):
+    if norms.instance_class is OneForms:
+        return lambda norms, x: _one_form_at(norms, x)
+    return lambda norms, x: _table_at(norms, x)
+
+
+@overload(mean, jit_options=UNFUSED)
+def _compiled_mean(p, q):
+    if len(p) == 6:
+        return lambda p, q: _one_form_mean(p, q)
+    return lambda p, q: _table_mean(p, q)
+
+
+@overload(slope, jit_options=UNFUSED)
+def _compiled_slope(metric, v0, v1):
+    if len(metric) == 6:
+        return lambda metric, v0, v1: _one_form_slope(metric, v0, v1)
+    return lambda metric, v0, v1: _table_slope(metric, v0, v1)
+
+
 @jit_unfused
-def norm(norms, x, v0, v1):
-    """Return ``F(v)`` at node x, 0 at 0."""
-    return slope(norms, x, v0, v1)[0] if v0 != 0.0 or v1 != 0.0 else 0.0
+def norm(metric, v0, v1):
+    """Return ``F(v)``, 0 at 0."""
+    return slope(metric, v0, v1)[0] if v0 != 0.0 or v1 != 0.0 else 0.0
 
 
 @dataclass(frozen=True)
@@ -144,11 +208,10 @@ class Family:
     def compiled(self, rows: Float[Tensor, "rows parameters"]) -> Norms:
         """Return rows as kernels read them."""
         assert self.number is not None
-        table, weights = np.empty((0, 2)), np.zeros(2)
-        if self.directions:
-            table = quadrature(2, self.directions)[0]
-            weights = np.array(slope_weights(self.directions))
-        return Norms(self.number, array_of(rows), table, weights, np.array(self.scale))
+        if self.number != TABULATED:
+            return OneForms(self.number, array_of(rows))
+        table, weights = quadrature(2, self.directions)[0], slope_weights(self.directions)
+        return Tables(array_of(rows), table, np.array(weights), np.array(self.scale))
 
 
 _ONE_FORM = {

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from finslerconv._compiled import entry_unfused, jit_unfused
-from finslerconv.geodesics.distances._norms import Norms, slope
+from finslerconv.geodesics.distances._norms import Norms, norm_at, slope
 from finslerconv.geodesics.distances._sight import visible
 
 # Rounding must not decide whether a right angle is acute, or a transposed grid would get another
@@ -70,18 +70,17 @@ def _obtuse(metric, a0, a1, b0, b1):
 
 @jit_unfused
 def _obtuse_for_norm(metric, a0, a1, b0, b1):
-    """Return whether the sector (a, b) must be split, for a norm: ``metric`` is (norms, node).
+    """Return whether the sector (a, b) must be split, for a norm of any family.
 
     It is if it is obtuse for F, or for the symmetric norm (F(v) + F(-v)) / 2: of a Randers metric
     that is the norm of M.
     """
-    norms, x = metric
-    _, p0, p1 = slope(norms, x, -float(a0), -float(a1))
+    _, p0, p1 = slope(metric, -float(a0), -float(a1))
     there = -p0 * b0 - p1 * b1
-    _, q0, q1 = slope(norms, x, -float(b0), -float(b1))
+    _, q0, q1 = slope(metric, -float(b0), -float(b1))
     back = -q0 * a0 - q1 * a1
-    length_a, p0, p1 = slope(norms, x, float(a0), float(a1))
-    length_b, q0, q1 = slope(norms, x, float(b0), float(b1))
+    length_a, p0, p1 = slope(metric, float(a0), float(a1))
+    length_b, q0, q1 = slope(metric, float(b0), float(b1))
     across, beyond = p0 * b0 + p1 * b1, q0 * a0 + q1 * a1
     return (
         min(there, 0.5 * (there + across)) < -_TIE * length_b
@@ -156,8 +155,8 @@ def _fill(M, omega, start, offset, stack):
 
 @entry_unfused
 def _stencil_of_norm(norms, x, stack):
-    out = np.empty((_refine_for_norm((norms, x), stack, np.empty((0, 2), np.int16)), 2), np.int16)
-    _refine_for_norm((norms, x), stack, out)
+    out = np.empty((_refine_for_norm(norm_at(norms, x), stack, np.empty((0, 2), np.int16)), 2), np.int16)
+    _refine_for_norm(norm_at(norms, x), stack, out)
     return out
 
 
@@ -166,13 +165,13 @@ def _count_for_norms(norms, start, stack):
     none = np.empty((0, 2), np.int16)
     start[0] = 0
     for x in range(len(start) - 1):
-        start[x + 1] = start[x] + _refine_for_norm((norms, x), stack, none)
+        start[x + 1] = start[x] + _refine_for_norm(norm_at(norms, x), stack, none)
 
 
 @entry_unfused
 def _fill_for_norms(norms, start, offset, stack):
     for x in range(len(start) - 1):
-        _refine_for_norm((norms, x), stack, offset[start[x] : start[x + 1]])
+        _refine_for_norm(norm_at(norms, x), stack, offset[start[x] : start[x + 1]])
 
 
 @entry_unfused

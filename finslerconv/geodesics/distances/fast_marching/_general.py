@@ -20,7 +20,7 @@ import numpy as np
 
 from finslerconv._compiled import entry_unfused, jit_unfused
 from finslerconv.geodesics.distances._heap import ACCEPTED, FAR, WALL, pop, push
-from finslerconv.geodesics.distances._norms import Norms, norm, slope
+from finslerconv.geodesics.distances._norms import Norms, mean, norm, norm_at, slope
 from finslerconv.geodesics.distances.fast_marching._plane import (
     _across,
     _differences,
@@ -42,8 +42,8 @@ _OUTSIDE = 0.3
 _AGREE = 0.7
 _ALIGNED = 1.0137
 
-# Better differences are looked for so far beyond the ends of the sector.
-_LOW, _HIGH = -1.0, 2.0
+# The minimum of better differences is looked for so many times the sector beyond its ends.
+_FAR = 64.0
 
 # The minimum is found when another step would lower it by less than this part of the norm, or when
 # it is between places that are nearer than _NARROW.
@@ -74,8 +74,6 @@ class Sources(NamedTuple):
     position: np.ndarray
     norms: Norms
     alone: np.ndarray
-    model: Norms
-    """One norm, to be written over."""
 
 
 class Front(NamedTuple):
@@ -90,7 +88,7 @@ class Front(NamedTuple):
 
 
 @jit_unfused
-def _least(norms, x, a, b, wa, wb, low, high, best):
+def _least(metric, a, b, wa, wb, low, high, best):
     """Return the least of ``(1 - t) wa + t wb + F(-(1 - t) a - t b)`` between two ends, and t.
 
     ``low`` and ``high`` are triples of t, the value and its slope. Infinity where the minimum is at
@@ -115,7 +113,7 @@ def _least(norms, x, a, b, wa, wb, low, high, best):
     for turn in range(_ROUNDS):
         if not (left < t and t < right) or turn % 8 == 7:
             t = 0.5 * (left + right)
-        length, p0, p1 = slope(norms, x, (t - 1.0) * a[0] - t * b[0], (t - 1.0) * a[1] - t * b[1])
+        length, p0, p1 = slope(metric, (t - 1.0) * a[0] - t * b[0], (t - 1.0) * a[1] - t * b[1])
         value = (1.0 - t) * wa + t * wb + length
         d = wb - wa + p0 * side0 + p1 * side1
         if d < 0.0:
@@ -136,79 +134,78 @@ def _least(norms, x, a, b, wa, wb, low, high, best):
 
 
 @jit_unfused
-def _end(norms, x, t, a, b, wa, wb):
+def _end(metric, t, a, b, wa, wb):
     """Return t with the value of :func:`_least` there and its slope."""
-    length, p0, p1 = slope(norms, x, (t - 1.0) * a[0] - t * b[0], (t - 1.0) * a[1] - t * b[1])
+    length, p0, p1 = slope(metric, (t - 1.0) * a[0] - t * b[0], (t - 1.0) * a[1] - t * b[1])
     slant = wb - wa + p0 * (a[0] - b[0]) + p1 * (a[1] - b[1])
     return t, (1.0 - t) * wa + t * wb + length, slant
 
 
 @jit_unfused
-def _size(norms, x, v0, v1):
+def _size(metric, v0, v1):
     """Return the symmetric norm."""
-    return 0.5 * (norm(norms, x, v0, v1) + norm(norms, x, -v0, -v1))
+    return 0.5 * (norm(metric, v0, v1) + norm(metric, -v0, -v1))
 
 
 @jit_unfused
-def _agree(norms, x, f0, f1, v0, v1):
+def _agree(metric, f0, f1, v0, v1):
     """Return whether both vectors run the same way."""
-    _, p0, p1 = slope(norms, x, f0, f1)
-    _, q0, q1 = slope(norms, x, -f0, -f1)
+    _, p0, p1 = slope(metric, f0, f1)
+    _, q0, q1 = slope(metric, -f0, -f1)
     along = 0.5 * ((p0 - q0) * v0 + (p1 - q1) * v1)
-    return along > _AGREE * _size(norms, x, v0, v1)
+    return along > _AGREE * _size(metric, v0, v1)
 
 
 @jit_unfused
 def _cone(model, v0, v1, e0, e1, c):
     """Return the model of the front at the end e, as differences of the order of ``c`` read it."""
-    there = norm(model, 0, v0 + e0, v1 + e1)
+    there = norm(model, v0 + e0, v1 + e1)
     if c > 1.0:
-        there += (there - norm(model, 0, v0 + 2 * e0, v1 + 2 * e1)) / 3
+        there += (there - norm(model, v0 + 2 * e0, v1 + 2 * e1)) / 3
     return there
 
 
 @jit_unfused
-def _from_sector(norms, model, y, factored, v, e, c, U):
+def _from_sector(metric, model, factored, v, e, c, U):
     """Return the value from two ends, t, the velocity, and whether it comes from the sector."""
     a = (e[0, 0] / c[0], e[0, 1] / c[0])
     b = (e[1, 0] / c[1], e[1, 1] / c[1])
     base = min(U[0], U[1])  # or cancellation would eat the result
     wa, wb = U[0] - base, U[1] - base
     if factored:
-        here, p0, p1 = slope(model, 0, v[0], v[1])
+        here, p0, p1 = slope(model, v[0], v[1])
         wa -= _cone(model, v[0], v[1], e[0, 0], e[0, 1], c[0]) - here - p0 * a[0] - p1 * a[1]
         wb -= _cone(model, v[0], v[1], e[1, 0], e[1, 1], c[1]) - here - p0 * b[0] - p1 * b[1]
-    low = _end(norms, y, _LOW, a, b, wa, wb)
-    high = _end(norms, y, _HIGH, a, b, wa, wb)
-    value, t = _least(norms, y, a, b, wa, wb, low, high, np.inf)
+    # Ends of very different lengths leave room far beyond the shorter one.
+    reach = 1.0
+    low, high = _end(metric, -reach, a, b, wa, wb), _end(metric, 1.0 + reach, a, b, wa, wb)
+    while not (low[2] < 0.0 and high[2] > 0.0) and reach < _FAR:
+        reach *= 4.0
+        if not low[2] < 0.0:
+            low = _end(metric, -reach, a, b, wa, wb)
+        if not high[2] > 0.0:
+            high = _end(metric, 1.0 + reach, a, b, wa, wb)
+    value, t = _least(metric, a, b, wa, wb, low, high, np.inf)
     f0, f1 = (t - 1.0) * a[0] - t * b[0], (t - 1.0) * a[1] - t * b[1]
     good = value < np.inf
     if good and not 0.0 <= t <= 1.0:
-        limit = _OUTSIDE * _size(norms, y, f0, f1)
-        good = (1.0 - t) * _size(norms, y, a[0], a[1]) > -limit
-        good = good and t * _size(norms, y, b[0], b[1]) > -limit
+        limit = _OUTSIDE * _size(metric, f0, f1)
+        good = (1.0 - t) * _size(metric, a[0], a[1]) > -limit
+        good = good and t * _size(metric, b[0], b[1]) > -limit
     if good and factored:
-        good = _agree(norms, y, f0, f1, v[0], v[1])
+        good = _agree(metric, f0, f1, v[0], v[1])
     return base + value, t, f0, f1, good
 
 
 @jit_unfused
-def _from_end(norms, model, y, factored, v, e, c, U):
+def _from_end(metric, model, factored, v, e, c, U):
     """Return the value from one end."""
     a0, a1 = np.float64(e[0, 0]), np.float64(e[0, 1])
-    step = norm(norms, y, -a0, -a1)
+    step = norm(metric, -a0, -a1)
     if factored:
-        fall = norm(model, 0, v[0], v[1]) - _cone(model, v[0], v[1], a0, a1, c[0])
-        step *= c[0] * fall / norm(model, 0, -a0, -a1)
+        fall = norm(model, v[0], v[1]) - _cone(model, v[0], v[1], a0, a1, c[0])
+        step *= c[0] * fall / norm(model, -a0, -a1)
     return U[0] + step / c[0]
-
-
-@jit_unfused
-def _mean(model, norms, y, others, s):
-    r = y if len(norms.rows) > 1 else 0
-    q = s if len(others.rows) > 1 else 0
-    for i in range(model.rows.shape[1]):
-        model.rows[0, i] = 0.5 * (norms.rows[r, i] + others.rows[q, i])
 
 
 @jit_unfused
@@ -216,7 +213,7 @@ def _arrive(field, sources, front, order, y, scratch):
     """Compute the value of an accepted node again, and how the geodesic arrives."""
     u, label, flow, code, weight, place = front
     e, c, U = scratch
-    norms = field.norms
+    metric = norm_at(field.norms, y)
     height, width = field.walls.shape
     row = y // width
     column = y - row * width
@@ -227,21 +224,19 @@ def _arrive(field, sources, front, order, y, scratch):
     trial = u[y]
     _ends(field.shared, field.start, field.offset, y, code[y], e)
     ya = y + e[0, 0] * width + e[0, 1]
-    step = norm(norms, y, -np.float64(e[0, 0]), -np.float64(e[0, 1]))
+    step = norm(metric, -np.float64(e[0, 0]), -np.float64(e[0, 1]))
     ends = 1
     label[y] = label[ya]
     if code[y] & SECTOR:
         ends = 2
         yb = y + e[1, 0] * width + e[1, 1]
-        step = max(step, norm(norms, y, -np.float64(e[1, 0]), -np.float64(e[1, 1])))
+        step = max(step, norm(metric, -np.float64(e[1, 0]), -np.float64(e[1, 1])))
         if u[yb] < u[ya]:
             label[y] = label[yb]
     s = label[y]
     v = (row - sources.position[s, 0], column - sources.position[s, 1])
     alone = sources.alone[s]
-    model = sources.model
-    if alone:
-        _mean(model, norms, y, sources.norms, s)
+    model = mean(metric, norm_at(sources.norms, s)) if alone else metric
     second = (
         _second(ends, row, column, field.walls, field.walled, u, place, e) if order == 2 else 0
     )
@@ -265,13 +260,13 @@ def _arrive(field, sources, front, order, y, scratch):
         if ends == 1:
             if factored and abs(v[0] * e[0, 1] - v[1] * e[0, 0]) >= _ALIGNED:
                 continue
-            value = _from_end(norms, model, y, factored, v, e, c, U)
+            value = _from_end(metric, model, factored, v, e, c, U)
             f0, f1 = -np.float64(e[0, 0]), -np.float64(e[0, 1])
             if factored:
                 f0, f1 = v
             good = True
         else:
-            value, t, f0, f1, good = _from_sector(norms, model, y, factored, v, e, c, U)
+            value, t, f0, f1, good = _from_sector(metric, model, factored, v, e, c, U)
         # A NaN is not good.
         if (good and abs(value - trial) <= _MOVE * step) or attempt == 3:
             u[y] = value if attempt < 3 else trial
@@ -307,8 +302,9 @@ def _pass_on(field, front, y, keys, heap, count):
             first, last = start[x], start[x + 1]
         best = u[x]
         how = np.int64(-1)
+        metric = norm_at(norms, x)
         a = (np.float64(i0), np.float64(i1))
-        length_a, p0, p1 = slope(norms, x, -a[0], -a[1])
+        length_a, p0, p1 = slope(metric, -a[0], -a[1])
         if value + length_a < best:
             best = value + length_a
             how = (j - first) << BITS
@@ -330,8 +326,8 @@ def _pass_on(field, front, y, keys, heap, count):
             if not slant < 0.0:
                 continue
             low = (0.0, value + length_a, slant)
-            high = _end(norms, x, 1.0, a, b, value, u[z])
-            candidate, _ = _least(norms, x, a, b, value, u[z], low, high, best)
+            high = _end(metric, 1.0, a, b, value, u[z])
+            candidate, _ = _least(metric, a, b, value, u[z], low, high, best)
             if candidate < best:
                 best = candidate
                 how = (((j if side == 0 else other) - first) << BITS) | SECTOR
@@ -368,7 +364,7 @@ def march(field, sources, front, order, radius, sequence):
         count = pop(keys, heap, place, count)
         trial = u[y]
         f0, f1 = _arrive(field, sources, front, order, y, scratch)
-        length = norm(field.norms, y, f0, f1)
+        length = norm(norm_at(field.norms, y), f0, f1)
         flow[y, 0] = f0 / length if length > 0 else 0.0
         flow[y, 1] = f1 / length if length > 0 else 0.0
         if trial > radius and u[y] > radius:

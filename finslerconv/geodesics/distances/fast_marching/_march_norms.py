@@ -127,9 +127,8 @@ def _march(
     """Fill ``u`` and ``flow``; return what the walk back needs."""
     nodes = field.walls.size
     own = family.compiled(start.rows)
-    model = family.compiled(torch.empty_like(start.rows[:1]))
     node, label, value, position, _, alone = map(array_of, start)
-    sources = general.Sources(node, value, label, position, own, alone, model)
+    sources = general.Sources(node, value, label, position, own, alone)
     labels, code, sequence = (np.empty(nodes, np.int32) for _ in range(3))
     weight = np.zeros(nodes)
     front = general.Front(u, labels, flow, code, weight, unvisited(field.walls))
