@@ -20,10 +20,8 @@ from finslerconv._arrays import (
 from finslerconv._linalg import batch_index
 from finslerconv._norms import norm_off_zero
 from finslerconv._sphere import over_batch, quadrature
+from finslerconv._tables import deficits, second_differences
 from finslerconv.metrics._base import FinslerMetric
-
-# A contact point keeps this part of an edge between itself and the edge's ends.
-_OFF = 1 / 8
 
 
 @final
@@ -212,41 +210,3 @@ def _check(good: Array, samples: Array, wanted: str) -> None:
             f"samples: expected the norms of equispaced directions to be {wanted}, which fails at "
             f"direction {k} of {samples.shape[-1]}{place}, {float(samples[where]):.6g}"
         )
-
-
-def second_differences(samples: Array) -> Array:
-    """Return ``m_k = h_(k-1) + h_(k+1) - 2 cos(step) h_k``: edges of a polygon, times sin(step)."""
-    xp = namespace(samples)
-    turn = 2 * math.cos(2 * math.pi / samples.shape[-1])
-    return xp.roll(samples, 1, axis=-1) + xp.roll(samples, -1, axis=-1) - turn * samples
-
-
-def slope_weights(n: int) -> tuple[float, float]:
-    """Return the weights of the samples one and two steps away in the slope of the middle one.
-
-    They are exact for trigonometric polynomials of degree 2.
-    """
-    s1, s2, s4 = (math.sin(2 * math.pi * k / n) for k in (1, 2, 4))
-    determinant = 2 * (s1 * s4 - s2 * s2)
-    return (s4 - 2 * s2) / determinant, (2 * s1 - s2) / determinant
-
-
-def deficits(samples: Array) -> tuple[Array, Array]:
-    """Return ``A_k`` and ``B_k``: how far the tangents at both ends of a cone are below its chord.
-
-    ``A_k = h_(k+1) - <p_k, u_(k+1)>`` and ``B_k = h_k - <p_(k+1), u_k>`` with the point ``p_k``
-    where the dual ball touches its k-th side; both are at least 0.
-    """
-    xp = namespace(samples)
-    n = samples.shape[-1]
-    step = 2 * math.pi / n
-    one, two = slope_weights(n)
-    h = [xp.roll(samples, -shift, axis=-1) for shift in (-2, -1, 0, 1, 2)]
-    slope = one * (h[3] - h[1]) + two * (h[4] - h[0])
-    # Negative by rounding only; else D would not be bounded.
-    edge = second_differences(samples)
-    edge = xp.where(edge > 0, edge, xp.zeros_like(edge))
-    left = math.sin(step) * slope - math.cos(step) * h[2] + h[1]
-    left = xp.where(left < _OFF * edge, _OFF * edge, left)
-    left = xp.where(left > (1 - _OFF) * edge, (1 - _OFF) * edge, left)
-    return edge - left, xp.roll(left, -1, axis=-1)
