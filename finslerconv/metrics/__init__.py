@@ -35,6 +35,7 @@ __all__ = [
     "Zermelo",
     "RandersForm",
     "CallableMetric",
+    "CallableMetric",
     "OneFormMetric",
     "AsymmetricQuadratic",
     "AlphaBeta",
