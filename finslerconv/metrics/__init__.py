@@ -35,7 +35,6 @@ __all__ = [
     "Zermelo",
     "RandersForm",
     "CallableMetric",
-    "CallableMetric",
     "OneFormMetric",
     "AsymmetricQuadratic",
     "AlphaBeta",
