@@ -6,7 +6,7 @@ out, on the same device and in the same dtype. Importing this package loads NumP
 
 from finslerconv.metrics._alpha_beta import AlphaBeta, Kropina, Matsumoto
 from finslerconv.metrics._asymmetric_quadratic import AsymmetricQuadratic
-from finslerconv.metrics._base import CallableMetric, FinslerMetric, RandersForm
+from finslerconv.metrics._base import CallableMetric, FinslerMetric, RandersForm, Volume
 from finslerconv.metrics._euclidean import Euclidean
 from finslerconv.metrics._one_form import OneFormMetric
 from finslerconv.metrics._randers import Randers, Zermelo
@@ -19,6 +19,7 @@ __all__ = [
     "Randers",
     "Zermelo",
     "RandersForm",
+    "Volume",
     "OneFormMetric",
     "AsymmetricQuadratic",
     "AlphaBeta",
