@@ -62,7 +62,7 @@ def _dual_direction_plane(norm: Norm, p: Array) -> Array:
         return xp.cos(angle) / norm(_turned(along, angle))
 
     half_circle = math.pi / 2 * xp.ones_like(norm(along))
-    return _turned(along, _golden_section(value, -half_circle, half_circle))
+    return _turned(along, golden_section(value, -half_circle, half_circle))
 
 
 def _turned(u: Array, angle: Array) -> Array:
@@ -72,7 +72,7 @@ def _turned(u: Array, angle: Array) -> Array:
     return xp.cos(angle)[..., None] * u + xp.sin(angle)[..., None] * across
 
 
-def _golden_section(value: Norm, lower: Array, upper: Array) -> Array:
+def golden_section(value: Norm, lower: Array, upper: Array) -> Array:
     """Return the maximiser of a unimodal ``value`` between ``lower`` and ``upper``."""
     xp = namespace(lower)
     left, right = upper - _GOLDEN * (upper - lower), lower + _GOLDEN * (upper - lower)
@@ -197,7 +197,7 @@ def asymmetric_direction(norm: Norm, dim: int, like: Array) -> Array:
     u = best_of(over_batch(scattered(dim, 512 if dim <= 2 else 4096), like, batch_ndim))
     if dim == 2:
         spacing = 2 * math.pi / 512 * xp.ones_like(u[..., 0])
-        best = _golden_section(lambda angle: ratio(_turned(u, angle)), -spacing, spacing)
+        best = golden_section(lambda angle: ratio(_turned(u, angle)), -spacing, spacing)
         u = _turned(u, best)
     elif dim > 2:
         cloud = over_batch(scattered(dim, 64), like, batch_ndim)

@@ -10,8 +10,10 @@ from typing import Any, no_type_check
 import torch
 from torch import Tensor
 
+from finslerconv._head_formula import HeadFormula
 from finslerconv.ops._geometry import ConvGeometry
 from finslerconv.ops.backends import (
+    ConvBackend,
     Convolution,
     Needs,
     Positions,
@@ -27,10 +29,10 @@ _ops = torch.ops.finslerconv
 _ARGUMENTS = (
     "Tensor input, Tensor field, Tensor? omega, Tensor? points, Tensor weight, Tensor? bias, "
     "Tensor? mask, str kind, int[] stride, int[] padding_before, int[] padding_after, "
-    "int[] dilation, str padding_mode, str backend"
+    "int[] dilation, str padding_mode, str formula, float[] numbers, str backend"
 )
 _INPUT, _FIELD, _OMEGA, _POINTS, _WEIGHT, _BIAS, _MASK = range(7)
-_N_ARGUMENTS = 14
+_N_ARGUMENTS = 16
 
 # The arguments that have a gradient from a backend, in the order of Gradients.
 _DIFFERENTIATED = (_INPUT, _FIELD, _OMEGA, _WEIGHT, _MASK)
@@ -46,22 +48,36 @@ _library.define(
 def call_operator(conv: Convolution) -> Tensor:
     """Return the convolution, by the backend that is chosen now."""
     where, geometry = conv.positions, conv.geometry
+    formula = where.formula
+    # The formula by its name and numbers; no name says that there is none.
+    name, numbers = ("", ()) if formula is None else (formula.name, formula.numbers)
     return _ops.sampled_conv2d(
         conv.input, where.field, where.omega, where.points, conv.weight, conv.bias, conv.mask,
         where.kind, geometry.stride, geometry.padding_before, geometry.padding_after,
-        geometry.dilation, conv.padding_mode, current_backend(),
+        geometry.dilation, conv.padding_mode, name, numbers, current_backend(),
     )  # fmt: skip
+
+
+def takes_channels(device: torch.device) -> bool:
+    """Return whether the chosen backend makes metrics of a head's channels."""
+    return backend_for(current_backend(), device).takes_channels
+
+
+# What torch.compiler.assume_constant_result does: whether a backend is loaded is not for a graph.
+takes_channels._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @no_type_check
 def convolution_of(
     input, field, omega, points, weight, bias, mask, kind, stride, padding_before, padding_after,
-    dilation, padding_mode, backend,
+    dilation, padding_mode, formula, numbers, backend,
 ):  # fmt: skip
     """Return the convolution that the arguments of ``finslerconv::sampled_conv2d`` describe."""
     sizes = (weight.shape[2:], stride, dilation, padding_before, padding_after)
     geometry = ConvGeometry(*map(tuple, sizes))
-    positions = Positions(kind, field, omega, points)
+    positions = Positions(
+        kind, field, omega, points, HeadFormula.of(formula, numbers) if formula else None
+    )
     return Convolution(input, positions, weight, bias, mask, geometry, padding_mode)
 
 
@@ -70,18 +86,31 @@ def convolution_of(
 
 @no_type_check
 def _forward(*arguments):
-    return backend_for(arguments[-1], arguments[_INPUT].device).forward(convolution_of(*arguments))
+    backend = backend_for(arguments[-1], arguments[_INPUT].device)
+    conv = convolution_of(*arguments)
+    return _computed_by(backend, conv).forward(conv)
 
 
 @no_type_check
 def _backward(grad, *arguments):
     *arguments, needs = arguments
     backend = backend_for(arguments[-1], grad.device)
-    found = backend.backward(grad, convolution_of(*arguments), Needs(*needs))
+    conv = convolution_of(*arguments)
+    found = _computed_by(backend, conv).backward(grad, conv, Needs(*needs))
     return tuple(
         arguments[_INPUT].new_empty(0) if gradient is None else gradient.to(arguments[place].dtype)
         for place, gradient in zip(_DIFFERENTIATED, found, strict=True)
     )
+
+
+def _computed_by(backend: ConvBackend, conv: Convolution) -> ConvBackend:
+    """Return the backend, or the reference for channels that the backend does not take.
+
+    Only exported programs, run by another backend than the one they were made for, come to that.
+    """
+    if conv.positions.formula is None or backend.takes_channels:
+        return backend
+    return reference
 
 
 _library.impl("sampled_conv2d", _forward, "CompositeExplicitAutograd")

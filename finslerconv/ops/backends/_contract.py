@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from finslerconv._head_formula import HeadFormula
 from finslerconv._transforms import is_transformed
 from finslerconv.balls import ball_map
 from finslerconv.metrics import Randers, Riemannian
@@ -26,27 +27,38 @@ class Positions:
     ----------
     kind : {"offsets", "radial", "affine"}
         Offsets, or the map that carries the points into the unit balls.
-    field : Tensor, shape (B, G * taps * 2, Ho, Wo) or (B, G, Ho, Wo, 2, 2)
+    field : Tensor, shape (B, G * taps * 2, Ho, Wo), (B, G, Ho, Wo, 2, 2) or (B, G * n, Ho, Wo)
         Offsets (dy, dx) of every tap from its standard place in pixels, or the matrices of the
-        metrics, for each of the ``G`` groups among which the channels are split evenly.
+        metrics, or the ``n`` channels of each metric, for each of the ``G`` groups among which the
+        channels are split evenly.
     omega : Tensor, shape (B, G, Ho, Wo, 2), or None
-        The one-forms of Randers metrics; None for Riemannian metrics and offsets.
+        The one-forms of Randers metrics; None for Riemannian metrics, channels and offsets.
     points : Tensor, shape (taps, 2), or None
         Reference points in the Euclidean unit ball; None for offsets.
+    formula : HeadFormula or None
+        What makes metrics of channels, if the field holds these.
     """
 
     kind: PositionKind
     field: (
-        Float[Tensor, "batch offset_channels out_height out_width"]
+        Float[Tensor, "batch field_channels out_height out_width"]
         | Float[Tensor, "batch groups out_height out_width 2 2"]
     )
     omega: Float[Tensor, "batch groups out_height out_width 2"] | None = None
     points: Float[Tensor, "taps 2"] | None = None
+    formula: HeadFormula | None = None
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the positions: at least float32, since half cannot name far pixels."""
         return promoted(torch.float32, self.field, self.omega, self.points)
+
+    def with_metrics(self) -> "Positions":
+        """Return the positions with matrices and one-forms in the place of channels."""
+        if self.formula is None:
+            return self
+        M, omega = self.formula.metrics(self.field)
+        return Positions(self.kind, M, omega, self.points)
 
 
 @dataclass(frozen=True)
@@ -84,7 +96,8 @@ class Convolution:
         channels = self.positions.field.shape[1]
         if self.positions.kind == "offsets":
             return channels // (2 * self.geometry.n_taps)
-        return channels
+        formula = self.positions.formula
+        return channels if formula is None else channels // formula.n_channels
 
     @property
     def weight_groups(self) -> int:
@@ -129,7 +142,10 @@ class Convolution:
             groups, taps = self.sample_groups, self.geometry.n_taps
             offsets = field.to(self.positions.dtype).unflatten(1, (groups, taps, 2))
             return offsets + self.points[..., None, None]
-        positions = in_balls(field, self.positions.omega, self.points, self.geometry.dilation, kind)
+        metrics = self.positions.with_metrics()
+        positions = in_balls(
+            metrics.field, metrics.omega, self.points, self.geometry.dilation, kind
+        )
         return positions.movedim((-2, -1), (2, 3))
 
 
@@ -163,7 +179,15 @@ class ConvBackend(abc.ABC):
     PyTorch's operations; compiled code has a :meth:`backward` of its own. Autocast and
     ``torch.compile`` are handled outside, ``torch.func`` and second derivatives by the reference.
     See :func:`register_backend`.
+
+    Attributes
+    ----------
+    takes_channels : bool
+        Whether positions may come as the channels of a head with their formula
+        (:attr:`Positions.formula`); otherwise they come as metrics.
     """
+
+    takes_channels = False
 
     @abc.abstractmethod
     def forward(

@@ -19,6 +19,8 @@ _FAR = 2.0**30
 class Reference(ConvBackend):
     """Plain PyTorch, for all devices."""
 
+    takes_channels = True
+
     def forward(
         self, conv: Convolution
     ) -> Float[Tensor, "batch out_channels out_height out_width"]:
