@@ -101,14 +101,18 @@ def _one_form_slope(metric, v0, v1):
     if family == ASYMMETRIC_QUADRATIC:
         beta = max(beta, 0.0)
         length = np.sqrt(square + beta * beta)
-        return length, (p0 + beta * w0) / length, (p1 + beta * w1) / length
+        scale = 1 / length
+        return length, (p0 + beta * w0) * scale, (p1 + beta * w1) * scale
     alpha = np.sqrt(square)
     if family == RANDERS:
-        return alpha + beta, p0 / alpha + w0, p1 / alpha + w1
-    length = square / (alpha - beta)
-    share = length / (alpha - beta)
-    scale = (2 - length / alpha) / (alpha - beta)
-    return length, p0 * scale + share * w0, p1 * scale + share * w1
+        scale = 1 / alpha
+        return alpha + beta, p0 * scale + w0, p1 * scale + w1
+    # With s = beta / alpha the factor alpha of the norm is 1 / (1 - s).
+    fraction = 1 / (alpha - beta)
+    factor = alpha * fraction
+    scale = fraction * (2 - factor)
+    factor *= factor
+    return square * fraction, p0 * scale + factor * w0, p1 * scale + factor * w1
 
 
 @jit_unfused
