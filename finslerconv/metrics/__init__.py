@@ -6,7 +6,7 @@ out, on the same device and in the same dtype. Importing this package loads NumP
 
 from finslerconv.metrics._alpha_beta import AlphaBeta, Kropina, Matsumoto
 from finslerconv.metrics._asymmetric_quadratic import AsymmetricQuadratic
-from finslerconv.metrics._base import CallableMetric, FinslerMetric, RandersForm
+from finslerconv.metrics._base import CallableMetric, FinslerMetric, RandersForm, Volume
 from finslerconv.metrics._combinators import (
     Dual,
     Maximum,
@@ -35,6 +35,7 @@ __all__ = [
     "Zermelo",
     "RandersForm",
     "CallableMetric",
+    "Volume",
     "OneFormMetric",
     "AsymmetricQuadratic",
     "AlphaBeta",
