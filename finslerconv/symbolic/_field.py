@@ -172,8 +172,7 @@ class MetricField:
         """
         g, N = self.fundamental_tensor, self.nonlinear_connection
         along = [
-            g.diff(self.x[k])
-            - sum((N[m, k] * g.diff(self.v[m]) for m in range(self.dim)), 0 * g)
+            g.diff(self.x[k]) - sum((N[m, k] * g.diff(self.v[m]) for m in range(self.dim)), 0 * g)
             for k in range(self.dim)
         ]
         # lowered[k][l, j] = (D_j g_lk + D_k g_lj - D_l g_jk) / 2

@@ -9,7 +9,6 @@ from finslerconv.symbolic._linear_algebra import (
     MatrixLike,
     check_column,
     check_symmetric,
-    determinant,
     dot,
     inverse,
     transpose,

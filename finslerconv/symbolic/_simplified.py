@@ -28,7 +28,9 @@ def simplified(expression: Any) -> sympy.Expr:
         return sympy.radsimp(expression)
     names = _Names()
     rational = names.rational(expression)
-    symbols = sorted(rational.free_symbols.union(*(b.free_symbols for _, _, b in names.roots)), key=str)
+    symbols = sorted(
+        rational.free_symbols.union(*(b.free_symbols for _, _, b in names.roots)), key=str
+    )
     roots = [root for root, _, _ in names.roots]
     K = field([*(s for s in symbols if s not in roots), *roots], sympy.ZZ)[0]
     value = K.from_expr(rational)

@@ -47,6 +47,12 @@ def funk_ball(x: MatrixLike) -> Randers:
     return Randers(klein_ball(x).M, x / (1 - dot(x, x)))
 
 
+def funk_norm(x: MatrixLike, v: MatrixLike) -> sympy.Expr:
+    """Return the norm of `funk_ball` with its root over one denominator."""
+    r, slope = 1 - dot(x, x), dot(x, v)
+    return (sympy.sqrt(r * dot(v, v) + slope**2) + slope) / r
+
+
 def hilbert_ball(x: MatrixLike) -> Riemannian:
     """Return the Hilbert metric of the unit ball: the mean of Funk's there and back."""
     return funk_ball(x).symmetrize()
