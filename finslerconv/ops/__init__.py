@@ -6,12 +6,16 @@ one; :class:`ConvBackend` and :func:`register_backend` add another.
 """
 
 from finslerconv.balls import MapName
+from finslerconv.ops._aggregation import aggregate, dcnv3, dcnv4, ms_deform_attn
 from finslerconv.ops._autotune import autotune
 from finslerconv.ops._checks import multiplied_dtype
 from finslerconv.ops._functions import deform_conv2d, metric_conv2d, metric_positions
 from finslerconv.ops._geometry import ConvGeometry, PaddingMode
 from finslerconv.ops._operator import convolution_of
 from finslerconv.ops.backends import (
+    Aggregation,
+    AggregationBackend,
+    AggregationGradients,
     ConvBackend,
     Convolution,
     Gradients,
@@ -30,6 +34,10 @@ __all__ = [
     "deform_conv2d",
     "metric_conv2d",
     "metric_positions",
+    "dcnv3",
+    "dcnv4",
+    "ms_deform_attn",
+    "aggregate",
     "ConvGeometry",
     "PaddingMode",
     "MapName",
@@ -45,6 +53,9 @@ __all__ = [
     "Positions",
     "Needs",
     "Gradients",
+    "AggregationBackend",
+    "Aggregation",
+    "AggregationGradients",
     "memory_format",
     "convolution_of",
     "reference",
