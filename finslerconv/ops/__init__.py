@@ -7,6 +7,7 @@ one; :class:`ConvBackend` and :func:`register_backend` add another.
 
 from finslerconv._head_formula import HeadFormula
 from finslerconv.balls import MapName
+from finslerconv.ops._aggregation import aggregate, dcnv3, dcnv4, ms_deform_attn
 from finslerconv.ops._autotune import autotune
 from finslerconv.ops._checks import multiplied_dtype
 from finslerconv.ops._functions import (
@@ -18,6 +19,9 @@ from finslerconv.ops._functions import (
 from finslerconv.ops._geometry import ConvGeometry, PaddingMode
 from finslerconv.ops._operator import convolution_of
 from finslerconv.ops.backends import (
+    Aggregation,
+    AggregationBackend,
+    AggregationGradients,
     ConvBackend,
     Convolution,
     Gradients,
@@ -38,6 +42,10 @@ __all__ = [
     "head_conv2d",
     "HeadFormula",
     "metric_positions",
+    "dcnv3",
+    "dcnv4",
+    "ms_deform_attn",
+    "aggregate",
     "ConvGeometry",
     "PaddingMode",
     "MapName",
@@ -53,6 +61,9 @@ __all__ = [
     "Positions",
     "Needs",
     "Gradients",
+    "AggregationBackend",
+    "Aggregation",
+    "AggregationGradients",
     "memory_format",
     "convolution_of",
     "reference",
