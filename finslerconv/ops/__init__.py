@@ -10,6 +10,7 @@ from finslerconv.ops._autotune import autotune
 from finslerconv.ops._checks import multiplied_dtype
 from finslerconv.ops._functions import deform_conv2d, metric_conv2d, metric_positions
 from finslerconv.ops._geometry import ConvGeometry, PaddingMode
+from finslerconv.ops._onnx import for_onnx
 from finslerconv.ops._operator import convolution_of
 from finslerconv.ops.backends import (
     ConvBackend,
@@ -47,5 +48,6 @@ __all__ = [
     "Gradients",
     "memory_format",
     "convolution_of",
+    "for_onnx",
     "reference",
 ]
