@@ -17,6 +17,7 @@ from finslerconv.ops._functions import (
     metric_positions,
 )
 from finslerconv.ops._geometry import ConvGeometry, PaddingMode
+from finslerconv.ops._onnx import for_onnx
 from finslerconv.ops._operator import convolution_of
 from finslerconv.ops.backends import (
     Aggregation,
@@ -66,5 +67,6 @@ __all__ = [
     "AggregationGradients",
     "memory_format",
     "convolution_of",
+    "for_onnx",
     "reference",
 ]

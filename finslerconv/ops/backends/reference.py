@@ -26,6 +26,12 @@ class Reference(ConvBackend, AggregationBackend):
         self, conv: Convolution
     ) -> Float[Tensor, "batch out_channels out_height out_width"]:
         """Return the convolution, differentiable by whatever PyTorch offers."""
+        return self.convolve(conv, taps_at_once=1)
+
+    def convolve(
+        self, conv: Convolution, taps_at_once: int
+    ) -> Float[Tensor, "batch out_channels out_height out_width"]:
+        """Return the convolution; with all taps at once, by the fewest operations."""
         batch, channels, height, width = conv.input.shape
         groups, taps, weight = conv.sample_groups, conv.geometry.n_taps, conv.weight
         displacements = conv.displacements()
@@ -35,18 +41,20 @@ class Reference(ConvBackend, AggregationBackend):
         if mask is not None:
             mask = mask.reshape(batch, groups, taps, *conv.out_size)
         samples = []
-        for tap in range(taps):
+        for first in range(0, taps, taps_at_once):
+            chosen = slice(first, first + taps_at_once)
+            positions = displacements[:, :, chosen]
             sample = _bilinear(
                 pixels,
-                rows + displacements[:, :, tap, 0],
-                columns + displacements[:, :, tap, 1],
+                (rows + positions[:, :, :, 0]).flatten(2, 3),
+                (columns + positions[:, :, :, 1]).flatten(2, 3),
                 (height, width),
                 conv.padding_mode,
-            )
+            ).unflatten(3, (positions.shape[2], -1))
             if mask is not None:
-                sample = sample * mask[:, :, tap, None]
+                sample = sample * mask[:, :, None, chosen]
             samples.append(sample.to(conv.input.dtype))
-        stacked = torch.stack(samples, dim=3).reshape(batch, channels * taps, *conv.out_size)
+        stacked = torch.cat(samples, dim=3).reshape(batch, channels * taps, *conv.out_size)
         output = functional.conv2d(
             stacked, weight.reshape(weight.shape[0], -1, 1, 1), conv.bias, groups=conv.weight_groups
         )
