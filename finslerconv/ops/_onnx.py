@@ -1,4 +1,4 @@
-"""The operator in the words of ONNX: ``DeformConv``, which ONNX has from opset 19 on, and others."""
+"""The operator in the words of ONNX: ``DeformConv``, known from opset 19 on, and others."""
 
 import torch
 from torch import Tensor
@@ -68,7 +68,7 @@ def _radial(conv: Convolution) -> Tensor:
     Both terms of the norm are sums of entries with factors that depend on the point alone: each is
     one product of matrices for all points.
     """
-    where = conv.positions
+    where = conv.positions.with_metrics()
     g = conv.points.to(where.dtype)
     length = g.square().sum(1, keepdim=True).sqrt()
     # The norm of g = 0 is of no account, and must not be zero.
