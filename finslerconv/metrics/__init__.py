@@ -6,7 +6,7 @@ out, on the same device and in the same dtype. Importing this package loads NumP
 
 from finslerconv.metrics._alpha_beta import AlphaBeta, Kropina, Matsumoto
 from finslerconv.metrics._asymmetric_quadratic import AsymmetricQuadratic
-from finslerconv.metrics._base import CallableMetric, FinslerMetric, RandersForm
+from finslerconv.metrics._base import CallableMetric, FinslerMetric, RandersForm, Volume
 from finslerconv.metrics._combinators import (
     Dual,
     Maximum,
@@ -24,6 +24,7 @@ from finslerconv.metrics._p_norm import PNorm
 from finslerconv.metrics._polytope import Polytope
 from finslerconv.metrics._randers import Randers, Zermelo
 from finslerconv.metrics._riemannian import Riemannian
+from finslerconv.metrics._tabulated import Tabulated
 from finslerconv.metrics._tti import TTI
 
 __all__ = [
@@ -34,11 +35,13 @@ __all__ = [
     "Zermelo",
     "RandersForm",
     "CallableMetric",
+    "Volume",
     "OneFormMetric",
     "AsymmetricQuadratic",
     "AlphaBeta",
     "Matsumoto",
     "Kropina",
+    "Tabulated",
     "PNorm",
     "Polytope",
     "TTI",
