@@ -116,6 +116,10 @@ class Funk(_BodyMetric):
         """Return the dual norms ``G*(p) - p(x)``, ``G`` the body's metric, shape ``(...)``."""
         return self._seen.dual_norm(p)
 
+    def legendre_inverse(self, p: Float[Array, "*_ d"]) -> Float[Array, "*_ d"]:
+        """Return the vectors whose Legendre transforms are the covectors ``p``; 0 for 0."""
+        return self._seen.legendre_inverse(p)
+
     def dual(self) -> FinslerMetric:
         """Return the dual metric: of the closed form's own kind where there is one."""
         return self._seen.dual()

@@ -116,6 +116,17 @@ class Navigation(FinslerMetric):
         check_vectors("p", p, self.dim, self.wind)
         return self.sea.dual_norm(p) + dot(self.wind, p)
 
+    def legendre_inverse(self, p: Float[Array, "*_ d"]) -> Float[Array, "*_ d"]:
+        """Return the vectors whose Legendre transforms are the covectors ``p``; 0 for 0.
+
+        They are ``F*(p) (w / G*(p) + W)``, with ``w`` the sea's own inverse transforms.
+        """
+        check_vectors("p", p, self.dim, self.wind)
+        xp = namespace(p)
+        calm = self.sea.dual_norm(p)
+        scale = xp.where(calm > 0, calm, xp.ones_like(calm))[..., None]
+        return self.dual_norm(p)[..., None] * (self.sea.legendre_inverse(p) / scale + self.wind)
+
     def dual(self) -> FinslerMetric:
         """Return the dual metric: of the closed form's own kind where there is one."""
         closed = self.closed_form()

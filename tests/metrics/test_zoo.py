@@ -33,6 +33,7 @@ from finslerconv.metrics import (
     Riemannian,
     Scaled,
     Symmetrized,
+    Tabulated,
 )
 
 HEXAGON = np.stack([np.cos(np.arange(6) * np.pi / 3), np.sin(np.arange(6) * np.pi / 3)], -1)
@@ -120,6 +121,11 @@ KINDS = {
     ),
     "Polytope": Kind(polygon, Polytope),
     "TTI": Kind(rock, TTI),
+    "Tabulated": Kind(
+        lambda rng, d: {"samples": 1 + 0.4 * np.cos(np.arange(32) * np.pi / 16 + [[0.3], [2.0]])},
+        Tabulated,
+        dims=(2,),
+    ),
     "Navigation": Kind(quartic, lambda a, W: Navigation(PNorm(4.0, a), W)),
     "Navigation on an ellipse": Kind(
         lambda rng, d: {"M": spd(rng, d), "W": rng.uniform(-0.3, 0.3, (2, d))},
@@ -309,6 +315,29 @@ def test_derivatives_in_all_parameters(name, d):
     assert gradgradcheck(norm, inputs, fast_mode=True)
     if d in kind.dual_dims and d < 3:
         assert gradcheck(dual_norm, inputs, fast_mode=True)
+
+
+#: Without corners, so that the fundamental tensor is there and can be inverted.
+SMOOTH = [(n, d) for n, d in CASES if n not in ("Polytope", "Funk", "Hilbert", "Maximum")]
+
+
+@pytest.mark.parametrize(("name", "d"), SMOOTH)
+def test_tensors_are_right_for_every_way_of_computing(name, d):
+    """Automatic differentiation, forward mode too, against differences; Legendre's transform."""
+    if d not in KINDS[name].dual_dims:
+        return
+    metric, numpy = metric_of(name, d, convert=torch.as_tensor), metric_of(name, d)
+    v = vectors(d, 3)
+    g = metric.fundamental_tensor(torch.as_tensor(v))
+    # Differences lose digits where the next derivatives are large, as near the axes of a p-norm.
+    np.testing.assert_allclose(g, numpy.fundamental_tensor(v), rtol=1e-3, atol=1e-5)
+    p = torch.einsum("...ij,...j->...i", g, torch.as_tensor(v))
+    torch.testing.assert_close(metric.legendre(torch.as_tensor(v)), p, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(metric.dual_norm(p), metric.norm(torch.as_tensor(v)))
+    back = metric.legendre_inverse(p)
+    torch.testing.assert_close(back, torch.as_tensor(v).expand_as(back), rtol=1e-6, atol=1e-6)
+    inverse = metric.dual().fundamental_tensor(p)
+    torch.testing.assert_close(inverse @ g, torch.eye(d).expand_as(g).double(), rtol=0, atol=1e-5)
 
 
 @every
