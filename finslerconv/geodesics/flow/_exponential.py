@@ -16,7 +16,7 @@ from finslerconv.geodesics.fields import (
     Positions,
     as_kind_of,
     as_tensors,
-    check_finite,
+    check_positions,
     read_positions,
     shown_shape,
 )
@@ -26,8 +26,8 @@ from finslerconv.geodesics.flow._rays import Schedule, shoot
 from finslerconv.geodesics.flow._spray import legendre, velocity_rates
 from finslerconv.geodesics.flow._steps import ADAPTIVE, adaptive, fixed
 
-Method = Literal["auto", "rk4", "dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun"]
-"""How geodesics are integrated: Runge-Kutta of fixed steps, or torchdiffeq's adaptive methods."""
+Method = Literal["auto", "rk4", "dopri8", "dopri5", "bosh3"]
+"""How geodesics are integrated: Runge-Kutta of fixed steps, or of steps that fit a tolerance."""
 
 
 class GeodesicFlow(NamedTuple):
@@ -79,11 +79,12 @@ def exponential(
         Velocities, in positions per unit of time; broadcast against ``x``.
     time : float
         The time of the journey; negative for where the geodesic was before it came to ``x``.
-    method : {"auto", "rk4", "dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun"}
+    method : {"auto", "rk4", "dopri8", "dopri5", "bosh3"}
         ``"rk4"`` takes ``steps`` equal steps of the classical method of order 4: for a planar
         :class:`GridMetric` with linear interpolation on the CPU it is compiled and runs on all
-        threads, elsewhere it goes through PyTorch in tiles. The others are the adaptive methods of
-        torchdiffeq. ``"auto"`` is ``"rk4"`` for grids and ``"dopri8"`` for other fields.
+        threads, elsewhere it goes through PyTorch in tiles. The others are adaptive: the methods of
+        Dormand and Prince of order 8 and 5, and that of Bogacki and Shampine of order 3. ``"auto"``
+        is ``"rk4"`` for grids and ``"dopri8"`` for other fields.
     steps : int
         Number of steps of ``"rk4"``.
     tolerance : float, optional
@@ -295,13 +296,8 @@ def _checked(field: MetricField, x: Array, v: Array) -> tuple[Tensor, Tensor]:
     """Return starts and velocities as tensors of one shape and dtype."""
     start, speed = as_tensors(x=x, v=v)
     d = field.dim
-    for name, u in (("x", start), ("v", speed)):
-        if u.ndim == 0 or u.shape[-1] != d:
-            raise ValueError(
-                f"{name}: expected {d} components on the last axis, shape (..., {d}), got shape "
-                f"{tuple(u.shape)}"
-            )
-        check_finite(name, u)
+    check_positions(start, d, "x")
+    check_positions(speed, d, "v")
     try:
         shape = torch.broadcast_shapes(start.shape, speed.shape)
     except RuntimeError as error:
