@@ -174,6 +174,7 @@ def test_a_norm_with_corners_is_refused_where_it_varies():
 # Derivatives.
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 def test_gradients_in_start_velocity_and_field_in_both_modes():
     x, v = (u[:1].requires_grad_() for u in some())
     beta = tensor(0.3, -0.2).requires_grad_()
