@@ -89,10 +89,11 @@ def _as_floats(name: str, x: Any, example: Array) -> Array:
     return as_kind_of(floats, x if _is_array(x) else example)
 
 
-def check_positions(x: Tensor, d: int) -> None:
+def check_positions(x: Tensor, d: int, name: str = "positions") -> None:
+    """Check that ``x`` has shape (..., d), and finite numbers."""
     if x.ndim == 0 or x.shape[-1] != d:
         raise ValueError(
-            f"positions: expected {d} coordinates on the last axis, shape (..., {d}), got shape "
+            f"{name}: expected {d} coordinates on the last axis, shape (..., {d}), got shape "
             f"{tuple(x.shape)}"
         )
-    check_finite("positions", x)
+    check_finite(name, x)
