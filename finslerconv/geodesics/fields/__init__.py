@@ -38,6 +38,7 @@ from finslerconv.geodesics.fields._protocol import (
     randers_at,
     read_positions,
 )
+from finslerconv.geodesics.fields._tangents import tangent_vectors
 
 __all__ = [
     "FunctionMetric",
@@ -70,4 +71,5 @@ __all__ = [
     "shown_shape",
     "slope_factor",
     "upper_entries",
+    "tangent_vectors",
 ]
