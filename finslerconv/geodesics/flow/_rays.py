@@ -74,7 +74,7 @@ def shoot(
     ----------
     grid : Grid
     table : Tensor, shape (fields * nodes, entries)
-        Of :func:`~finslerconv.geodesics.flow._grid.grid_table`.
+        As of :func:`finslerconv.geodesics.flow._grid.grid_table`.
     starts : Tensor, shape (fields, n, d)
         In nodes: ``(position - origin) / spacing``.
     velocities : Tensor, shape (fields, n, rays, d)
