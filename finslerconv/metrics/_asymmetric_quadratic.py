@@ -4,9 +4,8 @@ from typing import final
 
 from jaxtyping import Float
 
-from finslerconv._arrays import Array, check_vectors, namespace, safe_sqrt
+from finslerconv._arrays import Array, check_nonzero, check_vectors, namespace, safe_sqrt
 from finslerconv._linalg import check_spd, dot, inverse, matvec, outer
-from finslerconv.metrics._base import check_nonzero
 from finslerconv.metrics._one_form import OneFormMetric, check_all
 
 

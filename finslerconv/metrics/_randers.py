@@ -8,11 +8,12 @@ from finslerconv._arrays import (
     Array,
     check_floating,
     check_matrices,
+    check_nonzero,
     check_vectors,
     safe_sqrt,
 )
-from finslerconv._linalg import check_spd, dot, inverse, matvec, outer, solve
-from finslerconv.metrics._base import RandersForm, check_nonzero
+from finslerconv._linalg import check_spd, dot, matvec, outer, solve
+from finslerconv.metrics._base import RandersForm
 from finslerconv.metrics._one_form import OneFormMetric, broadcast_batch, check_below
 from finslerconv.metrics._riemannian import Riemannian
 
@@ -128,15 +129,8 @@ class Randers(OneFormMetric):
         With ``q = p' M^-1 p`` and ``s = omega' M^-1 p`` it is ``(sqrt(lambda q + s^2) - s) /
         lambda``, written where ``s > 0`` so that nothing cancels.
         """
-        xp = check_vectors("p", p, self.dim, self.M)
-        M_inverse = inverse(self.M)
-        M_inverse_omega = matvec(M_inverse, self.omega)
-        lam = 1.0 - dot(self.omega, M_inverse_omega)
-        q, s = dot(p, matvec(M_inverse, p)), dot(M_inverse_omega, p)
-        root = safe_sqrt(lam * q + s * s)
-        positive = s > 0
-        denominator = xp.where(positive, root + s, xp.ones_like(root))
-        return xp.where(positive, q / denominator, (root - s) / lam)
+        check_vectors("p", p, self.dim, self.M)
+        return self.randers_form().normal(p)[2]
 
     def dual(self) -> "Randers":
         """Return the dual metric, again Randers: :meth:`RandersForm.dual` has the formulas.
@@ -177,12 +171,7 @@ class Randers(OneFormMetric):
         """
         check_vectors("v", v, self.dim, self.M)
         check_nonzero("v", v)
-        Mv = matvec(self.M, v)
-        alpha = safe_sqrt(dot(v, Mv))[..., None]
-        l = Mv / alpha
-        stretch = 1.0 + dot(self.omega, v)[..., None] / alpha
-        slope = l + self.omega
-        return stretch[..., None] * (self.M - outer(l, l)) + outer(slope, slope)
+        return self.randers_form().fundamental_tensor(v)
 
     def validate(self) -> None:
         """Check that every ``M`` is positive definite and every ``|omega|_{M^-1}`` below 1.

@@ -1,5 +1,10 @@
 """The backends of the operators: their contract, the choice among them, and one module for each."""
 
+from finslerconv.ops.backends._aggregation import (
+    Aggregation,
+    AggregationBackend,
+    AggregationGradients,
+)
 from finslerconv.ops.backends._choice import (
     backend_for,
     current_backend,
@@ -33,6 +38,9 @@ __all__ = [
     "Positions",
     "Needs",
     "Gradients",
+    "AggregationBackend",
+    "Aggregation",
+    "AggregationGradients",
     "in_balls",
     "memory_format",
     "promoted",
