@@ -67,7 +67,7 @@ def read_positions(field: MetricField, **given: Any) -> list[Any]:
             f"{type(field).__name__}{hint}"
         )
     arrays = [x for x in given.values() if _is_array(x) and not is_integral(x)]
-    held = getattr(field, "M", torch.empty(0, dtype=torch.float64))
+    held = getattr(field, "like", torch.empty(0, dtype=torch.float64))
     example = arrays[0] if arrays else held
     return [_as_floats(name, x, example) for name, x in given.items()]
 
