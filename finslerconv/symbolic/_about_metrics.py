@@ -232,8 +232,8 @@ IDENTITIES = (
     ),
     Identity(
         "navigation_back",
-        r"Winds add up: a Randers metric is a sea $h$ in the wind $W$. In the wind $-2 W$ on top of "
-        r"it the wind is $-W$, and the metric is the reversed one.",
+        r"Winds add up: a Randers metric is a sea $h$ in the wind $W$. In the wind $-2 W$ on top "
+        r"of it the wind is $-W$, and the metric is the reversed one.",
         sides=_winds_add_up,
         positive=given.metric,
         dimensions=(1, 2, "any"),
