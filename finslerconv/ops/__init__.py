@@ -6,7 +6,15 @@ one; :class:`ConvBackend` and :func:`register_backend` add another.
 """
 
 from finslerconv.balls import MapName
-from finslerconv.ops._aggregation import aggregate, dcnv3, dcnv4, ms_deform_attn
+from finslerconv.ops._aggregation import (
+    aggregate,
+    aggregation_geometry,
+    dcnv3,
+    dcnv4,
+    level_table,
+    ms_deform_attn,
+    tap_grid,
+)
 from finslerconv.ops._autotune import autotune
 from finslerconv.ops._checks import multiplied_dtype
 from finslerconv.ops._functions import deform_conv2d, metric_conv2d, metric_positions
@@ -38,6 +46,9 @@ __all__ = [
     "dcnv4",
     "ms_deform_attn",
     "aggregate",
+    "aggregation_geometry",
+    "tap_grid",
+    "level_table",
     "ConvGeometry",
     "PaddingMode",
     "MapName",
