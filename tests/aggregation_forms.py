@@ -32,8 +32,8 @@ def dcnv3_form(input, offset, mask, kernel, stride, pad, dilation, group, scale,
     grid = grid.permute(0, 3, 1, 2, 4, 5).reshape(batch * group, rows * columns, len(taps), 2)
     samples = functional.grid_sample(images, grid, padding_mode="zeros", align_corners=False)
     weights = mask.reshape(batch, rows * columns, group, 1, len(taps)).transpose(1, 2)
-    output = (samples.reshape(batch, group, -1, rows * columns, len(taps)) *
-              weights.transpose(2, 3)).sum(-1)  # fmt: skip
+    samples = samples.reshape(batch, group, channels // group, rows * columns, len(taps))
+    output = (samples * weights.transpose(2, 3)).sum(-1)
     return output.reshape(batch, channels, rows, columns).permute(0, 2, 3, 1)
 
 
@@ -60,7 +60,7 @@ def attention_form(value, shapes, locations, weights):
         factor = weights[:, :, :, level].transpose(1, 2).flatten(0, 1)[:, None]
         total = total + (samples * factor).sum(-1)
         first += rows * columns
-    return total.reshape(batch, heads * channels, -1).transpose(1, 2)
+    return total.reshape(batch, heads * channels, locations.shape[1]).transpose(1, 2)
 
 
 def normal(*shape, seed=0):

@@ -20,6 +20,7 @@ from finslerconv.ops._checks import multiplied_dtype
 from finslerconv.ops._functions import deform_conv2d, metric_conv2d, metric_positions
 from finslerconv.ops._geometry import ConvGeometry, PaddingMode
 from finslerconv.ops._operator import convolution_of
+from finslerconv.ops._torchvision import replace_torchvision
 from finslerconv.ops.backends import (
     Aggregation,
     AggregationBackend,
@@ -50,6 +51,7 @@ __all__ = [
     "tap_grid",
     "level_table",
     "ConvGeometry",
+    "replace_torchvision",
     "PaddingMode",
     "MapName",
     "use_backend",

@@ -272,6 +272,8 @@ def test_autocast_lowers_values_and_never_positions(backend):
     assert (low - exact)[:, -50:, -50:].abs().max() < 0.02
 
 
+# PyTorch's own forward-mode formulas are scripted.
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 @pytest.mark.unchecked
 def test_transforms_of_torch_func():
     value, locations, weights = attention_arguments()
