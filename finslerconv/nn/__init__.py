@@ -15,6 +15,7 @@ from finslerconv._parametrization import (
     SpectralScaled,
 )
 from finslerconv.nn._adaptive import AdaptiveConv2d
+from finslerconv.nn._aggregation import DCNv3, DCNv4, MSDeformAttn, Samples
 from finslerconv.nn._geodesic_conv import GeodesicConv2d
 from finslerconv.nn._head import MetricHead, metric_penalty
 from finslerconv.nn._metric_conv import MetricConv2d
@@ -63,6 +64,10 @@ __all__ = [
     "GeodesicConv2d",
     "DeformConv2d",
     "ShiftedConv2d",
+    "DCNv3",
+    "DCNv4",
+    "MSDeformAttn",
+    "Samples",
     "AdaptiveConv2d",
     "MetricHead",
     "metric_penalty",

@@ -8,6 +8,7 @@ from finslerconv.ops.backends._aggregation import (
 from finslerconv.ops.backends._choice import (
     backend_for,
     current_backend,
+    has_backend,
     is_compiled,
     reference,
     register_backend,
@@ -28,6 +29,7 @@ from finslerconv.ops.backends._contract import (
 __all__ = [
     "use_backend",
     "current_backend",
+    "has_backend",
     "is_compiled",
     "why_reference",
     "register_backend",

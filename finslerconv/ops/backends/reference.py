@@ -90,7 +90,7 @@ class Reference(ConvBackend, AggregationBackend):
             pixel = torch.where(inside, first + row.long() * columns + column.long(), 0)
             share = torch.where(inside, share, 0.0) * weights
             # Queries and groups change places, as in the pixels; levels and points become one.
-            index = pixel.transpose(1, 2).reshape(batch, groups, -1, 1)
+            index = pixel.transpose(1, 2).reshape(batch, groups, queries * levels * points, 1)
             values = pixels.gather(2, index.expand(-1, -1, -1, value.shape[3])).to(real)
             values = values.reshape(batch, groups, queries, levels * points, value.shape[3])
             shares = share.transpose(1, 2).reshape(batch, groups, queries, 1, levels * points)
