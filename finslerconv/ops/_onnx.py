@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from finslerconv._linalg import det
+from finslerconv.metrics import RandersForm
 from finslerconv.ops.backends import Convolution, current_backend, reference
 
 # Offsets beyond this are outside every image; integers of 32 bits hold it.
@@ -53,28 +55,36 @@ def _deform_conv(conv: Convolution) -> Tensor:
 
 def _offsets(conv: Convolution) -> Tensor:
     """Return the offsets of the taps, (B, G * taps * 2, Ho, Wo)."""
-    if conv.positions.kind == "offsets":
-        return conv.positions.field
-    if conv.positions.kind == "radial":
-        displacements = _radial(conv).movedim((-2, -1), (2, 3))
-    else:
-        displacements = conv.displacements()
-    return (displacements - conv.geometry.taps(displacements)[..., None, None]).flatten(1, 3)
+    where, geometry = conv.positions, conv.geometry
+    if where.kind == "offsets":
+        return where.field
+    points = conv.points.to(where.dtype)
+    omega = None if where.omega is None else where.omega.to(where.dtype)
+    carried = _radial if where.kind == "radial" else _affine
+    positions = carried(points, where.field.to(where.dtype), omega)
+    dilation = torch.tensor(geometry.dilation, dtype=points.dtype, device=points.device)
+    positions = positions * dilation - geometry.taps(points)
+    return positions.movedim((-2, -1), (2, 3)).flatten(1, 3)
 
 
-def _radial(conv: Convolution) -> Tensor:
-    """Return the points ``g |g| / F(g)`` in pixels, (B, G, Ho, Wo, taps, 2), by few operators.
+# The maps of finslerconv.balls in a few operators: what depends on the points alone is constant, and
+# a product of matrices is one operator for all points. Both return (B, G, Ho, Wo, taps, 2).
 
-    Both terms of the norm are sums of entries with factors that depend on the point alone: each is
-    one product of matrices for all points.
-    """
-    where = conv.positions
-    g = conv.points.to(where.dtype)
+
+def _radial(g: Tensor, M: Tensor, omega: Tensor | None) -> Tensor:
     length = g.square().sum(1, keepdim=True).sqrt()
     # The norm of g = 0 is of no account, and must not be zero.
     u, v = torch.where(length > 0, g, 1.0).unbind(1)
-    squares = where.field.to(g.dtype).flatten(-2) @ torch.stack((u * u, u * v, u * v, v * v))
+    squares = M.flatten(-2) @ torch.stack((u * u, u * v, u * v, v * v))
     norm = squares.clamp(min=0).sqrt()
-    if where.omega is not None:
-        norm = norm + where.omega.to(g.dtype) @ torch.stack((u, v))
-    return g * length * g.new_tensor(conv.geometry.dilation) / norm[..., None]
+    if omega is not None:
+        norm = norm + omega @ torch.stack((u, v))
+    return g * length / norm[..., None]
+
+
+def _affine(g: Tensor, M: Tensor, omega: Tensor | None) -> Tensor:
+    shape, centre = RandersForm(M, omega).dual()
+    root = det(shape).clamp(min=0).sqrt()
+    scale = (shape[..., 0, 0] + shape[..., 1, 1] + 2 * root).rsqrt()
+    images = (g @ shape + g * root[..., None, None]) * scale[..., None, None]
+    return images if centre is None else images + centre[..., None, :]
