@@ -1,5 +1,6 @@
 """Metric fields on grids: geodesic distances, geodesics, geodesic balls."""
 
+from finslerconv.geodesics import tensors
 from finslerconv.geodesics._lengths import chord_distance, path_length
 from finslerconv.geodesics._paths import minimal_path
 from finslerconv.geodesics.balls import InjectivityWarning, StarShapeWarning, geodesic_ball
@@ -17,13 +18,18 @@ from finslerconv.geodesics.fields import FunctionMetric, GridMetric, MetricField
 from finslerconv.geodesics.flow import (
     ConvergenceWarning,
     GeodesicFlow,
+    JacobiField,
+    conjugate_time,
     exponential,
     geodesic,
     geodesic_flow,
+    jacobi_field,
     logarithm,
+    parallel_transport,
 )
 
 __all__ = [
+    "tensors",
     "GridMetric",
     "FunctionMetric",
     "MetricField",
@@ -42,6 +48,10 @@ __all__ = [
     "logarithm",
     "geodesic",
     "ConvergenceWarning",
+    "parallel_transport",
+    "jacobi_field",
+    "JacobiField",
+    "conjugate_time",
     "minimal_path",
     "path_length",
     "geodesic_ball",

@@ -4,7 +4,6 @@
 """
 
 from finslerconv.implicit._fit import Misfit, ObjectiveName, RandersFit, fit_randers
-from finslerconv.implicit._gauge import GaugeMetric
 from finslerconv.implicit._implicit import ImplicitMetric, implicit_metric, metric_of_positions
 from finslerconv.implicit._layers import AdaptiveLayer, find_adaptive_layers
 from finslerconv.implicit._positions import (
@@ -30,5 +29,4 @@ __all__ = [
     "RandersFit",
     "Misfit",
     "ObjectiveName",
-    "GaugeMetric",
 ]

@@ -6,12 +6,7 @@ are their relatives without a metric; the weighted convolutions put a density on
 :func:`convert` puts any of them into a whole model.
 """
 
-from finslerconv.nn._adaptive import AdaptiveConv2d
-from finslerconv.nn._geodesic_conv import GeodesicConv2d
-from finslerconv.nn._head import MetricHead, metric_penalty
-from finslerconv.nn._metric_conv import MetricConv2d
-from finslerconv.nn._offset_conv import DeformConv2d, ShiftedConv2d
-from finslerconv.nn._parametrization import (
+from finslerconv._parametrization import (
     LDL,
     Cholesky,
     LogEuclidean,
@@ -19,6 +14,11 @@ from finslerconv.nn._parametrization import (
     Spectral,
     SpectralScaled,
 )
+from finslerconv.nn._adaptive import AdaptiveConv2d
+from finslerconv.nn._geodesic_conv import GeodesicConv2d
+from finslerconv.nn._head import MetricHead, metric_penalty
+from finslerconv.nn._metric_conv import MetricConv2d
+from finslerconv.nn._offset_conv import DeformConv2d, ShiftedConv2d
 from finslerconv.nn.conversion import (
     Conversion,
     ConversionReport,

@@ -5,14 +5,24 @@ Each is one function with backends behind it: compiled ones for the CPU (Numba) 
 one; :class:`ConvBackend` and :func:`register_backend` add another.
 """
 
+from finslerconv._head_formula import HeadFormula
 from finslerconv.balls import MapName
+from finslerconv.ops._aggregation import aggregate, dcnv3, dcnv4, ms_deform_attn
 from finslerconv.ops._autotune import autotune
 from finslerconv.ops._checks import multiplied_dtype
-from finslerconv.ops._functions import deform_conv2d, metric_conv2d, metric_positions
+from finslerconv.ops._functions import (
+    deform_conv2d,
+    head_conv2d,
+    metric_conv2d,
+    metric_positions,
+)
 from finslerconv.ops._geometry import ConvGeometry, PaddingMode
 from finslerconv.ops._onnx import for_onnx
 from finslerconv.ops._operator import convolution_of
 from finslerconv.ops.backends import (
+    Aggregation,
+    AggregationBackend,
+    AggregationGradients,
     ConvBackend,
     Convolution,
     Gradients,
@@ -30,7 +40,13 @@ from finslerconv.ops.backends import (
 __all__ = [
     "deform_conv2d",
     "metric_conv2d",
+    "head_conv2d",
+    "HeadFormula",
     "metric_positions",
+    "dcnv3",
+    "dcnv4",
+    "ms_deform_attn",
+    "aggregate",
     "ConvGeometry",
     "PaddingMode",
     "MapName",
@@ -46,6 +62,9 @@ __all__ = [
     "Positions",
     "Needs",
     "Gradients",
+    "AggregationBackend",
+    "Aggregation",
+    "AggregationGradients",
     "memory_format",
     "convolution_of",
     "for_onnx",

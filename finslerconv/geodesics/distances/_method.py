@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from finslerconv._arrays import shown
+from finslerconv.geodesics.distances._norms import Family
 
 
 class Seeds(NamedTuple):
@@ -79,6 +80,50 @@ class EikonalProblem:
         return EikonalProblem(M, omega, self.seeds[part], walls, self.radius)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class FinslerProblem:
+    r"""Distance problems of any norms on one grid, as :class:`EikonalProblem` for Randers metrics.
+
+    A norm is a row of parameters of a family of norms: the norm of a step ``v`` from a node is
+    ``family.norm(row, v)``.
+    """
+
+    family: Family
+
+    rows: Float[Tensor, "fields *grid parameters"]
+    r"""The parameters, float64 on the CPU: (1, \*grid, parameters) if all problems have the same,
+    else one a problem."""
+
+    seeds: list[Seeds]
+    """The sources of each problem, on the CPU."""
+
+    walls: Bool[Tensor, "masks *grid"]
+    """True where one may not walk: one mask for all problems or one a problem, on the CPU."""
+
+    radius: float = math.inf
+    """Distances beyond it need not be computed, and are to be infinite."""
+
+    @property
+    def dim(self) -> int:
+        """The dimension of the space, 2 or 3."""
+        return self.rows.ndim - 2
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """The number of nodes along each axis."""
+        return tuple(self.rows.shape[1:-1])
+
+    @property
+    def shared(self) -> bool:
+        """Whether all problems have the same field and walls."""
+        return len(self.rows) == len(self.walls) == 1
+
+    def __getitem__(self, part: slice) -> "FinslerProblem":
+        """Return some of the problems."""
+        rows, walls = (x[part] if len(x) > 1 else x for x in (self.rows, self.walls))
+        return FinslerProblem(self.family, rows, self.seeds[part], walls, self.radius)
+
+
 class Front(NamedTuple):
     """What a method returns: distances, nearest sources, and the velocities of the paths."""
 
@@ -136,6 +181,19 @@ class DistanceMethod(ABC):
     @abstractmethod
     def solve(self, problem: EikonalProblem) -> Front:
         """Return the front of all problems."""
+
+    def solve_finsler(self, problem: FinslerProblem) -> Front:
+        """Return the front of all problems of norms that are not Randers metrics.
+
+        Raises
+        ------
+        TypeError
+            If the method, or the dimension, is for Randers metrics only: unless it is replaced.
+        """
+        raise TypeError(
+            f"field: expected Riemannian or Randers metrics, which {type(self).__name__} is for; "
+            "method 'fast_marching' takes any metric in the plane, and 'graph' in space too"
+        )
 
 
 _METHODS: dict[str, type[DistanceMethod]] = {}

@@ -29,6 +29,7 @@ from finslerconv.geodesics.fields._kinds import (
     shown_shape,
 )
 from finslerconv.geodesics.fields._protocol import MetricField, randers_at, read_positions
+from finslerconv.geodesics.fields._tangents import tangent_vectors
 
 __all__ = [
     "FunctionMetric",
@@ -56,4 +57,5 @@ __all__ = [
     "read_positions",
     "shown_position",
     "shown_shape",
+    "tangent_vectors",
 ]

@@ -9,9 +9,9 @@ from torch.nn.functional import embedding
 
 from finslerconv._linalg import dot, matvec
 from finslerconv.geodesics.fields import GridMetric, MetricField, Outside, first_rows
-from finslerconv.geodesics.flow._hamiltonian import normal, rates
+from finslerconv.geodesics.flow._rates import rates
 from finslerconv.geodesics.flow._steps import Rates
-from finslerconv.metrics import Randers
+from finslerconv.metrics import Randers, RandersForm
 
 
 class Grid(NamedTuple):
@@ -117,7 +117,7 @@ def grid_rates(
         The lengths ``L`` of velocities.
     """
     (M, omega), slopes = _read(grid, table, first, c)
-    z, root, F = normal(M, omega, p)
+    z, root, F = RandersForm(M, omega).normal(p)
     scale = length / root
     force = [scale * (dot(z, matvec(dM, z)) / 2 + F * dot(domega, z)) for dM, domega in slopes]
     return scale[..., None] * z, torch.stack(force, dim=-1)

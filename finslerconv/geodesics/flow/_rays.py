@@ -11,12 +11,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from finslerconv._arrays import scaled
 from finslerconv._memory import array_of
 from finslerconv._threads import run, share
 from finslerconv._transforms import is_transformed, needs_formulas
 from finslerconv.geodesics.flow import _numba as kernels
 from finslerconv.geodesics.flow._grid import Grid, grid_metric, grid_rates
-from finslerconv.geodesics.flow._hamiltonian import momentum, scaled
 from finslerconv.geodesics.flow._simd import WIDE
 from finslerconv.geodesics.flow._steps import rk4, segments
 
@@ -74,7 +74,7 @@ def shoot(
     ----------
     grid : Grid
     table : Tensor, shape (fields * nodes, entries)
-        As of :func:`finslerconv.geodesics.flow._hamiltonian.grid_rates`.
+        As of :func:`finslerconv.geodesics.flow._grid.grid_table`.
     starts : Tensor, shape (fields, n, d)
         In nodes: ``(position - origin) / spacing``.
     velocities : Tensor, shape (fields, n, rays, d)
@@ -163,7 +163,7 @@ def _shoot_tile(
     u = torch.where(still, 1.0, u)
     spacing = torch.tensor(grid.spacing, dtype=dtype, device=device)
     metric = grid_metric(grid, table, rows, c)
-    x, p, length = torch.zeros_like(v), momentum(metric, u), size[..., 0] * metric.norm(u)
+    x, p, length = torch.zeros_like(v), metric.legendre(u), size[..., 0] * metric.norm(u)
     times = torch.zeros(len(plans), 1, dtype=dtype, device=device)
     records, places = [], []
     for step in range(max((len(plan) for plan in plans), default=0)):

@@ -1,5 +1,10 @@
 """The backends of the operators: their contract, the choice among them, and one module for each."""
 
+from finslerconv.ops.backends._aggregation import (
+    Aggregation,
+    AggregationBackend,
+    AggregationGradients,
+)
 from finslerconv.ops.backends._choice import (
     backend_for,
     current_backend,
@@ -19,6 +24,8 @@ from finslerconv.ops.backends._contract import (
     memory_format,
     promoted,
 )
+from finslerconv.ops.backends._head_numbers import coefficients as head_coefficients
+from finslerconv.ops.backends._head_numbers import in_words_of as head_formulas_in
 
 __all__ = [
     "use_backend",
@@ -33,7 +40,12 @@ __all__ = [
     "Positions",
     "Needs",
     "Gradients",
+    "AggregationBackend",
+    "Aggregation",
+    "AggregationGradients",
     "in_balls",
     "memory_format",
     "promoted",
+    "head_coefficients",
+    "head_formulas_in",
 ]
