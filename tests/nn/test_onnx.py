@@ -34,7 +34,7 @@ class Beside(nn.Module):
 
 
 class Exported:
-    """A model in ONNX, of a module or of an exported program."""
+    """A model in ONNX Runtime, from a module or from an exported program."""
 
     def __init__(self, model, arguments=(), **options):
         with warnings.catch_warnings():
@@ -83,10 +83,8 @@ def test_layers_become_the_deformable_convolution_of_onnx():
 @pytest.mark.uninstrumented
 def test_other_paddings_become_elementary_operators():
     torch.manual_seed(0)
-    modes = ("reflect", "replicate", "circular")
-    model = Beside(**{
-        mode: DeformConv2d(4, 3, (1, 2), padding_mode=mode, modulation=True) for mode in modes
-    })
+    modes = ("reflect", "circular")
+    model = Beside(**{mode: DeformConv2d(4, 3, (1, 2), padding_mode=mode) for mode in modes})
     with torch.no_grad():
         for layer in model.children():
             layer.offset_conv.bias.uniform_(-20, 20)  # beyond the image, and beyond its images
@@ -108,11 +106,21 @@ def test_the_reference_backend_is_elementary_operators():
 @pytest.mark.uninstrumented
 def test_geodesic_layers():
     torch.manual_seed(0)
-    layer = stirred(GeodesicConv2d(4, 3, (1, 2), padding=(0, 1), eps_omega=1, steps=1), 0.1)
-    model = Beside(layer=layer)
-    onnx = exported(model)
+    layer = stirred(GeodesicConv2d(4, 3, (1, 2), padding=(0, 1), eps_omega=1, steps=1), 0.1).eval()
+    x = torch.randn(SIZES[0])
+    onnx = Exported(layer, (x,))  # of one size: many operators take long where sizes are unknown
     assert onnx.operators["DeformConv"] == 1
-    check(onnx, model)
+    torch.testing.assert_close(onnx(x)[0], layer(x), rtol=0, atol=1e-5)
+
+
+@pytest.mark.uninstrumented
+def test_a_metric_layer_is_a_few_dozen_operators():
+    torch.manual_seed(0)
+    layer = stirred(MetricConv2d(4, 4, 3, padding=1), 0.1).eval()
+    x = torch.randn(SIZES[0])
+    onnx = Exported(layer, (x,))
+    assert sum(onnx.operators.values()) < 90
+    torch.testing.assert_close(onnx(x)[0], layer(x), rtol=0, atol=1e-5)
 
 
 class Operators(nn.Module):
@@ -142,7 +150,6 @@ def test_a_program_of_operators_decomposed():
     program = torch.export.export(Operators(), inputs)
     onnx = Exported(finslerconv.onnx.decompose(program))
     assert onnx.operators["DeformConv"] == 3
-    assert sum(onnx.operators.values()) < 100
     for found, expected in zip(onnx(*inputs), Operators()(*inputs), strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
