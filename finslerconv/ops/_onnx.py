@@ -1,4 +1,4 @@
-"""The operator in the words of ONNX: ``DeformConv``, which ONNX has from opset 19 on, and others."""
+"""The operator in the words of ONNX: ``DeformConv``, known from opset 19 on, and others."""
 
 from dataclasses import replace
 from typing import no_type_check

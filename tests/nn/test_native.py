@@ -1,4 +1,4 @@
-"""Deformable layers of other libraries, made ours: by their attributes, and by their checkpoints."""
+"""Deformable layers of other libraries made ours: by their attributes, and by their checkpoints."""
 
 import pytest
 import torch

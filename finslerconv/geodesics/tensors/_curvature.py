@@ -12,10 +12,7 @@ from finslerconv._norms import along_axes
 from finslerconv._transforms import is_mapped
 from finslerconv.geodesics.fields import MetricField, Positions, as_kind_of
 from finslerconv.geodesics.tensors._arguments import read_tangents, refuse_linear
-from finslerconv.geodesics.tensors._connections import (
-    fundamental_tensor_at,
-    nonlinear_connection_at,
-)
+from finslerconv.geodesics.tensors._connections import fundamental_tensor_at, nonlinear_connection_at
 from finslerconv.geodesics.tensors._spray import coefficients
 from finslerconv.metrics import Volume
 

@@ -102,8 +102,8 @@ def family(to: To, start: Start, options: dict[str, Any]) -> Family:
             return _Weighted(**options)
         if to not in ADAPTIVE:
             raise ValueError(
-                f"to: expected one of {sorted([*ADAPTIVE, 'native', 'weighted'])}, a class of adaptive "
-                f"layers or a function from a convolution to a module, got {to!r}"
+                f"to: expected one of {sorted([*ADAPTIVE, 'native', 'weighted'])}, a class of "
+                f"adaptive layers or a function from a convolution to a module, got {to!r}"
             )
         to = ADAPTIVE[to]
     if isinstance(to, type):

@@ -21,7 +21,7 @@ from finslerconv.nn.weighted import shared_outside
 
 
 class Native(Family):
-    """This library's layers in the place of other libraries' deformable ones, equal in output."""
+    """Layers of this library for the deformable ones of other libraries, with equal outputs."""
 
     def __init__(self) -> None:
         self._halved: set[nn.Module] = set()

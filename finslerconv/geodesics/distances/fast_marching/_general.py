@@ -22,14 +22,14 @@ from finslerconv._compiled import entry_unfused, jit_unfused
 from finslerconv.geodesics.distances._heap import ACCEPTED, FAR, WALL, pop, push
 from finslerconv.geodesics.distances._norms import Norms, mean, norm, norm_at, slope
 from finslerconv.geodesics.distances.fast_marching._plane import (
-    FACTORED,
-    SECOND_A,
-    SECOND_B,
-    SECTOR,
     _across,
     _differences,
     _ends,
     _second,
+    FACTORED,
+    SECOND_A,
+    SECOND_B,
+    SECTOR,
 )
 
 BITS = 4
