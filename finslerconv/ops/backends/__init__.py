@@ -25,6 +25,8 @@ from finslerconv.ops.backends._contract import (
     memory_format,
     promoted,
 )
+from finslerconv.ops.backends._head_numbers import coefficients as head_coefficients
+from finslerconv.ops.backends._head_numbers import in_words_of as head_formulas_in
 
 __all__ = [
     "use_backend",
@@ -46,4 +48,6 @@ __all__ = [
     "in_balls",
     "memory_format",
     "promoted",
+    "head_coefficients",
+    "head_formulas_in",
 ]

@@ -136,11 +136,12 @@ def _wrap(
 ) -> tuple[Int[Tensor, "..."], Tensor]:
     """Return the pixel that stands for each index, and whether it counts."""
     everywhere = torch.ones_like(index, dtype=torch.bool)
+    # A remainder by a tensor, not by a number: ONNX has the one for sizes that are not known.
     if mode == "circular":
-        return index.remainder(size), everywhere
+        return index.remainder(index.new_full((), size)), everywhere
     if mode == "reflect":
         period = max(2 * (size - 1), 1)
-        folded = index.remainder(period)
+        folded = index.remainder(index.new_full((), period))
         return torch.minimum(folded, period - folded).clamp(max=size - 1), everywhere
     inside = everywhere if mode == "replicate" else (index >= 0) & (index < size)
     return index.clamp(0, size - 1), inside
