@@ -143,8 +143,8 @@ def dcnv3(
                 f"{name}: expected shape {expected}, {each * taps} numbers for each of the {group} "
                 f"groups, got {tuple(tensor.shape)}"
             )
-    offsets = offset.reshape(len(input), rows * columns, group, taps, 2)
-    weights = mask.reshape(len(input), rows * columns, group, taps)
+    offsets = offset.reshape(input.shape[0], rows * columns, group, taps, 2)
+    weights = mask.reshape(input.shape[0], rows * columns, group, taps)
     return _aggregate_taps(input, offsets, weights, geometry, offset_scale, remove_center)
 
 
@@ -207,7 +207,7 @@ def dcnv4(
         )
     unused = offset_mask.shape[3] - used
     groups = offset_mask.split((used, unused), -1)[0] if unused else offset_mask
-    groups = groups.reshape(len(input), rows * columns, group, 3 * taps)
+    groups = groups.reshape(input.shape[0], rows * columns, group, 3 * taps)
     offsets, weights = groups.split((2 * taps, taps), -1)
     return _aggregate_taps(
         input, offsets.unflatten(-1, (taps, 2)), weights, geometry, offset_scale, remove_center

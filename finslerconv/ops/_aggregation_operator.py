@@ -3,12 +3,14 @@
 The backends compute both, as for the convolutions (:mod:`finslerconv.ops._operator`).
 """
 
+from dataclasses import replace
 from typing import no_type_check
 
 import torch
 from torch import Tensor
 
 from finslerconv._transforms import needs_formulas
+from finslerconv.ops._checks import multiplied_dtype
 from finslerconv.ops._rules import mapped, register_autocast, second_gradients
 from finslerconv.ops.backends import (
     Aggregation,
@@ -45,11 +47,22 @@ def call_operator(aggregation: Aggregation) -> Tensor:
     """Return the aggregation, by the backend that is chosen now or by plain PyTorch."""
     tensors, levels = aggregation.differentiated, aggregation.levels
     if not is_compiled(aggregation.value.device) or needs_formulas(*tensors):
-        return reference.aggregate(aggregation)
+        return _by_formula(aggregation)
     table, size = (levels, ()) if isinstance(levels, Tensor) else (None, levels)
     return _ops.aggregate(
         *tensors, aggregation.frames, table, size, aggregation.grid or (), current_backend()
     )
+
+
+def _by_formula(aggregation: Aggregation) -> Tensor:
+    """Return the aggregation by plain PyTorch, with the operator's rule for autocast."""
+    value = aggregation.value
+    kind = value.device.type
+    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+        return reference.aggregate(aggregation)
+    lowered = replace(aggregation, value=value.to(multiplied_dtype(value)))
+    with torch.autocast(kind, enabled=False):
+        return reference.aggregate(lowered)
 
 
 @no_type_check

@@ -297,7 +297,8 @@ IDENTITIES = (
     ),
     Identity(
         "funk_spray",
-        r"The spray of the Funk metric is $G = \tfrac{1}{2} F v$: straight geodesics. Proved in the "
+        r"The spray of the Funk metric is $G = \tfrac{1}{2} F v$: straight geodesics. Proved in "
+        r"the "
         r"form that needs no inverse, with the energy $E = \tfrac{1}{2} F^{2}$; the left side is "
         r"$2 g_{v} G$ by definition.",
         sides=_funk_spray,
@@ -330,7 +331,8 @@ IDENTITIES = (
     Identity(
         "one_form_force",
         r"What a one-form adds to the Euler-Lagrange equation of the length is the value of "
-        r"$\mathrm{d}\omega$: nothing if $\omega$ is closed. Here $\beta = \omega(x)^{\top} v$, and "
+        r"$\mathrm{d}\omega$: nothing if $\omega$ is closed. Here $\beta = \omega(x)^{\top} v$, "
+        r"and "
         r"$(\mathrm{d} \omega)_{ij} = \partial_{i} \omega_{j} - \partial_{j} \omega_{i}$.",
         sides=_one_form_force,
         positive=given.nothing,

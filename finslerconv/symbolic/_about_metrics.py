@@ -88,8 +88,8 @@ def _navigation_norm(P: Parameters) -> tuple[Any, Any]:
 
 
 def _winds_add_up(P: Parameters) -> tuple[Any, Any]:
-    boat = Navigation(P.metric, -P.metric.zermelo().W).randers()
-    return (boat.M, boat.omega), (P.metric.zermelo().h, 0 * P.omega)
+    boat = Navigation(P.metric, -2 * P.metric.zermelo().W).randers()
+    return (boat.M, boat.omega), (P.M, -P.omega)
 
 
 def _p_norm_dual(P: Parameters) -> tuple[Any, Any]:
@@ -125,9 +125,11 @@ def _hilbert(P: Parameters) -> tuple[Any, Any]:
 IDENTITIES = (
     Identity(
         "asymmetric_quadratic_dual",
-        r"The dual of $F(v)^{2} = v^{\top} M v + \max(0, \omega^{\top} v)^{2}$ is of the same kind, "
+        r"The dual of $F(v)^{2} = v^{\top} M v + \max(0, \omega^{\top} v)^{2}$ is of the same "
+        r"kind, "
         r"with $M^{*} = (M + \omega \omega^{\top})^{-1}$ and "
-        r"$\omega^{*} = -M^{-1} \omega / \sqrt{1 + b^{2}}$, $b^{2} = \omega^{\top} M^{-1} \omega$. On "
+        r"$\omega^{*} = -M^{-1} \omega / \sqrt{1 + b^{2}}$, $b^{2} = \omega^{\top} M^{-1} "
+        r"\omega$. On "
         r"each half-space $F$ is Riemannian, and so is its dual: the two matrices of the dual are "
         r"inverse to those of the metric. asymmetric_quadratic_halves says that the half-spaces "
         "belong together. (Mirebeau's model AsymmetricQuadratic.)",
@@ -153,9 +155,11 @@ IDENTITIES = (
         "matsumoto_slope",
         r"Matsumoto's metric from the slope of a mountain. On the graph of a height with the "
         r"gradient $f$ a step $v$ on the map has the length $|v|_{h}$, $h = I + f f^{\top}$. Who "
-        r"walks at speed 1 on the plain is carried by gravity with $G = -c\, h^{-1} f$, downhill, of "
+        r"walks at speed 1 on the plain is carried by gravity with $G = -c\, h^{-1} f$, "
+        r"downhill, of "
         r"which the part along the path counts: the pace along $u = v / |v|_{h}$ is "
-        r"$1 + u^{\top} h\, G$. (Matsumoto, A slope of a mountain is a Finsler surface with respect "
+        r"$1 + u^{\top} h\, G$. (Matsumoto, A slope of a mountain is a Finsler surface with "
+        r"respect "
         "to a time measure, J. Math. Kyoto Univ. 29, 1989; his constant is half the acceleration.)",
         sides=_walk,
         positive=_paces,
@@ -177,7 +181,8 @@ IDENTITIES = (
     Identity(
         "matsumoto_convexity",
         r"The bracket of alpha_beta_determinant for $\varphi(s) = 1 / (1 - s)$. It is least at "
-        r"$s = b$, where the numerator is $(1 - b)(1 - 2 b)$: Matsumoto's metric is strongly convex "
+        r"$s = b$, where the numerator is $(1 - b)(1 - 2 b)$: Matsumoto's metric is strongly "
+        r"convex "
         r"exactly if $b = |\omega|_{M^{-1}} < 1/2$.",
         sides=_matsumoto_convexity,
         positive=lambda P: given.definite(P.M),
@@ -216,7 +221,8 @@ IDENTITIES = (
     ),
     Identity(
         "navigation_norm",
-        r"The travel time $F(v)$ is the time after which the boat, at unit speed in the sea $h$ and "
+        r"The travel time $F(v)$ is the time after which the boat, at unit speed in the sea $h$ "
+        r"and "
         r"carried by $W$, has made the displacement $v$.",
         sides=_navigation_norm,
         positive=given.wind,
@@ -226,13 +232,13 @@ IDENTITIES = (
     ),
     Identity(
         "navigation_back",
-        r"Winds add up: a Randers metric is a sea $h$ in the wind $W$, and in the wind $-W$ on top "
-        r"of it the calm sea is left.",
+        r"Winds add up: a Randers metric is a sea $h$ in the wind $W$. In the wind $-2 W$ on top "
+        r"of it the wind is $-W$, and the metric is the reversed one.",
         sides=_winds_add_up,
         positive=given.metric,
         dimensions=(1, 2, "any"),
-        left=r"\left(M,\ \omega\right)_{(h,\, W - W)}",
-        right=r"\left(h,\ 0\right)",
+        left=r"\left(M,\ \omega\right)_{(h,\, W - 2 W)}",
+        right=r"\left(M,\ - \omega\right)",
     ),
     Identity(
         "p_norm_dual",
@@ -256,7 +262,8 @@ IDENTITIES = (
         dimensions=(2, 3),
         left=r"\left(\left|F x + v\right|^{2},\ \sqrt{v^{\top} M v} + "
         r"\tfrac{1}{1 - |x|^{2}}\, x^{\top} v\right)",
-        right=r"\left(F^{2},\ F\right),\quad F = \frac{\sqrt{(1 - |x|^{2}) |v|^{2} + (x^{\top} v)^{2}} + "
+        right=r"\left(F^{2},\ F\right),\quad F = \frac{\sqrt{(1 - |x|^{2}) |v|^{2} + (x^{\top} "
+        r"v)^{2}} + "
         r"x^{\top} v}{1 - |x|^{2}}",
     ),
     Identity(

@@ -165,13 +165,15 @@ IDENTITIES = (
         r"By the determinant theorem for a change of low rank, with $b^{2} = \omega^{\top} M^{-1} "
         r"\omega$. So $F$ is a strongly convex norm if $\varphi > 0$ and the last bracket is "
         r"positive for all $|s| \le b$. Then $\varphi - s \varphi'$ is positive too: times "
-        r"$\sqrt{b^{2} - s^{2}}$ it falls from $s = 0$ to either end, where it vanishes. (Chern and "
+        r"$\sqrt{b^{2} - s^{2}}$ it falls from $s = 0$ to either end, where it vanishes. (Chern "
+        r"and "
         "Shen, Riemann-Finsler Geometry, 2005, lemma 1.1.2.)",
         sides=_alpha_beta_determinant,
         positive=lambda P: (*given.definite(P.M), *given.nonzero(P.v, P.M)),
         dimensions=(2, "any"),
         left=r"\det(g_{v})",
-        right=r"\varphi^{d + 1} \left(\varphi - s \varphi'\right)^{d - 2} \left[\varphi - s \varphi' "
+        right=r"\varphi^{d + 1} \left(\varphi - s \varphi'\right)^{d - 2} \left[\varphi - s "
+        r"\varphi' "
         r"+ (b^{2} - s^{2})\, \varphi''\right] \det(M)",
     ),
     Identity(

@@ -21,7 +21,7 @@ from finslerconv.symbolic._identity import Identity
 def identities() -> Mapping[str, Identity]:
     r"""Return every identity by name, in the sections of the site's list.
 
-    They are about norms, unit balls, duality, maps into balls, tensors, other metrics than Randers',
+    They are about norms, unit balls, duality, maps into balls, tensors, metrics beside Randers',
     curvature, and weighted convolution.
 
     Examples

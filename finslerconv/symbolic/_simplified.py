@@ -1,7 +1,7 @@
 """One form for expressions of symbols, roots and sines: what is equal looks alike.
 
 An expression becomes a sum of products: factored rational functions of the symbols times powers of
-its roots, none of them in a denominator. Cosines count as roots, cos^2 = 1 - sin^2, and so do
+its roots, none of them in a denominator. Sines count as roots, sin^2 = 1 - cos^2, and so do
 absolute values. Roots that depend on each other, such as sqrt(x), sqrt(y) and sqrt(x y), are not
 compared; neither is any other function with another.
 """
@@ -23,7 +23,7 @@ def simplified(expression: Any) -> sympy.Expr:
     >>> simplified(sympy.tan(x) ** 2 * sympy.cos(x) ** 2 + sympy.cos(x) ** 2)
     1
     """
-    expression = sympy.sympify(expression).rewrite(sympy.tan, sympy.sin).doit()
+    expression = sympy.sympify(expression).replace(sympy.tan, _tangent).doit()
     if expression.is_number:
         return sympy.radsimp(expression)
     names = _Names()
@@ -36,6 +36,10 @@ def simplified(expression: Any) -> sympy.Expr:
     value = K.from_expr(rational)
     bases = [(K.gens[K.symbols.index(r)], q, K.from_expr(base)) for r, q, base in names.roots]
     return sympy.sympify(_expanded(value, bases)).xreplace(names.meanings)
+
+
+def _tangent(angle: sympy.Expr) -> sympy.Expr:
+    return sympy.sin(angle) / sympy.cos(angle)
 
 
 class _Names:
@@ -64,8 +68,8 @@ class _Names:
         if isinstance(node, sympy.Abs):
             inside = simplified(node.args[0])
             return self._root(sympy.Abs(inside), 2, inside**2)
-        if isinstance(node, sympy.cos):
-            return self._root(node, 2, 1 - sympy.sin(node.args[0]) ** 2)
+        if isinstance(node, sympy.sin):
+            return self._root(node, 2, 1 - sympy.cos(node.args[0]) ** 2)
         if isinstance(node, sympy.Add | sympy.Mul):
             return node.func(*(self.rational(part) for part in node.args))
         name = sympy.Dummy("f")
@@ -86,7 +90,7 @@ class _Names:
 
 def _expanded(value: Any, roots: list[tuple[Any, int, Any]]) -> sympy.Expr:
     """Return a quotient of polynomials as a sum of powers of roots, the last root first."""
-    if not roots:
+    if not roots or not value:
         return sympy.factor(value.as_expr())
     *earlier, (root, q, base) = roots
     top, bottom = (_coefficients(part, root, q, base) for part in (value.numer, value.denom))
@@ -112,6 +116,8 @@ def _coefficients(polynomial: Any, root: Any, q: int, base: Any) -> list[Any]:
     K = base.field
     index = K.gens.index(root)
     parts = [K.zero] * q
+    if not polynomial:
+        return parts
     for k in range(polynomial.degree(K.ring.gens[index]) + 1):
         terms = {
             (*e[:index], 0, *e[index + 1 :]): c for e, c in polynomial.terms() if e[index] == k

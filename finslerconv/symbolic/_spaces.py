@@ -21,7 +21,7 @@ def sphere_by_angles(x: MatrixLike) -> Riemannian:
 
 
 def half_space(x: MatrixLike) -> Riemannian:
-    """Return the hyperbolic metric |v| / x_0 where the first coordinate, the height, is positive."""
+    """Return the hyperbolic metric |v| / x_0 of positive heights x_0, the first coordinate."""
     return _conformal(x, 1 / x[0, 0])
 
 

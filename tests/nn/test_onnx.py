@@ -34,7 +34,7 @@ class Beside(nn.Module):
 
 
 class Exported:
-    """A model in ONNX, of a module or of an exported program."""
+    """A model in ONNX Runtime, from a module or from an exported program."""
 
     def __init__(self, model, arguments=(), **options):
         with warnings.catch_warnings():
@@ -71,8 +71,8 @@ def test_layers_become_the_deformable_convolution_of_onnx():
         deform=DeformConv2d(4, 6, 3, padding=1, groups=2, modulation=True, offset_groups=2),
         even=DeformConv2d(4, 3, (2, 4), padding="same", dilation=(1, 2), bias=False),
         radial=MetricConv2d(4, 4, (1, 3), stride=2, padding=1, dilation=(1, 2), metric_groups=2),
-        affine=MetricConv2d(4, 2, 3, map="affine", head="log_euclidean", eps_omega=1),
-        converted=convert(network, "metric", head="spectral_scaled").model,
+        affine=MetricConv2d(4, 2, (1, 2), map="affine", head="log_euclidean", eps_omega=1),
+        converted=convert(network, "deform").model,
     )
     onnx = exported(stirred(model, 0.1))
     assert onnx.operators["DeformConv"] == 5
@@ -83,10 +83,8 @@ def test_layers_become_the_deformable_convolution_of_onnx():
 @pytest.mark.uninstrumented
 def test_other_paddings_become_elementary_operators():
     torch.manual_seed(0)
-    modes = ("reflect", "replicate", "circular")
-    model = Beside(**{
-        mode: DeformConv2d(4, 3, (1, 2), padding_mode=mode, modulation=True) for mode in modes
-    })
+    modes = ("reflect", "circular")
+    model = Beside(**{mode: DeformConv2d(4, 3, (1, 2), padding_mode=mode) for mode in modes})
     with torch.no_grad():
         for layer in model.children():
             layer.offset_conv.bias.uniform_(-20, 20)  # beyond the image, and beyond its images
@@ -108,11 +106,21 @@ def test_the_reference_backend_is_elementary_operators():
 @pytest.mark.uninstrumented
 def test_geodesic_layers():
     torch.manual_seed(0)
-    layer = stirred(GeodesicConv2d(4, 3, (1, 2), padding=(0, 1), eps_omega=1, steps=1), 0.1)
-    model = Beside(layer=layer)
-    onnx = exported(model)
+    layer = stirred(GeodesicConv2d(4, 3, (1, 2), padding=(0, 1), eps_omega=1, steps=1), 0.1).eval()
+    x = torch.randn(SIZES[0])
+    onnx = Exported(layer, (x,))  # of one size: many operators take long where sizes are unknown
     assert onnx.operators["DeformConv"] == 1
-    check(onnx, model)
+    torch.testing.assert_close(onnx(x)[0], layer(x), rtol=0, atol=1e-5)
+
+
+@pytest.mark.uninstrumented
+def test_a_metric_layer_is_a_few_dozen_operators():
+    torch.manual_seed(0)
+    layer = stirred(MetricConv2d(4, 4, 3, padding=1), 0.1).eval()
+    x = torch.randn(SIZES[0])
+    onnx = Exported(layer, (x,))
+    assert sum(onnx.operators.values()) < 90
+    torch.testing.assert_close(onnx(x)[0], layer(x), rtol=0, atol=1e-5)
 
 
 class Operators(nn.Module):
@@ -121,7 +129,8 @@ class Operators(nn.Module):
     def forward(self, x, offset, M, omega, points, weight):
         deformed = ops.deform_conv2d(x, offset, weight, padding=1)
         radial = ops.metric_conv2d(x, M, omega, points, weight, padding=1)
-        return deformed, radial, ops.metric_conv2d(x, M, None, points, weight, padding=1)
+        affine = ops.metric_conv2d(x, M, omega, points, weight, padding=1, map="affine")
+        return deformed, radial, affine
 
 
 @pytest.mark.uninstrumented
@@ -136,12 +145,11 @@ def test_a_program_of_operators_decomposed():
     omega = 0.1 * torch.randn(2, 5, 6, 2, generator=generator, dtype=torch.float64)
     points = torch.randn(9, 2, generator=generator, dtype=torch.float64)
     points[4] = 0
-    weight = torch.randn(3, 2, 3, 3, generator=generator, dtype=torch.float64)
+    weight = torch.randn(4, 2, 3, 3, generator=generator, dtype=torch.float64)
     inputs = x, offset, M, omega, points, weight
     program = torch.export.export(Operators(), inputs)
     onnx = Exported(finslerconv.onnx.decompose(program))
     assert onnx.operators["DeformConv"] == 3
-    assert sum(onnx.operators.values()) < 60
     for found, expected in zip(onnx(*inputs), Operators()(*inputs), strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 

@@ -10,7 +10,7 @@ Rows can be averaged: the mean of the parameters of two norms is that of a norm,
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
 import numpy as np
 import torch
@@ -207,7 +207,7 @@ class Family:
     """Those of a table."""
 
     scale: tuple[float, ...] = (1.0, 1.0)
-    """What steps are multiplied by before they are looked up in a table."""
+    """What steps are multiplied by before they are looked up in a table, one number an axis."""
 
     def compiled(self, rows: Float[Tensor, "rows parameters"]) -> Norms:
         """Return rows as kernels read them."""
@@ -216,6 +216,38 @@ class Family:
             return OneForms(self.number, array_of(rows))
         table, weights = quadrature(2, self.directions)[0], slope_weights(self.directions)
         return Tables(array_of(rows), table, np.array(weights), np.array(self.scale))
+
+
+@final
+class RowMetric(FinslerMetric):
+    """The metrics that rows of parameters stand for, in steps of nodes."""
+
+    def __init__(self, family: Family, rows: Float[Tensor, "*batch parameters"]) -> None:
+        self.family = family
+        self.rows = rows
+
+    def __getitem__(self, index: Any) -> "RowMetric":
+        """Return the metrics at an index of the batch."""
+        return RowMetric(self.family, self.rows[index])
+
+    @property
+    def dim(self) -> int:
+        """The dimension of the space."""
+        return len(self.family.scale)
+
+    @property
+    def like(self) -> Tensor:
+        """The rows."""
+        return self.rows
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """The shape of the field."""
+        return tuple(self.rows.shape[:-1])
+
+    def norm(self, v: Float[Tensor, "*_ d"]) -> Float[Tensor, "..."]:
+        """Return the lengths of steps."""
+        return self.family.norm(self.rows, v)
 
 
 _ONE_FORM = {
@@ -258,7 +290,7 @@ def _one_form_rows(metric: Any, scale: Tensor) -> tuple[Family, Tensor]:
         made: FinslerMetric = kind(rows[..., :-d][..., place], rows[..., -d:], validate=False)
         return norm_off_zero(made.norm, v)
 
-    return Family(norm, _ONE_FORM[kind] if d == 2 else None), rows
+    return Family(norm, _ONE_FORM[kind] if d == 2 else None, scale=(1.0,) * d), rows
 
 
 def _table_rows(metric: FinslerMetric, scale: Tensor) -> tuple[Family, Tensor]:

@@ -8,6 +8,7 @@ from finslerconv.ops.backends._aggregation import (
 from finslerconv.ops.backends._choice import (
     backend_for,
     current_backend,
+    has_backend,
     is_compiled,
     reference,
     register_backend,
@@ -24,10 +25,13 @@ from finslerconv.ops.backends._contract import (
     memory_format,
     promoted,
 )
+from finslerconv.ops.backends._head_numbers import coefficients as head_coefficients
+from finslerconv.ops.backends._head_numbers import in_words_of as head_formulas_in
 
 __all__ = [
     "use_backend",
     "current_backend",
+    "has_backend",
     "is_compiled",
     "why_reference",
     "register_backend",
@@ -44,4 +48,6 @@ __all__ = [
     "in_balls",
     "memory_format",
     "promoted",
+    "head_coefficients",
+    "head_formulas_in",
 ]

@@ -90,7 +90,7 @@ class Reference(ConvBackend, AggregationBackend):
             pixel = torch.where(inside, first + row.long() * columns + column.long(), 0)
             share = torch.where(inside, share, 0.0) * weights
             # Queries and groups change places, as in the pixels; levels and points become one.
-            index = pixel.transpose(1, 2).reshape(batch, groups, -1, 1)
+            index = pixel.transpose(1, 2).reshape(batch, groups, queries * levels * points, 1)
             values = pixels.gather(2, index.expand(-1, -1, -1, value.shape[3])).to(real)
             values = values.reshape(batch, groups, queries, levels * points, value.shape[3])
             shares = share.transpose(1, 2).reshape(batch, groups, queries, 1, levels * points)
@@ -136,11 +136,12 @@ def _wrap(
 ) -> tuple[Int[Tensor, "..."], Tensor]:
     """Return the pixel that stands for each index, and whether it counts."""
     everywhere = torch.ones_like(index, dtype=torch.bool)
+    # A remainder by a tensor, not by a number: ONNX has the one for sizes that are not known.
     if mode == "circular":
-        return index.remainder(size), everywhere
+        return index.remainder(index.new_full((), size)), everywhere
     if mode == "reflect":
         period = max(2 * (size - 1), 1)
-        folded = index.remainder(period)
+        folded = index.remainder(index.new_full((), period))
         return torch.minimum(folded, period - folded).clamp(max=size - 1), everywhere
     inside = everywhere if mode == "replicate" else (index >= 0) & (index < size)
     return index.clamp(0, size - 1), inside

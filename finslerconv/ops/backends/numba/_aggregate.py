@@ -16,8 +16,8 @@ from finslerconv.ops.backends.numba import _simd as simd
 # The samples that are placed at once should leave room in a first-level cache of 32 KiB.
 _TILE = 256
 
-# Loops go over multiples of this, so that no remainder is left to slow ones. What lies beyond the last
-# sample is computed and not used.
+# Loops go over multiples of this, so that no remainder is left to slow ones. What lies beyond the
+# last sample is computed and not used.
 _STEP = 2 * simd.PLACED
 
 

@@ -308,9 +308,9 @@ blend_backward = _blend_backward(scatters=False)
 blend_scatter = _blend_backward(scatters=True)
 
 
-# The intrinsics of the aggregation. A tile of samples is placed: ``lines`` (int32) holds the pixels
-# at which the upper and the lower line of each begin, and its left and right columns, ``shares`` the
-# shares of its four corners. Then the samples of a query, ``first`` to ``first + samples``, are
+# The intrinsics of the aggregation. A tile of samples is placed: ``lines`` (int32) gets the pixels
+# at which the upper and the lower line of each begin, and its left and right columns, ``shares``
+# the shares of its four corners. Then the samples of a query, ``first`` to ``first + samples``, are
 # combined; ``source`` has ``stride`` numbers from pixel to pixel. All arrays have rows of ``row``.
 
 # Coordinates beyond this are outside every image; integers and floats hold it exactly.
