@@ -283,7 +283,8 @@ class FinslerMetric(abc.ABC):
         Returns
         -------
         array, shape (...)
-            Differentiable in ``p`` and in the metric (envelope theorem).
+            Differentiable once in ``p``, and in the metric where the ball has no corner
+            (envelope theorem).
 
         Raises
         ------
