@@ -144,7 +144,7 @@ def exponential(
     x, v = read_positions(field, x=x, v=v)
     start, speed = tangent_vectors(field, x, v=v)
     time = _finite_time(time)
-    (position,) = integrated(field, start, speed, [time], method, steps, tolerance).position
+    (position,) = _flow(field, start, speed, [time], method, steps, tolerance).position
     return as_kind_of(position, x)
 
 
@@ -195,11 +195,11 @@ def geodesic_flow(
     x, v = read_positions(field, x=x, v=v)
     start, speed = tangent_vectors(field, x, v=v)
     moments = read_times(times)
-    flow = integrated(field, start, speed, moments, method, steps, tolerance)
+    flow = _flow(field, start, speed, moments, method, steps, tolerance)
     return GeodesicFlow(*(as_kind_of(u, x) for u in flow))
 
 
-def integrated(
+def _flow(
     field: MetricField,
     x: Tensor,
     v: Tensor,
@@ -296,6 +296,9 @@ class Start(NamedTuple):
     momenta: bool
     """Whether the state is one of momenta."""
 
+    length: Tensor
+    """The lengths of velocities, to which the rates are proportional."""
+
     size: Tensor
     still: Tensor
 
@@ -309,8 +312,9 @@ def setting_out(
     metric = field.at(x)
     length = torch.where(still, 0.0, size)[..., 0] * metric.norm(u)
     if metric.randers_form(x) is None:
-        return Start(velocity_rates(field, x, length), u, False, size, still)
-    return Start(momentum_rates(field, x, length), metric.legendre(u), True, size, still)
+        return Start(velocity_rates(field, x, length), u, False, length, size, still)
+    rates = momentum_rates(field, x, length)
+    return Start(rates, metric.legendre(u), True, length, size, still)
 
 
 # Arguments.

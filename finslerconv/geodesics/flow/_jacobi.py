@@ -9,8 +9,9 @@ from torch import Tensor
 
 from finslerconv._arrays import Array, as_integer, as_number
 from finslerconv._linalg import matvec
+from finslerconv._norms import linearized
 from finslerconv.geodesics.fields import MetricField, Positions, as_kind_of
-from finslerconv.geodesics.flow._exponential import integrated, read_times, setting_out
+from finslerconv.geodesics.flow._exponential import read_times, setting_out
 from finslerconv.geodesics.flow._steps import fixed
 from finslerconv.geodesics.tensors import (
     fundamental_tensor_at,
@@ -160,15 +161,29 @@ def jacobi_field(
         field, x, v=v, start=start, derivative=derivative, zero=("start", "derivative")
     )
     moments, steps = read_times(times), as_integer("steps", steps)
+    d = x.shape[-1]
     N = nonlinear_connection_at(field, x)
+    out = setting_out(field, x, v)
 
-    def flow(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        found = integrated(field, x, v, moments, "rk4", steps, None)
-        return found.position, found.velocity
+    def launch(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        out = setting_out(field, x, v)
+        return out.state, out.length
 
-    (position, velocity), (J, rate) = torch.func.jvp(
-        flow, (x, v), (J, DJ - matvec(N(x, v), J))
-    )  # fmt: skip
+    (state, length), push = linearized(launch, x, v)
+    turn, longer = push(J, DJ - matvec(N(x, v), J))
+    pace = (longer / length)[..., None]
+
+    def rates(x: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
+        y, dx, dy = rest.split(d, dim=-1)
+        (x_rate, y_rate), push = linearized(out.rates, x, y)
+        dx_rate, dy_rate = push(dx, dy)
+        others = (y_rate, dx_rate + pace * x_rate, dy_rate + pace * y_rate)
+        return x_rate, torch.cat(others, dim=-1)
+
+    position, states = fixed(rates, x, torch.cat((state, J, turn), dim=-1), moments, steps)
+    ends = [rates(*both) for both in zip(position, states, strict=True)]
+    velocity = torch.stack([x_rate for x_rate, _ in ends])
+    J, rate = states[..., d : 2 * d], torch.stack([rest[..., d : 2 * d] for _, rest in ends])
     # All times at once; the axes of a batch of fields come first.
     places, directions, fields = (u.movedim(0, -2) for u in (position, velocity, J))
     turned = matvec(N(places, directions), fields).movedim(-2, 0)
@@ -237,7 +252,10 @@ def conjugate_time(
 
 
 def first_conjugate(
-    J: Float[Tensor, "times *batch d d"], rate: Float[Tensor, "times *batch d d"]
+    J: Float[Tensor, "times *batch d d"],
+    rate: Float[Tensor, "times *batch d d"],
+    *,
+    covariant: bool = True,
 ) -> Float[Tensor, "*batch"]:
     """Return at which fraction of the time the first conjugate point is; infinity for none.
 
@@ -246,6 +264,10 @@ def first_conjugate(
     J, rate : Tensor, shape (times, ..., d, d)
         Jacobi fields as columns, all of which are 0 at time 0, and their derivatives by the
         fraction, at equal times in (0, 1]. In frames in which ``J' rate`` is symmetric.
+    covariant : bool
+        Whether the derivatives are covariant and the frames orthonormal: then the place between two
+        records is of the fourth order in their distance. Otherwise, as of momenta in the place of
+        derivatives, of the second.
 
     Notes
     -----
@@ -283,7 +305,7 @@ def first_conjugate(
     before = -before
     h = 1 / count
     way = h * before / (before + behind)
-    for _ in range(8):
+    for _ in range(8 if covariant else 0):
         K = 3 * (before + behind - h) / (way**3 + (h - way) ** 3)
         way = (before - K * way**3 / 3).clamp(0, h)
     return torch.where(none, math.inf, (after.to(way) + 0.0) * h + way)
