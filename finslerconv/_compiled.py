@@ -48,7 +48,9 @@ def compile_and_keep(function: Callable[..., Any], **options: Any) -> Any:
 
 #: Options of kernels without fused multiply-adds.
 UNFUSED: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
-_OPTIONS: dict[str, Any] = {**UNFUSED, "fastmath": {"contract"}}
+
+#: Options of the other kernels.
+OPTIONS: dict[str, Any] = {**UNFUSED, "fastmath": {"contract"}}
 
 
 def _compile(function: Callable[..., Any], **options: Any) -> Any:
@@ -57,10 +59,10 @@ def _compile(function: Callable[..., Any], **options: Any) -> Any:
 
 
 #: Decorates the parts of a kernel: no lock, no error for a division by zero, fused multiply-adds.
-jit: Any = partial(_compile, **_OPTIONS)
+jit: Any = partial(_compile, **OPTIONS)
 
 #: Decorates a kernel that Python calls, with the options of its parts.
-entry: Any = partial(compile_and_keep, **_OPTIONS)
+entry: Any = partial(compile_and_keep, **OPTIONS)
 
 #: The same without fused multiply-adds, for kernels whose results must not depend on the order of
 #: the axes.

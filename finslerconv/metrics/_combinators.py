@@ -20,7 +20,7 @@ from finslerconv._arrays import (
 )
 from finslerconv._linalg import batch_index, det, dot, inverse, matvec
 from finslerconv._norms import norm_off_zero
-from finslerconv.metrics._base import FinslerMetric, RandersForm
+from finslerconv.metrics._base import FinslerMetric, RandersForm, check_nonzero
 from finslerconv.metrics._euclidean import Euclidean
 
 
@@ -319,6 +319,44 @@ class Dual(_OfOne):
         """Return the dual form if ``F`` is a Randers metric."""
         form = self.metric.randers_form(like)
         return None if form is None else form.dual()
+
+    def legendre(self, v: Float[Array, "*_ d"]) -> Float[Array, "*_ d"]:
+        """Return the inverse Legendre transforms of ``F``; 0 for 0."""
+        return self.metric.legendre_inverse(v)
+
+    def legendre_inverse(self, p: Float[Array, "*_ d"]) -> Float[Array, "*_ d"]:
+        """Return the Legendre transforms of ``F``; 0 for 0."""
+        return self.metric.legendre(p)
+
+    def fundamental_tensor(self, v: Float[Array, "*_ d"]) -> Float[Array, "... d d"]:
+        """Return the inverses of the fundamental tensors of ``F``, at the transforms of ``v``.
+
+        Raises
+        ------
+        ValueError
+            If a covector is zero.
+        """
+        check_vectors("v", v, self.dim)
+        check_nonzero("v", v)
+        return inverse(self.metric.fundamental_tensor(self.metric.legendre_inverse(v)))
+
+    def cartan_tensor(self, v: Float[Array, "*_ d"]) -> Float[Array, "... d d d"]:
+        """Return those of ``F`` at the transforms of ``v``, indices raised, with the other sign.
+
+        Raises
+        ------
+        ValueError
+            If a covector is zero.
+        """
+        check_vectors("v", v, self.dim)
+        check_nonzero("v", v)
+        xp = namespace(v)
+        w = self.metric.legendre_inverse(v)
+        raising = inverse(self.metric.fundamental_tensor(w))[..., None, :, :]
+        tensor = -self.metric.cartan_tensor(w)
+        for _ in range(3):  # raise the last index, and bring the next one there
+            tensor = xp.moveaxis(xp.matmul(tensor, raising), -1, -3)
+        return tensor
 
 
 class _OfMany(FinslerMetric):
@@ -627,6 +665,11 @@ def _jacobian(f: Callable[[Array], Array], x: Array) -> Array:
         near, far = f(x + unit) - f(x - unit), f(x + 2 * unit) - f(x - 2 * unit)
         columns.append((8 * near - far) / (12 * h))
     return xp.stack(columns, axis=-1)
+
+
+def gradient_of_dual(metric: FinslerMetric, p: Array) -> Array:
+    """Return the derivatives of ``F*(p)^2 / 2``, for a metric whose dual norm has exact ones."""
+    return FinslerMetric.legendre(Dual(metric), p)
 
 
 def metric_at(metric: FinslerMetric, index: Any, batch_shape: tuple[int, ...]) -> FinslerMetric:

@@ -10,7 +10,7 @@ from finslerconv._norms import norm_off_zero
 from finslerconv.metrics._base import FinslerMetric, RandersForm
 from finslerconv.metrics._combinators import batch_shapes, metric_at
 from finslerconv.metrics._navigation import Navigation
-from finslerconv.metrics._riemannian import Riemannian
+from finslerconv.metrics._polytope import Polytope
 
 
 class _BodyMetric(FinslerMetric):
@@ -26,7 +26,7 @@ class _BodyMetric(FinslerMetric):
         # The body as it is seen from x: its unit ball moved by -x.
         self._seen = Navigation(body, -x, validate=False)
         if validate:
-            self._seen._check_wind("x", "a point inside the body, F(x)")
+            self._seen.check_wind("x", "a point inside the body, F(x)")
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.body!r}, x=<{tuple(self.x.shape)}>)"
@@ -64,7 +64,7 @@ class _BodyMetric(FinslerMetric):
             It names the first that is not.
         """
         self.body.validate()
-        self._seen._check_wind("x", "a point inside the body, F(x)")
+        self._seen.check_wind("x", "a point inside the body, F(x)")
 
 
 @final
@@ -72,9 +72,10 @@ class Funk(_BodyMetric):
     """Funk's metric at points ``x`` of a convex body: ``x + v / F(x, v)`` is on the body's rim.
 
     So the unit ball at ``x`` is the body itself, seen from ``x``: this is :class:`Navigation` on
-    the body's metric in the wind ``-x``. Its geodesics are straight lines, its flag curvature is -1/4,
-    and distances have a closed form (:meth:`distance`). The rim is infinitely far away, but the way
-    back from the rim is short. ``FunctionMetric(lambda x: Funk(body, x))`` is the metric field.
+    the body's metric in the wind ``-x``. Its geodesics are straight lines, its flag curvature is
+    -1/4, and distances have a closed form (:meth:`distance`). The rim is infinitely far away, but
+    the way back from the rim is short. ``FunctionMetric(lambda x: Funk(body, x))`` is the metric
+    field.
 
     Parameters
     ----------
@@ -108,12 +109,16 @@ class Funk(_BodyMetric):
     """
 
     def norm(self, v: Float[Array, "*_ d"]) -> Float[Array, "..."]:
-        """Return the lengths ``F(x, v)``, shape ``(...)``, in closed form where Navigation is."""
+        """Return the lengths ``F(x, v)``, shape ``(...)``: in closed form where Navigation is."""
         return self._seen.norm(v)
 
     def dual_norm(self, p: Float[Array, "*_ d"]) -> Float[Array, "..."]:
         """Return the dual norms ``G*(p) - p(x)``, ``G`` the body's metric, shape ``(...)``."""
         return self._seen.dual_norm(p)
+
+    def legendre_inverse(self, p: Float[Array, "*_ d"]) -> Float[Array, "*_ d"]:
+        """Return the vectors whose Legendre transforms are the covectors ``p``; 0 for 0."""
+        return self._seen.legendre_inverse(p)
 
     def dual(self) -> FinslerMetric:
         """Return the dual metric: of the closed form's own kind where there is one."""
@@ -196,11 +201,21 @@ class Hilbert(_BodyMetric):
         return None if form is None else RandersForm(form.M, None)
 
     def dual_norm(self, p: Float[Array, "*_ d"]) -> Float[Array, "..."]:
-        """Return the dual norms of covectors, shape ``(...)``: in closed form for ellipsoids."""
-        form = self.randers_form()
-        if form is None:
-            return FinslerMetric.dual_norm(self, p)
-        return Riemannian(form.M, validate=False).dual_norm(p)
+        """Return the dual norms of covectors, shape ``(...)``.
+
+        In closed form for ellipsoids and polytopes: where the body's facets, seen from ``x``, are
+        ``a_f``, the dual ball is the hull of all ``(a_f - a_g) / 2``.
+        """
+        check_vectors("p", p, self.dim, self.x)
+        seen = self._seen.closed_form()
+        if isinstance(seen, Polytope):
+            a = seen.facets
+            differences = (a[..., :, None, :] - a[..., None, :, :]) / 2
+            shape = (*a.shape[:-2], a.shape[-2] ** 2, self.dim)
+            return Polytope(namespace(a).reshape(differences, shape)).norm(p)
+        if seen is not None:
+            return seen.symmetrize().dual_norm(p)
+        return FinslerMetric.dual_norm(self, p)
 
     def distance(self, y: Float[Array, "*_ d"]) -> Float[Array, "..."]:
         """Return the distances from ``x`` to points ``y``, along straight lines, shape ``(...)``.

@@ -1,8 +1,8 @@
 """Zermelo's navigation: any sea under a wind."""
 
+import math
 from typing import Any, final
 
-import numpy as np
 from jaxtyping import Float
 
 from finslerconv._arrays import (
@@ -56,8 +56,7 @@ class Navigation(FinslerMetric):
 
     Examples
     --------
-    >>> import numpy as np
-    >>> from finslerconv.metrics import Navigation, PNorm
+    >>>     >>> from finslerconv.metrics import Navigation, PNorm
     >>> metric = Navigation(PNorm(4.0, np.ones(2)), np.array([0.0, 0.5]))
     >>> metric.norm(np.array([[0.0, 1.5], [0.0, -0.5]]))  # with the wind, and against it
     array([1., 1.])
@@ -71,7 +70,7 @@ class Navigation(FinslerMetric):
         self.wind = wind
         self._batch_shape = batch_shapes("wind", sea.batch_shape, tuple(wind.shape[:-1]))
         if validate:
-            self._check_wind("wind", "F(-wind)")
+            self.check_wind("wind", "F(-wind)")
 
     def __repr__(self) -> str:
         return f"Navigation({self.sea!r}, wind=<{tuple(self.wind.shape)}>)"
@@ -107,7 +106,7 @@ class Navigation(FinslerMetric):
         the sea's norm are.
         """
         check_vectors("v", v, self.dim, self.wind)
-        closed = self._closed_form()
+        closed = self.closed_form()
         if closed is not None:
             return closed.norm(v)
         return norm_off_zero(self._travel_time, v)
@@ -117,9 +116,20 @@ class Navigation(FinslerMetric):
         check_vectors("p", p, self.dim, self.wind)
         return self.sea.dual_norm(p) + dot(self.wind, p)
 
+    def legendre_inverse(self, p: Float[Array, "*_ d"]) -> Float[Array, "*_ d"]:
+        """Return the vectors whose Legendre transforms are the covectors ``p``; 0 for 0.
+
+        They are ``F*(p) (w / G*(p) + W)``, with ``w`` the sea's own inverse transforms.
+        """
+        check_vectors("p", p, self.dim, self.wind)
+        xp = namespace(p)
+        calm = self.sea.dual_norm(p)
+        scale = xp.where(calm > 0, calm, xp.ones_like(calm))[..., None]
+        return self.dual_norm(p)[..., None] * (self.sea.legendre_inverse(p) / scale + self.wind)
+
     def dual(self) -> FinslerMetric:
         """Return the dual metric: of the closed form's own kind where there is one."""
-        closed = self._closed_form()
+        closed = self.closed_form()
         return FinslerMetric.dual(self) if closed is None else closed.dual()
 
     def reverse(self) -> "Navigation":
@@ -143,14 +153,16 @@ class Navigation(FinslerMetric):
             It names the first that is not.
         """
         self.sea.validate()
-        self._check_wind("wind", "F(-wind)")
+        self.check_wind("wind", "F(-wind)")
 
-    def _check_wind(self, name: str, meaning: str) -> None:
+    def check_wind(self, name: str, meaning: str) -> None:
+        """Raise a ValueError that names the first wind that is too strong."""
         with no_gradient():
             against = norm_off_zero(self.sea.norm, -self.wind)
         check_below(name, against, 1, f"{meaning} of the sea")
 
-    def _closed_form(self) -> Randers | Polytope | None:
+    def closed_form(self) -> Randers | Polytope | None:
+        """Return the same metric as one of closed form, or None if the sea has none."""
         form = self.randers_form()
         if form is not None:
             return Randers(*form.with_omega(), validate=False)
@@ -167,11 +179,11 @@ class Navigation(FinslerMetric):
             calm = self.sea.norm(v)
             low = calm / (1 + norm_off_zero(self.sea.norm, self.wind))
             high = calm / (1 - norm_off_zero(self.sea.norm, -self.wind))
-            for _ in range(int(np.ceil(-np.log2(float(xp.finfo(v.dtype).eps))))):
-                middle = (low + high) / 2
+            for _ in range(int(-math.log2(float(xp.finfo(v.dtype).eps)))):
+                middle = xp.sqrt(low) * xp.sqrt(high)
                 late = lead(middle) < 0
                 low, high = xp.where(late, low, middle), xp.where(late, middle, high)
-            t = detached((low + high) / 2)
+            t = detached(high)
             h = float(xp.finfo(v.dtype).eps) ** (1 / 3) * t
             slope = detached((lead(t + h) - lead(t - h)) / (2 * h))
         # Chord steps: every one gives one more derivative.

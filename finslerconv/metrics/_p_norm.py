@@ -117,6 +117,10 @@ class PNorm(FinslerMetric):
         check_vectors("p", p, self.dim, self.weights)
         return self.dual().norm(p)
 
+    def legendre_inverse(self, p: Float[Array, "*_ d"]) -> Float[Array, "*_ d"]:
+        """Return the vectors whose Legendre transforms are the covectors ``p``; 0 for 0."""
+        return self.dual().legendre(p)
+
     def dual(self) -> "PNorm":
         """Return the dual metric: the conjugate exponent ``p / (p - 1)``, the weights ``1 / w``."""
         xp = namespace(self.p)

@@ -17,7 +17,7 @@ from finslerconv._arrays import (
 from finslerconv._linalg import batch_index, dot
 from finslerconv._norms import norm_off_zero
 from finslerconv.metrics._base import FinslerMetric
-from finslerconv.metrics._combinators import batch_shapes
+from finslerconv.metrics._combinators import batch_shapes, gradient_of_dual
 from finslerconv.metrics._one_form import check_all
 from finslerconv.metrics._revolution import dual_of_revolution, profile_values
 
@@ -183,6 +183,10 @@ class TTI(FinslerMetric):
         check_vectors("p", p, self.dim, self.axis)
         along = dot(self.axis, p) ** 2 / dot(self.axis, self.axis)
         return self._phase(along, dot(p, p))
+
+    def legendre_inverse(self, p: Float[Array, "*_ d"]) -> Float[Array, "*_ d"]:
+        """Return the vectors whose Legendre transforms are the covectors ``p``; 0 for 0."""
+        return gradient_of_dual(self, p)
 
     def phase_velocity(self, n: Float[Array, "*_ d"]) -> Float[Array, "..."]:
         """Return the phase velocities along directions ``n`` of any length, shape ``(...)``."""

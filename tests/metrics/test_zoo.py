@@ -3,8 +3,7 @@
 import pickle
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -29,13 +28,12 @@ from finslerconv.metrics import (
     Navigation,
     PNorm,
     Polytope,
-    PulledBack,
     Randers,
     Reversed,
     Riemannian,
     Scaled,
-    Sum,
     Symmetrized,
+    Tabulated,
 )
 
 HEXAGON = np.stack([np.cos(np.arange(6) * np.pi / 3), np.sin(np.arange(6) * np.pi / 3)], -1)
@@ -48,6 +46,11 @@ def square_of_slope(s):
 def spd(rng, d):
     A = rng.standard_normal((2, d, d)) / 2
     return A @ A.swapaxes(-1, -2) + np.eye(d)
+
+
+def sym(M):
+    """Numerical derivatives vary every entry by itself."""
+    return (M + M.swapaxes(-1, -2)) / 2
 
 
 def below(rng, M, bound):
@@ -100,17 +103,17 @@ class Kind:
     draw: Callable[[np.random.Generator, int], dict[str, np.ndarray]]
     make: Callable[..., FinslerMetric]
     dims: tuple[int, ...] = (2, 3)
-    twice: bool = True  # has second derivatives, almost everywhere
     dual_dims: tuple[int, ...] = (1, 2, 3, 4)  # where the dual norm is found
-    options: dict[str, Any] = field(default_factory=dict)
 
 
 KINDS = {
-    "Riemannian": Kind(lambda rng, d: {"M": spd(rng, d)}, Riemannian, (1, 2, 3)),
-    "Randers": Kind(one_form(0.8), Randers, (1, 2, 3)),
-    "AsymmetricQuadratic": Kind(one_form(3.0), AsymmetricQuadratic, (1, 2, 3)),
-    "AlphaBeta": Kind(one_form(0.6), lambda M, omega: AlphaBeta(square_of_slope, M, omega)),
-    "Matsumoto": Kind(one_form(0.45), Matsumoto, (1, 2, 3)),
+    "Riemannian": Kind(lambda rng, d: {"M": spd(rng, d)}, lambda M: Riemannian(sym(M)), (1, 2, 3)),
+    "Randers": Kind(one_form(0.8), lambda M, omega: Randers(sym(M), omega), (1, 2, 3)),
+    "AsymmetricQuadratic": Kind(
+        one_form(3.0), lambda M, omega: AsymmetricQuadratic(sym(M), omega), (1, 2, 3)
+    ),
+    "AlphaBeta": Kind(one_form(0.6), lambda M, omega: AlphaBeta(square_of_slope, sym(M), omega)),
+    "Matsumoto": Kind(one_form(0.45), lambda M, omega: Matsumoto(sym(M), omega), (1, 2, 3)),
     "PNorm": Kind(
         lambda rng, d: {"p": rng.uniform(1.2, 4, 2), "weights": rng.uniform(0.5, 2, (2, d))},
         PNorm,
@@ -118,37 +121,42 @@ KINDS = {
     ),
     "Polytope": Kind(polygon, Polytope),
     "TTI": Kind(rock, TTI),
+    "Tabulated": Kind(
+        lambda rng, d: {"samples": 1 + 0.4 * np.cos(np.arange(32) * np.pi / 16 + [[0.3], [2.0]])},
+        Tabulated,
+        dims=(2,),
+    ),
     "Navigation": Kind(quartic, lambda a, W: Navigation(PNorm(4.0, a), W)),
     "Navigation on an ellipse": Kind(
         lambda rng, d: {"M": spd(rng, d), "W": rng.uniform(-0.3, 0.3, (2, d))},
-        lambda M, W: Navigation(Riemannian(M), W),
+        lambda M, W: Navigation(Riemannian(sym(M)), W),
     ),
     "Funk": Kind(body, lambda points, x: Funk(Polytope(points), x)),
     "Funk of a disc": Kind(
         lambda rng, d: {"x": quartic(rng, d)["W"]}, lambda x: Funk(Euclidean(x.shape[-1]), x)
     ),
-    "Hilbert": Kind(body, lambda points, x: Hilbert(Polytope(points), x), dual_dims=(2,)),
-    "Hilbert of a 4-ball": Kind(quartic, lambda a, W: Hilbert(PNorm(4.0, a), W)),
+    "Hilbert": Kind(body, lambda points, x: Hilbert(Polytope(points), x)),
+    "Hilbert of a 4-ball": Kind(
+        quartic, lambda a, W: Hilbert(PNorm(4.0, a), W), dims=(2,), dual_dims=()
+    ),
     "Scaled": Kind(
         lambda rng, d: two(rng, d) | {"c": rng.uniform(0.5, 2, 2)},
-        lambda M, omega, a, c: c * Randers(M, omega, validate=False),
+        lambda M, omega, a, c: c * Randers(sym(M), omega),
     ),
-    "Reversed": Kind(one_form(0.6), lambda M, omega: Reversed(Matsumoto(M, omega, validate=False))),
-    "Symmetrized": Kind(
-        one_form(0.45), lambda M, omega: Symmetrized(Matsumoto(M, omega, validate=False))
-    ),
-    "Dual": Kind(one_form(0.45), lambda M, omega: Dual(Matsumoto(M, omega, validate=False))),
-    "Sum": Kind(two, lambda M, omega, a: Randers(M, omega) + PNorm(3.0, a)),
+    "Reversed": Kind(one_form(0.45), lambda M, omega: Reversed(Matsumoto(sym(M), omega))),
+    "Symmetrized": Kind(one_form(0.45), lambda M, omega: Symmetrized(Matsumoto(sym(M), omega))),
+    "Dual": Kind(one_form(0.45), lambda M, omega: Dual(Matsumoto(sym(M), omega))),
+    "Sum": Kind(two, lambda M, omega, a: Randers(sym(M), omega) + PNorm(3.0, a)),
     "Maximum": Kind(
-        two, lambda M, omega, a: Maximum(Randers(M, omega), PNorm(3.0, a)), dual_dims=(2,)
+        two, lambda M, omega, a: Maximum(Randers(sym(M), omega), PNorm(3.0, a)), dual_dims=(2,)
     ),
     "PulledBack": Kind(
         lambda rng, d: two(rng, d) | {"A": np.eye(d) + rng.uniform(-0.2, 0.2, (2, d, d))},
-        lambda M, omega, a, A: Matsumoto(M, omega).pullback(A),
+        lambda M, omega, a, A: Matsumoto(sym(M), omega).pullback(A),
     ),
     "PulledBack to a plane": Kind(
         lambda rng, d: two(rng, 3) | {"A": rng.standard_normal((2, 3, d))},
-        lambda M, omega, a, A: Matsumoto(M, omega).pullback(A),
+        lambda M, omega, a, A: Matsumoto(sym(M), omega).pullback(A),
         dims=(2,),
     ),
 }
@@ -170,7 +178,7 @@ def vectors(d, n=5, seed=7):
 
 
 @every
-@settings(max_examples=8)
+@settings(max_examples=5, deadline=None)
 @given(seed=st.integers(0, 10**6))
 def test_axioms(name, d, seed):
     """Positive, positively homogeneous, convex; the ball is where the norm is at most 1."""
@@ -212,11 +220,11 @@ def test_dual_norm_is_the_support_function(name, d):
     metric = metric_of(name, d)
     p = vectors(d, 4)
     dual = metric.dual_norm(p)
-    u = vectors(d, 20_000, seed=3)
+    u = vectors(d, 4000, seed=3)
     values = np.einsum("pbi,nbi->pnb", np.broadcast_to(p, (4, 2, d)), metric.indicatrix(u))
     largest = values.max(1)
     assert (largest <= dual * (1 + 1e-12)).all()
-    np.testing.assert_allclose(largest, dual, rtol=1e-6 if d < 3 else 2e-2)
+    np.testing.assert_allclose(largest, dual, rtol=5e-3 if d < 3 else 0.1)
     np.testing.assert_allclose(metric.dual().norm(p), dual, rtol=1e-10)
     np.testing.assert_allclose(metric.dual().dual_norm(p), metric.norm(p), rtol=1e-10)
     assert (metric.dual_norm(0 * p) == 0).all()
@@ -232,8 +240,8 @@ def test_asymmetry_is_the_largest_ratio(name, d):
     metric = metric_of(name, d)
     u = vectors(d, 4000, seed=3)
     ratio, seen = metric.asymmetry_ratio(), (metric.norm(-u) / metric.norm(u)).max(0)
-    assert (seen <= ratio * (1 + 1e-4)).all()
-    np.testing.assert_allclose(seen, ratio, rtol=1e-2)
+    assert (seen <= ratio * (1 + (1e-4 if d < 3 else 1e-2))).all()
+    np.testing.assert_allclose(seen, ratio, rtol=1e-2 if d < 3 else 0.1)
 
 
 @every
@@ -254,27 +262,30 @@ def test_a_field_is_its_metrics(name, d):
 
 
 @every
-@pytest.mark.parametrize("kind", ["torch", "torch float32", "jax"])
-def test_kinds_of_arrays(name, d, kind):
-    """Every kind computes NumPy's numbers, in its own kind and dtype."""
-    if kind == "jax":
-        jax = pytest.importorskip("jax")
-        if d != 2:
-            return
-        with jax.enable_x64(True):
-            _same_numbers(name, d, jax.numpy.asarray, 1e-9)
-    elif kind == "torch":
-        _same_numbers(name, d, torch.as_tensor, 1e-10)
-    else:
-        _same_numbers(name, d, lambda x: torch.as_tensor(x, dtype=torch.float32), 1e-3)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_tensors(name, d, dtype):
+    """PyTorch computes NumPy's numbers."""
+    questions = ["norm", "unit_ball"]
+    if d == 2 or (d in KINDS[name].dual_dims and dtype == torch.float64):
+        questions.append("dual_norm")
+    rtol = 1e-10 if dtype == torch.float64 else 1e-3
+    assert_numpys(name, d, lambda x: torch.as_tensor(x, dtype=dtype), rtol, questions)
 
 
-def _same_numbers(name, d, convert, rtol):
+@pytest.mark.parametrize(
+    "name", ["AsymmetricQuadratic", "AlphaBeta", "PNorm", "Polytope", "Funk", "Hilbert"]
+)
+def test_jax_arrays(name):
+    """JAX computes NumPy's numbers; what is found by search is slow there without jit."""
+    jax = pytest.importorskip("jax")
+    with jax.enable_x64(True):
+        assert_numpys(name, 2, jax.numpy.asarray, 1e-10, ["norm"])
+
+
+def assert_numpys(name, d, convert, rtol, questions):
+    """The numbers of NumPy, in the kind of array and dtype of what was given."""
     metric, expected = metric_of(name, d, convert=convert), metric_of(name, d)
     v = vectors(d)
-    questions = ["norm", "unit_ball"]
-    if d == 2 or (d in KINDS[name].dual_dims and rtol < 1e-4):
-        questions.append("dual_norm")
     for question in questions:
         found = getattr(metric, question)(convert(v))
         assert type(found) is type(convert(v))
@@ -300,10 +311,33 @@ def test_derivatives_in_all_parameters(name, d):
         return kind.make(**dict(zip(given_, values, strict=True))).dual_norm(v)
 
     inputs = (v, *given_.values())
-    assert gradcheck(norm, inputs, fast_mode=d > 2)
+    assert gradcheck(norm, inputs, fast_mode=True)
     assert gradgradcheck(norm, inputs, fast_mode=True)
     if d in kind.dual_dims and d < 3:
-        assert gradcheck(dual_norm, inputs, fast_mode=True, atol=1e-4)
+        assert gradcheck(dual_norm, inputs, fast_mode=True)
+
+
+#: Without corners, so that the fundamental tensor is there and can be inverted.
+SMOOTH = [(n, d) for n, d in CASES if n not in ("Polytope", "Funk", "Hilbert", "Maximum")]
+
+
+@pytest.mark.parametrize(("name", "d"), SMOOTH)
+def test_tensors_are_right_for_every_way_of_computing(name, d):
+    """Automatic differentiation, forward mode too, against differences; Legendre's transform."""
+    if d not in KINDS[name].dual_dims:
+        return
+    metric, numpy = metric_of(name, d, convert=torch.as_tensor), metric_of(name, d)
+    v = vectors(d, 3)
+    g = metric.fundamental_tensor(torch.as_tensor(v))
+    # Differences lose digits where the next derivatives are large, as near the axes of a p-norm.
+    np.testing.assert_allclose(g, numpy.fundamental_tensor(v), rtol=1e-3, atol=1e-5)
+    p = torch.einsum("...ij,...j->...i", g, torch.as_tensor(v))
+    torch.testing.assert_close(metric.legendre(torch.as_tensor(v)), p, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(metric.dual_norm(p), metric.norm(torch.as_tensor(v)))
+    back = metric.legendre_inverse(p)
+    torch.testing.assert_close(back, torch.as_tensor(v).expand_as(back), rtol=1e-6, atol=1e-6)
+    inverse = metric.dual().fundamental_tensor(p)
+    torch.testing.assert_close(inverse @ g, torch.eye(d).expand_as(g).double(), rtol=0, atol=1e-5)
 
 
 @every
@@ -317,7 +351,10 @@ def test_everything_is_finite_at_zero(name, d):
     for output in outputs:
         assert (output == 0).all()
         leaves = (zero, *given_.values())
-        for gradient in torch.autograd.grad(output.sum(), leaves, materialize_grads=True):
+        gradients = torch.autograd.grad(
+            output.sum(), leaves, materialize_grads=True, retain_graph=True
+        )
+        for gradient in gradients:
             assert gradient.isfinite().all()
 
 

@@ -178,14 +178,3 @@ def test_compile_and_export_after_a_load_by_assignment():
     torch.testing.assert_close(compiled(x), layer(x))
     program = torch.export.export(empty, (x,), dynamic_shapes=(FREE,))
     assert torch.equal(program.module()(y), layer(y))
-
-
-@pytest.mark.uninstrumented
-def test_a_program_for_onnx_is_made_of_the_reference(monkeypatch):
-    layer = small(MetricConv2d).eval()
-    x = torch.randn(SIZES[0])
-    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
-    program = torch.export.export(layer, (x,), strict=False)
-    assert not {target for target in called_operators(program) if "finslerconv" in target}
-    monkeypatch.undo()
-    torch.testing.assert_close(program.module()(x), layer(x), rtol=0, atol=1e-6)

@@ -269,23 +269,62 @@ def solve(
     one mask for all problems or one a problem.
     """
     d, grid = M.shape[-1], M.shape[1:-2]
-    h, o = (torch.as_tensor(x, dtype=torch.float64).expand(d) for x in (spacing, origin))
+    h = torch.as_tensor(spacing, dtype=torch.float64).expand(d)
     wanted = M if method.any_device else torch.empty(0, dtype=torch.float64)
     fields = M.to(wanted)
     forms = fields.new_zeros(d).expand(1, *grid, d) if omega is None else omega.to(wanted)
     if not bool((h == 1).all()):
         fields, forms = fields * (h[:, None] * h).to(wanted), forms * h.to(wanted)
+    starts, blocked = _in_nodes(seeds, walls, grid, h, origin)
+    problem = EikonalProblem(fields, forms, starts, blocked, radius)
+    return _in_units(method.solve(problem), h, M)
+
+
+def solve_finsler(
+    method: DistanceMethod,
+    family: Family,
+    rows: Float[Tensor, "fields *grid_and_row"],
+    spacing: float | Sequence[float],
+    origin: float | Sequence[float],
+    seeds: list[Seeds],
+    like: Tensor,
+    walls: Bool[Tensor, "..."] | None = None,
+    radius: float = math.inf,
+) -> Front:
+    """Return the front of a method for any norms, as :func:`solve` does; as tensors like ``like``.
+
+    The rows are those of norms of steps in nodes.
+    """
+    grid = rows.shape[1:-1]
+    h = torch.as_tensor(spacing, dtype=torch.float64).expand(len(grid))
+    starts, blocked = _in_nodes(seeds, walls, grid, h, origin)
+    problem = FinslerProblem(family, rows, starts, blocked, radius)
+    return _in_units(method.solve_finsler(problem), h, like)
+
+
+def _in_nodes(
+    seeds: list[Seeds],
+    walls: Tensor | None,
+    grid: Sequence[int],
+    h: Tensor,
+    origin: float | Sequence[float],
+) -> tuple[list[Seeds], Tensor]:
+    """Return seeds in coordinates of nodes, and walls over the grid, on the CPU."""
+    o = torch.as_tensor(origin, dtype=torch.float64).expand(len(grid))
     starts = [
         Seeds((position.cpu().double() - o) / h, value.cpu().double()) for position, value in seeds
     ]
-    if walls is None:
-        walls = torch.zeros(grid, dtype=torch.bool)
-    problem = EikonalProblem(fields, forms, starts, walls.cpu().reshape(-1, *grid), radius)
-    distance, label, flow = method.solve(problem)
+    blocked = torch.zeros(tuple(grid), dtype=torch.bool) if walls is None else walls
+    return starts, blocked.cpu().reshape(-1, *grid)
+
+
+def _in_units(front: Front, h: Tensor, like: Tensor) -> Front:
+    """Return a front with velocities in physical units, as tensors like ``like``."""
+    distance, label, flow = front
     return Front(
-        distance.to(M),
-        None if label is None else label.to(M.device),
-        None if flow is None else (flow * h.to(flow)).to(M),
+        distance.to(like),
+        None if label is None else label.to(like.device),
+        None if flow is None else (flow * h.to(flow)).to(like),
     )
 
 

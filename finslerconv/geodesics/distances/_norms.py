@@ -10,7 +10,7 @@ Rows can be averaged: the mean of the parameters of two norms is that of a norm,
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
 import numpy as np
 import torch
@@ -101,14 +101,18 @@ def _one_form_slope(metric, v0, v1):
     if family == ASYMMETRIC_QUADRATIC:
         beta = max(beta, 0.0)
         length = np.sqrt(square + beta * beta)
-        return length, (p0 + beta * w0) / length, (p1 + beta * w1) / length
+        scale = 1 / length
+        return length, (p0 + beta * w0) * scale, (p1 + beta * w1) * scale
     alpha = np.sqrt(square)
     if family == RANDERS:
-        return alpha + beta, p0 / alpha + w0, p1 / alpha + w1
-    length = square / (alpha - beta)
-    share = length / (alpha - beta)
-    scale = (2 - length / alpha) / (alpha - beta)
-    return length, p0 * scale + share * w0, p1 * scale + share * w1
+        scale = 1 / alpha
+        return alpha + beta, p0 * scale + w0, p1 * scale + w1
+    # With s = beta / alpha the factor alpha of the norm is 1 / (1 - s).
+    fraction = 1 / (alpha - beta)
+    factor = alpha * fraction
+    scale = fraction * (2 - factor)
+    factor *= factor
+    return square * fraction, p0 * scale + factor * w0, p1 * scale + factor * w1
 
 
 @jit_unfused
@@ -203,7 +207,7 @@ class Family:
     """Those of a table."""
 
     scale: tuple[float, ...] = (1.0, 1.0)
-    """What steps are multiplied by before they are looked up in a table."""
+    """What steps are multiplied by before they are looked up in a table, one number an axis."""
 
     def compiled(self, rows: Float[Tensor, "rows parameters"]) -> Norms:
         """Return rows as kernels read them."""
@@ -212,6 +216,38 @@ class Family:
             return OneForms(self.number, array_of(rows))
         table, weights = quadrature(2, self.directions)[0], slope_weights(self.directions)
         return Tables(array_of(rows), table, np.array(weights), np.array(self.scale))
+
+
+@final
+class RowMetric(FinslerMetric):
+    """The metrics that rows of parameters stand for, in steps of nodes."""
+
+    def __init__(self, family: Family, rows: Float[Tensor, "*batch parameters"]) -> None:
+        self.family = family
+        self.rows = rows
+
+    def __getitem__(self, index: Any) -> "RowMetric":
+        """Return the metrics at an index of the batch."""
+        return RowMetric(self.family, self.rows[index])
+
+    @property
+    def dim(self) -> int:
+        """The dimension of the space."""
+        return len(self.family.scale)
+
+    @property
+    def like(self) -> Tensor:
+        """The rows."""
+        return self.rows
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """The shape of the field."""
+        return tuple(self.rows.shape[:-1])
+
+    def norm(self, v: Float[Tensor, "*_ d"]) -> Float[Tensor, "..."]:
+        """Return the lengths of steps."""
+        return self.family.norm(self.rows, v)
 
 
 _ONE_FORM = {
@@ -254,7 +290,7 @@ def _one_form_rows(metric: Any, scale: Tensor) -> tuple[Family, Tensor]:
         made: FinslerMetric = kind(rows[..., :-d][..., place], rows[..., -d:], validate=False)
         return norm_off_zero(made.norm, v)
 
-    return Family(norm, _ONE_FORM[kind] if d == 2 else None), rows
+    return Family(norm, _ONE_FORM[kind] if d == 2 else None, scale=(1.0,) * d), rows
 
 
 def _table_rows(metric: FinslerMetric, scale: Tensor) -> tuple[Family, Tensor]:

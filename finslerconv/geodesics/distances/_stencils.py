@@ -4,8 +4,6 @@ Everything here is in pixels: the metric is the one of index coordinates, ``M h 
 for the spacing ``h``, offsets are integers.
 """
 
-from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -161,17 +159,21 @@ def _stencil_of_norm(norms, x, stack):
 
 
 @entry_unfused
-def _count_for_norms(norms, start, stack):
-    none = np.empty((0, 2), np.int16)
+def _stencils_of_norms(norms, start, stack):
+    """Fill ``start``; return the vertices of all nodes."""
+    out = np.empty((10 * len(start), 2), np.int16)
     start[0] = 0
     for x in range(len(start) - 1):
-        start[x + 1] = start[x] + _refine_for_norm(norm_at(norms, x), stack, none)
-
-
-@entry_unfused
-def _fill_for_norms(norms, start, offset, stack):
-    for x in range(len(start) - 1):
-        _refine_for_norm(norm_at(norms, x), stack, offset[start[x] : start[x + 1]])
+        metric = norm_at(norms, x)
+        first = start[x]
+        last = first + _refine_for_norm(metric, stack, out[first:])
+        if last > len(out):
+            more = np.empty((2 * last, 2), np.int16)
+            more[:first] = out[:first]
+            out = more
+            _refine_for_norm(metric, stack, out[first:])
+        start[x + 1] = last
+    return out[: start[-1]].copy()
 
 
 @entry_unfused
@@ -196,30 +198,27 @@ def acute_stencils(M: np.ndarray, omega: np.ndarray, walls: np.ndarray) -> Stenc
     stack = np.empty((_STACK, 2), np.int32)
     if len(M) == 1 and len(omega) == 1 and not walls.any():
         return _shared(_one_stencil(M, omega, stack))
-    return _stencils(partial(_count, M, omega), partial(_fill, M, omega), walls)
+    start = np.empty(walls.size + 1, np.int64)
+    _count(M, omega, start, stack)
+    offset = np.empty((start[-1], 2), np.int16)
+    _fill(M, omega, start, offset, stack)
+    _mark(walls, bool(walls.any()), start, offset)
+    return Stencils(start, offset, False)
 
 
 def norm_stencils(norms: Norms, walls: np.ndarray) -> Stencils:
     """Return the stencils of norms on a grid with walls (height, width)."""
+    stack = np.empty((_STACK, 2), np.int32)
     if len(norms.rows) == 1 and not walls.any():
-        return _shared(_stencil_of_norm(norms, 0, np.empty((_STACK, 2), np.int32)))
-    return _stencils(partial(_count_for_norms, norms), partial(_fill_for_norms, norms), walls)
+        return _shared(_stencil_of_norm(norms, 0, stack))
+    start = np.empty(walls.size + 1, np.int64)
+    offset = _stencils_of_norms(norms, start, stack)
+    _mark(walls, bool(walls.any()), start, offset)
+    return Stencils(start, offset, False)
 
 
 def _shared(offset: np.ndarray) -> Stencils:
     return Stencils(np.array([0, len(offset)]), offset, True)
-
-
-def _stencils(
-    count: Callable[..., None], fill: Callable[..., None], walls: np.ndarray
-) -> Stencils:
-    stack = np.empty((_STACK, 2), np.int32)
-    start = np.empty(walls.size + 1, np.int64)
-    count(start, stack)
-    offset = np.empty((start[-1], 2), np.int16)
-    fill(start, offset, stack)
-    _mark(walls, bool(walls.any()), start, offset)
-    return Stencils(start, offset, False)
 
 
 def reach(M: np.ndarray, omega: np.ndarray) -> int:

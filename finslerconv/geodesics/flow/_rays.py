@@ -220,7 +220,7 @@ class _Job(NamedTuple):
             array_of(self.table.contiguous()).reshape(-1),
             (fields, height, width, max(1, len(self.starts) // max(1, fields))),
             (float(self.rate[0]), float(self.rate[1])),
-            kernels.REFLECT if self.reflect else kernels.CONSTANT,
+            self.reflect,
             array_of(self.starts.contiguous()),
             array_of(self.velocities.contiguous()),
             self.velocities.shape[1],

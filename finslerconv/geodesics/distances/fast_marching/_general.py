@@ -47,7 +47,7 @@ _FAR = 64.0
 
 # The minimum is found when another step would lower it by less than this part of the norm, or when
 # it is between places that are nearer than _NARROW.
-_GAIN = 1e-15
+_GAIN = 1e-14
 _NARROW = 1e-14
 _ROUNDS = 100
 
