@@ -79,3 +79,10 @@ def weights_in(held: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]
     for key in WEIGHT_PLACES:
         if key in held:
             yield from weights_in(held[key], f"{place}.{key}" if place else key)
+
+
+def without_module(state: dict[str, Any]) -> dict[str, Any]:
+    """Return weights without the ``module.`` that DataParallel puts before all names."""
+    if not all(name.startswith("module.") for name in state):
+        return state
+    return {name.removeprefix("module."): value for name, value in state.items()}

@@ -17,7 +17,7 @@ from rich import box
 from rich.table import Table
 from torch import Tensor, nn
 
-from finslerconv._models import WEIGHT_PLACES, weights_in
+from finslerconv._models import WEIGHT_PLACES, weights_in, without_module
 from finslerconv.implicit import (
     AdaptiveLayer,
     ImplicitMetric,
@@ -134,7 +134,7 @@ def _saved(path: Path, trust: bool) -> nn.Module | dict[str, Tensor]:
             if isinstance(held.get(key), nn.Module):
                 return held[key]
         for _, state in weights_in(held):
-            return state
+            return without_module(state)
     raise ValueError(f"{path}: expected a saved module, got {type(held).__name__}")
 
 

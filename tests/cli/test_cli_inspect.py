@@ -232,7 +232,7 @@ def test_safetensors(here, monkeypatch):
     assert "(1.00) 0.30" in row_of(result.stdout, "0")
     bare = run("weights.safetensors")
     assert bare.exit_code == 0, bare.output
-    assert "offsets 3x3 1 3 -> 2 0.30" in row_of(bare.stdout, "0")
+    assert "offsets 3x3 1 3 -> 2 0.30" in row_of(bare.stdout, "model.0")
 
 
 def test_trust_is_for_weights_too(here):
@@ -396,9 +396,9 @@ def test_weights_without_a_model(here):
     torch.save({"epoch": 3, "state_dict": prefixed("module.", state)}, "bare.pth")
     result = run("bare.pth")
     assert result.exit_code == 0, result.output
-    row = row_of(result.stdout, "module.layer1.conv2")
-    assert row == "module.layer1.conv2 offsets and factors 3x3 1 4 -> 27 0.00 0"
-    assert row_of(result.stdout, "module.align") == "module.align offsets 3x3 1 4 -> 18 5.00 6"
+    row = row_of(result.stdout, "layer1.conv2")
+    assert row == "layer1.conv2 offsets and factors 3x3 1 4 -> 27 0.00 0"
+    assert row_of(result.stdout, "align") == "align offsets 3x3 1 4 -> 18 5.00 6"
     assert not (here / "finslerconv-inspect.png").exists()
 
 

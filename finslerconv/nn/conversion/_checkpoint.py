@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from finslerconv._models import first_few, weights_in
+from finslerconv._models import first_few, weights_in, without_module
 from finslerconv.nn._given_offset_conv import DeformAlign2d
 from finslerconv.nn._offset_conv import DeformConv2d
 from finslerconv.nn.conversion._found import OFFSET_HEADS
@@ -98,9 +98,7 @@ def load_deformable_checkpoint(
     found = next(iter(weights_in(checkpoint)), None)
     if found is None:
         raise ValueError("checkpoint: expected a state_dict, or a mapping that holds one")
-    state = found[1]
-    if all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): value for name, value in state.items()}
+    state = dict(without_module(found[1]))
     renamed: list[tuple[str, str, str]] = []
     for name, layer in model.named_modules():
         if isinstance(layer, DeformConv2d | DeformAlign2d):
