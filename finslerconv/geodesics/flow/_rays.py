@@ -98,6 +98,11 @@ def shoot(
         compiled = d == 2 and velocities.device.type == "cpu"
         compiled = compiled and not needs_formulas(table, starts, velocities)
     fields, n, rays, _ = velocities.shape
+    if compiled and not torch.compiler.is_compiling() and torch.jit.is_tracing():
+        raise RuntimeError(
+            "geodesics: torch.jit.trace cannot record the compiled operator; take torch.export, or "
+            'trace within finslerconv.ops.use_backend("reference")'
+        )
     if compiled:
         if table.shape[-1] == 9:
             # Riemannian: entries and slopes of omega are 0.

@@ -1,9 +1,4 @@
-"""Programs of ``torch.export`` made ready for ``torch.onnx.export``.
-
-A module needs nothing: ``torch.onnx.export(model, ...)`` writes its convolutions as ``DeformConv``
-or, where that operator does not do, by elementary ones. A program that was exported before holds
-the library's own operators, which ONNX does not have; :func:`decompose` replaces them.
-"""
+"""An exported program with this library's operators replaced by those that ONNX has."""
 
 from typing import Any
 
@@ -12,8 +7,6 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from finslerconv.ops import convolution_of, for_onnx
-
-__all__ = ["decompose"]
 
 
 def decompose(program: ExportedProgram) -> ExportedProgram:
