@@ -276,11 +276,11 @@ def _plain_flow(
             positions, states = adaptive(start.rates, x, start.state, times, method, tolerance)
         states = torch.where(start.still, 0.0, start.size * states)
 
-        # All times at once; the axes of a batch of fields come first.
-        places, found = (u.movedim(0, -2) for u in (positions, states))
-        metric = field.at(places)
-        others = metric.legendre_inverse(found) if start.momenta else metric.legendre(found)
-        others = others.movedim(-2, 0)
+        def dual(x: Tensor, y: Tensor) -> Tensor:
+            metric = field.at(x)
+            return metric.legendre_inverse(y) if start.momenta else metric.legendre(y)
+
+        others = torch.stack([dual(*both) for both in zip(positions, states, strict=True)])
         both = (others, states) if start.momenta else (states, others)
         return GeodesicFlow(positions, *both)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from finslerconv._arrays import Array, as_integer, as_number
 from finslerconv._linalg import matvec
 from finslerconv._norms import linearized
-from finslerconv.geodesics.fields import MetricField, Positions, as_kind_of
+from finslerconv.geodesics.fields import GridMetric, MetricField, Positions, as_kind_of
 from finslerconv.geodesics.flow._exponential import read_times, setting_out
 from finslerconv.geodesics.flow._steps import fixed
 from finslerconv.geodesics.tensors import (
@@ -185,8 +185,9 @@ def jacobi_field(
     velocity = torch.stack([x_rate for x_rate, _ in ends])
     J, rate = states[..., d : 2 * d], torch.stack([rest[..., d : 2 * d] for _, rest in ends])
     # All times at once; the axes of a batch of fields come first.
-    places, directions, fields = (u.movedim(0, -2) for u in (position, velocity, J))
-    turned = matvec(N(places, directions), fields).movedim(-2, 0)
+    lead = _batch_axes(field)
+    places, directions, fields = (u.movedim(0, lead) for u in (position, velocity, J))
+    turned = matvec(N(places, directions), fields).movedim(lead, 0)
     found = (position, velocity, J, rate + turned)
     return JacobiField(*(as_kind_of(a, kind) for a in found))
 
@@ -238,17 +239,24 @@ def conjugate_time(
     time, steps = as_number("time", time, above=0), as_integer("steps", steps, least=2)
     d = x.shape[-1]
     # One Jacobi field for each axis; the axes of a batch of fields come first.
-    many = tuple(u[..., None, :].expand(*x.shape[:-1], d, d) for u in (x, v))
-    axes = torch.eye(d, dtype=x.dtype, device=x.device).expand_as(many[0])
+    lead = _batch_axes(field)
+    many = tuple(u.expand(d, *x.shape).movedim(0, lead) for u in (x, v))
+    eye = torch.eye(d, dtype=x.dtype, device=x.device)
+    axes = eye.reshape(d, *(1,) * (x.ndim - 1), d).expand(d, *x.shape).movedim(0, lead)
     times = [time * (step + 1) / steps for step in range(steps)]
     found = jacobi_field(field, *many, torch.zeros_like(axes), axes, times, steps=steps)
-    position, velocity = found.position[..., 0, :], found.velocity[..., 0, :]
-    places, directions = (u.movedim(0, -2) for u in (position, velocity))
-    g = fundamental_tensor_at(field)(places, directions).movedim(-3, 0)
+    position, velocity = (u.select(lead + 1, 0) for u in (found.position, found.velocity))
+    places, directions = (u.movedim(0, lead) for u in (position, velocity))
+    g = fundamental_tensor_at(field)(places, directions).movedim(lead, 0)
+    J, rate = (u.movedim(lead + 1, -1) for u in (found.field, found.derivative))
     # In the frame of the columns of g's Cholesky factor, where g is the identity.
     frame = torch.linalg.cholesky(g).mT
-    fraction = first_conjugate(frame @ found.field.mT, time * frame @ found.derivative.mT)
+    fraction = first_conjugate(frame @ J, time * frame @ rate)
     return as_kind_of(time * fraction, kind)
+
+
+def _batch_axes(field: MetricField) -> int:
+    return len(field.batch_shape) if isinstance(field, GridMetric) else 0
 
 
 def first_conjugate(
