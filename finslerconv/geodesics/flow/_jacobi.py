@@ -11,7 +11,7 @@ from finslerconv._arrays import Array, as_integer, as_number
 from finslerconv._linalg import matvec
 from finslerconv._norms import linearized
 from finslerconv.geodesics.fields import GridMetric, MetricField, Positions, as_kind_of
-from finslerconv.geodesics.flow._exponential import read_times, setting_out
+from finslerconv.geodesics.flow._exponential import read_times, records_gradients, setting_out
 from finslerconv.geodesics.flow._steps import fixed
 from finslerconv.geodesics.tensors import (
     fundamental_tensor_at,
@@ -92,16 +92,9 @@ def parallel_transport(
     """
     field, kind, x, v, u = read_tangents(field, x, v=v, u=u, zero=("u",))
     time, steps = as_number("time", time), as_integer("steps", steps)
-    d = x.shape[-1]
-    start = setting_out(field, x, v)
-    N = nonlinear_connection_at(field, x)
-
-    def rates(x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        x_rate, rate = start.rates(x, state[..., :d])
-        return x_rate, torch.cat((rate, -matvec(N(x, x_rate), state[..., d:])), dim=-1)
-
-    _, states = fixed(rates, x, torch.cat((start.state, u), dim=-1), [time], steps)
-    return as_kind_of(states[0, ..., d:], kind)
+    with torch.set_grad_enabled(records_gradients(field, x, v, u)):
+        carried = _carried(field, x, v, u, time, steps)
+    return as_kind_of(carried, kind)
 
 
 def jacobi_field(
@@ -161,6 +154,35 @@ def jacobi_field(
         field, x, v=v, start=start, derivative=derivative, zero=("start", "derivative")
     )
     moments, steps = read_times(times), as_integer("steps", steps)
+    with torch.set_grad_enabled(records_gradients(field, x, v, J, DJ)):
+        found = _fields(field, x, v, J, DJ, moments, steps)
+    return JacobiField(*(as_kind_of(a, kind) for a in found))
+
+
+def _carried(
+    field: MetricField, x: Tensor, v: Tensor, u: Tensor, time: float, steps: int
+) -> Tensor:
+    d = x.shape[-1]
+    start = setting_out(field, x, v)
+    N = nonlinear_connection_at(field, x)
+
+    def rates(x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        x_rate, rate = start.rates(x, state[..., :d])
+        return x_rate, torch.cat((rate, -matvec(N(x, x_rate), state[..., d:])), dim=-1)
+
+    _, states = fixed(rates, x, torch.cat((start.state, u), dim=-1), [time], steps)
+    return states[0, ..., d:]
+
+
+def _fields(
+    field: MetricField,
+    x: Tensor,
+    v: Tensor,
+    J: Tensor,
+    DJ: Tensor,
+    times: list[float],
+    steps: int,
+) -> JacobiField:
     d = x.shape[-1]
     N = nonlinear_connection_at(field, x)
     out = setting_out(field, x, v)
@@ -180,7 +202,7 @@ def jacobi_field(
         others = (y_rate, dx_rate + pace * x_rate, dy_rate + pace * y_rate)
         return x_rate, torch.cat(others, dim=-1)
 
-    position, states = fixed(rates, x, torch.cat((state, J, turn), dim=-1), moments, steps)
+    position, states = fixed(rates, x, torch.cat((state, J, turn), dim=-1), times, steps)
     ends = [rates(*both) for both in zip(position, states, strict=True)]
     velocity = torch.stack([x_rate for x_rate, _ in ends])
     J, rate = states[..., d : 2 * d], torch.stack([rest[..., d : 2 * d] for _, rest in ends])
@@ -188,8 +210,7 @@ def jacobi_field(
     lead = _batch_axes(field)
     places, directions, fields = (u.movedim(0, lead) for u in (position, velocity, J))
     turned = matvec(N(places, directions), fields).movedim(lead, 0)
-    found = (position, velocity, J, rate + turned)
-    return JacobiField(*(as_kind_of(a, kind) for a in found))
+    return JacobiField(position, velocity, J, rate + turned)
 
 
 def conjugate_time(
