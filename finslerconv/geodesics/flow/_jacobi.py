@@ -261,11 +261,13 @@ def conjugate_time(
     d = x.shape[-1]
     # One Jacobi field for each axis; the axes of a batch of fields come first.
     lead = _batch_axes(field)
-    many = tuple(u.expand(d, *x.shape).movedim(0, lead) for u in (x, v))
+    places, directions = (u.expand(d, *x.shape).movedim(0, lead) for u in (x, v))
     eye = torch.eye(d, dtype=x.dtype, device=x.device)
     axes = eye.reshape(d, *(1,) * (x.ndim - 1), d).expand(d, *x.shape).movedim(0, lead)
     times = [time * (step + 1) / steps for step in range(steps)]
-    found = jacobi_field(field, *many, torch.zeros_like(axes), axes, times, steps=steps)
+    found = jacobi_field(
+        field, places, directions, torch.zeros_like(axes), axes, times, steps=steps
+    )
     position, velocity = (u.select(lead + 1, 0) for u in (found.position, found.velocity))
     places, directions = (u.movedim(0, lead) for u in (position, velocity))
     g = fundamental_tensor_at(field)(places, directions).movedim(lead, 0)
