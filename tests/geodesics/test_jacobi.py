@@ -68,16 +68,16 @@ CURVED = {
 def test_jacobi_fields_of_constant_curvature(name):
     metric, d, s, c = CURVED[name]
     field = FunctionMetric(metric, d)
-    x, v = start(field, d=d)
+    x, v = start(field, n=2, d=d)
     w = normal(*x.shape, seed=2)
     w = w - inner(field, x, v, v, w)[:, None] * v
     still = torch.zeros_like(x)
     for J, DJ, size, slope in ((still, w, s, c), (w, still, c, None)):
-        found = jacobi_field(field, x, v, J, DJ, [0.4, 0.8], steps=32)
+        found = jacobi_field(field, x, v, J, DJ, [0.4, 0.8], steps=12)
         for i, t in enumerate((0.4, 0.8)):
             here = (field, found.position[i], found.velocity[i])
             # Parallel along the geodesic, and of that size.
-            E = parallel_transport(field, x, v, w, t, steps=32)
+            E = parallel_transport(field, x, v, w, t, steps=6)
             torch.testing.assert_close(found.field[i], size(t) * E, rtol=1e-5, atol=1e-6)
             if slope is not None:
                 torch.testing.assert_close(found.derivative[i], slope(t) * E, rtol=1e-5, atol=1e-6)
@@ -94,17 +94,17 @@ def test_jacobi_fields_are_derivatives_of_the_exponential_map(metric):
     eye = torch.eye(2, dtype=DTYPE)
 
     def end(v):
-        return exponential(field, x[0], v, method="rk4", steps=16)
+        return exponential(field, x[0], v, method="rk4", steps=4)
 
     J = torch.autograd.functional.jacobian(end, v[0]).mT
-    found = jacobi_field(field, x, v, torch.zeros_like(eye), eye, [1.0], steps=16)
+    found = jacobi_field(field, x, v, torch.zeros_like(eye), eye, [1.0], steps=4)
     torch.testing.assert_close(found.field[0], J, rtol=1e-9, atol=1e-10)
     # And a field that starts at the neighbours: its derivative is covariant.
     N = tensors.nonlinear_connection(field, x, v)[0]
-    moved = jacobi_field(field, x, v, eye, (N @ eye).mT, [1.0], steps=16)
+    moved = jacobi_field(field, x, v, eye, (N @ eye).mT, [1.0], steps=4)
 
     def shifted(x):
-        return exponential(field, x, v[0], method="rk4", steps=16)
+        return exponential(field, x, v[0], method="rk4", steps=4)
 
     J = torch.autograd.functional.jacobian(shifted, x[0]).mT
     torch.testing.assert_close(moved.field[0], J, rtol=1e-9, atol=1e-10)
@@ -147,15 +147,15 @@ def test_parallel_transport_of_a_pulled_back_plane_is_constant_there():
         )
         return (J @ u[..., None])[..., 0]
 
-    found = parallel_transport(field, x, v, u, 0.7, steps=32)
+    found = parallel_transport(field, x, v, u, 0.7, steps=12)
     end = truth.exp(x, 0.7 * v)
-    torch.testing.assert_close(pushed(end, found), pushed(x, u), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(pushed(end, found), pushed(x, u), rtol=1e-4, atol=1e-5)
     # The velocity is parallel, and the way back is the way back.
-    flow = geodesic_flow(field, x, v, [0.7], method="rk4", steps=32)
-    carried = parallel_transport(field, x, v, v, 0.7, steps=32)
-    torch.testing.assert_close(carried, flow.velocity[0], rtol=1e-6, atol=1e-7)
-    back = parallel_transport(field, flow.position[0], flow.velocity[0], found, -0.7, steps=32)
-    torch.testing.assert_close(back, u, rtol=1e-6, atol=1e-6)
+    flow = geodesic_flow(field, x, v, [0.7], method="rk4", steps=12)
+    carried = parallel_transport(field, x, v, v, 0.7, steps=12)
+    torch.testing.assert_close(carried, flow.velocity[0], rtol=1e-4, atol=1e-5)
+    back = parallel_transport(field, flow.position[0], flow.velocity[0], found, -0.7, steps=12)
+    torch.testing.assert_close(back, u, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("d", [2, 3])
@@ -168,11 +168,11 @@ def test_conjugate_points_of_the_sphere(d):
     x = x / torch.linalg.norm(x, dim=-1, keepdim=True)
     v = v - 0.9 * (v * x).sum(-1, keepdim=True) * x
     v = speed[:, None] * v / field.at(x).norm(v)[:, None]
-    found = conjugate_time(field, x, v, 4.9, steps=48)
-    torch.testing.assert_close(found * speed, torch.full_like(speed, math.pi), rtol=1e-3, atol=0)
-    assert conjugate_time(field, x[:1], v[:1], 4.0, steps=24) == math.inf
+    found = conjugate_time(field, x, v, 4.9, steps=24)
+    torch.testing.assert_close(found * speed, torch.full_like(speed, math.pi), rtol=1e-2, atol=0)
+    assert conjugate_time(field, x[:1], v[:1], 4.0, steps=12) == math.inf
     # A geodesic through the opposite point of the chart's middle, to the fourth order.
-    steps = (16, 32)
+    steps = (12, 24)
     errors = [abs(float(conjugate_time(field, x[1], v[1], 3.5, steps=n)) - math.pi) for n in steps]
     assert errors[1] < errors[0] / 8
 
@@ -183,15 +183,15 @@ def test_conjugate_points_in_a_killing_wind():
     x = torch.tensor([0.9, 0.1], dtype=DTYPE)
     v = torch.tensor([[0.2, 1.0], [0.1, -1.0]], dtype=DTYPE)
     v = v / field.at(x).norm(v)[:, None]
-    found = conjugate_time(field, x, v, 4.0, steps=48)
-    torch.testing.assert_close(found, torch.full_like(found, math.pi), rtol=1e-3, atol=0)
+    found = conjugate_time(field, x, v, 4.0, steps=24)
+    torch.testing.assert_close(found, torch.full_like(found, math.pi), rtol=1e-2, atol=0)
 
 
 def test_where_no_curvature_is_positive_no_point_is_conjugate():
     for metric in (lambda x: half_plane().metric(x + 1.5), funk().metric):
         field = FunctionMetric(metric)
         x, v = start(field, n=2)
-        assert bool((conjugate_time(field, x, v, 3.0, steps=24) == math.inf).all())
+        assert bool((conjugate_time(field, x, v, 3.0, steps=12) == math.inf).all())
 
 
 def test_gradient_of_the_conjugate_time():
@@ -204,14 +204,14 @@ def test_gradient_of_the_conjugate_time():
         v = torch.tensor([0.0, v], dtype=DTYPE) / (2 / (1 + 0.81))
         return conjugate_time(metric, x, v, until, steps=K)
 
-    (slope,) = torch.autograd.grad(time(1.0, 5.0, 32), radius)
+    (slope,) = torch.autograd.grad(time(1.0, 5.0, 12), radius)
     # At time pi * radius / F(v), and F(v) = radius: it does not depend on it.
     assert abs(float(slope)) < 1e-8
     scale = torch.tensor(1.0, dtype=DTYPE, requires_grad=True)
     sphere = FunctionMetric(stereographic)
     v = scale * torch.tensor([0.0, (1 + 0.81) / 2], dtype=DTYPE)
-    (slope,) = torch.autograd.grad(conjugate_time(sphere, x, v, 4.0, steps=32), scale)
-    assert float(slope) == pytest.approx(-math.pi, rel=1e-3)
+    (slope,) = torch.autograd.grad(conjugate_time(sphere, x, v, 4.0, steps=16), scale)
+    assert float(slope) == pytest.approx(-math.pi, rel=1e-2)
     (slope,) = torch.autograd.grad(conjugate_time(sphere, x, v / 2, 4.0, steps=8), scale)
     assert float(slope) == 0
 
@@ -222,7 +222,7 @@ def test_conjugate_points_on_grids(interpolation):
         stereographic, (65, 65), spacing=4 / 64, origin=-2.0, interpolation=interpolation
     )
     x, v = [1.0, 0.0], [0.0, 1.0]
-    found = float(conjugate_time(field, x, v, 4.0, steps=32))
+    found = float(conjugate_time(field, x, v, 4.0, steps=16))
     assert found == pytest.approx(math.pi, rel=0.03)
     # In NumPy, and a batch of fields with several rays each.
     both = GridMetric(
@@ -230,7 +230,7 @@ def test_conjugate_points_on_grids(interpolation):
         interpolation,
     )  # fmt: skip
     rays = torch.tensor([v, [0.0, -1.0], [0.1, 1.0]], dtype=DTYPE).expand(2, 3, 2)
-    times = conjugate_time(both, torch.tensor(x, dtype=DTYPE).numpy(), rays.numpy(), 4.0, steps=32)
+    times = conjugate_time(both, torch.tensor(x, dtype=DTYPE).numpy(), rays.numpy(), 4.0, steps=16)
     assert times.shape == (2, 3)
     assert times[1] == pytest.approx(times[0])
     assert times[0, 0] == pytest.approx(found)

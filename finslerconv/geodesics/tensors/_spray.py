@@ -120,7 +120,7 @@ def _of_randers(
     (M, omega), pull = torch.func.vjp(form, x)  # type: ignore[misc]
     # The derivative along v is the transpose of pull, which is linear.
     none = (torch.zeros_like(M), torch.zeros_like(omega))
-    _, push = torch.func.vjp(lambda *u: pull(u)[0], *none)
+    _, push = torch.func.vjp(lambda *u: pull(u)[0], *none)  # type: ignore[misc]
     M_v, omega_v = push(v)
     Mv = matvec(M, v)
     alpha = dot(v, Mv).sqrt()
