@@ -1,5 +1,6 @@
 """An exported program with this library's operators replaced by those that ONNX has."""
 
+import warnings
 from typing import Any
 
 import torch
@@ -47,7 +48,12 @@ def decompose(program: ExportedProgram) -> ExportedProgram:
             f"program: expected a torch.export.ExportedProgram, got {type(program).__name__}; a "
             "module goes to torch.onnx.export itself"
         )
-    program = program.run_decompositions({torch.ops.finslerconv.sampled_conv2d.default: _convolve})
+    with warnings.catch_warnings():
+        # PyTorch warns of its own use of what it deprecates.
+        warnings.simplefilter("ignore", FutureWarning)
+        program = program.run_decompositions(
+            {torch.ops.finslerconv.sampled_conv2d.default: _convolve}
+        )
     left = sorted(
         str(node.target)
         for node in program.graph.nodes
