@@ -10,6 +10,9 @@ from finslerconv import metrics, symbolic
 from finslerconv.geodesics import FunctionMetric, tensors
 from finslerconv.symbolic import MetricField, numpy_function, parameters, simplified
 
+# Forward mode in PyTorch compiles its own decompositions by this.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")
+
 P = parameters(2)
 (X, Y), (A, B) = P.x, P.v
 POINTS = np.array([[0.3, -0.2], [-0.1, 0.4], [0.25, 0.3]])

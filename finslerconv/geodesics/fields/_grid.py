@@ -61,7 +61,7 @@ class GridMetric:
         kind, whose last axes are the grid, in the place of ``M`` and ``omega``; those of metrics
         that are neither Riemannian nor Randers are then None.
     omega : array, shape (\*batch, \*grid, d), optional
-        One-forms ("drift") with ``|omega|_{M^-1} < 1``, of a shape that broadcasts with that of
+        One-forms with ``|omega|_{M^-1} < 1``, of a shape that broadcasts with that of
         ``M``; None for a Riemannian field.
     spacing : float or tuple of float
         Distance between neighbours, for all axes or for each.
