@@ -452,8 +452,8 @@ class FinslerMetric(abc.ABC):
         >>> from finslerconv.metrics import Randers
         >>> metric = Randers(np.eye(2), np.array([0.0, 0.5]))
         >>> p = metric.legendre(np.array([3.0, 4.0]))
-        >>> p, metric.dual_norm(p), metric.legendre_inverse(p)
-        (array([4.2, 9.1]), np.float64(7.0), array([3., 4.]))
+        >>> p, float(metric.dual_norm(p)), metric.legendre_inverse(p)
+        (array([4.2, 9.1]), 7.0, array([3., 4.]))
         """
         xp = check_vectors("v", v, self.dim)
         form = self.randers_form(v)
