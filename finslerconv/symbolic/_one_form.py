@@ -20,7 +20,7 @@ from finslerconv.symbolic._riemannian import Riemannian
 Function = Callable[[sympy.Expr], sympy.Expr]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _OneForm(Norm):
     """A metric of a symmetric positive definite matrix M and a one-form omega."""
 
@@ -108,6 +108,8 @@ class AlphaBeta(_OneForm):
     >>> sympy.simplify(F.norm(P.v) - Randers(P.M, P.omega).norm(P.v))
     0
     """
+
+    phi: Function
 
     def __init__(self, phi: Function, M: MatrixLike, omega: MatrixLike) -> None:
         object.__setattr__(self, "phi", phi)
