@@ -322,6 +322,10 @@ class Kropina(OneFormMetric):
         a = solve(self.M, p)
         return (self.omega_norm() * safe_sqrt(dot(p, a)) + dot(self.omega, a)) / 2
 
+    def legendre_inverse(self, p: Float[Array, "*_ d"]) -> Float[Array, "*_ d"]:
+        """Return the vectors whose Legendre transforms are the covectors ``p``; 0 for 0."""
+        return gradient_of_dual(self, p)
+
     def symmetrize(self) -> NoReturn:
         """Raise: ``F(v) + F(-v)`` is infinity everywhere.
 

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from finslerconv._arrays import (
     Array,
     check_floating,
+    check_nonzero,
     check_vectors,
     constant_like,
     first_index,
@@ -20,7 +21,7 @@ from finslerconv._arrays import (
 )
 from finslerconv._linalg import batch_index, det, dot, inverse, matvec
 from finslerconv._norms import norm_off_zero
-from finslerconv.metrics._base import FinslerMetric, RandersForm, check_nonzero
+from finslerconv.metrics._base import FinslerMetric, RandersForm
 from finslerconv.metrics._euclidean import Euclidean
 
 
@@ -64,7 +65,7 @@ class Scaled(FinslerMetric):
         if not _is_scalar(factor):
             check_floating(factor=factor)
         self.metric = metric
-        self.factor = factor
+        self.factor: Any = factor
         if validate:
             self._check_factor()
 

@@ -172,7 +172,7 @@ class Hilbert(_BodyMetric):
 
     Notes
     -----
-    Hilbert, "Über die gerade Linie als kürzeste Verbindung zweier Punkte" (Math. Ann. 1895).
+    Hilbert, letter to Klein (Math. Ann. 46, 1895), on the straight line as the shortest way.
 
     Examples
     --------

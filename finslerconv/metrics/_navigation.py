@@ -51,12 +51,13 @@ class Navigation(FinslerMetric):
 
     Notes
     -----
-    Zermelo, "Über das Navigationsproblem bei ruhender oder veränderlicher Windverteilung" (1931);
-    Shen, "Finsler metrics with K = 0 and S = 0" (Canad. J. Math. 2003), for any sea.
+    Zermelo, "Über das Navigationsproblem" (Z. Angew. Math. Mech. 11, 1931), on the plane; Shen,
+    "Finsler metrics with K = 0 and S = 0" (Canad. J. Math. 2003), for any sea.
 
     Examples
     --------
-    >>>     >>> from finslerconv.metrics import Navigation, PNorm
+    >>> import numpy as np
+    >>> from finslerconv.metrics import Navigation, PNorm
     >>> metric = Navigation(PNorm(4.0, np.ones(2)), np.array([0.0, 0.5]))
     >>> metric.norm(np.array([[0.0, 1.5], [0.0, -0.5]]))  # with the wind, and against it
     array([1., 1.])

@@ -100,7 +100,7 @@ class TTI(FinslerMetric):
                 "axis: expected vectors of at least 2 components on the last axis, shape (..., d), "
                 f"got shape {tuple(axis.shape)}"
             )
-        values = {"vp": vp, "vs": vs, "epsilon": epsilon, "delta": delta}
+        values: dict[str, Any] = {"vp": vp, "vs": vs, "epsilon": epsilon, "delta": delta}
         for name, value in values.items():
             values[name] = (
                 constant_like(float(value), axis) if isinstance(value, int | float) else value
@@ -147,9 +147,11 @@ class TTI(FinslerMetric):
         """Return the metrics at an index of the batch, such as one pixel of a field."""
         xp = namespace(self.axis)
         index = batch_index(index)
-        values = [xp.broadcast_to(getattr(self, n), self.batch_shape)[index] for n in _PARAMETERS]
+        vp, vs, epsilon, delta = (
+            xp.broadcast_to(getattr(self, name), self.batch_shape)[index] for name in _PARAMETERS
+        )
         axis = xp.broadcast_to(self.axis, (*self.batch_shape, self.dim))
-        return TTI(*values, axis[(*index, slice(None))], validate=False)
+        return TTI(vp, vs, epsilon, delta, axis[(*index, slice(None))], validate=False)
 
     @property
     def dim(self) -> int:

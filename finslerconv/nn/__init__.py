@@ -27,10 +27,12 @@ from finslerconv.nn.conversion import (
     Converted,
     Cost,
     LeftAlone,
+    LoadedCheckpoint,
     Selection,
     convert,
     convert_back,
     convert_resnet,
+    load_deformable_checkpoint,
     select,
 )
 from finslerconv.nn.weighted import (
@@ -84,6 +86,8 @@ __all__ = [
     "select",
     "convert_back",
     "convert_resnet",
+    "load_deformable_checkpoint",
+    "LoadedCheckpoint",
     "Conversion",
     "ConversionReport",
     "Converted",

@@ -6,6 +6,7 @@ from typing import no_type_check
 import torch
 from torch import Tensor
 
+from finslerconv._tracing import is_traced_by_torchscript
 from finslerconv.ops.backends import (
     Convolution,
     Positions,
@@ -30,7 +31,7 @@ def for_onnx(conv: Convolution) -> Tensor:
     if (
         conv.padding_mode != "zeros"
         or current_backend() == "reference"
-        or torch.jit.is_tracing()
+        or is_traced_by_torchscript()
         or not hasattr(torch.onnx, "ops")
     ):
         conv = replace(conv, positions=Positions("offsets", _offsets(conv)))

@@ -136,9 +136,6 @@ KINDS = {
         lambda rng, d: {"x": quartic(rng, d)["W"]}, lambda x: Funk(Euclidean(x.shape[-1]), x)
     ),
     "Hilbert": Kind(body, lambda points, x: Hilbert(Polytope(points), x)),
-    "Hilbert of a 4-ball": Kind(
-        quartic, lambda a, W: Hilbert(PNorm(4.0, a), W), dims=(2,), dual_dims=()
-    ),
     "Scaled": Kind(
         lambda rng, d: two(rng, d) | {"c": rng.uniform(0.5, 2, 2)},
         lambda M, omega, a, c: c * Randers(sym(M), omega),
@@ -178,7 +175,7 @@ def vectors(d, n=5, seed=7):
 
 
 @every
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(seed=st.integers(0, 10**6))
 def test_axioms(name, d, seed):
     """Positive, positively homogeneous, convex; the ball is where the norm is at most 1."""
@@ -317,8 +314,14 @@ def test_derivatives_in_all_parameters(name, d):
         assert gradcheck(dual_norm, inputs, fast_mode=True)
 
 
-#: Without corners, so that the fundamental tensor is there and can be inverted.
-SMOOTH = [(n, d) for n, d in CASES if n not in ("Polytope", "Funk", "Hilbert", "Maximum")]
+#: Without corners, so that the fundamental tensor is there and can be inverted; of the norms that
+#: are found by search only those of the plane, for the tests' speed.
+SMOOTH = [
+    (n, d)
+    for n, d in CASES
+    if n not in ("Polytope", "Funk", "Hilbert", "Maximum")
+    and (d == 2 or n not in ("TTI", "Navigation"))
+]
 
 
 @pytest.mark.parametrize(("name", "d"), SMOOTH)

@@ -164,6 +164,8 @@ def test_kropina_outside_its_half_space():
     assert metric.contains(v).tolist() == [False, False, True, False]
     assert metric.reverse().norm(v).tolist() == [1.0, np.inf, 0.0, np.inf]
     assert metric.asymmetry_ratio() == np.inf
+    p = torch.tensor([[0.3, 0.4]])
+    torch.testing.assert_close(metric.legendre(metric.legendre_inverse(p)), p)
     with pytest.raises(TypeError, match="has no way back"):
         metric.symmetrize()
     with pytest.raises(ValueError, match=r"omega: expected \|omega\|.* > 0, got 0 at index \(1,\)"):

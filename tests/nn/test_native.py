@@ -5,7 +5,13 @@ import torch
 from torch import nn
 
 from finslerconv import ops
-from finslerconv.nn import DeformAlign2d, DeformConv2d, GivenOffsetConv2d, convert
+from finslerconv.nn import (
+    DeformAlign2d,
+    DeformConv2d,
+    GivenOffsetConv2d,
+    convert,
+    load_deformable_checkpoint,
+)
 
 # Modules with the attributes, the keys and the forward methods of the libraries' own.
 
@@ -242,3 +248,67 @@ def test_layers_that_are_given_their_offsets():
     aligned.load_state_dict(layer.state_dict(), strict=False)
     features = torch.randn(2, 5, 7, 6, dtype=torch.float64)
     torch.testing.assert_close(aligned(x, features), plain(x), rtol=0, atol=1e-12)
+
+
+OURS = {
+    "mmcv pack": lambda: DeformConv2d(4, 6, 3, padding=1, groups=2, offset_groups=2, bias=False),
+    "mmcv modulated pack": lambda: DeformConv2d(
+        4, 6, 3, padding=2, dilation=2, offset_groups=2, modulation=True
+    ),
+    "DCNv2": lambda: DeformConv2d(4, 3, 3, 2, 1, offset_groups=2, modulation=True),
+    "three convolutions": lambda: DeformConv2d(4, 3, 3, padding=1, bias=False, modulation=True),
+}
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_checkpoint_of_another_library_loads(name):
+    trained = nn.Sequential(nn.Conv2d(4, 4, 3), LAYERS[name][0]()).double()
+    model = nn.Sequential(nn.Conv2d(4, 4, 3), OURS[name]()).double()
+    state = {f"module.{key}": value for key, value in trained.state_dict().items()}
+    report = load_deformable_checkpoint(model, {"state_dict": state, "epoch": 7})
+    x = torch.randn(2, 4, 9, 8, dtype=torch.float64)
+    torch.testing.assert_close(model(x), trained(x), rtol=0, atol=1e-12)
+    assert report.missing == report.unexpected == ()
+    assert report.unchanged + len({new for _, new, _ in report.renamed}) == len(model.state_dict())
+
+
+def test_offsets_beside_the_layer():
+    trained = Bottleneck().double().eval()
+    del trained.conv2.norm
+    trained.conv2.norm = nn.Identity()
+
+    class Ours(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv1 = nn.Conv2d(4, 4, 1)
+            self.conv2 = DeformConv2d(4, 4, 3, padding=1, bias=False, modulation=True)
+
+        def forward(self, x):
+            return self.conv2(self.conv1(x).relu()).relu()
+
+    model = Ours().double()
+    report = load_deformable_checkpoint(model, trained.state_dict())
+    assert "conv2_offset.weight -> conv2.offset_conv.weight (the first 18 channels)" in str(report)
+    x = torch.randn(2, 4, 7, 6, dtype=torch.float64)
+    torch.testing.assert_close(model(x), trained(x), rtol=0, atol=1e-12)
+
+
+def test_checkpoints_that_do_not_fit_change_nothing():
+    model = DeformConv2d(4, 6, 3)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    modulated = MmcvModulatedPack(4, 6, bias=True).state_dict()
+    plain = MmcvPack(4, 6).state_dict()
+    odd = {**plain, "conv_offset.weight": torch.zeros(20, 4, 3, 3)}
+    for state, words in (
+        ({"epoch": 3}, "expected a state_dict"),
+        (modulated, "make the layer with modulation=True"),
+        (plain, r"1 missing \(bias\)"),
+        (odd, "20 channels; expected 2 or 3 for each of the 9 samples"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            load_deformable_checkpoint(model, state)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key])
+    report = load_deformable_checkpoint(model, plain, strict=False)
+    assert report.missing == ("bias",)
+    assert torch.equal(model.offset_conv.bias, plain["conv_offset.bias"])

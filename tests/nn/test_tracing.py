@@ -1,7 +1,9 @@
 """What PyTorch's tracers make of the layers: torch.fx, torch.export and torch.compile."""
 
 import copy
+import io
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -178,3 +180,24 @@ def test_compile_and_export_after_a_load_by_assignment():
     torch.testing.assert_close(compiled(x), layer(x))
     program = torch.export.export(empty, (x,), dynamic_shapes=(FREE,))
     assert torch.equal(program.module()(y), layer(y))
+
+
+@pytest.mark.uninstrumented
+def test_torchscript_by_tracing():
+    def traced(layer):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            function = torch.jit.trace(layer, (torch.randn(SIZES[0]),))
+            file = io.BytesIO()
+            torch.jit.save(function, file)
+            file.seek(0)
+            return torch.jit.load(file)
+
+    for family in (DeformConv2d, MetricConv2d):
+        layer = small(family).eval()
+        function = traced(layer)
+        for size in SIZES:
+            x = torch.randn(size)
+            assert torch.equal(function(x), layer(x))
+    with pytest.raises(RuntimeError, match=r"torch\.jit\.trace cannot record.*torch\.export"):
+        traced(small(GeodesicConv2d))

@@ -188,7 +188,7 @@ class DistanceMethod(ABC):
         Raises
         ------
         TypeError
-            If the method, or the dimension, is for Randers metrics only: unless it is replaced.
+            Unless a subclass replaces it.
         """
         raise TypeError(
             f"field: expected Riemannian or Randers metrics, which {type(self).__name__} is for; "

@@ -307,6 +307,13 @@ def _table_rows(metric: FinslerMetric, scale: Tensor) -> tuple[Family, Tensor]:
 def _resolution(metric: FinslerMetric) -> int:
     """Return the number of directions that the table of a metric takes."""
     batch = metric.batch_shape
+    axes = over_batch(np.array([[1.0, 0], [0, 1], [-1, 0], [0, -1]]), metric.like, len(batch))
+    with torch.no_grad():
+        if not bool((metric.norm(axes) < math.inf).all()):
+            raise TypeError(
+                "field: expected norms that are finite in all directions, got "
+                f"{type(metric).__name__}; there is no front where a direction is forbidden"
+            )
     nodes = math.prod(batch)
     if nodes > _LOOKED_AT and hasattr(metric, "__getitem__"):
         flat = np.linspace(0, nodes - 1, _LOOKED_AT).astype(np.int64)

@@ -80,7 +80,7 @@ def between_nodes(
 
     def norm(v: Array) -> Array:
         # Energies of norms add up to that of a norm.
-        parts = [as_tensor("norm", m.energy(v)) * w.to(as_tensor("v", v)) for m, w in around]
+        parts = [torch.as_tensor(m.energy(v)) * w.to(as_tensor("v", v)) for m, w in around]
         total = 2 * sum(parts[1:], parts[0])
         return as_kind_of(total.sqrt(), v)
 

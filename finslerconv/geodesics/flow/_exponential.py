@@ -144,7 +144,7 @@ def exponential(
     x, v = read_positions(field, x=x, v=v)
     start, speed = tangent_vectors(field, x, v=v)
     time = _finite_time(time)
-    (position,) = integrated(field, start, speed, [time], method, steps, tolerance).position
+    (position,) = _flow(field, start, speed, [time], method, steps, tolerance).position
     return as_kind_of(position, x)
 
 
@@ -195,11 +195,11 @@ def geodesic_flow(
     x, v = read_positions(field, x=x, v=v)
     start, speed = tangent_vectors(field, x, v=v)
     moments = read_times(times)
-    flow = integrated(field, start, speed, moments, method, steps, tolerance)
+    flow = _flow(field, start, speed, moments, method, steps, tolerance)
     return GeodesicFlow(*(as_kind_of(u, x) for u in flow))
 
 
-def integrated(
+def _flow(
     field: MetricField,
     x: Tensor,
     v: Tensor,
@@ -267,9 +267,7 @@ def _plain_flow(
 
     The state is a position with a momentum for Randers metrics, with a velocity for others.
     """
-    here = field.at(x.detach()).norm(torch.ones_like(v))
-    tracked = x.requires_grad or v.requires_grad or here.requires_grad
-    with torch.set_grad_enabled(tracked and torch.is_grad_enabled()):
+    with torch.set_grad_enabled(records_gradients(field, x, v)):
         start = setting_out(field, x, v)
         if method == "rk4":
             positions, states = fixed(start.rates, x, start.state, times, steps)
@@ -277,13 +275,22 @@ def _plain_flow(
             positions, states = adaptive(start.rates, x, start.state, times, method, tolerance)
         states = torch.where(start.still, 0.0, start.size * states)
 
-        # All times at once; the axes of a batch of fields come first.
-        places, found = (u.movedim(0, -2) for u in (positions, states))
-        metric = field.at(places)
-        others = metric.legendre_inverse(found) if start.momenta else metric.legendre(found)
-        others = others.movedim(-2, 0)
+        def dual(x: Tensor, y: Tensor) -> Tensor:
+            metric = field.at(x)
+            return metric.legendre_inverse(y) if start.momenta else metric.legendre(y)
+
+        others = torch.stack([dual(*both) for both in zip(positions, states, strict=True)])
         both = (others, states) if start.momenta else (states, others)
         return GeodesicFlow(positions, *both)
+
+
+def records_gradients(field: MetricField, x: Tensor, *vectors: Tensor) -> bool:
+    """Return whether a gradient is wanted of the field, of positions or of vectors.
+
+    The rates of geodesics are derivatives themselves, and record theirs wherever they may.
+    """
+    here = field.at(x.detach()).norm(torch.ones_like(x))
+    return torch.is_grad_enabled() and any(u.requires_grad for u in (here, x, *vectors))
 
 
 class Start(NamedTuple):
@@ -295,6 +302,9 @@ class Start(NamedTuple):
 
     momenta: bool
     """Whether the state is one of momenta."""
+
+    length: Tensor
+    """The lengths of velocities, to which the rates are proportional."""
 
     size: Tensor
     still: Tensor
@@ -309,8 +319,9 @@ def setting_out(
     metric = field.at(x)
     length = torch.where(still, 0.0, size)[..., 0] * metric.norm(u)
     if metric.randers_form(x) is None:
-        return Start(velocity_rates(field, x, length), u, False, size, still)
-    return Start(momentum_rates(field, x, length), metric.legendre(u), True, size, still)
+        return Start(velocity_rates(field, x, length), u, False, length, size, still)
+    rates = momentum_rates(field, x, length)
+    return Start(rates, metric.legendre(u), True, length, size, still)
 
 
 # Arguments.

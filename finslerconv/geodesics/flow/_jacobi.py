@@ -9,8 +9,9 @@ from torch import Tensor
 
 from finslerconv._arrays import Array, as_integer, as_number
 from finslerconv._linalg import matvec
-from finslerconv.geodesics.fields import MetricField, Positions, as_kind_of
-from finslerconv.geodesics.flow._exponential import integrated, read_times, setting_out
+from finslerconv._norms import linearized
+from finslerconv.geodesics.fields import GridMetric, MetricField, Positions, as_kind_of
+from finslerconv.geodesics.flow._exponential import read_times, records_gradients, setting_out
 from finslerconv.geodesics.flow._steps import fixed
 from finslerconv.geodesics.tensors import (
     fundamental_tensor_at,
@@ -91,16 +92,9 @@ def parallel_transport(
     """
     field, kind, x, v, u = read_tangents(field, x, v=v, u=u, zero=("u",))
     time, steps = as_number("time", time), as_integer("steps", steps)
-    d = x.shape[-1]
-    start = setting_out(field, x, v)
-    N = nonlinear_connection_at(field, x)
-
-    def rates(x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        x_rate, rate = start.rates(x, state[..., :d])
-        return x_rate, torch.cat((rate, -matvec(N(x, x_rate), state[..., d:])), dim=-1)
-
-    _, states = fixed(rates, x, torch.cat((start.state, u), dim=-1), [time], steps)
-    return as_kind_of(states[0, ..., d:], kind)
+    with torch.set_grad_enabled(records_gradients(field, x, v, u)):
+        carried = _carried(field, x, v, u, time, steps)
+    return as_kind_of(carried, kind)
 
 
 def jacobi_field(
@@ -160,20 +154,63 @@ def jacobi_field(
         field, x, v=v, start=start, derivative=derivative, zero=("start", "derivative")
     )
     moments, steps = read_times(times), as_integer("steps", steps)
+    with torch.set_grad_enabled(records_gradients(field, x, v, J, DJ)):
+        found = _fields(field, x, v, J, DJ, moments, steps)
+    return JacobiField(*(as_kind_of(a, kind) for a in found))
+
+
+def _carried(
+    field: MetricField, x: Tensor, v: Tensor, u: Tensor, time: float, steps: int
+) -> Tensor:
+    d = x.shape[-1]
+    start = setting_out(field, x, v)
     N = nonlinear_connection_at(field, x)
 
-    def flow(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        found = integrated(field, x, v, moments, "rk4", steps, None)
-        return found.position, found.velocity
+    def rates(x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        x_rate, rate = start.rates(x, state[..., :d])
+        return x_rate, torch.cat((rate, -matvec(N(x, x_rate), state[..., d:])), dim=-1)
 
-    (position, velocity), (J, rate) = torch.func.jvp(
-        flow, (x, v), (J, DJ - matvec(N(x, v), J))
-    )  # fmt: skip
+    _, states = fixed(rates, x, torch.cat((start.state, u), dim=-1), [time], steps)
+    return states[0, ..., d:]
+
+
+def _fields(
+    field: MetricField,
+    x: Tensor,
+    v: Tensor,
+    J: Tensor,
+    DJ: Tensor,
+    times: list[float],
+    steps: int,
+) -> JacobiField:
+    d = x.shape[-1]
+    N = nonlinear_connection_at(field, x)
+    out = setting_out(field, x, v)
+
+    def launch(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        out = setting_out(field, x, v)
+        return out.state, out.length
+
+    (state, length), push = linearized(launch, x, v)
+    turn, longer = push(J, DJ - matvec(N(x, v), J))
+    pace = (longer / length)[..., None]
+
+    def rates(x: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
+        y, dx, dy = rest.split(d, dim=-1)
+        (x_rate, y_rate), push = linearized(out.rates, x, y)
+        dx_rate, dy_rate = push(dx, dy)
+        others = (y_rate, dx_rate + pace * x_rate, dy_rate + pace * y_rate)
+        return x_rate, torch.cat(others, dim=-1)
+
+    position, states = fixed(rates, x, torch.cat((state, J, turn), dim=-1), times, steps)
+    ends = [rates(*both) for both in zip(position, states, strict=True)]
+    velocity = torch.stack([x_rate for x_rate, _ in ends])
+    J, rate = states[..., d : 2 * d], torch.stack([rest[..., d : 2 * d] for _, rest in ends])
     # All times at once; the axes of a batch of fields come first.
-    places, directions, fields = (u.movedim(0, -2) for u in (position, velocity, J))
-    turned = matvec(N(places, directions), fields).movedim(-2, 0)
-    found = (position, velocity, J, rate + turned)
-    return JacobiField(*(as_kind_of(a, kind) for a in found))
+    lead = _batch_axes(field)
+    places, directions, fields = (u.movedim(0, lead) for u in (position, velocity, J))
+    turned = matvec(N(places, directions), fields).movedim(lead, 0)
+    return JacobiField(position, velocity, J, rate + turned)
 
 
 def conjugate_time(
@@ -223,21 +260,33 @@ def conjugate_time(
     time, steps = as_number("time", time, above=0), as_integer("steps", steps, least=2)
     d = x.shape[-1]
     # One Jacobi field for each axis; the axes of a batch of fields come first.
-    many = tuple(u[..., None, :].expand(*x.shape[:-1], d, d) for u in (x, v))
-    axes = torch.eye(d, dtype=x.dtype, device=x.device).expand_as(many[0])
+    lead = _batch_axes(field)
+    places, directions = (u.expand(d, *x.shape).movedim(0, lead) for u in (x, v))
+    eye = torch.eye(d, dtype=x.dtype, device=x.device)
+    axes = eye.reshape(d, *(1,) * (x.ndim - 1), d).expand(d, *x.shape).movedim(0, lead)
     times = [time * (step + 1) / steps for step in range(steps)]
-    found = jacobi_field(field, *many, torch.zeros_like(axes), axes, times, steps=steps)
-    position, velocity = found.position[..., 0, :], found.velocity[..., 0, :]
-    places, directions = (u.movedim(0, -2) for u in (position, velocity))
-    g = fundamental_tensor_at(field)(places, directions).movedim(-3, 0)
+    found = jacobi_field(
+        field, places, directions, torch.zeros_like(axes), axes, times, steps=steps
+    )
+    position, velocity = (u.select(lead + 1, 0) for u in (found.position, found.velocity))
+    places, directions = (u.movedim(0, lead) for u in (position, velocity))
+    g = fundamental_tensor_at(field)(places, directions).movedim(lead, 0)
+    J, rate = (u.movedim(lead + 1, -1) for u in (found.field, found.derivative))
     # In the frame of the columns of g's Cholesky factor, where g is the identity.
     frame = torch.linalg.cholesky(g).mT
-    fraction = first_conjugate(frame @ found.field.mT, time * frame @ found.derivative.mT)
+    fraction = first_conjugate(frame @ J, time * frame @ rate)
     return as_kind_of(time * fraction, kind)
 
 
+def _batch_axes(field: MetricField) -> int:
+    return len(field.batch_shape) if isinstance(field, GridMetric) else 0
+
+
 def first_conjugate(
-    J: Float[Tensor, "times *batch d d"], rate: Float[Tensor, "times *batch d d"]
+    J: Float[Tensor, "times *batch d d"],
+    rate: Float[Tensor, "times *batch d d"],
+    *,
+    covariant: bool = True,
 ) -> Float[Tensor, "*batch"]:
     """Return at which fraction of the time the first conjugate point is; infinity for none.
 
@@ -246,6 +295,10 @@ def first_conjugate(
     J, rate : Tensor, shape (times, ..., d, d)
         Jacobi fields as columns, all of which are 0 at time 0, and their derivatives by the
         fraction, at equal times in (0, 1]. In frames in which ``J' rate`` is symmetric.
+    covariant : bool
+        Whether the derivatives are covariant and the frames orthonormal: then the place between two
+        records is of the fourth order in their distance. Otherwise, as of momenta in the place of
+        derivatives, of the second.
 
     Notes
     -----
@@ -283,7 +336,7 @@ def first_conjugate(
     before = -before
     h = 1 / count
     way = h * before / (before + behind)
-    for _ in range(8):
+    for _ in range(8 if covariant else 0):
         K = 3 * (before + behind - h) / (way**3 + (h - way) ** 3)
         way = (before - K * way**3 / 3).clamp(0, h)
     return torch.where(none, math.inf, (after.to(way) + 0.0) * h + way)

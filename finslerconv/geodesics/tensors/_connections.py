@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from finslerconv._linalg import inverse
-from finslerconv._norms import along_axes
+from finslerconv._norms import along_axes, linearized
 from finslerconv.geodesics.fields import MetricField, Positions, as_kind_of
 from finslerconv.geodesics.tensors._arguments import read_tangents
 from finslerconv.geodesics.tensors._spray import coefficients
@@ -99,15 +99,12 @@ def chern_connection(field: MetricField, x: Positions, v: Positions) -> Float[Te
     eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
     g = fundamental_tensor_at(field)
     # [..., i, j, k] is the derivative of g_ij along k.
+    tensor, push = linearized(g, x, v)
     slopes = torch.stack(
-        [
-            torch.func.jvp(g, (x, v), (eye[k].expand_as(x), -N[..., :, k]))[1]
-            for k in range(len(eye))
-        ],
-        dim=-1,
+        [push(axis.expand_as(x), -N[..., :, k])[0] for k, axis in enumerate(eye)], dim=-1
     )
     lowered = (slopes.mT + slopes - slopes.movedim(-1, -3)) / 2
-    raised = inverse(g(x, v)) @ lowered.flatten(-2)
+    raised = inverse(tensor) @ lowered.flatten(-2)
     return as_kind_of(raised.unflatten(-1, tuple(eye.shape)), kind)
 
 

@@ -8,11 +8,14 @@ from torch import Tensor
 
 from finslerconv._arrays import first_index
 from finslerconv._linalg import dot, matvec
-from finslerconv._norms import along_axes
+from finslerconv._norms import along_axes, linearized
 from finslerconv._transforms import is_mapped
 from finslerconv.geodesics.fields import MetricField, Positions, as_kind_of
 from finslerconv.geodesics.tensors._arguments import read_tangents, refuse_linear
-from finslerconv.geodesics.tensors._connections import fundamental_tensor_at, nonlinear_connection_at
+from finslerconv.geodesics.tensors._connections import (
+    fundamental_tensor_at,
+    nonlinear_connection_at,
+)
 from finslerconv.geodesics.tensors._spray import coefficients
 from finslerconv.metrics import Volume
 
@@ -166,14 +169,16 @@ def s_curvature(
         density = volume(x) if callable(volume) else field.at(x).volume_density(volume)
         return density.expand(x.shape[:-1]).log()
 
-    _, growth = torch.func.jvp(logarithm, (x,), (v,))
+    _, push = linearized(logarithm, x)
+    (growth,) = push(v)
     return as_kind_of(_trace(nonlinear_connection_at(field, x)(x, v)) - growth, kind)
 
 
 def _riemann(field: MetricField, x: Tensor, v: Tensor) -> Tensor:
     G = coefficients(field, x)
-    N_at, slope = torch.func.jvp(nonlinear_connection_at(field, x), (x, v), (v, -2 * G(x, v)))
-    return 2 * along_axes(lambda x: G(x, v))(x) - slope - N_at @ N_at
+    N, push = linearized(nonlinear_connection_at(field, x), x, v)
+    (along,) = push(v, -2 * G(x, v))
+    return 2 * along_axes(lambda x: G(x, v))(x) - along - N @ N
 
 
 def _trace(A: Tensor) -> Tensor:

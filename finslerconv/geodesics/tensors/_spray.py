@@ -118,7 +118,10 @@ def _of_randers(
         return M.expand(*x.shape, x.shape[-1]), omega.expand_as(x)
 
     (M, omega), pull = torch.func.vjp(form, x)  # type: ignore[misc]
-    _, (M_v, omega_v) = torch.func.jvp(form, (x,), (v,))
+    # The derivative along v is the transpose of pull, which is linear.
+    none = (torch.zeros_like(M), torch.zeros_like(omega))
+    _, push = torch.func.vjp(lambda *u: pull(u)[0], *none)  # type: ignore[misc]
+    M_v, omega_v = push(v)
     Mv = matvec(M, v)
     alpha = dot(v, Mv).sqrt()
     F = alpha + dot(omega, v)

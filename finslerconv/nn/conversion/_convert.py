@@ -105,7 +105,8 @@ def convert(
     (``conv_offset`` of mmcv, ``conv_offset_mask`` of DCNv2) become :class:`DeformConv2d`, and
     those that compute it from a second input (BasicSR's ``DCNv2Pack``) :class:`DeformAlign2d`;
     ``offset_conv`` beside ``modulator_conv`` and ``regular_conv`` is a layer too. Where a pack's
-    factors are sigmoids its weights are halved, since ours are twice a sigmoid.
+    factors are sigmoids its weights are halved, since ours are twice a sigmoid. A subclass that
+    computes more in its ``forward`` looks the same: compare outputs where the old layer runs.
 
     Examples
     --------

@@ -1,5 +1,6 @@
 """Deformable layers of other libraries: recognised without importing them, and made ours."""
 
+import copy
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -73,7 +74,7 @@ class Native(Family):
         layer = _with_arguments(cls, conv, **options)
         notes: tuple[str, ...] = ()
         if modulated:
-            layer.offset_conv, layer.modulation_conv = split(head, 2 * samples)
+            layer.offset_conv, layer.modulation_conv = _split(head, 2 * samples)
             self._halved.add(conv)
             notes = ("its factors are sigmoids, ours twice a sigmoid: weights are halved",)
         else:
@@ -101,21 +102,17 @@ def native(start: str, options: dict[str, Any]) -> Native:
     return Native()
 
 
-def split(head: nn.Conv2d, first: int) -> tuple[nn.Conv2d, nn.Conv2d]:
+def _split(head: nn.Conv2d, first: int) -> list[nn.Conv2d]:
     """Return a convolution as two: of its first output channels, and of the others."""
     made = []
     for part in (slice(None, first), slice(first, None)):
-        weight = head.weight.detach()[part].clone()
-        conv = nn.Conv2d(
-            head.in_channels, len(weight), head.kernel_size, head.stride, head.padding,  # type: ignore[arg-type]
-            head.dilation, bias=head.bias is not None, padding_mode=head.padding_mode,
-            device="meta",
-        )  # fmt: skip
-        conv.weight = nn.Parameter(weight, head.weight.requires_grad)
-        if head.bias is not None:
-            conv.bias = nn.Parameter(head.bias.detach()[part].clone(), head.bias.requires_grad)
+        conv = copy.deepcopy(head)
+        for name, parameter in head.named_parameters(recurse=False):
+            values = parameter.detach()[part].clone()
+            setattr(conv, name, nn.Parameter(values, parameter.requires_grad))
+        conv.out_channels = len(conv.weight)
         made.append(conv)
-    return made[0], made[1]
+    return made
 
 
 def _of_three(module: Any) -> tuple[DeformConv2d, tuple[str, ...]]:

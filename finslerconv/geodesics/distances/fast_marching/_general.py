@@ -42,6 +42,9 @@ _OUTSIDE = 0.3
 _AGREE = 0.7
 _ALIGNED = 1.0137
 
+# Slopes within this part of the norm are 0.
+_TIE = 1e-12
+
 # The minimum of better differences is looked for so many times the sector beyond its ends.
 _FAR = 64.0
 
@@ -176,16 +179,28 @@ def _from_sector(metric, model, factored, v, e, c, U):
         here, p0, p1 = slope(model, v[0], v[1])
         wa -= _cone(model, v[0], v[1], e[0, 0], e[0, 1], c[0]) - here - p0 * a[0] - p1 * a[1]
         wb -= _cone(model, v[0], v[1], e[1, 0], e[1, 1], c[1]) - here - p0 * b[0] - p1 * b[1]
+    low, high = _end(metric, 0.0, a, b, wa, wb), _end(metric, 1.0, a, b, wa, wb)
+    # A norm that is flat between the ends has its minimum everywhere.
+    tie = _TIE * (low[1] - wa + high[1] - wb)
     # Ends of very different lengths leave room far beyond the shorter one.
     reach = 1.0
-    low, high = _end(metric, -reach, a, b, wa, wb), _end(metric, 1.0 + reach, a, b, wa, wb)
-    while not (low[2] < 0.0 and high[2] > 0.0) and reach < _FAR:
+    while low[2] > tie and reach <= _FAR:
+        low = _end(metric, -reach, a, b, wa, wb)
         reach *= 4.0
-        if not low[2] < 0.0:
-            low = _end(metric, -reach, a, b, wa, wb)
-        if not high[2] > 0.0:
-            high = _end(metric, 1.0 + reach, a, b, wa, wb)
+    reach = 1.0
+    while high[2] < -tie and reach <= _FAR:
+        high = _end(metric, 1.0 + reach, a, b, wa, wb)
+        reach *= 4.0
     value, t = _least(metric, a, b, wa, wb, low, high, np.inf)
+    if max(abs(low[2]), abs(high[2])) <= tie:
+        t, value, _ = low
+        if factored:  # then the way from the source counts
+            turn_a, turn_b = a[0] * v[1] - a[1] * v[0], b[0] * v[1] - b[1] * v[0]
+            t = min(max(turn_a / (turn_a - turn_b), 0.0), 1.0) if turn_a != turn_b else 0.0
+    elif 0.0 <= low[2] <= tie:
+        t, value, _ = low
+    elif -tie <= high[2] <= 0.0:
+        t, value, _ = high
     f0, f1 = (t - 1.0) * a[0] - t * b[0], (t - 1.0) * a[1] - t * b[1]
     good = value < np.inf
     if good and not 0.0 <= t <= 1.0:

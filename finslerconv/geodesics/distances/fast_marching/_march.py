@@ -75,9 +75,12 @@ class FastMarching(DistanceMethod):
         return Front(*march(self, problem, starts, problem.M, problem.omega, *floats))
 
     def solve_finsler(self, problem: FinslerProblem) -> Front:
-        """Return the front for norms in the plane, differentiable in their parameters and the seeds."""
+        """Return the front for norms in the plane, differentiable in parameters and the seeds."""
         if problem.dim != 2:
-            return super().solve_finsler(problem)
+            raise TypeError(
+                "field: expected Riemannian or Randers metrics, which 'fast_marching' is for in "
+                "space; method 'graph' takes the others, and the plane any metric"
+            )
         return march_norms(problem, int(self.order), self.factorise)
 
 

@@ -218,10 +218,12 @@ def _fixed_parts(
     m, x, w = model[factored], v[factored], w[factored]
     near, far = (norm(m, x + k * e) for k in (1, 2))
     there = torch.where(twice, (4 * near - far) / 3, near)
-    fall = norm(m, x) - (share * there).sum(0)
+    round_about = norm(m, x)
+    (momentum,) = torch.autograd.grad(round_about.sum(), x, create_graph=True)
+    tangent = (momentum * w).sum(-1)
+    fall = round_about - (share * there).sum(0)
     # From two ends the fall is added, but for that of the tangent; from one it is a factor.
     alone = (code[factored] & SECTOR) == 0
-    _, tangent = torch.func.jvp(lambda u: norm(m, u), (x,), (w,))
     end = torch.where(alone[:, None], -e[0], 1.0)
     value = torch.where(
         alone, parts[factored] * c[0, factored] * fall / norm(m, end), parts[factored] + fall - tangent

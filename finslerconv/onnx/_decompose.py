@@ -1,10 +1,6 @@
-"""Programs of ``torch.export`` made ready for ``torch.onnx.export``.
+"""An exported program with this library's operators replaced by those that ONNX has."""
 
-A module needs nothing: ``torch.onnx.export(model, ...)`` writes its convolutions as ``DeformConv``
-or, where that operator does not do, by elementary ones. A program that was exported before holds
-the library's own operators, which ONNX does not have; :func:`decompose` replaces them.
-"""
-
+import warnings
 from typing import Any
 
 import torch
@@ -12,8 +8,6 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from finslerconv.ops import convolution_of, for_onnx
-
-__all__ = ["decompose"]
 
 
 def decompose(program: ExportedProgram) -> ExportedProgram:
@@ -54,7 +48,12 @@ def decompose(program: ExportedProgram) -> ExportedProgram:
             f"program: expected a torch.export.ExportedProgram, got {type(program).__name__}; a "
             "module goes to torch.onnx.export itself"
         )
-    program = program.run_decompositions({torch.ops.finslerconv.sampled_conv2d.default: _convolve})
+    with warnings.catch_warnings():
+        # PyTorch warns of its own use of what it deprecates.
+        warnings.simplefilter("ignore", FutureWarning)
+        program = program.run_decompositions(
+            {torch.ops.finslerconv.sampled_conv2d.default: _convolve}
+        )
     left = sorted(
         str(node.target)
         for node in program.graph.nodes
