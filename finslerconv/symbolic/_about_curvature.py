@@ -184,7 +184,7 @@ class _Straight(MetricField):
     """The Funk metric with the spray that funk_spray has proved."""
 
     @property
-    def spray(self) -> MatrixLike:  # type: ignore[override]
+    def spray(self) -> MatrixLike:
         return self.norm / 2 * self.v
 
 

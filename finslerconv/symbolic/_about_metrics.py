@@ -98,7 +98,7 @@ def _p_norm_dual(P: Parameters) -> tuple[Any, Any]:
         sympy.ImmutableMatrix([sympy.Symbol(f"{name}_{i}", positive=True) for i in range(P.v.rows)])
         for name in ("a", "w")
     )
-    F = PNorm(w, 4)
+    F = PNorm(4, w)
     return (F.conjugate, F.dual_norm(F.gradient(v))), (sympy.Rational(4, 3), sympy.S.One)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from itertools import product
-from typing import Any
+from typing import Any, TypeAlias
 
 import sympy
 
@@ -13,7 +13,7 @@ from finslerconv.symbolic._parameters import parameters
 from finslerconv.symbolic._simplified import simplified
 
 Simplify = Callable[[Any], sympy.Expr]
-_Array = sympy.ImmutableDenseNDimArray
+_Array: TypeAlias = sympy.ImmutableDenseNDimArray
 
 
 class MetricField:

@@ -73,20 +73,20 @@ class PNorm(Norm):
 
     Parameters
     ----------
-    weights : (d, 1) matrix
-        Positive weights w of the components.
     p : number or expression
         At least 1; infinity gives the largest |w_i v_i|.
+    weights : (d, 1) matrix
+        Positive weights w of the components.
 
     Examples
     --------
-    >>> F = PNorm(sympy.ImmutableMatrix([1, 2]), 1)
+    >>> F = PNorm(1, sympy.ImmutableMatrix([1, 2]))
     >>> F.norm(sympy.ImmutableMatrix([3, -4])), F.dual_norm(sympy.ImmutableMatrix([3, -4]))
     (11, 3)
     """
 
-    weights: MatrixLike
     p: Any
+    weights: MatrixLike
 
     @property
     def conjugate(self) -> sympy.Expr:
@@ -105,7 +105,7 @@ class PNorm(Norm):
 
     def dual(self) -> "PNorm":
         """Return the dual metric, of the inverse weights and the conjugate exponent."""
-        return PNorm(self.weights.applyfunc(lambda w: 1 / w), self.conjugate)
+        return PNorm(self.conjugate, self.weights.applyfunc(lambda w: 1 / w))
 
     def dual_norm(self, p: MatrixLike) -> sympy.Expr:
         """Return F*(p), the largest p' v over the unit ball, for a (d, 1) covector."""

@@ -20,7 +20,7 @@ from finslerconv.symbolic._riemannian import Riemannian
 Function = Callable[[sympy.Expr], sympy.Expr]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _OneForm(Norm):
     """A metric of a symmetric positive definite matrix M and a one-form omega."""
 
@@ -68,6 +68,17 @@ class AsymmetricQuadratic(_OneForm):
         slope = self.beta(v)
         return sympy.sqrt(dot(v, self.M, v) + ((slope + sympy.Abs(slope)) / 2) ** 2)
 
+    def gradient(self, v: MatrixLike) -> MatrixLike:
+        """Return the covector (M v + max(0, omega' v) omega) / F, the gradient of F at v != 0."""
+        slope = self.beta(v)
+        return (self.M * v + (slope + sympy.Abs(slope)) / 2 * self.omega) / self.norm(v)
+
+    def fundamental_tensor(self, v: MatrixLike) -> MatrixLike:
+        """Return M, or M + omega omega' where omega' v > 0; in between, their mean."""
+        away, towards = self.halves()
+        side = (1 + sympy.sign(self.beta(v))) / 2
+        return (1 - side) * away.M + side * towards.M
+
     def halves(self) -> tuple[Riemannian, Riemannian]:
         """Return the Riemannian metrics that F is where omega' v <= 0, and where it is >= 0."""
         return Riemannian(self.M), Riemannian(self.M + self.omega * transpose(self.omega))
@@ -108,6 +119,8 @@ class AlphaBeta(_OneForm):
     >>> sympy.simplify(F.norm(P.v) - Randers(P.M, P.omega).norm(P.v))
     0
     """
+
+    phi: Function
 
     def __init__(self, phi: Function, M: MatrixLike, omega: MatrixLike) -> None:
         object.__setattr__(self, "phi", phi)

@@ -93,7 +93,7 @@ def _expanded(value: Any, roots: list[tuple[Any, int, Any]]) -> sympy.Expr:
     if not roots or not value:
         return sympy.factor(value.as_expr())
     *earlier, (root, q, base) = roots
-    top, bottom = (_coefficients(part, root, q, base) for part in (value.numer, value.denom))
+    top, bottom = (_coefficients(part, root, q, base) for part in _parts(value))
     if q == 2:
         (a, b), (c, d) = top, bottom
         size = c * c - d * d * base
@@ -109,6 +109,10 @@ def _expanded(value: Any, roots: list[tuple[Any, int, Any]]) -> sympy.Expr:
         return sympy.factor(value.as_expr())
     name = root.as_expr()
     return sympy.Add(*(_expanded(t, earlier) * name**k for k, t in enumerate(terms) if t))
+
+
+def _parts(value: Any) -> tuple[Any, Any]:
+    return value.numer, value.denom  # codespell:ignore numer
 
 
 def _coefficients(polynomial: Any, root: Any, q: int, base: Any) -> list[Any]:

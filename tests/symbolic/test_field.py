@@ -95,9 +95,6 @@ def test_berwald_exactly_if_the_form_is_parallel():
 def formulas():
     """Return pairs of a symbolic field and the core's, none Riemannian but the first."""
 
-    def hill(x, ones, zeros, stack):
-        return stack((0.3 + 0.2 * x[..., 1], 0.1 * x[..., 0] * x[..., 1]))
-
     wave = ImmutableMatrix([Rational(3, 10) + Y / 5, X * Y / 10])
     room = 1 + X**2
 
@@ -126,17 +123,32 @@ def klein(x):
 
 
 @pytest.mark.parametrize("name", ["klein", "randers", "matsumoto", "navigation"])
-def test_derivatives_agree_with_the_core(name):
+def test_spray_and_tensors_agree_with_the_core(name):
     metric, core = formulas()[name]
     field = MetricField(metric.norm(P.v), P.x, P.v, as_it_stands)
     core = FunctionMetric(core or klein)
     x, v = torch.tensor(POINTS), torch.tensor(VECTORS)
-    u = torch.tensor([0.2, 1.0], dtype=torch.float64)
+    values = numpy_function((field.fundamental_tensor, field.cartan_tensor, field.spray), P.x, P.v)
+    at = core.at(x)
+    expected = at.fundamental_tensor(v), at.cartan_tensor(v), tensors.spray(core, x, v)
+    for one, other in zip(values(POINTS, VECTORS), expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9)
+
+
+def test_connections_and_curvature_agree_with_the_core():
+    # Euclidean with a one-form that turns.
+    wave = ImmutableMatrix([Rational(3, 10), X / 5])
+    metric = symbolic.Randers(ImmutableMatrix.eye(2), wave)
+    field = MetricField(metric.norm(P.v), P.x, P.v, as_it_stands)
+
+    def core(x):
+        form = torch.stack((0.3 + 0 * x[..., 0], 0.2 * x[..., 0]), -1)
+        return metrics.Randers(torch.eye(2, dtype=x.dtype), form)
+
+    core = FunctionMetric(core)
+    x, v = torch.tensor(POINTS), torch.tensor(VECTORS)
     values = numpy_function(
         (
-            field.fundamental_tensor,
-            field.cartan_tensor,
-            field.spray,
             field.nonlinear_connection,
             field.berwald_connection,
             field.chern_connection,
@@ -146,23 +158,20 @@ def test_derivatives_agree_with_the_core(name):
         P.x,
         P.v,
     )(POINTS, VECTORS)
-    at = core.at(x)
     expected = (
-        at.fundamental_tensor(v),
-        at.cartan_tensor(v),
-        tensors.spray(core, x, v),
         tensors.nonlinear_connection(core, x, v),
         tensors.berwald_connection(core, x, v),
         tensors.chern_connection(core, x, v),
         tensors.riemann_curvature(core, x, v),
-        tensors.flag_curvature(core, x, v, u),
+        tensors.flag_curvature(core, x, v, torch.tensor([0.2, 1.0], dtype=torch.float64)),
     )
     for one, other in zip(values, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9)
 
 
 def test_berwalds_connection_is_cherns_and_landsbergs_tensor():
-    metric, _ = formulas()["randers"]
+    wave = ImmutableMatrix([Rational(3, 10), X / 5])
+    metric = symbolic.Randers(ImmutableMatrix.eye(2), wave)
     F = MetricField(metric.norm(P.v), P.x, P.v, as_it_stands)
     g, berwald, chern, landsberg = numpy_function(
         (F.fundamental_tensor, F.berwald_connection, F.chern_connection, F.landsberg_tensor),
