@@ -21,6 +21,7 @@ from finslerconv import (
     implicit,
     metrics,
     nn,
+    onnx,
     ops,
     plotting,
     symbolic,
@@ -85,7 +86,7 @@ def test_the_layers_hold():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-PACKAGES = [metrics, balls, symbolic, geodesics, images, ops, nn, implicit, plotting, cli]
+PACKAGES = [metrics, balls, symbolic, geodesics, images, ops, onnx, nn, implicit, plotting, cli]
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda p: p.__name__)

@@ -29,7 +29,6 @@ from finslerconv.geodesics.flow import (
 )
 
 __all__ = [
-    "tensors",
     "GridMetric",
     "FunctionMetric",
     "MetricField",

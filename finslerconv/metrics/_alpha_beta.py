@@ -22,6 +22,7 @@ from finslerconv._arrays import (
 )
 from finslerconv._linalg import check_spd, dot, matvec, outer, solve
 from finslerconv._norms import norm_off_zero
+from finslerconv.metrics._combinators import gradient_of_dual
 from finslerconv.metrics._one_form import OneFormMetric, check_all, check_below
 from finslerconv.metrics._revolution import dual_of_revolution, profile_values
 
@@ -105,6 +106,10 @@ class AlphaBeta(OneFormMetric):
         dimension; there it is found by golden section. Differentiable to every order of use.
         """
         return _dual_norm(self, self.phi, p)
+
+    def legendre_inverse(self, p: Float[Array, "*_ d"]) -> Float[Array, "*_ d"]:
+        """Return the vectors whose Legendre transforms are the covectors ``p``; 0 for 0."""
+        return gradient_of_dual(self, p)
 
     def validate(self) -> None:
         """Check that every ``M`` is positive definite, ``phi`` positive and the metric convex.
@@ -232,6 +237,10 @@ class Matsumoto(OneFormMetric):
         """
         return _dual_norm(self, _matsumoto, p)
 
+    def legendre_inverse(self, p: Float[Array, "*_ d"]) -> Float[Array, "*_ d"]:
+        """Return the vectors whose Legendre transforms are the covectors ``p``; 0 for 0."""
+        return gradient_of_dual(self, p)
+
     def asymmetry_ratio(self) -> Float[Array, "..."]:
         """Return the largest ``F(-v) / F(v)``, which is ``(1 + b) / (1 - b)``, b = omega_norm()."""
         b = self.omega_norm()
@@ -312,6 +321,10 @@ class Kropina(OneFormMetric):
         check_vectors("p", p, self.dim, self.M)
         a = solve(self.M, p)
         return (self.omega_norm() * safe_sqrt(dot(p, a)) + dot(self.omega, a)) / 2
+
+    def legendre_inverse(self, p: Float[Array, "*_ d"]) -> Float[Array, "*_ d"]:
+        """Return the vectors whose Legendre transforms are the covectors ``p``; 0 for 0."""
+        return gradient_of_dual(self, p)
 
     def symmetrize(self) -> NoReturn:
         """Raise: ``F(v) + F(-v)`` is infinity everywhere.

@@ -67,6 +67,10 @@ class AsymmetricQuadratic(OneFormMetric):
         check_vectors("p", p, self.dim, self.M)
         return self.dual().norm(p)
 
+    def legendre_inverse(self, p: Float[Array, "*_ d"]) -> Float[Array, "*_ d"]:
+        """Return the vectors whose Legendre transforms are the covectors ``p``; 0 for 0."""
+        return self.dual().legendre(p)
+
     def dual(self) -> "AsymmetricQuadratic":
         """Return the dual metric, of the same kind.
 
@@ -79,6 +83,11 @@ class AsymmetricQuadratic(OneFormMetric):
         form = -a / stretch**0.5
         # Of the sum, not the difference above: for a long omega nothing cancels.
         return self._of(inverse(self.M + outer(self.omega, self.omega)), form)
+
+    def legendre(self, v: Float[Array, "*_ d"]) -> Float[Array, "*_ d"]:
+        """Return the Legendre transforms ``M v + max(0, omega' v) omega``; 0 for 0."""
+        check_vectors("v", v, self.dim, self.M)
+        return matvec(self.M, v) + _positive(dot(self.omega, v))[..., None] * self.omega
 
     def asymmetry_ratio(self) -> Float[Array, "..."]:
         """Return the largest ``F(-v) / F(v)``, which is ``sqrt(1 + b^2)``, b = omega_norm()."""

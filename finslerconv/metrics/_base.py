@@ -296,16 +296,45 @@ class FinslerMetric(abc.ABC):
         return dot(p, v) / self.norm(v)
 
     def dual(self) -> "FinslerMetric":
-        """Return the dual metric, whose norm is :meth:`dual_norm`."""
-        return self._from_norm(self.dual_norm)
+        """Return the dual metric, whose norm is :meth:`dual_norm`: :class:`Dual`."""
+        from finslerconv.metrics._combinators import Dual
+
+        return Dual(self)
 
     def reverse(self) -> "FinslerMetric":
         """Return the reversed metric ``v -> F(-v)``; its unit ball is the point reflection."""
-        return self._from_norm(self._reversed_norm)
+        from finslerconv.metrics._combinators import Reversed
+
+        return Reversed(self)
 
     def symmetrize(self) -> "FinslerMetric":
         """Return the symmetric metric ``v -> (F(v) + F(-v)) / 2``."""
-        return self._from_norm(self._symmetrized_norm)
+        from finslerconv.metrics._combinators import Symmetrized
+
+        return Symmetrized(self)
+
+    def pullback(self, A: Float[Array, "*_ d n"]) -> "FinslerMetric":
+        """Return the metric ``v -> F(A v)`` of matrices ``A``: :class:`PulledBack`."""
+        from finslerconv.metrics._combinators import PulledBack
+
+        return PulledBack(self, A)
+
+    def __mul__(self, factor: float | Float[Array, "..."]) -> "FinslerMetric":
+        """Return the metric ``v -> factor F(v)``: :class:`Scaled`."""
+        from finslerconv.metrics._combinators import Scaled
+
+        return Scaled(self, factor)
+
+    __rmul__ = __mul__
+
+    #: NumPy's arrays leave ``array * metric`` to the metric.
+    __array_ufunc__ = None
+
+    def __add__(self, other: "FinslerMetric") -> "FinslerMetric":
+        """Return the metric ``v -> F(v) + other(v)``: :class:`Sum`."""
+        from finslerconv.metrics._combinators import Sum
+
+        return Sum(self, other) if isinstance(other, FinslerMetric) else NotImplemented
 
     def asymmetry_ratio(self) -> Float[Array, "..."]:
         """Return the largest ratio ``F(-v) / F(v)``, 1 for a symmetric metric, shape ``(*batch)``.
@@ -560,16 +589,6 @@ class FinslerMetric(abc.ABC):
             f"{type(self).__name__}: expected a {wanted} norm, which fails along "
             f"{directions[direction].round(3).tolist()}{where}"
         )
-
-    # Bound methods, not lambdas, so that derived metrics can be pickled where this one can.
-    def _reversed_norm(self, v: Array) -> Array:
-        return self.norm(-v)
-
-    def _symmetrized_norm(self, v: Array) -> Array:
-        return (self.norm(v) + self.norm(-v)) / 2
-
-    def _from_norm(self, norm: _sphere.Norm) -> "CallableMetric":
-        return CallableMetric(norm, dim=self.dim, like=self.like)
 
 
 @final

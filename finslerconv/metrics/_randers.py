@@ -51,7 +51,7 @@ class Randers(OneFormMetric):
     M : array, shape (..., d, d)
         Symmetric positive definite matrices, in 1 / pixels^2.
     omega : array, shape (..., d)
-        One-forms ("drift"), in 1 / pixels. The batches of both broadcast.
+        One-forms, in 1 / pixels. The batches of both broadcast.
     validate : bool
         Whether to check the values (one pass over the data; on a GPU it waits for them).
 
@@ -60,7 +60,7 @@ class Randers(OneFormMetric):
     TypeError
         If an argument is no array of real floats.
     ValueError
-        If the shapes do not fit, a matrix is not symmetric positive definite, or a drift is not
+        If the shapes do not fit, a matrix is not symmetric positive definite, or a one-form is not
         below 1 in norm; the message names the first.
 
     Notes

@@ -9,12 +9,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from finslerconv import ops
+from finslerconv._parametrization import MatrixParametrization
 from finslerconv.balls import ReferenceSet, ball_map, lattice, radius, reference_set
 from finslerconv.metrics import FinslerMetric
 from finslerconv.nn._adaptive import AdaptiveConv2d, Size, nonzero, own_tensor
 from finslerconv.nn._constructor import constructor
 from finslerconv.nn._head import MetricHead, channels_per_group, parametrization
-from finslerconv.nn._parametrization import MatrixParametrization
 
 
 class BallConv2d(AdaptiveConv2d):

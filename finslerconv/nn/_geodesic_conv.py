@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 from finslerconv import ops
 from finslerconv._arrays import as_integer
+from finslerconv._parametrization import MatrixParametrization
 from finslerconv.balls import ReferenceSet
 from finslerconv.geodesics.balls import fan, geodesic_positions, metric_positions
 from finslerconv.metrics import FinslerMetric
 from finslerconv.nn._adaptive import Size
 from finslerconv.nn._ball_conv import BallConv2d
 from finslerconv.nn._constructor import constructor
-from finslerconv.nn._parametrization import MatrixParametrization
 
 
 class GeodesicConv2d(BallConv2d):

@@ -1,14 +1,12 @@
 """The head of a metric convolution: a convolution whose channels become a metric at every pixel."""
 
-import contextlib
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from finslerconv._head_formula import HeadFormula
+from finslerconv._parametrization import PARAMETRIZATIONS, MatrixParametrization
 from finslerconv.metrics import Randers, Riemannian
-from finslerconv.nn._omega import OMEGA_CONSTRAINTS
-from finslerconv.nn._parametrization import PARAMETRIZATIONS, MatrixParametrization
 
 
 class MetricHead(nn.Module):
@@ -43,12 +41,8 @@ class MetricHead(nn.Module):
         radius: float = 1.0,
     ) -> None:
         super().__init__()
-        if omega_constraint not in OMEGA_CONSTRAINTS:
-            raise ValueError(
-                f"omega_constraint: expected one of {list(OMEGA_CONSTRAINTS)}, got "
-                f"{omega_constraint!r}"
-            )
-        channels = groups * channels_per_group(parametrization, eps_omega)
+        formula = HeadFormula(parametrization, eps_omega, omega_constraint, radius)
+        channels = groups * formula.n_channels
         if conv.out_channels != channels:
             raise ValueError(f"conv: expected {channels} output channels, got {conv.out_channels}")
         self.conv = conv
@@ -88,36 +82,35 @@ class MetricHead(nn.Module):
         Randers or Riemannian
             Of batch (B, Ho, Wo), or (B, G, Ho, Wo) for ``G > 1`` groups; in float32 at least.
         """
-        raw = self.conv(x)
-        raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
-        raw = raw.unflatten(1, (self.groups, -1)).movedim(2, -1)
+        M, omega = self.formula.metrics(self.conv(x))
         if self.groups == 1:
-            raw = raw.squeeze(1)
-        n = self.parametrization.n_channels
-        # Positions are geometry: half precision would move them by pixels.
-        with _full_precision(raw.device.type):
-            M = self.parametrization.matrix(raw[..., :n])
-            if self.eps_omega == 1:
-                return Riemannian(M / self.radius**2, validate=False)
-            constraint = OMEGA_CONSTRAINTS[self.omega_constraint]
-            omega = constraint(raw[..., n:], M, self.eps_omega)
-            return Randers(M / self.radius**2, omega / self.radius, validate=False)
+            M, omega = M.squeeze(1), None if omega is None else omega.squeeze(1)
+        if omega is None:
+            return Riemannian(M, validate=False)
+        return Randers(M, omega, validate=False)
 
+    @property
+    def formula(self) -> HeadFormula:
+        """How the channels of the convolution become metrics."""
+        return HeadFormula(self.parametrization, self.eps_omega, self.omega_constraint, self.radius)
 
-def _full_precision(device_type: str) -> contextlib.AbstractContextManager[object]:
-    if torch.amp.is_autocast_available(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return contextlib.nullcontext()
+    @property
+    def is_plain(self) -> bool:
+        """Whether a call does what this class says, and nothing more.
+
+        Then a layer may compute the metrics itself, where it places the samples. Hooks see a call.
+        """
+        hooks = (
+            self._forward_hooks, self._forward_pre_hooks, self._backward_hooks,
+            self._backward_pre_hooks,
+        )  # fmt: skip
+        replaced = type(self).forward is not MetricHead.forward or "forward" in vars(self)
+        return not replaced and not any(hooks)
 
 
 def channels_per_group(parametrization: MatrixParametrization, eps_omega: float) -> int:
     """Return the number of channels that make one metric; check ``eps_omega``."""
-    # With a smaller one, single precision no longer keeps |omega| below 1.
-    if not 0.01 <= eps_omega <= 1:
-        raise ValueError(
-            f"eps_omega: expected a number in [0.01, 1], 1 for a Riemannian metric, got {eps_omega}"
-        )
-    return parametrization.n_channels + (0 if eps_omega == 1 else 2)
+    return HeadFormula(parametrization, eps_omega).n_channels
 
 
 def parametrization(head: str | MatrixParametrization) -> MatrixParametrization:

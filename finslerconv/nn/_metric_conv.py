@@ -7,6 +7,7 @@ from finslerconv import ops
 from finslerconv.balls import ball_map
 from finslerconv.metrics import FinslerMetric
 from finslerconv.nn._ball_conv import BallConv2d
+from finslerconv.nn._head import MetricHead
 
 
 class MetricConv2d(BallConv2d):
@@ -74,11 +75,15 @@ MatrixParametrization
         )
 
     def _convolve(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        arguments = (self._place_points(), *self._arguments(mask))
+        head = self.head
+        if isinstance(head, MetricHead) and head.is_plain and head.groups == self.metric_groups:
+            return ops.head_conv2d(
+                x, head.conv(x), head.formula, *arguments,
+                map=self.map, padding_mode=self.padding_mode,
+            )  # fmt: skip
         metric = self._metric(x)
         form = metric.randers_form()
         if form is None:
             return self._convolve_at(x, self._positions_in(metric, x), mask)
-        return ops.metric_conv2d(
-            x, *form, self._place_points(), *self._arguments(mask),
-            map=self.map, padding_mode=self.padding_mode,
-        )  # fmt: skip
+        return ops.metric_conv2d(x, *form, *arguments, map=self.map, padding_mode=self.padding_mode)

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from finslerconv._head_formula import HeadFormula
 from finslerconv._tracing import recorded
 from finslerconv._transforms import needs_formulas
 from finslerconv.balls import MapName, ball_map
@@ -18,7 +19,8 @@ from finslerconv.ops._checks import (
     n_points,
 )
 from finslerconv.ops._geometry import ConvGeometry, IntPair, PaddingMode, pair
-from finslerconv.ops._operator import call_operator
+from finslerconv.ops._onnx import for_onnx
+from finslerconv.ops._operator import call_operator, takes_channels
 from finslerconv.ops.backends import Convolution, Positions, in_balls, is_compiled, reference
 
 
@@ -155,12 +157,79 @@ def metric_conv2d(
         omega = _with_groups("omega", omega, input, output_size, 1)
         if omega.shape[1] != groups:
             raise ValueError(f"omega: expected the {groups} groups of M, got {omega.shape[1]}")
-    if mask is not None and mask.shape != (input.shape[0], groups * taps, *output_size):
-        raise ValueError(
-            f"mask: expected shape {(input.shape[0], groups * taps, *output_size)}, {taps} "
-            f"channels for each of the {groups} metrics, got {tuple(mask.shape)}"
-        )
+    _check_mask(mask, input, groups, taps, output_size)
     positions = Positions(map, M, omega, points)
+    return _convolve(Convolution(input, positions, weight, bias, mask, geometry, padding_mode))
+
+
+@recorded
+def head_conv2d(
+    input: Float[Tensor, "batch channels height width"],
+    channels: Float[Tensor, "batch head_channels out_height out_width"],
+    formula: HeadFormula,
+    points: Float[Tensor, "taps 2"],
+    weight: Float[Tensor, "out_channels group_channels kernel_height kernel_width"],
+    bias: Float[Tensor, " out_channels"] | None = None,
+    stride: IntPair = 1,
+    padding: IntPair | str = 0,
+    dilation: IntPair = 1,
+    mask: Float[Tensor, "batch mask_channels out_height out_width"] | None = None,
+    *,
+    map: MapName = "radial",
+    padding_mode: PaddingMode = "zeros",
+) -> Float[Tensor, "batch out_channels out_height out_width"]:
+    """Convolve at samples of the unit balls of metrics that are still the channels of a head.
+
+    The same as :func:`metric_conv2d` of ``formula.metrics(channels)``. The compiled backends
+    compute the metrics where they place the samples, so that neither metrics nor their gradients
+    are in memory.
+
+    Parameters
+    ----------
+    input : Tensor, shape (B, C, H, W)
+    channels : Tensor, shape (B, G * formula.n_channels, Ho, Wo)
+        The output of a head's convolution, of any floating dtype, for ``G`` groups among which the
+        input's channels are split evenly.
+    formula : HeadFormula
+        How channels become metrics. With a parametrisation that is not the library's own, the
+        metrics are computed first.
+    points, weight, bias, stride, padding, dilation, mask, map, padding_mode
+        As in :func:`metric_conv2d`.
+
+    Returns
+    -------
+    Tensor, shape (B, O, Ho, Wo)
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`metric_conv2d`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv import ops
+    >>> from finslerconv.balls import lattice
+    >>> from finslerconv.nn import Cholesky
+    >>> x, weight = torch.randn(1, 3, 8, 8), torch.randn(4, 3, 3, 3)
+    >>> channels = torch.zeros(1, 5, 8, 8)  # three for M, two for omega: unit discs
+    >>> points = torch.as_tensor(lattice(3).points, dtype=torch.float32)
+    >>> y = ops.head_conv2d(x, channels, ops.HeadFormula(Cholesky()), points, weight, padding=1)
+    >>> torch.allclose(y, torch.nn.functional.conv2d(x, weight, padding=1), atol=1e-5)
+    True
+    """
+    check_tensors(
+        input=input, channels=channels, points=points, weight=weight, bias=bias, mask=mask
+    )
+    if not isinstance(formula, HeadFormula):
+        raise TypeError(f"formula: expected a HeadFormula, got {type(formula).__name__}")
+    geometry = ConvGeometry.of(kernel_size(weight), stride, padding, dilation)
+    output_size = check_convolution(input, weight, bias, geometry, padding_mode)
+    ball_map(map)  # raises if there is no such map
+    taps = n_points(points, geometry)
+    groups = check_field("channels", channels, input, formula.n_channels, output_size)
+    _check_mask(mask, input, groups, taps, output_size)
+    positions = Positions(map, channels, None, points, formula)
     return _convolve(Convolution(input, positions, weight, bias, mask, geometry, padding_mode))
 
 
@@ -203,11 +272,25 @@ def metric_positions(
     return in_balls(M, omega, points, pair("dilation", dilation, least=1), map)
 
 
+def _check_mask(
+    mask: Tensor | None, input: Tensor, groups: int, taps: int, output_size: tuple[int, int]
+) -> None:
+    """Check the mask of a convolution with ``groups`` metrics at a pixel."""
+    expected = (input.shape[0], groups * taps, *output_size)
+    if mask is not None and mask.shape != expected:
+        raise ValueError(
+            f"mask: expected shape {expected}, {taps} channels for each of the {groups} metrics, "
+            f"got {tuple(mask.shape)}"
+        )
+
+
 def _convolve(conv: Convolution) -> Tensor:
     where = conv.positions
     tensors = (
         conv.input, where.field, where.omega, where.points, conv.weight, conv.bias, conv.mask,
     )  # fmt: skip
+    if torch.onnx.is_in_onnx_export():
+        return for_onnx(conv)
     if not is_compiled(conv.input.device) or needs_formulas(*tensors):
         return reference.forward(conv)
     if where.points is not None and where.points.requires_grad and torch.is_grad_enabled():
@@ -216,6 +299,10 @@ def _convolve(conv: Convolution) -> Tensor:
         displacements = conv.displacements()
         offsets = displacements - conv.geometry.taps(displacements)[..., None, None]
         conv = replace(conv, positions=Positions("offsets", offsets.flatten(1, 3)))
+    elif where.formula is not None and not (
+        where.formula.name is not None and takes_channels(conv.input.device)
+    ):
+        conv = replace(conv, positions=where.with_metrics())
     return call_operator(conv)
 
 

@@ -4,14 +4,16 @@ The backends compute both. Fake kernels and rules for autograd, autocast and vma
 derivatives are those of the reference, at its cost.
 """
 
-from collections.abc import Callable
-from typing import Any, no_type_check
+from typing import no_type_check
 
 import torch
 from torch import Tensor
 
+from finslerconv._head_formula import HeadFormula
 from finslerconv.ops._geometry import ConvGeometry
+from finslerconv.ops._rules import mapped, register_autocast, second_gradients
 from finslerconv.ops.backends import (
+    ConvBackend,
     Convolution,
     Needs,
     Positions,
@@ -27,10 +29,10 @@ _ops = torch.ops.finslerconv
 _ARGUMENTS = (
     "Tensor input, Tensor field, Tensor? omega, Tensor? points, Tensor weight, Tensor? bias, "
     "Tensor? mask, str kind, int[] stride, int[] padding_before, int[] padding_after, "
-    "int[] dilation, str padding_mode, str backend"
+    "int[] dilation, str padding_mode, str formula, float[] numbers, str backend"
 )
 _INPUT, _FIELD, _OMEGA, _POINTS, _WEIGHT, _BIAS, _MASK = range(7)
-_N_ARGUMENTS = 14
+_N_ARGUMENTS = 16
 
 # The arguments that have a gradient from a backend, in the order of Gradients.
 _DIFFERENTIATED = (_INPUT, _FIELD, _OMEGA, _WEIGHT, _MASK)
@@ -46,22 +48,36 @@ _library.define(
 def call_operator(conv: Convolution) -> Tensor:
     """Return the convolution, by the backend that is chosen now."""
     where, geometry = conv.positions, conv.geometry
+    formula = where.formula
+    # The formula by its name and numbers; no name says that there is none.
+    name, numbers = ("", ()) if formula is None else (formula.name, formula.numbers)
     return _ops.sampled_conv2d(
         conv.input, where.field, where.omega, where.points, conv.weight, conv.bias, conv.mask,
         where.kind, geometry.stride, geometry.padding_before, geometry.padding_after,
-        geometry.dilation, conv.padding_mode, current_backend(),
+        geometry.dilation, conv.padding_mode, name, numbers, current_backend(),
     )  # fmt: skip
+
+
+def takes_channels(device: torch.device) -> bool:
+    """Return whether the chosen backend makes metrics of a head's channels."""
+    return backend_for(current_backend(), device).takes_channels
+
+
+# What torch.compiler.assume_constant_result does: whether a backend is loaded is not for a graph.
+takes_channels._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @no_type_check
 def convolution_of(
     input, field, omega, points, weight, bias, mask, kind, stride, padding_before, padding_after,
-    dilation, padding_mode, backend,
+    dilation, padding_mode, formula, numbers, backend,
 ):  # fmt: skip
     """Return the convolution that the arguments of ``finslerconv::sampled_conv2d`` describe."""
     sizes = (weight.shape[2:], stride, dilation, padding_before, padding_after)
     geometry = ConvGeometry(*map(tuple, sizes))
-    positions = Positions(kind, field, omega, points)
+    positions = Positions(
+        kind, field, omega, points, HeadFormula.of(formula, numbers) if formula else None
+    )
     return Convolution(input, positions, weight, bias, mask, geometry, padding_mode)
 
 
@@ -70,18 +86,31 @@ def convolution_of(
 
 @no_type_check
 def _forward(*arguments):
-    return backend_for(arguments[-1], arguments[_INPUT].device).forward(convolution_of(*arguments))
+    backend = backend_for(arguments[-1], arguments[_INPUT].device)
+    conv = convolution_of(*arguments)
+    return _computed_by(backend, conv).forward(conv)
 
 
 @no_type_check
 def _backward(grad, *arguments):
     *arguments, needs = arguments
     backend = backend_for(arguments[-1], grad.device)
-    found = backend.backward(grad, convolution_of(*arguments), Needs(*needs))
+    conv = convolution_of(*arguments)
+    found = _computed_by(backend, conv).backward(grad, conv, Needs(*needs))
     return tuple(
         arguments[_INPUT].new_empty(0) if gradient is None else gradient.to(arguments[place].dtype)
         for place, gradient in zip(_DIFFERENTIATED, found, strict=True)
     )
+
+
+def _computed_by(backend: ConvBackend, conv: Convolution) -> ConvBackend:
+    """Return the backend, or the reference for channels that the backend does not take.
+
+    Only exported programs, run by another backend than the one they were made for, come to that.
+    """
+    if conv.positions.formula is None or backend.takes_channels:
+        return backend
+    return reference
 
 
 _library.impl("sampled_conv2d", _forward, "CompositeExplicitAutograd")
@@ -159,37 +188,17 @@ def _setup_backward(ctx, inputs, output):
 @no_type_check
 def _second_gradient(ctx, *seeds):
     grad, *tensors = ctx.saved_tensors
-    further = torch.is_grad_enabled()
-
-    def renamed(tensor):
-        """Return the tensor as a variable of its own."""
-        new = tensor.view_as(tensor) if further and tensor.requires_grad else tensor.detach()
-        return new if new.requires_grad else new.requires_grad_()
-
     conv = convolution_of(*tensors, *ctx.rest)
-    with torch.enable_grad():
-        grad, *live = (None if t is None else renamed(t) for t in (grad, *conv.differentiated))
-        present = [t for t in live if t is not None]
-        output = reference.forward(conv.with_differentiated(live))
-        first = iter(
-            torch.autograd.grad(output, present, grad, create_graph=True, materialize_grads=True)
-        )
-        first = [None if t is None else next(first) for t in live]
-        along = [
-            (gradient * seed).sum()
-            for gradient, seed in zip(first, seeds, strict=True)
-            if gradient is not None and seed is not None and seed.shape == gradient.shape
-        ]
-        gradients = [None] * (1 + _N_ARGUMENTS + 1)
-        if along:
-            second = torch.autograd.grad(
-                torch.stack(along).sum(), [grad, *present], create_graph=further,
-                materialize_grads=True,
-            )  # fmt: skip
-            places = [1 + i for i, t in zip(_DIFFERENTIATED, live, strict=True) if t is not None]
-            for place, gradient in zip((0, *places), second, strict=True):
-                gradients[place] = gradient
-        return tuple(gradients)
+    found = second_gradients(
+        lambda live: reference.forward(conv.with_differentiated(live)),
+        grad,
+        conv.differentiated,
+        seeds,
+    )
+    gradients = [None] * (1 + _N_ARGUMENTS + 1)
+    for place, gradient in zip((-1, *_DIFFERENTIATED), found, strict=True):
+        gradients[1 + place] = gradient
+    return tuple(gradients)
 
 
 for _name, _rule, _prepare in (
@@ -202,48 +211,7 @@ for _name, _rule, _prepare in (
 
 
 # Autocast lowers what a convolution multiplies, never the positions of its samples.
-
-
-def _autocast(device: str) -> Callable[..., Tensor]:
-    @no_type_check
-    def cast(*arguments):
-        dtype = torch.get_autocast_dtype(device)
-        lowered = list(arguments)
-        for place in (_INPUT, _WEIGHT, _BIAS):
-            tensor = lowered[place]
-            if tensor is not None and tensor.dtype != torch.float64:
-                lowered[place] = tensor.to(dtype)
-        with torch.autocast(device, enabled=False):
-            return _ops.sampled_conv2d(*lowered)
-
-    return cast
-
-
-for _device in ("cpu", "cuda", "mps", "xpu"):
-    _library.impl("sampled_conv2d", _autocast(_device), f"Autocast{_device.upper()}")
-
-
-# vmap: slice by slice of the mapped axis; every slice is computed in parallel.
-
-
-def _mapped(op: Any) -> Callable[..., Any]:
-    @no_type_check
-    def rule(info, in_dims, *arguments):
-        results = [
-            op(
-                *(
-                    a.select(d, i) if isinstance(a, Tensor) and d is not None else a
-                    for a, d in zip(arguments, in_dims, strict=True)
-                )
-            )
-            for i in range(info.batch_size)
-        ]
-        if isinstance(results[0], Tensor):
-            return torch.stack(results), 0
-        return tuple(torch.stack(r) for r in zip(*results, strict=True)), (0,) * len(results[0])
-
-    return rule
-
+register_autocast(_library, "sampled_conv2d", (_INPUT, _WEIGHT, _BIAS))
 
 for _op in (_ops.sampled_conv2d, _ops.sampled_conv2d_backward):
-    torch.library.register_vmap(_op.default, _mapped(_op), lib=_library)
+    torch.library.register_vmap(_op.default, mapped(_op), lib=_library)

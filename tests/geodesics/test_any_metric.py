@@ -174,7 +174,8 @@ def test_a_norm_with_corners_is_refused_where_it_varies():
 # Derivatives.
 
 
-def test_gradients_in_start_velocity_and_field():
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+def test_gradients_in_start_velocity_and_field_in_both_modes():
     x, v = (u[:1].requires_grad_() for u in some())
     beta = tensor(0.3, -0.2).requires_grad_()
 
@@ -182,7 +183,7 @@ def test_gradients_in_start_velocity_and_field():
         field = FunctionMetric(lambda x: Matsumoto(torch.eye(2).double(), beta * torch.cos(x)))
         return exponential(field, x, v, method="rk4", steps=2)
 
-    assert torch.autograd.gradcheck(end, (x, v, beta))
+    assert torch.autograd.gradcheck(end, (x, v, beta), check_forward_ad=True)
     assert torch.autograd.gradgradcheck(end, (x, v, beta), fast_mode=True)
     each = torch.func.vmap(lambda x, v: end(x, v, beta))(x, v)
     torch.testing.assert_close(each, end(x, v, beta))

@@ -161,6 +161,17 @@ def test_a_linear_grid_has_one_flow_by_all_methods(method, tolerance, batch):
     assert torch.equal(rest, x[..., 1:2, :])
 
 
+@pytest.mark.parametrize("method", ["dopri8", "dopri5", "bosh3"])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_adaptive_methods_keep_to_the_tolerance_in_both_directions_of_time(method, sign):
+    field = half_plane()
+    x, v = torch.tensor([[1.0, 0.0], [2.0, -1.0]]).double(), torch.tensor([[0.0, 1.0]] * 2).double()
+    times = [0.0, 0.3 * sign, 1.5 * sign]
+    flow = geodesic_flow(field, x, v, times, method=method, tolerance=1e-6)
+    for time, position in zip(times, flow.position, strict=True):
+        torch.testing.assert_close(position, field.exp(x, time * v), rtol=0, atol=1e-5)
+
+
 def test_adaptive_methods_come_to_an_end_on_a_linear_grid():
     field = pull_back().grid(17)
     x, _ = random_pair(pull_back(), 4, margin=0.3)

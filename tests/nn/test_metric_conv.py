@@ -13,6 +13,8 @@ from torch import nn
 from torch.nn import functional
 
 from finslerconv import ops
+from finslerconv._head_formula import OMEGA_CONSTRAINTS
+from finslerconv._parametrization import PARAMETRIZATIONS
 from finslerconv.balls import lattice, sunflower
 from finslerconv.metrics import CallableMetric, Randers, Riemannian
 from finslerconv.nn import (
@@ -23,8 +25,6 @@ from finslerconv.nn import (
     WeightedConv2d,
     metric_penalty,
 )
-from finslerconv.nn._omega import OMEGA_CONSTRAINTS
-from finslerconv.nn._parametrization import PARAMETRIZATIONS
 
 HEADS = list(PARAMETRIZATIONS)
 MAPS = ["radial", "affine"]

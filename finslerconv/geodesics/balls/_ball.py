@@ -353,7 +353,7 @@ def _centres(field: MetricField, centres: Array | None) -> tuple[Tensor, Array]:
                 "centres: a field without a grid has no nodes; say where the balls' centres are"
             )
         x = as_tensor("centres", field.nodes())
-        return x.expand(*batch, *x.shape), field.M
+        return x.expand(*batch, *x.shape), field.like
     (centres,) = read_positions(field, centres=centres)
     (x,) = as_tensors(centres=centres)
     d = field.dim

@@ -23,8 +23,8 @@ from finslerconv.geodesics.flow._rates import velocity_rates
 from finslerconv.geodesics.flow._rays import Schedule, shoot
 from finslerconv.geodesics.flow._steps import ADAPTIVE, Rates, adaptive, fixed
 
-Method = Literal["auto", "rk4", "dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun"]
-"""How geodesics are integrated: Runge-Kutta of fixed steps, or torchdiffeq's adaptive methods."""
+Method = Literal["auto", "rk4", "dopri8", "dopri5", "bosh3"]
+"""How geodesics are integrated: Runge-Kutta of fixed steps, or of steps that fit a tolerance."""
 
 
 class GeodesicFlow(NamedTuple):
@@ -76,11 +76,12 @@ def exponential(
         Velocities, in positions per unit of time; broadcast against ``x``.
     time : float
         The time of the journey; negative for where the geodesic was before it came to ``x``.
-    method : {"auto", "rk4", "dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun"}
+    method : {"auto", "rk4", "dopri8", "dopri5", "bosh3"}
         ``"rk4"`` takes ``steps`` equal steps of the classical method of order 4: for a planar
         :class:`GridMetric` with linear interpolation on the CPU it is compiled and runs on all
-        threads, elsewhere it goes through PyTorch in tiles. The others are the adaptive methods of
-        torchdiffeq. ``"auto"`` is ``"rk4"`` for grids and ``"dopri8"`` for other fields.
+        threads, elsewhere it goes through PyTorch in tiles. The others are adaptive: the methods of
+        Dormand and Prince of order 8 and 5, and that of Bogacki and Shampine of order 3. ``"auto"``
+        is ``"rk4"`` for grids and ``"dopri8"`` for other fields.
     steps : int
         Number of steps of ``"rk4"``.
     tolerance : float, optional

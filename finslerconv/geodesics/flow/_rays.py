@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from finslerconv._arrays import scaled
 from finslerconv._memory import array_of
 from finslerconv._threads import run, share
+from finslerconv._tracing import is_traced_by_torchscript
 from finslerconv._transforms import is_transformed, needs_formulas
 from finslerconv.geodesics.flow import _numba as kernels
 from finslerconv.geodesics.flow._grid import Grid, grid_metric, grid_rates
@@ -98,6 +99,11 @@ def shoot(
         compiled = d == 2 and velocities.device.type == "cpu"
         compiled = compiled and not needs_formulas(table, starts, velocities)
     fields, n, rays, _ = velocities.shape
+    if compiled and is_traced_by_torchscript():
+        raise RuntimeError(
+            "geodesics: torch.jit.trace cannot record the compiled operator; take torch.export, or "
+            'trace within finslerconv.ops.use_backend("reference")'
+        )
     if compiled:
         if table.shape[-1] == 9:
             # Riemannian: entries and slopes of omega are 0.
@@ -220,7 +226,7 @@ class _Job(NamedTuple):
             array_of(self.table.contiguous()).reshape(-1),
             (fields, height, width, max(1, len(self.starts) // max(1, fields))),
             (float(self.rate[0]), float(self.rate[1])),
-            kernels.REFLECT if self.reflect else kernels.CONSTANT,
+            self.reflect,
             array_of(self.starts.contiguous()),
             array_of(self.velocities.contiguous()),
             self.velocities.shape[1],

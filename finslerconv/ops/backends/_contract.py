@@ -9,10 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from finslerconv._head_formula import HeadFormula
 from finslerconv._transforms import is_transformed
 from finslerconv.balls import ball_map
 from finslerconv.metrics import Randers, Riemannian
 from finslerconv.ops._geometry import ConvGeometry, PaddingMode
+from finslerconv.ops.backends._derivatives import differentiate
 
 #: What the field of :class:`Positions` holds.
 PositionKind = Literal["offsets", "radial", "affine"]
@@ -26,27 +28,38 @@ class Positions:
     ----------
     kind : {"offsets", "radial", "affine"}
         Offsets, or the map that carries the points into the unit balls.
-    field : Tensor, shape (B, G * taps * 2, Ho, Wo) or (B, G, Ho, Wo, 2, 2)
+    field : Tensor, shape (B, G * taps * 2, Ho, Wo), (B, G, Ho, Wo, 2, 2) or (B, G * n, Ho, Wo)
         Offsets (dy, dx) of every tap from its standard place in pixels, or the matrices of the
-        metrics, for each of the ``G`` groups among which the channels are split evenly.
+        metrics, or the ``n`` channels of each metric, for each of the ``G`` groups among which the
+        channels are split evenly.
     omega : Tensor, shape (B, G, Ho, Wo, 2), or None
-        The one-forms of Randers metrics; None for Riemannian metrics and offsets.
+        The one-forms of Randers metrics; None for Riemannian metrics, channels and offsets.
     points : Tensor, shape (taps, 2), or None
         Reference points in the Euclidean unit ball; None for offsets.
+    formula : HeadFormula or None
+        What makes metrics of channels, if the field holds these.
     """
 
     kind: PositionKind
     field: (
-        Float[Tensor, "batch offset_channels out_height out_width"]
+        Float[Tensor, "batch field_channels out_height out_width"]
         | Float[Tensor, "batch groups out_height out_width 2 2"]
     )
     omega: Float[Tensor, "batch groups out_height out_width 2"] | None = None
     points: Float[Tensor, "taps 2"] | None = None
+    formula: HeadFormula | None = None
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the positions: at least float32, since half cannot name far pixels."""
         return promoted(torch.float32, self.field, self.omega, self.points)
+
+    def with_metrics(self) -> "Positions":
+        """Return the positions with matrices and one-forms in the place of channels."""
+        if self.formula is None:
+            return self
+        M, omega = self.formula.metrics(self.field)
+        return Positions(self.kind, M, omega, self.points)
 
 
 @dataclass(frozen=True)
@@ -84,7 +97,8 @@ class Convolution:
         channels = self.positions.field.shape[1]
         if self.positions.kind == "offsets":
             return channels // (2 * self.geometry.n_taps)
-        return channels
+        formula = self.positions.formula
+        return channels if formula is None else channels // formula.n_channels
 
     @property
     def weight_groups(self) -> int:
@@ -129,7 +143,10 @@ class Convolution:
             groups, taps = self.sample_groups, self.geometry.n_taps
             offsets = field.to(self.positions.dtype).unflatten(1, (groups, taps, 2))
             return offsets + self.points[..., None, None]
-        positions = in_balls(field, self.positions.omega, self.points, self.geometry.dilation, kind)
+        metrics = self.positions.with_metrics()
+        positions = in_balls(
+            metrics.field, metrics.omega, self.points, self.geometry.dilation, kind
+        )
         return positions.movedim((-2, -1), (2, 3))
 
 
@@ -163,7 +180,15 @@ class ConvBackend(abc.ABC):
     PyTorch's operations; compiled code has a :meth:`backward` of its own. Autocast and
     ``torch.compile`` are handled outside, ``torch.func`` and second derivatives by the reference.
     See :func:`register_backend`.
+
+    Attributes
+    ----------
+    takes_channels : bool
+        Whether positions may come as the channels of a head with their formula
+        (:attr:`Positions.formula`); otherwise they come as metrics.
     """
+
+    takes_channels = False
 
     @abc.abstractmethod
     def forward(
@@ -181,21 +206,13 @@ class ConvBackend(abc.ABC):
 
         The reference points have no gradient, and that of the bias is computed outside.
         """
-        tensors = [
-            None if tensor is None else tensor.detach().requires_grad_(needed)
-            for tensor, needed in zip(conv.differentiated, needs.each, strict=True)
-        ]
-        wanted = [tensor for tensor in tensors if tensor is not None and tensor.requires_grad]
-        # PyTorch calls operators with automatic differentiation switched off in the dispatcher.
-        differentiating = torch._C._SetExcludeDispatchKeyGuard(
-            torch._C.DispatchKey.AutogradFunctionality, False
+        found = differentiate(
+            lambda tensors: self.forward(conv.with_differentiated(tensors)),
+            conv.differentiated,
+            needs.each,
+            grad,
         )
-        with differentiating, torch.enable_grad():
-            output = self.forward(conv.with_differentiated(tensors))
-            found = iter(torch.autograd.grad(output, wanted, grad, materialize_grads=True))
-        return Gradients(
-            *(next(found) if t is not None and t.requires_grad else None for t in tensors)
-        )
+        return Gradients(*found)
 
 
 def promoted(dtype: torch.dtype, *tensors: Tensor | None) -> torch.dtype:

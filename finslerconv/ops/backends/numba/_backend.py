@@ -14,9 +14,11 @@ from torch import Tensor
 from finslerconv._memory import array_of
 from finslerconv._threads import run, share
 from finslerconv.ops.backends import ConvBackend, Convolution, Gradients, Needs, memory_format
+from finslerconv.ops.backends import _head_numbers as heads
 from finslerconv.ops.backends.numba import _kernels as kernels
 from finslerconv.ops.backends.numba import _places as places
 from finslerconv.ops.backends.numba import _simd as simd
+from finslerconv.ops.backends.numba._aggregation import NumbaAggregation
 
 _KINDS = {"offsets": places.OFFSETS, "radial": places.RADIAL, "affine": places.AFFINE}
 _MODES = {
@@ -46,6 +48,7 @@ class _Job:
     image: np.ndarray
     field: np.ndarray
     omega: np.ndarray
+    head: np.ndarray
     points: np.ndarray
     centre: np.ndarray
     dilation: np.ndarray
@@ -64,8 +67,10 @@ class _Job:
         return self.pixels * depth * max(plan.out_channels, 16)
 
 
-class NumbaBackend(ConvBackend):
+class NumbaBackend(NumbaAggregation, ConvBackend):
     """Kernels compiled by Numba, on the threads of PyTorch."""
+
+    takes_channels = True
 
     def forward(self, conv: Convolution) -> Tensor:
         """Return the convolution."""
@@ -98,7 +103,7 @@ class NumbaBackend(ConvBackend):
         def convolve(part: int) -> None:
             kernels.forward(
                 plan, *share(job.pixels, part, parts, simd.TILE_ROWS), job.image, job.field,
-                job.omega, job.points, job.centre, job.dilation, job.mask, packed, shift,
+                job.omega, job.head, job.points, job.centre, job.dilation, job.mask, packed, shift,
                 result_flat, last,
             )  # fmt: skip
 
@@ -163,7 +168,7 @@ class NumbaBackend(ConvBackend):
             own = private[part]
             kernels.backward(
                 plan, *ranges[part], job.image, slope, slope_last, job.field, job.omega,
-                job.points, job.centre, job.dilation, job.mask, packed, total_flat,
+                job.head, job.points, job.centre, job.dilation, job.mask, packed, total_flat,
                 _empty(0, job) if own is None else own, array_of(weights[part]), field_flat,
                 omega_flat, mask_flat, needs.input, needs.weight, needs.positions,
             )  # fmt: skip
@@ -187,6 +192,8 @@ class NumbaBackend(ConvBackend):
 def _job(conv: Convolution) -> _Job:
     """Cut up a convolution; the image is still missing."""
     weight, geometry, dtype = conv.weight, conv.geometry, conv.dtype
+    formula = conv.positions.formula
+    head, constraint = heads.codes(formula)
     batch, channels, height, width = conv.input.shape
     taps, groups = geometry.n_taps, conv.weight_groups
     lanes = simd.lanes(dtype.itemsize)
@@ -211,8 +218,11 @@ def _job(conv: Convolution) -> _Job:
         stride_x=geometry.stride[1],
         kind=_KINDS[conv.positions.kind],
         mode=_MODES[conv.padding_mode],
-        has_omega=int(conv.positions.omega is not None),
+        has_omega=int(conv.positions.omega is not None or constraint > 0),
         has_mask=int(conv.mask is not None),
+        head=head,
+        constraint=constraint,
+        matrix_channels=0 if formula is None else formula.parametrization.n_channels,
         tile=tile,
         chunk=chunk,
         out_vectors=_vectors(weight.shape[0] // groups, lanes),
@@ -224,6 +234,7 @@ def _job(conv: Convolution) -> _Job:
         image=_flat(None, dtype),
         field=_flat(conv.positions.field, dtype),
         omega=_flat(conv.positions.omega, dtype),
+        head=np.array(heads.coefficients(formula)),
         points=_flat(conv.points, dtype),
         centre=np.array(geometry.origin, _DTYPES[dtype]),
         dilation=np.array(geometry.dilation, _DTYPES[dtype]),

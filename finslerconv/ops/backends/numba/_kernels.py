@@ -16,6 +16,7 @@ import numpy as np
 
 from finslerconv._compiled import entry, jit
 from finslerconv.ops.backends.numba import _simd as simd
+from finslerconv.ops.backends.numba._metrics import LINE, LINES
 from finslerconv.ops.backends.numba._places import centres, place, place_backward
 
 _PRODUCT_4 = simd.product_tiles.get(4, simd.product_tiles[2])
@@ -180,8 +181,8 @@ def pack_columns(plan, weight, out, begin, end):
 
 @entry
 @no_type_check
-def forward(plan, begin, end, image_data, field, omega, points, centre, dilation, mask, packed,
-            bias, out, out_channels_last):  # fmt: skip
+def forward(plan, begin, end, image_data, field, omega, head, points, centre, dilation, mask,
+            packed, bias, out, out_channels_last):  # fmt: skip
     """Convolve the pixels ``begin <= pixel of all images < end``."""
     kind = image_data.dtype
     tile, chunk, lanes = plan.tile, plan.chunk, plan.lanes
@@ -196,7 +197,8 @@ def forward(plan, begin, end, image_data, field, omega, points, centre, dilation
     columns = np.empty((tile + _SPARE_ROWS) * line, kind)
     sums = np.empty(tile * panels * wide, kind)
     spare = np.empty(_SPARE_ROWS * wide, kind)
-    metric = np.empty(6 * tile, kind)
+    metric = np.empty(6 * LINE, kind)
+    work = np.zeros(LINES * LINE)
     y, x = np.empty(tile, kind), np.empty(tile, kind)
     centre_y, centre_x = np.empty(tile, kind), np.empty(tile, kind)
     samples = np.empty((4, chunk * tile), np.int32)
@@ -218,8 +220,9 @@ def forward(plan, begin, end, image_data, field, omega, points, centre, dilation
                     length = min((sample_group + 1) * sampled, (group + 1) * channels) - channel
                     if sample_group != placed_group or first != placed_first:
                         place(
-                            plan, field, omega, points, dilation, image, sample_group, pixel,
-                            count, first, last, centre_y, centre_x, metric, y, x, samples, shares,
+                            plan, field, omega, head, points, dilation, image, sample_group,
+                            pixel, count, first, last, centre_y, centre_x, metric, work, y, x,
+                            samples, shares,
                         )  # fmt: skip
                         placed_group, placed_first = sample_group, first
                     for tap in range(first, last):
@@ -266,7 +269,7 @@ def forward(plan, begin, end, image_data, field, omega, points, centre, dilation
 
 @entry
 @no_type_check
-def backward(plan, begin, end, image_data, g_out, g_out_channels_last, field, omega, points,
+def backward(plan, begin, end, image_data, g_out, g_out_channels_last, field, omega, head, points,
              centre, dilation, mask, packed, g_image, g_image_private, g_weight, g_field, g_omega,
              g_mask, needs_image, needs_weight, needs_field):  # fmt: skip
     """Add the gradients that come from the pixels ``begin <= pixel of all images < end``.
@@ -289,8 +292,9 @@ def backward(plan, begin, end, image_data, g_out, g_out_channels_last, field, om
     columns = np.empty((tile + _SPARE_ROWS) * line, kind)
     slope = np.zeros((tile + _SPARE_ROWS) * out_line, kind)
     spare = np.empty(_SPARE_ROWS * max(wide, out_wide), kind)
-    metric = np.empty(6 * tile, kind)
-    totals = np.empty(6 * tile + 6, kind)
+    metric, other = np.empty(6 * LINE, kind), np.empty(6 * LINE, kind)
+    totals = np.empty(6 * LINE, kind)
+    work = np.zeros(LINES * LINE)
     y, x = np.empty(tile, kind), np.empty(tile, kind)
     centre_y, centre_x = np.empty(tile, kind), np.empty(tile, kind)
     samples = np.empty((4, chunk * tile), np.int32)
@@ -338,8 +342,9 @@ def backward(plan, begin, end, image_data, g_out, g_out_channels_last, field, om
                     length = min((sample_group + 1) * sampled, (group + 1) * channels) - channel
                     if sample_group != placed_group or first != placed_first:
                         place(
-                            plan, field, omega, points, dilation, image, sample_group, pixel,
-                            count, first, last, centre_y, centre_x, metric, y, x, samples, shares,
+                            plan, field, omega, head, points, dilation, image, sample_group,
+                            pixel, count, first, last, centre_y, centre_x, metric, work, y, x,
+                            samples, shares,
                         )  # fmt: skip
                         placed_group, placed_first = sample_group, first
                     for tap in range(first, last):
@@ -382,9 +387,9 @@ def backward(plan, begin, end, image_data, g_out, g_out_channels_last, field, om
                             g_factor[q] = above * upper + below * lower
                     if needs_field:
                         place_backward(
-                            plan, field, omega, points, dilation, image, sample_group, pixel,
-                            count, first, last, totals, metric, g_y, g_x, g_factor, g_field,
-                            g_omega, g_mask,
+                            plan, field, omega, head, points, dilation, image, sample_group,
+                            pixel, count, first, last, totals, metric, other, work, g_y, g_x,
+                            g_factor, g_field, g_omega, g_mask,
                         )  # fmt: skip
                     channel += length
                 if needs_weight:

@@ -9,6 +9,7 @@ from typing import NamedTuple, no_type_check
 import numpy as np
 
 from finslerconv._compiled import jit
+from finslerconv.ops.backends.numba._metrics import LINE, add_metric_gradients, read_metrics
 
 # Coordinates beyond this are outside every image; integers and floats hold it exactly.
 _FAR = 2.0**30
@@ -39,6 +40,12 @@ class Plan(NamedTuple):
     mode: int
     has_omega: int
     has_mask: int
+    head: int
+    """The parametrisation of the channels of metrics, or 0 if the field holds no channels."""
+    constraint: int
+    """That of omega, or 0 if there is none."""
+    matrix_channels: int
+    """Channels of M."""
     tile: int
     """Pixels of a tile, a multiple of ``simd.TILE_ROWS``."""
     chunk: int
@@ -106,114 +113,110 @@ def _locate(position, other, size, mode, low, high, near, far, near_in, far_in):
 
 @jit
 @no_type_check
-def _ellipse(plan, M, omega, at, out):
-    """Write the centre ``W`` and the root ``R`` of the ball's ellipse: the affine map W + R g."""
-    m00, m01, m10, m11 = M[4 * at], M[4 * at + 1], M[4 * at + 2], M[4 * at + 3]
-    det = m00 * m11 - m01 * m10
-    i00, i01, i10, i11 = m11 / det, -m01 / det, -m10 / det, m00 / det
-    a0 = a1 = out.dtype.type(0)
-    lam = out.dtype.type(1)
-    if plan.has_omega:
-        w0, w1 = omega[2 * at], omega[2 * at + 1]
+def _ellipses(metric, count):
+    """Put the centre ``W`` and the root ``R`` of the ball's ellipse in the place of M and omega.
+
+    The affine map is ``W + R g``.
+    """
+    for p in range(count):
+        m00, m01, m10, m11, w0, w1 = _six(metric, p)
+        det = m00 * m11 - m01 * m10
+        i00, i01, i10, i11 = m11 / det, -m01 / det, -m10 / det, m00 / det
         a0 = i00 * w0 + i01 * w1
         a1 = i10 * w0 + i11 * w1
-        lam = lam - (w0 * a0 + w1 * a1)
-    d00 = i00 / lam + a0 * a0 / (lam * lam)
-    d01 = i01 / lam + a0 * a1 / (lam * lam)
-    d10 = i10 / lam + a1 * a0 / (lam * lam)
-    d11 = i11 / lam + a1 * a1 / (lam * lam)
-    # A determinant below rounding may come out negative: then it counts as 0.
-    s = np.sqrt(max(d00 * d11 - d01 * d10, out.dtype.type(0)))
-    n = np.sqrt(d00 + d11 + 2 * s)
-    out[0] = -a0 / lam
-    out[1] = -a1 / lam
-    out[2] = (d00 + s) / n
-    out[3] = d01 / n
-    out[4] = d10 / n
-    out[5] = (d11 + s) / n
+        lam = 1 - (w0 * a0 + w1 * a1)
+        d00 = i00 / lam + a0 * a0 / (lam * lam)
+        d01 = i01 / lam + a0 * a1 / (lam * lam)
+        d10 = i10 / lam + a1 * a0 / (lam * lam)
+        d11 = i11 / lam + a1 * a1 / (lam * lam)
+        # A determinant below rounding may come out negative: then it counts as 0.
+        s = np.sqrt(max(d00 * d11 - d01 * d10, metric.dtype.type(0)))
+        n = np.sqrt(d00 + d11 + 2 * s)
+        metric[p] = -a0 / lam
+        metric[LINE + p] = -a1 / lam
+        metric[2 * LINE + p] = (d00 + s) / n
+        metric[3 * LINE + p] = d01 / n
+        metric[4 * LINE + p] = d10 / n
+        metric[5 * LINE + p] = (d11 + s) / n
 
 
 @jit
 @no_type_check
-def _ellipse_backward(plan, M, omega, at, g, gM, gomega):
-    """Add the gradients of M and omega, from those of W and R (``g``); the reverse of _ellipse."""
-    m00, m01, m10, m11 = M[4 * at], M[4 * at + 1], M[4 * at + 2], M[4 * at + 3]
-    det = m00 * m11 - m01 * m10
-    i00, i01, i10, i11 = m11 / det, -m01 / det, -m10 / det, m00 / det
-    w0 = w1 = g.dtype.type(0)
-    if plan.has_omega:
-        w0, w1 = omega[2 * at], omega[2 * at + 1]
-    a0 = i00 * w0 + i01 * w1
-    a1 = i10 * w0 + i11 * w1
-    lam = 1 - (w0 * a0 + w1 * a1)
-    l2 = lam * lam
-    d00 = i00 / lam + a0 * a0 / l2
-    d01 = i01 / lam + a0 * a1 / l2
-    d10 = i10 / lam + a1 * a0 / l2
-    d11 = i11 / lam + a1 * a1 / l2
-    s = np.sqrt(max(d00 * d11 - d01 * d10, g.dtype.type(0)))
-    n = np.sqrt(d00 + d11 + 2 * s)
-    gW0, gW1, g00, g01, g10, g11 = g[0], g[1], g[2], g[3], g[4], g[5]
-    gn = -(g00 * (d00 + s) + g01 * d01 + g10 * d10 + g11 * (d11 + s)) / (n * n)
-    gs = (g00 + g11) / n + gn / n
-    gt = gn / (2 * n)
-    gd = gs / (2 * s) if s > 0 else g.dtype.type(0)
-    g00 = g00 / n + gt + gd * d11
-    g11 = g11 / n + gt + gd * d00
-    g01 = g01 / n - gd * d10
-    g10 = g10 / n - gd * d01
-    glam = (
-        -(g00 * i00 + g01 * i01 + g10 * i10 + g11 * i11) / l2
-        - 2 * (g00 * a0 * a0 + (g01 + g10) * a0 * a1 + g11 * a1 * a1) / (l2 * lam)
-        + (gW0 * a0 + gW1 * a1) / l2
-    )
-    ga0 = (2 * g00 * a0 + (g01 + g10) * a1) / l2 - gW0 / lam - glam * w0
-    ga1 = (2 * g11 * a1 + (g01 + g10) * a0) / l2 - gW1 / lam - glam * w1
-    if plan.has_omega:
-        gomega[2 * at] += -glam * a0 + ga0 * i00 + ga1 * i10
-        gomega[2 * at + 1] += -glam * a1 + ga0 * i01 + ga1 * i11
-    g00 = g00 / lam + ga0 * w0
-    g01 = g01 / lam + ga0 * w1
-    g10 = g10 / lam + ga1 * w0
-    g11 = g11 / lam + ga1 * w1
-    gdet = -(g00 * i00 + g01 * i01 + g10 * i10 + g11 * i11) / det
-    gM[4 * at] += g11 / det + gdet * m11
-    gM[4 * at + 1] += -g01 / det - gdet * m10
-    gM[4 * at + 2] += -g10 / det - gdet * m01
-    gM[4 * at + 3] += g00 / det + gdet * m00
+def _six(lines, p):
+    return (
+        lines[p], lines[LINE + p], lines[2 * LINE + p], lines[3 * LINE + p], lines[4 * LINE + p],
+        lines[5 * LINE + p],
+    )  # fmt: skip
 
 
 @jit
 @no_type_check
-def place(plan, field, omega, points, dilation, image, group, pixel, count, first, last,
-           centre_y, centre_x, metric, y, x, samples, shares):  # fmt: skip
+def _ellipses_backward(metric, g, count):
+    """Put the gradients of M and omega in the place of those of W and R; undo _ellipses."""
+    zero = g.dtype.type(0)
+    for p in range(count):
+        gW0, gW1, g00, g01, g10, g11 = _six(g, p)
+        if (
+            gW0 == zero and gW1 == zero and g00 == zero and g01 == zero and g10 == zero
+            and g11 == zero
+        ):  # fmt: skip
+            continue
+        m00, m01, m10, m11, w0, w1 = _six(metric, p)
+        det = m00 * m11 - m01 * m10
+        i00, i01, i10, i11 = m11 / det, -m01 / det, -m10 / det, m00 / det
+        a0 = i00 * w0 + i01 * w1
+        a1 = i10 * w0 + i11 * w1
+        lam = 1 - (w0 * a0 + w1 * a1)
+        l2 = lam * lam
+        d00 = i00 / lam + a0 * a0 / l2
+        d01 = i01 / lam + a0 * a1 / l2
+        d10 = i10 / lam + a1 * a0 / l2
+        d11 = i11 / lam + a1 * a1 / l2
+        s = np.sqrt(max(d00 * d11 - d01 * d10, zero))
+        n = np.sqrt(d00 + d11 + 2 * s)
+        gn = -(g00 * (d00 + s) + g01 * d01 + g10 * d10 + g11 * (d11 + s)) / (n * n)
+        gs = (g00 + g11) / n + gn / n
+        gt = gn / (2 * n)
+        gd = gs / (2 * s) if s > 0 else zero
+        g00 = g00 / n + gt + gd * d11
+        g11 = g11 / n + gt + gd * d00
+        g01 = g01 / n - gd * d10
+        g10 = g10 / n - gd * d01
+        glam = (
+            -(g00 * i00 + g01 * i01 + g10 * i10 + g11 * i11) / l2
+            - 2 * (g00 * a0 * a0 + (g01 + g10) * a0 * a1 + g11 * a1 * a1) / (l2 * lam)
+            + (gW0 * a0 + gW1 * a1) / l2
+        )
+        ga0 = (2 * g00 * a0 + (g01 + g10) * a1) / l2 - gW0 / lam - glam * w0
+        ga1 = (2 * g11 * a1 + (g01 + g10) * a0) / l2 - gW1 / lam - glam * w1
+        g[4 * LINE + p] = -glam * a0 + ga0 * i00 + ga1 * i10
+        g[5 * LINE + p] = -glam * a1 + ga0 * i01 + ga1 * i11
+        g00 = g00 / lam + ga0 * w0
+        g01 = g01 / lam + ga0 * w1
+        g10 = g10 / lam + ga1 * w0
+        g11 = g11 / lam + ga1 * w1
+        gdet = -(g00 * i00 + g01 * i01 + g10 * i10 + g11 * i11) / det
+        g[p] = g11 / det + gdet * m11
+        g[LINE + p] = -g01 / det - gdet * m10
+        g[2 * LINE + p] = -g10 / det - gdet * m01
+        g[3 * LINE + p] = g00 / det + gdet * m00
+
+
+@jit
+@no_type_check
+def place(plan, field, omega, head, points, dilation, image, group, pixel, count, first, last,
+           centre_y, centre_x, metric, work, y, x, samples, shares):  # fmt: skip
     """Place the taps ``first`` to ``last`` of the pixels of a tile: corners and their shares."""
     tile = plan.tile
     pixels = plan.out_height * plan.out_width
     zero = y.dtype.type(0)
     at = image * plan.sample_groups + group
-    m00, m01, m10 = metric[:tile], metric[tile : 2 * tile], metric[2 * tile : 3 * tile]
-    m11, w0, w1 = metric[3 * tile : 4 * tile], metric[4 * tile : 5 * tile], metric[5 * tile :]
-    if plan.kind == RADIAL:
-        line = field[4 * (at * pixels + pixel) :]
-        for p in range(count):
-            m00[p] = line[4 * p]
-            m01[p] = line[4 * p + 1]
-            m10[p] = line[4 * p + 2]
-            m11[p] = line[4 * p + 3]
-        if plan.has_omega:
-            line = omega[2 * (at * pixels + pixel) :]
-            for p in range(count):
-                w0[p] = line[2 * p]
-                w1[p] = line[2 * p + 1]
-        else:
-            w0[:] = 0
-            w1[:] = 0
-    elif plan.kind == AFFINE:
-        for p in range(count):
-            _ellipse(plan, field, omega, at * pixels + pixel + p, y)
-            for i in range(6):
-                metric[i * tile + p] = y[i]
+    if plan.kind != OFFSETS:
+        read_metrics(plan, field, omega, head, at, pixel, count, metric, work)
+    if plan.kind == AFFINE:
+        _ellipses(metric, count)
+    m00, m01, m10 = metric[:LINE], metric[LINE : 2 * LINE], metric[2 * LINE : 3 * LINE]
+    m11, w0, w1 = metric[3 * LINE : 4 * LINE], metric[4 * LINE : 5 * LINE], metric[5 * LINE :]
     y, x = y[:count], x[:count]
     for tap in range(first, last):
         g0 = points[2 * tap]
@@ -235,7 +238,7 @@ def place(plan, field, omega, points, dilation, image, group, pixel, count, firs
                 x[p] = centre_x[p] + g1 * y[p] * dilation[1]
             for p in range(count):
                 y[p] = centre_y[p] + g0 * y[p] * dilation[0]
-        else:  # the columns of "metric" are W0, W1, R00, R01, R10, R11
+        else:  # the lines of "metric" are W0, W1, R00, R01, R10, R11
             for p in range(count):
                 y[p] = centre_y[p] + (m00[p] + (m10[p] * g0 + m11[p] * g1)) * dilation[0]
             for p in range(count):
@@ -270,8 +273,9 @@ def centres(plan, centre, pixel, count, centre_y, centre_x):
 
 @jit
 @no_type_check
-def place_backward(plan, field, omega, points, dilation, image, group, pixel, count, first, last,
-                    totals, metric, g_y, g_x, g_mask, g_field, g_omega, g_factors):  # fmt: skip
+def place_backward(plan, field, omega, head, points, dilation, image, group, pixel, count, first,
+                   last, totals, metric, other, work, g_y, g_x, g_mask, g_field, g_omega,
+                   g_factors):  # fmt: skip
     """Add what the gradients of a chunk's positions and factors give to the arguments."""
     tile = plan.tile
     pixels = plan.out_height * plan.out_width
@@ -301,43 +305,30 @@ def place_backward(plan, field, omega, points, dilation, image, group, pixel, co
             for p in range(count):
                 along = g_y[here + p] * g0 * dilation[0] + g_x[here + p] * g1 * dilation[1]
                 if along != zero:
-                    q = g0 * (metric[p] * g0 + metric[tile + p] * g1) + g1 * (
-                        metric[2 * tile + p] * g0 + metric[3 * tile + p] * g1
+                    q = g0 * (metric[p] * g0 + metric[LINE + p] * g1) + g1 * (
+                        metric[2 * LINE + p] * g0 + metric[3 * LINE + p] * g1
                     )
                     alpha = np.sqrt(max(q, zero))
-                    F = alpha + (metric[4 * tile + p] * g0 + metric[5 * tile + p] * g1)
+                    F = alpha + (metric[4 * LINE + p] * g0 + metric[5 * LINE + p] * g1)
                     g_F = -along * length / (F * F)
                     g_q = g_F / (2 * alpha) if alpha > zero else zero
                     totals[p] += g_q * g0 * g0
-                    totals[tile + p] += g_q * g0 * g1
-                    totals[2 * tile + p] += g_q * g1 * g1
-                    totals[3 * tile + p] += g_F * g0
-                    totals[4 * tile + p] += g_F * g1
+                    totals[LINE + p] += g_q * g0 * g1
+                    totals[2 * LINE + p] += g_q * g0 * g1
+                    totals[3 * LINE + p] += g_q * g1 * g1
+                    totals[4 * LINE + p] += g_F * g0
+                    totals[5 * LINE + p] += g_F * g1
         else:
             for p in range(count):
                 u = g_y[here + p] * dilation[0]
                 v = g_x[here + p] * dilation[1]
                 totals[p] += u
-                totals[tile + p] += v
-                totals[2 * tile + p] += u * g0
-                totals[3 * tile + p] += u * g1
-                totals[4 * tile + p] += v * g0
-                totals[5 * tile + p] += v * g1
-    six = totals[6 * tile :]
-    for p in range(count):
-        there = at * pixels + pixel + p
-        if plan.kind == RADIAL:
-            g_field[4 * there] += totals[p]
-            g_field[4 * there + 1] += totals[tile + p]
-            g_field[4 * there + 2] += totals[tile + p]
-            g_field[4 * there + 3] += totals[2 * tile + p]
-            if plan.has_omega:
-                g_omega[2 * there] += totals[3 * tile + p]
-                g_omega[2 * there + 1] += totals[4 * tile + p]
-        else:
-            flat = True
-            for i in range(6):
-                six[i] = totals[i * tile + p]
-                flat = flat and six[i] == zero
-            if not flat:
-                _ellipse_backward(plan, field, omega, there, six, g_field, g_omega)
+                totals[LINE + p] += v
+                totals[2 * LINE + p] += u * g0
+                totals[3 * LINE + p] += u * g1
+                totals[4 * LINE + p] += v * g0
+                totals[5 * LINE + p] += v * g1
+    if plan.kind == AFFINE:
+        read_metrics(plan, field, omega, head, at, pixel, count, other, work)
+        _ellipses_backward(other, totals, count)
+    add_metric_gradients(plan, field, head, at, pixel, count, totals, work, g_field, g_omega)

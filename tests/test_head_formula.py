@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from finslerconv._head_formula import OMEGA_CONSTRAINTS, clip, sigmoid, sigmoid_detached
+from finslerconv._parametrization import PARAMETRIZATIONS
 from finslerconv.nn import MetricConv2d
-from finslerconv.nn._omega import OMEGA_CONSTRAINTS, clip, sigmoid, sigmoid_detached
-from finslerconv.nn._parametrization import PARAMETRIZATIONS
 
 seeds = st.integers(0, 2**31)
 eps_omegas = st.floats(0.01, 1.0)

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from finslerconv._parametrization import PARAMETRIZATIONS, from_spectrum
 from finslerconv.nn import LDL, Cholesky, LogEuclidean, Spectral, SpectralScaled
-from finslerconv.nn._parametrization import PARAMETRIZATIONS, from_spectrum
 
 ALL = [kind() for kind in PARAMETRIZATIONS.values()]
 seeds = st.integers(0, 2**31)
