@@ -29,6 +29,7 @@ from finslerconv.geodesics.flow import (
 )
 
 __all__ = [
+    "tensors",
     "GridMetric",
     "FunctionMetric",
     "MetricField",
