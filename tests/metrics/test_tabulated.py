@@ -1,4 +1,4 @@
-"""Tabulated norms: their samples, convexity, smoothness, order, derivatives, and what is refused."""
+"""Tabulated norms: their samples, convexity, smoothness, order, derivatives, refusals."""
 
 import numpy as np
 import pytest
@@ -115,7 +115,9 @@ def test_what_is_no_norm_is_refused():
         Tabulated(np.array([1.0, 1, -1, 1, 1, 1, 1, 1, 1]))
     dented = np.ones((2, 16))
     dented[1, 5] = 1.2
-    with pytest.raises(ValueError, match=r"convex, which fails at direction 5 of 16 at index \(1,\)"):
+    with pytest.raises(
+        ValueError, match=r"convex, which fails at direction 5 of 16 at index \(1,\)"
+    ):
         Tabulated(dented)
     with pytest.raises(ValueError, match="in between"):
         Tabulated(1 + 1.05 * np.cos(2 * np.pi * (np.arange(8) + 0.5) / 8))
