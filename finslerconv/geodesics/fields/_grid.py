@@ -493,12 +493,8 @@ class GridMetric:
 
     def _with_any(self, metric: FinslerMetric) -> "GridMetric":
         if metric.randers_form() is not None:
-            return GridMetric.from_metric(
-                metric,
-                self.grid_shape,
-                **dict(zip(_OPTIONS, self._options, strict=True)),
-                validate=False,
-            )
+            options = dict(zip(_OPTIONS, self._options, strict=True))
+            return GridMetric.from_metric(metric, self.grid_shape, **options, validate=False)
         return GridMetric._of_any(metric, "M", self._shape, *self._options, validate=False)
 
     @property
