@@ -1,4 +1,4 @@
-"""Norms of the plane by their values ``h_k`` along directions ``u_k``: the tangents of the dual ball.
+"""Norms of the plane by values ``h_k`` along directions ``u_k``: the tangents of the dual ball.
 
 The dual ball is inside the polygon of the sides ``<p, u_k> <= h_k``, and touches each at a point
 ``p_k``. :class:`finslerconv.metrics.Tabulated` has the norm that follows.

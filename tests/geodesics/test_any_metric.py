@@ -276,8 +276,7 @@ def test_what_needs_an_ellipse_says_so(options, message):
 
 @pytest.mark.unchecked
 def test_what_a_field_cannot_be_is_said():
-    with pytest.raises(TypeError, match=r"fit_randers\(metric\.indicatrix"):
-        GridMetric.from_function(lambda x: SLOPE, (4, 4))
+    assert GridMetric.from_function(lambda x: SLOPE, (4, 4)).metric is SLOPE
     space = FunctionMetric(lambda x: SLOPE, dim=3)
     with pytest.raises(ValueError, match="expected metrics of dimension 3, got 2"):
         space.at(tensor(0.0, 0.0, 0.0))

@@ -71,7 +71,7 @@ def rough(kind, shape, bound, seed=0):
     return kind((M + M.swapaxes(-1, -2)) / 2, omega / size * bound * rng.random((*shape, 1)))
 
 
-# --- The norm of a constant field, and of one that is pulled back -----------------------------------
+# --- The norm of a constant field, and of one that is pulled back ---------------------------------
 
 
 @pytest.mark.parametrize("name", norms())
@@ -144,7 +144,7 @@ def test_a_pulled_back_norm_converges_at_the_order_of_the_scheme(kind, order, le
     assert np.log2(errors[0] / errors[1]) / 2 > least
 
 
-# --- The Randers solver -----------------------------------------------------------------------------
+# --- The Randers solver ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("order", "factorise"), [(1, False), (1, True), (2, False), (2, True)])
@@ -198,7 +198,7 @@ def test_stencils_are_acute_for_the_norm(degrees, condition, turn, size):
             assert (slope >= -1e-7 * metric.norm(-other)).all()
 
 
-# --- The scheme, slowly and obviously ---------------------------------------------------------------
+# --- The scheme, slowly and obviously -------------------------------------------------------------
 
 
 def slow(metric, problem):
@@ -267,7 +267,7 @@ def test_first_order_is_the_fixed_point_of_its_scheme(kind, walled):
     np.testing.assert_allclose(front.distance[0].numpy(), expected, rtol=1e-9, atol=1e-9)
 
 
-# --- Directions, sources, walls, labels -------------------------------------------------------------
+# --- Directions, sources, walls, labels -----------------------------------------------------------
 
 
 def test_reverse_measures_the_way_back():
@@ -338,7 +338,7 @@ def test_fields_are_read_between_nodes_by_their_energies():
     np.testing.assert_array_equal(field.symmetrize().metric.norm(v), metric.symmetrize().norm(v))
 
 
-# --- Paths ------------------------------------------------------------------------------------------
+# --- Paths ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["asymmetric", "matsumoto", "tabulated"])
@@ -369,7 +369,7 @@ def test_a_path_leads_round_walls_as_long_as_the_distance_says():
     assert length == pytest.approx(float(there.distance[tuple(node)]), rel=0.02)
 
 
-# --- Gradients --------------------------------------------------------------------------------------
+# --- Gradients ------------------------------------------------------------------------------------
 
 
 def directional(function, inputs, seed=0, h=1e-6):
@@ -439,14 +439,16 @@ def test_the_gradient_of_a_constant_norm_is_that_of_its_length():
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 
 
-# --- What is refused ---------------------------------------------------------------------------------
+# --- What is refused ------------------------------------------------------------------------------
 
 
 @pytest.mark.unchecked
 def test_methods_for_randers_metrics_say_so():
     field = GridMetric.from_metric(norms()["matsumoto"], (6, 6))
     for method in ("heat", "fast_iterative"):
-        with pytest.raises(TypeError, match=r"field: expected Riemannian or Randers metrics.*plane"):
+        with pytest.raises(
+            TypeError, match=r"field: expected Riemannian or Randers metrics.*plane"
+        ):
             distance(field, (2, 2), method)
     space = GridMetric.from_metric(AsymmetricQuadratic(np.eye(3), np.ones(3)), (5, 5, 5))
     with pytest.raises(TypeError, match=r"'fast_marching' is for in space; method 'graph'"):

@@ -291,7 +291,9 @@ def distance(
         front = solve_finsler(solver, family, each, *grid, like, walls, float(radius))
     else:
         M = _per_problem(M, d, 2, problems)
-        omega = None if omega is None else _per_problem(-omega if reverse else omega, d, 1, problems)
+        omega = (
+            None if omega is None else _per_problem(-omega if reverse else omega, d, 1, problems)
+        )
         front = solve(solver, M, omega, *grid, walls, float(radius))
     shape = (*problems.shape, *field.grid_shape)
     lengths = as_kind_of(front.distance.reshape(shape), field.like)

@@ -60,7 +60,8 @@ class Graph(DistanceMethod):
     def solve(self, problem: EikonalProblem) -> Front:
         """Return the front, by Dijkstra's algorithm with the sources as further vertices."""
         return self._solve(
-            problem, lambda one: GridMetric(one.M[0].detach(), one.omega[0].detach(), validate=False)
+            problem,
+            lambda one: GridMetric(one.M[0].detach(), one.omega[0].detach(), validate=False),
         )
 
     def solve_finsler(self, problem: FinslerProblem) -> Front:

@@ -153,7 +153,9 @@ def _fill(M, omega, start, offset, stack):
 
 @entry_unfused
 def _stencil_of_norm(norms, x, stack):
-    out = np.empty((_refine_for_norm(norm_at(norms, x), stack, np.empty((0, 2), np.int16)), 2), np.int16)
+    out = np.empty(
+        (_refine_for_norm(norm_at(norms, x), stack, np.empty((0, 2), np.int16)), 2), np.int16
+    )
     _refine_for_norm(norm_at(norms, x), stack, out)
     return out
 

@@ -4,11 +4,10 @@ import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from finslerconv._arrays import Array, no_gradient
+from finslerconv._arrays import Array
 from finslerconv.geodesics.fields._interpolation import nodes_around
 from finslerconv.geodesics.fields._kinds import as_kind_of, as_tensor, is_numpy, is_tensor
 from finslerconv.metrics import CallableMetric, FinslerMetric

@@ -40,7 +40,6 @@ from finslerconv.geodesics.fields._matrices import (
 from finslerconv.geodesics.fields._protocol import check_positions, read_positions
 from finslerconv.metrics import FinslerMetric, Randers
 
-
 _OPTIONS = ("spacing", "origin", "interpolation", "outside")
 
 
@@ -154,10 +153,8 @@ class GridMetric:
         if validate:
             self.validate()
 
-    def _set_any(
-        self, metric: FinslerMetric, shape: tuple[int, ...], *options: Any
-    ) -> None:
-        """Become a field of metrics that are no Randers ones, whose batch broadcasts to ``shape``."""
+    def _set_any(self, metric: FinslerMetric, shape: tuple[int, ...], *options: Any) -> None:
+        """Become a field of metrics of other kinds, whose batch broadcasts to ``shape``."""
         d = metric.dim
         if d not in (2, 3):
             raise ValueError(f"M: expected metrics of the plane or of space, got dimension {d}")
@@ -301,7 +298,7 @@ class GridMetric:
         ----------
         function : callable
             From positions, a tensor of shape (\*grid, d), to a metric of any kind, or to the pair
-            ``(M, omega)`` of the tensors of a Randers one; such as the method ``at`` of another field.
+            ``(M, omega)`` of the tensors of a Randers one; such as ``at`` of another field.
         shape : sequence of int
             The shape of the grid; its length is the dimension.
         spacing, origin, interpolation, outside, validate
@@ -396,8 +393,8 @@ class GridMetric:
         FinslerMetric
             Of batch shape ``positions.shape[:-1]``: :class:`~finslerconv.metrics.Randers`, of
             ``omega`` 0 for a Riemannian field, or for metrics of other kinds that of the mean
-            energies of the nodes around, by its norm alone. Differentiable in the positions and in the field, twice where the interpolation
-            is. Not checked: see :meth:`validate`.
+            energies of the nodes around, by its norm alone. Differentiable in the positions and in
+            the field, twice where the interpolation is. Not checked: see :meth:`validate`.
 
         Raises
         ------
@@ -407,7 +404,7 @@ class GridMetric:
             If it is not of shape (..., d), lacks the axes of the batch, or is not finite.
         """
         (positions,) = read_positions(self, positions=positions)
-        like, x = as_tensors(M=self.like, positions=positions)
+        _, x = as_tensors(M=self.like, positions=positions)
         check_positions(x, self.dim)
         t, first = self._in_steps(x), first_rows(self, x)
         if self._any is not None:
@@ -496,9 +493,8 @@ class GridMetric:
 
     def _with_any(self, metric: FinslerMetric) -> "GridMetric":
         if metric.randers_form() is not None:
-            return GridMetric.from_metric(
-                metric, self.grid_shape, **dict(zip(_OPTIONS, self._options)), validate=False
-            )
+            options = dict(zip(_OPTIONS, self._options, strict=True))
+            return GridMetric.from_metric(metric, self.grid_shape, **options, validate=False)
         return GridMetric._of_any(metric, "M", self._shape, *self._options, validate=False)
 
     @property

@@ -36,9 +36,7 @@ def over_grid(name: str, x: Array, shape: tuple[int, ...], core: int) -> Array:
         ) from error
 
 
-def over_batch(
-    name: str, metric: FinslerMetric, shape: Sequence[int] | None
-) -> tuple[int, ...]:
+def over_batch(name: str, metric: FinslerMetric, shape: Sequence[int] | None) -> tuple[int, ...]:
     """Return the batch shape of a metric, broadcast over the grid ``shape`` if that is given."""
     batch = tuple(metric.batch_shape)
     if shape is None:

@@ -64,9 +64,7 @@ def _slope(f: Tensor, axis: int, step: float) -> Tensor:
 
 def is_linear(field: object) -> TypeGuard[GridMetric]:
     """Return whether a Randers field is read linearly between nodes of a grid: from a table."""
-    return (
-        isinstance(field, GridMetric) and field.M is not None and field.interpolation == "linear"
-    )
+    return isinstance(field, GridMetric) and field.M is not None and field.interpolation == "linear"
 
 
 def tabulated(field: GridMetric, x: Float[Tensor, "*batch d"]) -> tuple[Grid, Tensor]:

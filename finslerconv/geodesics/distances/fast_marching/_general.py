@@ -1,4 +1,4 @@
-"""Fast marching in the plane for norms of any family, compiled: the front's walk, and the walk back.
+"""Fast marching in the plane for norms of any family, compiled: the walk there and the walk back.
 
 The scheme is that of `_plane`, with the norm in the place of formulas. With ``e_i`` the ends of a
 sector, and ``c_i``, ``U_i`` and ``k_i`` as there, a value is
@@ -22,14 +22,14 @@ from finslerconv._compiled import entry_unfused, jit_unfused
 from finslerconv.geodesics.distances._heap import ACCEPTED, FAR, WALL, pop, push
 from finslerconv.geodesics.distances._norms import Norms, mean, norm, norm_at, slope
 from finslerconv.geodesics.distances.fast_marching._plane import (
-    _across,
-    _differences,
-    _ends,
-    _second,
     FACTORED,
     SECOND_A,
     SECOND_B,
     SECTOR,
+    _across,
+    _differences,
+    _ends,
+    _second,
 )
 
 BITS = 4
@@ -226,10 +226,10 @@ def _from_end(metric, model, factored, v, e, c, U):
 @jit_unfused
 def _arrive(field, sources, front, order, y, scratch):
     """Compute the value of an accepted node again, and how the geodesic arrives."""
-    u, label, flow, code, weight, place = front
+    u, label, _, code, weight, place = front
     e, c, U = scratch
     metric = norm_at(field.norms, y)
-    height, width = field.walls.shape
+    width = field.walls.shape[1]
     row = y // width
     column = y - row * width
     if code[y] < 0:
@@ -252,9 +252,7 @@ def _arrive(field, sources, front, order, y, scratch):
     v = (row - sources.position[s, 0], column - sources.position[s, 1])
     alone = sources.alone[s]
     model = mean(metric, norm_at(sources.norms, s)) if alone else metric
-    second = (
-        _second(ends, row, column, field.walls, field.walled, u, place, e) if order == 2 else 0
-    )
+    second = _second(ends, row, column, field.walls, field.walled, u, place, e) if order == 2 else 0
     f0, f1 = v
     for attempt in range(4):
         # Factored and of second order, then either, then neither.

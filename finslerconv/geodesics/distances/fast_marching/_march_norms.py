@@ -110,9 +110,7 @@ def _field(problem: FinslerProblem) -> general.Field:
     if not shared:
         dependents(start, offset, walls.shape[1], dependent_start, dependent)
     walled = bool(walls.any())
-    return general.Field(
-        norms, start, offset, shared, dependent_start, dependent, walls, walled
-    )
+    return general.Field(norms, start, offset, shared, dependent_start, dependent, walls, walled)
 
 
 def _march(
@@ -226,6 +224,8 @@ def _fixed_parts(
     alone = (code[factored] & SECTOR) == 0
     end = torch.where(alone[:, None], -e[0], 1.0)
     value = torch.where(
-        alone, parts[factored] * c[0, factored] * fall / norm(m, end), parts[factored] + fall - tangent
+        alone,
+        parts[factored] * c[0, factored] * fall / norm(m, end),
+        parts[factored] + fall - tangent,
     )
     return parts.index_put((factored,), value)
