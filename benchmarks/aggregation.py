@@ -16,8 +16,6 @@ import time
 from collections.abc import Callable
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from torch.nn import functional
 
@@ -174,18 +172,18 @@ def main() -> None:
             cases[name] = lambda v=version, s=size: dcn(v, options.batch, s)  # type: ignore[misc]
     for name, shapes in PYRAMIDS.items():
         cases[f"attn: encoder, one image of {name}"] = lambda s=shapes: attention(1, s)  # type: ignore[misc]
-    table = Table(title=f"ms, {options.threads} threads, PyTorch {torch.__version__}")
-    for column in ("", "forward", "plain", "ratio", "with backward", "plain", "ratio"):
-        table.add_column(column)
+    print(f"ms, {options.threads} threads, PyTorch {torch.__version__}: ours, plain, ratio")
     for name, make in cases.items():
         if options.only and not name.startswith(options.only):
             continue
         t = least(make(), options.rounds, clock)
         cells = []
-        for ours, plain in (("ours forward", "plain forward"), ("ours", "plain")):
-            cells += [f"{t[ours]:.2f}", f"{t[plain]:.1f}", f"{t[plain] / t[ours]:.1f}"]
-        table.add_row(name, *cells)
-    Console(width=120).print(table)
+        for label, ours, plain in (
+            ("forward", "ours forward", "plain forward"), ("with backward", "ours", "plain"),
+        ):  # fmt: skip
+            ratio = t[plain] / t[ours]
+            cells.append(f"{label} {t[ours]:7.2f} {t[plain]:8.1f} {ratio:5.1f}")
+        print(f"{name:44}{'   '.join(cells)}", flush=True)
 
 
 if __name__ == "__main__":
