@@ -548,7 +548,8 @@ class MSDeformAttn(nn.Module):
         reference_points: Float[Tensor, "batch queries levels point"],
         input_flatten: Float[Tensor, "batch pixels channels"],
         input_spatial_shapes: Int[Tensor, "levels 2"],
-        *rest: Tensor | None,
+        input_level_start_index: Int[Tensor, " levels"] | None = None,
+        input_padding_mask: Bool[Tensor, "batch pixels"] | None = None,
     ) -> Samples:
         """Return the sampling positions and their weights for the arguments of :meth:`forward`."""
         levels = ops.level_table(input_spatial_shapes, None, query.device)

@@ -208,7 +208,8 @@ def dcnv4(
     unused = offset_mask.shape[3] - used
     groups = offset_mask.split((used, unused), -1)[0] if unused else offset_mask
     groups = groups.reshape(input.shape[0], rows * columns, group, 3 * taps)
-    offsets, weights = groups.split((2 * taps, taps), -1)
+    # Copied once, not by the forward and by the backward pass.
+    offsets, weights = (part.contiguous() for part in groups.split((2 * taps, taps), -1))
     return _aggregate_taps(
         input, offsets.unflatten(-1, (taps, 2)), weights, geometry, offset_scale, remove_center
     )

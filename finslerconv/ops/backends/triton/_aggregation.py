@@ -59,11 +59,13 @@ class TritonAggregation(AggregationBackend):
         if grad.numel() > 0 and (g_value is not None or needs_samples):
             with torch.cuda.device_of(value):
                 (image, *samples), sizes, constants = _arguments(aggregation)
+                low = dtype if dtype == torch.float64 else value.dtype
+                slope = grad.to(low).contiguous()
                 # Its atomics need registers too, most of all those of single numbers.
                 fewer = 2 if constants["C_UNIT"] == 8 and dtype != torch.float64 else 4
                 constants["BLOCK_R"] //= fewer
                 kernels.aggregate_backward[(triton.cdiv(sizes[0], constants["BLOCK_R"]),)](
-                    image, grad.to(image.dtype).contiguous(), *samples, g_value, g_locations,
+                    image, slope, *samples, g_value, g_locations,
                     g_weights, *sizes, **constants,
                 )  # fmt: skip
         if by_formula:
