@@ -170,7 +170,10 @@ def test_a_layer_of_another_library_becomes_ours_with_equal_output(name):
     assert type(converted[1]) is kind
     assert type(model[1]) is not kind
     assert type(converted[0]) is nn.Conv2d
-    assert [row.name for row in report.converted] == ["1"]
+    (row,) = report.converted
+    assert row.name == "1"
+    if name == "mmcv pack":  # ours multiply by factors besides, where there are any
+        assert row.before == row.after
     torch.testing.assert_close(converted(x), model(x), rtol=0, atol=1e-12)
     assert not converted.training
 
