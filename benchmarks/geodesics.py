@@ -323,7 +323,7 @@ def measure_norms(options: argparse.Namespace, progress: Progress) -> list[dict[
 
 def show_norms(results: list[dict[str, Any]], console: Console) -> None:
     table = Table(
-        title="norms of other kinds: seconds (C++ at n = 512: Randers, order 2, 0.66 to 1.28 s; its "
+        title="norms of other kinds: seconds (C++ at n = 512: Randers, order 2, 0.66 to 1.28 s, "
         "AsymmetricQuadratic2 about as long)"
     )
     for column in ("norm", "n", "order", "s", "randers: s", "ratio"):

@@ -27,7 +27,7 @@ def operator(case, tensors):
     return torch.ops.finslerconv.sampled_conv2d, (
         input, where, omega, points, weight, bias, mask, case.kind, geometry.stride,
         geometry.padding_before, geometry.padding_after, geometry.dilation, case.padding_mode,
-        "auto",
+        "", (), "auto",
     )  # fmt: skip
 
 
@@ -184,7 +184,7 @@ def test_vmap_of_the_operator_itself():
     case = Case()
     op, arguments = operator(case, case.tensors())
     twice = torch.stack((arguments[0], -arguments[0]))
-    dims = (0, *(None,) * 13)
+    dims = (0, *(None,) * 15)
     mapped = torch.vmap(op, in_dims=dims)(twice, *arguments[1:])
     torch.testing.assert_close(mapped[0], op(*arguments))
     torch.testing.assert_close(mapped[1], op(-arguments[0], *arguments[1:]))
