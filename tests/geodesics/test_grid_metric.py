@@ -334,8 +334,6 @@ def test_from_metrics_of_each_kind():
     assert GridMetric.from_metric(rows, (3, 6)).M[2, 5, 0, 0] == 3.0
     norm = CallableMetric(lambda v: abs(v).sum(-1))
     assert GridMetric.from_metric(norm, (3, 3)).metric is norm
-    with pytest.raises(TypeError, match=r"metric: expected a metric \(or the pair"):
-        GridMetric.from_metric(3, (3, 3))
     with pytest.raises(ValueError, match="whose batch broadcasts over"):
         GridMetric.from_metric(rows, (4, 6))
 
