@@ -4,7 +4,7 @@ Everything here is in pixels: the metric is the one of index coordinates, ``M h 
 for the spacing ``h``, offsets are integers.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -86,7 +86,7 @@ def _obtuse_for_norm(metric, a0, a1, b0, b1):
     )
 
 
-def _refiner(obtuse):
+def _refiner(obtuse: Any) -> Any:
     """Return the function that refines a stencil until no sector is ``obtuse``."""
 
     @jit_unfused
