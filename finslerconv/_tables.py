@@ -19,6 +19,19 @@ def second_differences(samples: Array) -> Array:
     return xp.roll(samples, 1, axis=-1) + xp.roll(samples, -1, axis=-1) - turn * samples
 
 
+def has_corners(samples: Array) -> bool:
+    """Return whether some norm has a corner, or bends too much for its table to tell.
+
+    An edge of the polygon grows by four with the step where the norm is smooth, by two at a corner.
+    """
+    xp = namespace(samples)
+    twice = 2 * math.cos(4 * math.pi / samples.shape[-1])
+    wide = xp.roll(samples, 2, axis=-1) + xp.roll(samples, -2, axis=-1) - twice * samples
+    edge = second_differences(samples)
+    # Edges that are all but points are rounding.
+    return bool(xp.any((edge > 1e-6 * samples) & (wide < 3 * edge)))
+
+
 def slope_weights(n: int) -> tuple[float, float]:
     """Return the weights of the samples one and two steps away in the slope of the middle one.
 

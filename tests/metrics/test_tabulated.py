@@ -6,11 +6,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from finslerconv._tables import has_corners
 from finslerconv.metrics import (
     AsymmetricQuadratic,
     CallableMetric,
     Euclidean,
     Matsumoto,
+    PNorm,
+    Polytope,
     Randers,
     Tabulated,
 )
@@ -125,3 +128,18 @@ def test_what_is_no_norm_is_refused():
         Tabulated.of(Euclidean(3))
     with pytest.raises(TypeError, match="floating"):
         Tabulated(np.ones(8, int))
+
+
+@pytest.mark.parametrize("n", [16, 64, 256])
+def test_tables_tell_corners_from_what_is_smooth(n):
+    square = Tabulated.of(CallableMetric(lambda v: np.abs(v).max(-1)), n).samples
+    triangle = Polytope.from_facets(np.array([[1.0, 0.0], [-0.5, 0.8], [-0.5, -0.8]]))
+    assert has_corners(square)
+    assert has_corners(Tabulated.of(triangle, n).samples)
+    round_ones = [
+        Euclidean(),
+        Randers(np.diag([1.0, 0.5]), np.array([0.3, 0.2])),
+        PNorm(3.0, np.array([1.0, 1.0])),
+    ]
+    for metric in round_ones:
+        assert not has_corners(Tabulated.of(metric, n).samples)

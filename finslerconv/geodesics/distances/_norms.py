@@ -22,7 +22,7 @@ from finslerconv._compiled import UNFUSED, jit_unfused
 from finslerconv._memory import array_of
 from finslerconv._norms import norm_off_zero
 from finslerconv._sphere import over_batch, quadrature
-from finslerconv._tables import OFF_ENDS, slope_weights
+from finslerconv._tables import OFF_ENDS, has_corners, slope_weights
 from finslerconv.geodesics.fields import as_tensor, as_tensors
 from finslerconv.metrics import (
     AsymmetricQuadratic,
@@ -209,6 +209,9 @@ class Family:
     scale: tuple[float, ...] = (1.0, 1.0)
     """What steps are multiplied by before they are looked up in a table, one number an axis."""
 
+    corners: bool = False
+    """Whether norms may have corners, across which differences of second order are wrong."""
+
     def compiled(self, rows: Float[Tensor, "rows parameters"]) -> Norms:
         """Return rows as kernels read them."""
         assert self.number is not None
@@ -301,7 +304,9 @@ def _table_rows(metric: FinslerMetric, scale: Tensor) -> tuple[Family, Tensor]:
     def norm(rows: Tensor, v: Tensor) -> Tensor:
         return Tabulated(rows[..., _BEFORE:-_AFTER], validate=False).norm(scale * v)
 
-    return Family(norm, TABULATED, samples.shape[-1], tuple(scale.tolist())), rows
+    each = samples.detach().reshape(-1, samples.shape[-1])
+    corners = has_corners(each[:: max(1, len(each) // _LOOKED_AT)])
+    return Family(norm, TABULATED, samples.shape[-1], tuple(scale.tolist()), corners), rows
 
 
 def _resolution(metric: FinslerMetric) -> int:

@@ -51,9 +51,9 @@ class FastMarching(DistanceMethod):
     do not jump over walls. Gradients are those of the implicit adjoint, which goes over the nodes
     backwards in the order of acceptance; those in ``M`` are symmetric.
 
-    Differences are of ``order`` 1 or 2. Before they are formed, ``factorise`` takes the front's
-    roundness about a source out, so that a constant metric comes out exact; not for sources with
-    others within 4 pixels.
+    Differences are of ``order`` 1 or 2; for norms with corners, such as the taxicab's, of order 1
+    always. Before they are formed, ``factorise`` takes the front's roundness about a source out, so
+    that a constant metric comes out exact; not for sources with others within 4 pixels.
     """
 
     order: int = 2
@@ -81,7 +81,9 @@ class FastMarching(DistanceMethod):
                 "field: expected Riemannian or Randers metrics, which 'fast_marching' is for in "
                 "space; method 'graph' takes the others, and the plane any metric"
             )
-        return march_norms(problem, int(self.order), self.factorise)
+        # Across the kinks of such distances no difference of second order is right.
+        order = 1 if problem.family.corners else int(self.order)
+        return march_norms(problem, order, self.factorise)
 
 
 class _March(torch.autograd.Function):
