@@ -484,3 +484,26 @@ class TestErrors:
             MetricConv2d(2, 2, 3, reference=3)
         with pytest.raises(ValueError, match="or a MatrixParametrization"):
             MetricConv2d(2, 2, 3, head=SpectralScaled)
+
+
+@pytest.mark.parametrize("metric_groups", [1, 2])
+def test_a_layer_computes_metrics_itself_unless_a_hook_wants_to_see_them(metric_groups):
+    layer = MetricConv2d(4, 3, 3, padding=1, metric_groups=metric_groups).double()
+    nn.init.normal_(layer.head.conv.weight, std=0.2)
+    x = torch.randn(2, 4, 6, 5, dtype=torch.float64)
+    seen = []
+    fused = layer(x)
+    handle = layer.head.register_forward_hook(lambda head, arguments, metric: seen.append(metric))
+    torch.testing.assert_close(layer(x), fused, rtol=1e-11, atol=1e-12)
+    handle.remove()
+    layer(x)
+    assert len(seen) == 1
+    assert isinstance(seen[0], Randers)
+    assert seen[0].batch_shape == layer.metric(x).batch_shape
+
+
+def test_a_head_of_another_number_of_groups_is_refused():
+    head = MetricConv2d(4, 3, 3, padding=1, metric_groups=2).head
+    layer = MetricConv2d(4, 3, 3, padding=1, metric=head)
+    with pytest.raises(ValueError, match="metric: expected one metric for each output pixel"):
+        layer(torch.randn(1, 4, 6, 5))

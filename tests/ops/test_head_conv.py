@@ -33,16 +33,14 @@ def tensors(formula, groups=1, dtype=torch.float64, size=(5, 6)):
     return normal(2, 4, *size), channels, normal(3, 4, 3, 3), normal(2, groups * 9, *size)
 
 
-def points(dtype=torch.float64):
-    generator = torch.Generator().manual_seed(1)
-    found = 2 * torch.rand(9, 2, generator=generator, dtype=torch.float64) - 1
-    found[0] = 0
-    return found.to(dtype)
+# Drawn before any tracing, which knows no generators.
+POINTS = 2 * torch.rand(9, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64) - 1
+POINTS[0] = 0
 
 
 def convolve(formula, input, channels, weight, mask, map="radial"):
     return ops.head_conv2d(
-        input, channels, formula, points(weight.dtype), weight, padding=1, mask=mask, map=map
+        input, channels, formula, POINTS.to(weight.dtype), weight, padding=1, mask=mask, map=map
     )
 
 
@@ -97,7 +95,8 @@ def test_the_formula_of_one_pixel_is_that_of_tensors(name):
     )
     of_kind = numbers.coefficients(formula)[:4]
     a, b, c = getattr(numbers, name)(*raw.numpy(), *of_kind)
-    found = torch.as_tensor(getattr(numbers, f"{name}_back")(*raw.numpy(), *of_kind, *g.numpy()))
+    g_raw = getattr(numbers, f"{name}_back")(*raw.numpy(), *of_kind, *g.numpy())
+    found = torch.stack([torch.as_tensor(x) for x in g_raw])
     for got, wanted in zip((a, b, c), (M[:, 0, 0], M[:, 0, 1], M[:, 1, 1]), strict=True):
         torch.testing.assert_close(torch.as_tensor(got), wanted.detach(), rtol=1e-13, atol=1e-14)
     torch.testing.assert_close(found[: formula.n_channels], expected, rtol=1e-11, atol=1e-13)
@@ -146,7 +145,7 @@ def test_opcheck():
     formula = replace(FORMULAS[0], radius=1.25)
     input, channels, weight, mask = (t.requires_grad_() for t in tensors(formula))
     arguments = (
-        input, channels, None, points(), weight, None, mask, "radial", (1, 1), (1, 1), (1, 1),
+        input, channels, None, POINTS, weight, None, mask, "radial", (1, 1), (1, 1), (1, 1),
         (1, 1), "zeros", formula.name, formula.numbers, "auto",
     )  # fmt: skip
     torch.library.opcheck(torch.ops.finslerconv.sampled_conv2d, arguments)
