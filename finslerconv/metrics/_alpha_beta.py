@@ -265,8 +265,8 @@ class Kropina(OneFormMetric):
     Here ``alpha = sqrt(v' M v)`` and ``beta = omega' v``. It is navigation in a wind exactly as
     strong as the boat: the unit ball is an ellipse, of centre ``M^-1 omega / 2``, with the origin
     **on** its rim. What is not in the half-space is never reached: ``F(v)`` is infinity there, and
-    0 at ``v = 0``; :meth:`indicatrix` and :meth:`unit_ball` give the origin. Immutable by
-    convention.
+    0 at ``v = 0``; the indicatrix and :func:`~finslerconv.balls.radial` give the origin. Immutable
+    by convention.
 
     Parameters
     ----------

@@ -69,12 +69,12 @@ class Navigation(Norm):
 
 @dataclass(frozen=True)
 class PNorm(Norm):
-    """The norm F(v) = (sum |w_i v_i|^p)^(1/p) of a given p.
+    """The norm ``F(v) = (sum |w_i v_i|^p)^(1/p)`` of a given p.
 
     Parameters
     ----------
     p : number or expression
-        At least 1; infinity gives the largest |w_i v_i|.
+        At least 1; infinity gives the largest ``|w_i v_i|``.
     weights : (d, 1) matrix
         Positive weights w of the components.
 

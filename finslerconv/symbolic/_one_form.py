@@ -169,7 +169,7 @@ class AlphaBeta(_OneForm):
     def convexity(self, s: sympy.Expr) -> sympy.Expr:
         """Return phi - s phi' + (b^2 - s^2) phi'' with b^2 = omega' M^-1 omega.
 
-        Where this and phi are positive for all |s| <= b the fundamental tensor is positive
+        Where this and phi are positive for all ``|s| <= b`` the fundamental tensor is positive
         definite.
         """
         phi, phi1, phi2 = self.jet(s)

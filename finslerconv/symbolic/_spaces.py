@@ -8,32 +8,32 @@ from finslerconv.symbolic._riemannian import Riemannian
 
 
 def sphere(x: MatrixLike) -> Riemannian:
-    """Return the metric of the unit sphere in stereographic coordinates, 2 |v| / (1 + |x|^2)."""
+    """Return the unit sphere's metric in stereographic coordinates: ``2 |v| / (1 + |x|^2)``."""
     return _conformal(x, 2 / (1 + dot(x, x)))
 
 
 def sphere_by_angles(x: MatrixLike) -> Riemannian:
     """Return the metric of the unit sphere in the plane of angles: latitude and longitude.
 
-    Latitude counts from the equator: the squared length is v_0^2 + cos(x_0)^2 v_1^2.
+    Latitude counts from the equator: the squared length is ``v_0^2 + cos(x_0)^2 v_1^2``.
     """
     return Riemannian(sympy.ImmutableMatrix.diag(1, sympy.cos(x[0, 0]) ** 2))
 
 
 def half_space(x: MatrixLike) -> Riemannian:
-    """Return the hyperbolic metric |v| / x_0 of positive heights x_0, the first coordinate."""
+    """Return the hyperbolic metric ``|v| / x_0`` of positive heights, the first coordinate."""
     return _conformal(x, 1 / x[0, 0])
 
 
 def poincare_ball(x: MatrixLike) -> Riemannian:
-    """Return the hyperbolic metric 2 |v| / (1 - |x|^2) of the unit ball: angles are true."""
+    """Return the hyperbolic metric ``2 |v| / (1 - |x|^2)`` of the unit ball: angles are true."""
     return _conformal(x, 2 / (1 - dot(x, x)))
 
 
 def klein_ball(x: MatrixLike) -> Riemannian:
     """Return the hyperbolic metric of the unit ball whose geodesics are straight.
 
-    Its matrix is I / r + x x' / r^2 with r = 1 - |x|^2.
+    Its matrix is ``I / r + x x' / r^2`` with ``r = 1 - |x|^2``.
     """
     r = 1 - dot(x, x)
     return Riemannian(identity_like(x * transpose(x)) / r + x * transpose(x) / r**2)
@@ -42,7 +42,7 @@ def klein_ball(x: MatrixLike) -> Riemannian:
 def funk_ball(x: MatrixLike) -> Randers:
     """Return the Funk metric of the unit ball: x + v / F(v) lies on the sphere.
 
-    It is a Randers metric, of Klein's matrix and the one-form x / (1 - |x|^2).
+    It is a Randers metric, of Klein's matrix and the one-form ``x / (1 - |x|^2)``.
     """
     return Randers(klein_ball(x).M, x / (1 - dot(x, x)))
 

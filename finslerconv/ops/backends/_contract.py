@@ -185,7 +185,7 @@ class ConvBackend(abc.ABC):
     ----------
     takes_channels : bool
         Whether positions may come as the channels of a head with their formula
-        (:attr:`Positions.formula`); otherwise they come as metrics.
+        (``Positions.formula``); otherwise they come as metrics.
     """
 
     takes_channels = False
