@@ -99,7 +99,7 @@ class Scaled(FinslerMetric):
 
     def norm(self, v: Float[Array, "*_ d"]) -> Float[Array, "..."]:
         """Return the lengths ``c F(v)``, shape ``(...)``."""
-        return self.factor * self.metric.norm(v)
+        return self.factor * norm_off_zero(self.metric.norm, v)
 
     def dual_norm(self, p: Float[Array, "*_ d"]) -> Float[Array, "..."]:
         """Return the dual norms ``F*(p) / c``, shape ``(...)``."""
@@ -209,7 +209,7 @@ class Reversed(_OfOne):
 
     def norm(self, v: Float[Array, "*_ d"]) -> Float[Array, "..."]:
         """Return the lengths ``F(-v)``, shape ``(...)``."""
-        return self.metric.norm(-v)
+        return norm_off_zero(self.metric.norm, -v)
 
     def dual_norm(self, p: Float[Array, "*_ d"]) -> Float[Array, "..."]:
         """Return the dual norms ``F*(-p)``, shape ``(...)``."""
@@ -261,7 +261,8 @@ class Symmetrized(_OfOne):
 
     def norm(self, v: Float[Array, "*_ d"]) -> Float[Array, "..."]:
         """Return the lengths ``(F(v) + F(-v)) / 2``, shape ``(...)``."""
-        return (self.metric.norm(v) + self.metric.norm(-v)) / 2
+        there, back = (norm_off_zero(self.metric.norm, u) for u in (v, -v))
+        return (there + back) / 2
 
     def reverse(self) -> "Symmetrized":
         """Return the metric itself: it is symmetric."""
@@ -438,9 +439,9 @@ class Sum(_OfMany):
 
     def norm(self, v: Float[Array, "*_ d"]) -> Float[Array, "..."]:
         """Return the sums of the lengths, shape ``(...)``."""
-        total = self.metrics[0].norm(v)
+        total = norm_off_zero(self.metrics[0].norm, v)
         for metric in self.metrics[1:]:
-            total = total + metric.norm(v)
+            total = total + norm_off_zero(metric.norm, v)
         return total
 
     def symmetrize(self) -> "Sum":
@@ -473,9 +474,9 @@ class Maximum(_OfMany):
 
     def norm(self, v: Float[Array, "*_ d"]) -> Float[Array, "..."]:
         """Return the largest of the lengths, shape ``(...)``."""
-        largest = self.metrics[0].norm(v)
+        largest = norm_off_zero(self.metrics[0].norm, v)
         for metric in self.metrics[1:]:
-            largest = namespace(v).maximum(largest, metric.norm(v))
+            largest = namespace(v).maximum(largest, norm_off_zero(metric.norm, v))
         return largest
 
 
@@ -586,7 +587,7 @@ class PulledBack(FinslerMetric):
     def norm(self, v: Float[Array, "*_ d"]) -> Float[Array, "..."]:
         """Return the lengths ``F(A v)``, shape ``(...)``."""
         check_vectors("v", v, self.dim, self.A)
-        return self.metric.norm(matvec(self.A, v))
+        return norm_off_zero(self.metric.norm, matvec(self.A, v))
 
     def dual_norm(self, p: Float[Array, "*_ d"]) -> Float[Array, "..."]:
         """Return the dual norms of covectors ``p``, shape ``(...)``.
