@@ -1,6 +1,6 @@
 """Metric fields on grids: geodesic distances, geodesics, geodesic balls."""
 
-from finslerconv.geodesics import tensors
+from finslerconv.geodesics import tensors as tensors
 from finslerconv.geodesics._lengths import chord_distance, path_length
 from finslerconv.geodesics._paths import minimal_path
 from finslerconv.geodesics.balls import InjectivityWarning, StarShapeWarning, geodesic_ball
@@ -30,7 +30,6 @@ from finslerconv.geodesics.flow import (
 )
 
 __all__ = [
-    "tensors",
     "GridMetric",
     "FunctionMetric",
     "MetricField",

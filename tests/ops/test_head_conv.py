@@ -39,9 +39,8 @@ POINTS[0] = 0
 
 
 def convolve(formula, input, channels, weight, mask, map="radial"):
-    return ops.head_conv2d(
-        input, channels, formula, POINTS.to(weight.dtype), weight, padding=1, mask=mask, map=map
-    )
+    at = POINTS.to(torch.promote_types(weight.dtype, torch.float32))
+    return ops.head_conv2d(input, channels, formula, at, weight, padding=1, mask=mask, map=map)
 
 
 def results(backend, formula, arguments, map="radial"):
