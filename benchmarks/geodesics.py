@@ -38,7 +38,7 @@ from rich.table import Table
 from torch import Tensor
 
 from finslerconv.geodesics import GridMetric, distance
-from finslerconv.metrics import AsymmetricQuadratic, CallableMetric, Matsumoto
+from finslerconv.metrics import AsymmetricQuadratic, Matsumoto, Tabulated
 
 SIZES = (256, 512, 1024)
 SIZES_3D = (32, 64)
@@ -304,7 +304,7 @@ def measure_norms(options: argparse.Namespace, progress: Progress) -> list[dict[
     kinds = {
         "asymmetric quadratic": AsymmetricQuadratic(M, 2 * omega),
         "matsumoto": Matsumoto(M, 0.6 * omega),
-        "matsumoto, as a function": CallableMetric(Matsumoto(M, 0.6 * omega).norm, like=M),
+        "matsumoto, tabulated": Tabulated.of(Matsumoto(M, 0.6 * omega), 64),
     }
     results = []
     for order in (1, 2):
