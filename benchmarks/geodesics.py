@@ -2,7 +2,8 @@
 
 Claim: on the three constant metrics for which figures of Mirebeau's Hamilton-Fast-Marching (C++)
 are published, first order and second order with factorisation are no less exact and no slower;
-1024 x 1024 nodes of a Randers metric take less than 2.5 s and 224 MiB.
+1024 x 1024 nodes of a Randers metric take less than 2.5 s and 224 MiB; asymmetric quadratic and
+Matsumoto metrics at most 3 times as long as the Randers metric of the same matrices.
 
     python benchmarks/geodesics.py                       # everything
     python benchmarks/geodesics.py --quick --clock cpu   # n = 256; processor time, a busy machine
@@ -37,6 +38,7 @@ from rich.table import Table
 from torch import Tensor
 
 from finslerconv.geodesics import GridMetric, distance
+from finslerconv.metrics import AsymmetricQuadratic, Matsumoto, Tabulated
 
 SIZES = (256, 512, 1024)
 SIZES_3D = (32, 64)
@@ -293,10 +295,52 @@ def show_memory(results: list[dict[str, Any]], console: Console) -> None:
     console.print(table)
 
 
+def measure_norms(options: argparse.Namespace, progress: Progress) -> list[dict[str, Any]]:
+    """Time fields of other norms against the Randers field of the same matrices."""
+    n = 256 if options.quick else 512
+    task = progress.add_task("norms", total=2)
+    this = case("curved randers", n)
+    M, omega = this.field.M, this.field.omega
+    kinds = {
+        "asymmetric quadratic": AsymmetricQuadratic(M, 2 * omega),
+        "matsumoto": Matsumoto(M, 0.6 * omega),
+        "matsumoto, tabulated": Tabulated.of(Matsumoto(M, 0.6 * omega), 64),
+    }
+    results = []
+    for order in (1, 2):
+        fields = [this.field, *(GridMetric(metric) for metric in kinds.values())]
+        runs = [partial(distance, field, this.source, order=order) for field in fields]
+        for run in runs:
+            run()
+        randers, *others = turns(runs, options)
+        for name, seconds in zip(kinds, others, strict=True):
+            results.append(
+                {"name": name, "n": n, "order": order, "seconds": seconds, "randers": randers}
+            )
+        progress.advance(task)
+    return results
+
+
+def show_norms(results: list[dict[str, Any]], console: Console) -> None:
+    table = Table(
+        title="norms of other kinds: seconds (C++ at n = 512: Randers, order 2, 0.66 to 1.28 s, "
+        "AsymmetricQuadratic2 about as long)"
+    )
+    for column in ("norm", "n", "order", "s", "randers: s", "ratio"):
+        table.add_column(column, justify="left" if column == "norm" else "right")
+    for r in results:
+        table.add_row(
+            r["name"], str(r["n"]), str(r["order"]), f"{r['seconds']:.3f}", f"{r['randers']:.3f}",
+            f"{r['seconds'] / r['randers']:.2f}",
+        )  # fmt: skip
+    console.print(table)
+
+
 # What is measured, and how it is shown.
 PARTS: dict[str, tuple[Callable[..., list[dict[str, Any]]], Callable[..., None]]] = {
     "distances": (measure_distances, show_distances),
     "gradients": (measure_gradients, show_gradients),
+    "norms": (measure_norms, show_norms),
     "memory": (measure_memory, show_memory),
 }
 

@@ -21,9 +21,8 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+import compiled_kernels as static
 import torch
-
-from finslerconv.ops.backends.triton import _static as static
 
 SHAPES = [(16, 64, 56, 64), (16, 256, 14, 256), (8, 512, 28, 512), (16, 256, 28, 256)]
 PRECISIONS = {

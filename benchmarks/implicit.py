@@ -2,7 +2,7 @@
 
 Two tables. The first is the time that ``fit_randers`` takes for very many kernels (claim: the
 closed form under 10 s and the refined fit under 60 s for 10^5 kernels on two cores), and the
-building of ``GaugeMetric``, with SciPy's ConvexHull in a loop as the peer. The second is the
+building of ``Polytope``, with SciPy's ConvexHull in a loop as the peer. The second is the
 recovery of random Randers metrics from positions that they made, for every reference set and
 both maps, with noise.
 
@@ -40,8 +40,8 @@ from finslerconv.balls import (
     radial,
     sunflower,
 )
-from finslerconv.implicit import GaugeMetric, fit_randers
-from finslerconv.metrics import Randers
+from finslerconv.implicit import fit_randers
+from finslerconv.metrics import Polytope, Randers
 
 REFERENCES = {
     "lattice 3x3": lattice(3),
@@ -121,8 +121,8 @@ def timings(n: int, clock: Callable[[], float]) -> list[tuple[str, float]]:
         seconds = clock() - start
         rows.append((f"{name} [{fit.converged.mean():.2%} at rest]", seconds))
     start = clock()
-    GaugeMetric(points)
-    rows.append(("GaugeMetric", clock() - start))
+    Polytope(points)
+    rows.append(("Polytope", clock() - start))
     start = clock()
     for cloud in points[: n // 100]:
         ConvexHull(cloud)

@@ -8,21 +8,13 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
-from scipy.spatial import ConvexHull
 
 from finslerconv import plotting
 from finslerconv.balls import concentric, lattice, radial
 from finslerconv.images import gradient_metric, photograph
-from finslerconv.metrics import CallableMetric, FinslerMetric, Randers
+from finslerconv.metrics import FinslerMetric, Polytope, Randers
 
 ORANGE, BLUE, INK, GREY = "#E69F00", "#0072B2", "#22272E", "#6B7280"
-
-
-def hull_metric(positions: np.ndarray) -> FinslerMetric:
-    """Return the metric whose unit ball is the convex hull of a kernel's positions."""
-    *normals, offsets = ConvexHull(positions).equations.T
-    faces = np.stack(normals, axis=-1) / -offsets[:, None]
-    return CallableMetric(lambda v: (v @ faces.T).max(axis=-1))
 
 
 def kernels() -> list[tuple[str, str, np.ndarray, FinslerMetric]]:
@@ -32,10 +24,10 @@ def kernels() -> list[tuple[str, str, np.ndarray, FinslerMetric]]:
     free = 1.4 * grid + np.random.default_rng(11).uniform(-0.75, 0.75, grid.shape)
     randers = Randers(np.array([[0.56, 0.23], [0.23, 0.36]]), np.array([0.12, 0.25]))
     return [
-        ("standard", "a fixed ball", grid, hull_metric(grid)),
-        ("dilated", "a scaled ball", 2 * grid, hull_metric(2 * grid)),
-        ("shifted", "a ball off centre", shifted, hull_metric(shifted)),
-        ("deformable", "a free-form ball, 18 numbers", free, hull_metric(free)),
+        ("standard", "a fixed ball", grid, Polytope(grid)),
+        ("dilated", "a scaled ball", 2 * grid, Polytope(2 * grid)),
+        ("shifted", "a ball off centre", shifted, Polytope(shifted)),
+        ("deformable", "a free-form ball, 18 numbers", free, Polytope(free)),
         ("metric", "a Randers ball, 5 numbers", radial(randers, concentric(3).points), randers),
     ]
 

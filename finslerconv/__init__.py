@@ -10,6 +10,7 @@ The subpackages, from the mathematics to the tools, are imported on first use, s
 ``finslerconv.geodesics``  distances, geodesics and geodesic balls of metric fields
 ``finslerconv.images``     metrics computed from pictures
 ``finslerconv.ops``        the convolution operators
+``finslerconv.onnx``       exported programs in operators that ONNX has
 ``finslerconv.nn``         PyTorch modules
 ``finslerconv.implicit``   existing convolutions read as metrics
 ``finslerconv.plotting``   pictures
@@ -31,6 +32,7 @@ _SUBPACKAGES = (
     "geodesics",
     "images",
     "ops",
+    "onnx",
     "nn",
     "implicit",
     "plotting",

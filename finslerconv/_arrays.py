@@ -170,6 +170,33 @@ def safe_sqrt(x: Array) -> Array:
     return xp.where(flat, xp.zeros_like(x), xp.sqrt(xp.where(flat, xp.ones_like(x), x)))
 
 
+def scaled(v: Array) -> tuple[Array, Array, Array]:
+    """Return vectors divided by their sizes, the sizes ``(..., 1)``, and which count as zero.
+
+    For functions that are homogeneous in a vector: the squares of the quotient's components neither
+    underflow nor overflow. The size is the largest component; it carries no gradient, since by
+    homogeneity the result does not depend on it. Vectors so small that their quotients would lose
+    digits count as zero: they come back as 0, of size 1.
+    """
+    xp = namespace(v)
+    info = xp.finfo(v.dtype)
+    size = xp.max(xp.abs(detached(v)), axis=-1, keepdims=True)
+    still = size < info.smallest_normal / info.eps
+    size = xp.where(still, xp.ones_like(size), size)
+    return xp.where(still, xp.zeros_like(v), v) / size, size, still
+
+
+def check_nonzero(name: str, v: Array) -> None:
+    """Raise a ValueError that names the first zero vector of ``v``, if there is one."""
+    xp = namespace(v)
+    zero = xp.all(v == 0, axis=-1)
+    if bool(xp.any(zero)):
+        where = first_index(zero)
+        raise ValueError(
+            f"{name}: expected non-zero vectors, got zero" + (f" at index {where}" if where else "")
+        )
+
+
 def constant_like(values: Array, like: Array) -> Array:
     """Return the NumPy array ``values`` as the kind, device and dtype of ``like``."""
     xp = namespace(like)

@@ -46,8 +46,11 @@ def compile_and_keep(function: Callable[..., Any], **options: Any) -> Any:
     return compiled
 
 
-_UNFUSED: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
-_OPTIONS: dict[str, Any] = {**_UNFUSED, "fastmath": {"contract"}}
+#: Options of kernels without fused multiply-adds.
+UNFUSED: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+
+#: Options of the other kernels.
+OPTIONS: dict[str, Any] = {**UNFUSED, "fastmath": {"contract"}}
 
 
 def _compile(function: Callable[..., Any], **options: Any) -> Any:
@@ -56,18 +59,18 @@ def _compile(function: Callable[..., Any], **options: Any) -> Any:
 
 
 #: Decorates the parts of a kernel: no lock, no error for a division by zero, fused multiply-adds.
-jit: Any = partial(_compile, **_OPTIONS)
+jit: Any = partial(_compile, **OPTIONS)
 
 #: The same for what is to become a part of each caller's loop, however long it is.
 inlined: Any = partial(jit, forceinline=True)
 
 #: Decorates a kernel that Python calls, with the options of its parts.
-entry: Any = partial(compile_and_keep, **_OPTIONS)
+entry: Any = partial(compile_and_keep, **OPTIONS)
 
 #: The same without fused multiply-adds, for kernels whose results must not depend on the order of
 #: the axes.
-jit_unfused: Any = partial(_compile, **_UNFUSED)
-entry_unfused: Any = partial(compile_and_keep, **_UNFUSED)
+jit_unfused: Any = partial(_compile, **UNFUSED)
+entry_unfused: Any = partial(compile_and_keep, **UNFUSED)
 
 
 class _Kept(FunctionCache):  # type: ignore[misc]

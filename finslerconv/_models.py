@@ -1,9 +1,10 @@
 """Whole PyTorch models: their modules replaced, run in evaluation mode, listed in messages."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 # How many entries of a list a message names.
 _SHOWN = 5
@@ -56,3 +57,32 @@ def torchvision_deform(module: nn.Module) -> type[nn.Module] | None:
         if kind.__name__ == "DeformConv2d" and kind.__module__.startswith("torchvision."):
             return kind
     return None
+
+
+#: Where training scripts keep weights in a checkpoint, in the order in which they are tried.
+WEIGHT_PLACES = (
+    "state_dict", "model", "model_state_dict", "ema", "model_ema", "state_dict_ema", "params",
+    "params_ema",
+)  # fmt: skip
+
+
+def weights_in(held: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield all mappings from names to tensors in a checkpoint, and where they are."""
+    if isinstance(held, nn.Module):
+        held = held.state_dict()
+    if not isinstance(held, Mapping):
+        return
+    if any(isinstance(value, Tensor) for value in held.values()):
+        # torch.compile puts a prefix before the names of modules; AveragedModel adds a counter.
+        names = [name for name in held if name != "n_averaged"]
+        yield place, {str(name).replace("_orig_mod.", ""): held[name] for name in names}
+    for key in WEIGHT_PLACES:
+        if key in held:
+            yield from weights_in(held[key], f"{place}.{key}" if place else key)
+
+
+def without_module(state: dict[str, Any]) -> dict[str, Any]:
+    """Return weights without the ``module.`` that DataParallel puts before all names."""
+    if not all(name.startswith("module.") for name in state):
+        return state
+    return {name.removeprefix("module."): value for name, value in state.items()}

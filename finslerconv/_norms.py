@@ -1,17 +1,28 @@
-"""What is computed of a norm that is only a function: dual norms, asymmetry ratios, derivatives.
+"""What is computed of a norm that is only a function: derivatives, optima, the ball's volume.
 
-Everything is derivative-free in the norm, vectorised over the batch, and ends in a direction; the
-callers evaluate the wanted ratio at that direction once more, and by the envelope theorem
-the gradient of that single evaluation is the gradient of the optimum.
+The searches (dual norms, asymmetry ratios) are derivative-free in the norm, vectorised over the
+batch, and end in a direction; the callers evaluate the wanted ratio at that direction once more,
+and by the envelope theorem the gradient of that single evaluation is the gradient of the optimum.
 """
 
+import itertools
 import math
+import sys
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from finslerconv._arrays import Array, constant_like, identity_like, namespace
-from finslerconv._linalg import dot, matvec, single_or_better
-from finslerconv._sphere import Norm, over_batch, round_frame, scattered
+from finslerconv._arrays import (
+    Array,
+    constant_like,
+    detached,
+    identity_like,
+    namespace,
+    no_gradient,
+)
+from finslerconv._linalg import det, dot, matvec, outer, single_or_better, solve
+from finslerconv._sphere import Norm, over_batch, quadrature, round_frame, scattered
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
@@ -62,7 +73,7 @@ def _dual_direction_plane(norm: Norm, p: Array) -> Array:
         return xp.cos(angle) / norm(_turned(along, angle))
 
     half_circle = math.pi / 2 * xp.ones_like(norm(along))
-    return _turned(along, _golden_section(value, -half_circle, half_circle))
+    return _turned(along, golden_section(value, -half_circle, half_circle))
 
 
 def _turned(u: Array, angle: Array) -> Array:
@@ -72,7 +83,7 @@ def _turned(u: Array, angle: Array) -> Array:
     return xp.cos(angle)[..., None] * u + xp.sin(angle)[..., None] * across
 
 
-def _golden_section(value: Norm, lower: Array, upper: Array) -> Array:
+def golden_section(value: Norm, lower: Array, upper: Array) -> Array:
     """Return the maximiser of a unimodal ``value`` between ``lower`` and ``upper``."""
     xp = namespace(lower)
     left, right = upper - _GOLDEN * (upper - lower), lower + _GOLDEN * (upper - lower)
@@ -115,8 +126,8 @@ def _dual_direction_space(norm: Norm, p: Array) -> Array:
     steps = xp.concat((steps, xp.zeros_like(steps[:1])))
     steps = xp.reshape(steps, (-1,) + (1,) * y.ndim)
     for _ in range(60):
-        residual = gradient(energy, y, eps ** (1 / 3)) - q
-        newton = -matvec(_damped_inverse(hessian(energy, y, eps ** (1 / 4))), residual)
+        residual = differences(energy, y, 1) - q
+        newton = -matvec(_damped_inverse(differences(energy, y, 2)), residual)
         candidates = y + steps * newton
         best = xp.argmin(energy(candidates) - dot(q, candidates), axis=0)
         taken = xp.take(xp.reshape(steps, (-1,)), xp.reshape(best, (-1,)), axis=0)
@@ -124,7 +135,7 @@ def _dual_direction_space(norm: Norm, p: Array) -> Array:
         y = y + move
         if bool(xp.all(dot(move, move) <= eps * dot(y, y))):
             break
-    residual = gradient(energy, y, eps ** (1 / 3)) - q
+    residual = differences(energy, y, 1) - q
     if not bool(xp.all(dot(residual, residual) <= 1e-4)):
         raise RuntimeError(
             "dual_norm: the ascent did not converge; the norm seems not to be smooth and strongly "
@@ -141,26 +152,78 @@ def _damped_inverse(H: Array) -> Array:
     return single_or_better(xp.linalg.inv, H + eps**0.5 * size * identity_like(d, H))
 
 
-def gradient(function: Norm, v: Array, relative_step: float) -> Array:
-    """Return central differences of ``function`` at ``v``, shape ``(..., d)``."""
-    xp = namespace(v)
-    h, shifts = _shifts(v, relative_step)
-    return xp.stack([(function(v + s) - function(v - s)) / (2 * h) for s in shifts], axis=-1)
+def derivative(function: Norm, v: Array, order: int) -> Array:
+    """Return the derivatives of an order of ``function`` at ``v``, shape ``(..., d, ..., d)``.
+
+    PyTorch takes them exactly, and can differentiate the result again; for arrays of other kinds
+    they are :func:`differences`.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(v, torch.Tensor):
+        return differences(function, v, order)
+    # The sum over a batch has the derivatives of each only if no vector serves several.
+    v = v.broadcast_to((*function(v).shape, v.shape[-1]))
+    found = torch.func.grad(lambda v: function(v).sum())
+    for _ in range(order - 1):
+        found = along_axes(found)
+    return found(v)
 
 
-def hessian(function: Norm, v: Array, relative_step: float) -> Array:
-    """Return central second differences of ``function`` at ``v``, shape ``(..., d, d)``."""
+def along_axes(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """Return the function of the derivatives along each axis, on a new last one: of tensors."""
+
+    def slopes(v: Array) -> Array:
+        xp = namespace(v)
+        _, push = linearized(function, v)
+        axes = identity_like(v.shape[-1], v)
+        columns = [push(xp.broadcast_to(axes[i, :], v.shape))[0] for i in range(v.shape[-1])]
+        return xp.stack(columns, axis=-1)
+
+    return slopes
+
+
+def linearized(
+    function: Callable[..., Any], *arguments: Array
+) -> tuple[Any, Callable[..., tuple[Array, ...]]]:
+    """Return what a function of tensors gives, and how that changes: from rates to rates.
+
+    By reverse mode twice, which is faster here than forward mode and asks less of the function: the
+    derivative of ``pull``, which is linear, is its transpose, and that of the transpose.
+    """
+    torch: Any = sys.modules["torch"]
+    result, pull = torch.func.vjp(function, *arguments)
+    alone = isinstance(result, torch.Tensor)
+    zeros = [torch.zeros_like(x) for x in ((result,) if alone else result)]
+    _, transpose = torch.func.vjp(lambda *u: pull(u[0] if alone else u), *zeros)
+    return result, lambda *rates: transpose(rates)
+
+
+def differences(function: Norm, v: Array, order: int) -> Array:
+    """Return central differences of an order of ``function``, shape ``(..., d, ..., d)``.
+
+    Their steps are the best ones: of the orders 1, 2 and 3 they have 10, 7 and 6 digits in float64.
+    """
     xp = namespace(v)
     d = v.shape[-1]
-    h, shifts = _shifts(v, relative_step)
+    h, shifts = _shifts(v, float(xp.finfo(v.dtype).eps) ** (1 / (order + 2)))
 
-    def entry(s: Array, t: Array) -> Array:
-        corners = function(v + s + t) - function(v + s - t)
-        return (corners - function(v - s + t) + function(v - s - t)) / (4 * h * h)
+    def difference(axes: tuple[int, ...], v: Array) -> Array:
+        if not axes:
+            return function(v)
+        s, rest = shifts[axes[0]], axes[1:]
+        return (difference(rest, v + s) - difference(rest, v - s)) / (2 * h)
 
-    upper = {(i, j): entry(shifts[i], shifts[j]) for i in range(d) for j in range(i, d)}
-    rows = [xp.stack([upper[min(i, j), max(i, j)] for j in range(d)], axis=-1) for i in range(d)]
-    return xp.stack(rows, axis=-2)
+    found = {
+        axes: difference(axes, v)
+        for axes in itertools.combinations_with_replacement(range(d), order)
+    }
+
+    def entries(axes: tuple[int, ...]) -> Array:
+        if len(axes) == order:
+            return found[tuple(sorted(axes))]
+        return xp.stack([entries((*axes, i)) for i in range(d)], axis=len(axes) - order)
+
+    return entries(())
 
 
 def _shifts(v: Array, relative_step: float) -> tuple[Array, list[Array]]:
@@ -197,7 +260,7 @@ def asymmetric_direction(norm: Norm, dim: int, like: Array) -> Array:
     u = best_of(over_batch(scattered(dim, 512 if dim <= 2 else 4096), like, batch_ndim))
     if dim == 2:
         spacing = 2 * math.pi / 512 * xp.ones_like(u[..., 0])
-        best = _golden_section(lambda angle: ratio(_turned(u, angle)), -spacing, spacing)
+        best = golden_section(lambda angle: ratio(_turned(u, angle)), -spacing, spacing)
         u = _turned(u, best)
     elif dim > 2:
         cloud = over_batch(scattered(dim, 64), like, batch_ndim)
@@ -205,3 +268,32 @@ def asymmetric_direction(norm: Norm, dim: int, like: Array) -> Array:
             u = best_of(xp.concat((u[None, ...], u + 0.5 * 0.7**round_number * cloud)))
             u = u / xp.sqrt(dot(u, u))[..., None]
     return matvec(T, u)
+
+
+def ball_volume(norm: Norm, dim: int, like: Array) -> Array:
+    """Return the volume of the unit ball of a norm, by quadrature over directions."""
+    # The integral is the same in every frame, so its derivative in the frame is 0.
+    with no_gradient():
+        frame = round_frame(norm, dim, like)
+        if dim > 2:
+            # The integrand peaks in the direction of greatest asymmetry.
+            frame = _aligned(frame, asymmetric_direction(norm, dim, like))
+        frame = detached(frame)
+    xp = namespace(frame)
+    points, weights = quadrature(dim, {2: 1024, 3: 96}.get(dim, 48))
+    batch_ndim = frame.ndim - 2
+    radii = 1 / norm(matvec(frame, over_batch(points, frame, batch_ndim)))
+    cells = constant_like(weights.reshape((-1,) + (1,) * batch_ndim), frame)
+    return xp.abs(det(frame)) * xp.sum(cells * radii**dim, axis=0) / dim
+
+
+def _aligned(frame: Array, v: Array) -> Array:
+    """Return the frame turned so that its first axis, where nodes are dense, lies along ``v``."""
+    xp = namespace(frame)
+    axis = solve(frame, v)
+    axis = axis / xp.sqrt(dot(axis, axis))[..., None]
+    # A Householder reflection; its sign is chosen so that nothing cancels.
+    sign = xp.where(axis[..., :1] < 0, -xp.ones_like(axis[..., :1]), xp.ones_like(axis[..., :1]))
+    mirror = axis + sign * identity_like(frame.shape[-1], frame)[0, :]
+    image = 2 * matvec(frame, mirror) / dot(mirror, mirror)[..., None]
+    return frame - outer(image, mirror)

@@ -71,7 +71,10 @@ def round_frame(norm: Norm, dim: int, like: Array) -> Float[Array, "*batch d d"]
     directions = over_batch(scattered(dim, 32 * dim), like, T.ndim - 2)
     for _ in range(30):
         u = matvec(T, directions)
-        boundary = directions / ((norm(u) + norm(-u)) / 2)[..., None]
+        there, back = norm(u), norm(-u)
+        # A conic metric has no way back.
+        mean = xp.where(xp.isfinite(there + back), (there + back) / 2, 2 * xp.minimum(there, back))
+        boundary = directions / mean[..., None]
         moments = dim * xp.mean(boundary[..., :, None] * boundary[..., None, :], axis=0)
         T = xp.matmul(T, single_or_better(xp.linalg.cholesky, moments))
         if bool(xp.all(xp.abs(moments - eye) < 0.1)):

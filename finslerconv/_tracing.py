@@ -1,9 +1,10 @@
-"""Functions whose calls ``torch.fx`` records, and not the operations inside."""
+"""What is done under tracers; functions whose calls ``torch.fx`` records, and not their insides."""
 
 import functools
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
+import torch
 from torch import nn
 from torch.fx import Proxy
 
@@ -28,6 +29,13 @@ def recorded(function: Callable[P, R]) -> Callable[P, R]:
         return function(*arguments, **options)
 
     return call
+
+
+def is_traced_by_torchscript() -> bool:
+    """Return whether ``torch.jit.trace`` is recording."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
 
 
 def _record(tracer: Any, function: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:

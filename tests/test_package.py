@@ -4,8 +4,10 @@ import doctest
 import importlib
 import inspect
 import pkgutil
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from finslerconv import (
     implicit,
     metrics,
     nn,
+    onnx,
     ops,
     plotting,
     symbolic,
@@ -83,7 +86,7 @@ def test_the_layers_hold():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-PACKAGES = [metrics, balls, symbolic, geodesics, images, ops, nn, implicit, plotting, cli]
+PACKAGES = [metrics, balls, symbolic, geodesics, images, ops, onnx, nn, implicit, plotting, cli]
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda p: p.__name__)
@@ -123,3 +126,37 @@ def test_examples_in_the_docstrings(module):
 def test_the_examples_are_found():
     """doctest would pass as well if it found none."""
     assert sum(doctest.testmod(module).attempted for module in MODULES) >= 40
+
+
+def test_the_readme_works_on_the_package_index():
+    """There relative links lead nowhere; the build makes them absolute."""
+    hooks = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["metadata"][
+        "hooks"
+    ]
+    before = (ROOT / "README.md").read_text()
+    after = before
+    for change in hooks["fancy-pypi-readme"]["substitutions"]:
+        after = re.sub(change["pattern"], change["replacement"], after)
+    link = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+    targets = link.findall(after)
+    assert all(target.startswith("https://") for target in targets)
+    home = re.compile(r"https://[^/]+/finslerconv/finslerconv/(?:blob/)?main/")
+    own = [home.sub("", target) for target in targets if home.match(target)]
+    assert own == [target for target in link.findall(before) if "://" not in target]
+    assert own
+    assert all((ROOT / path).exists() for path in own)
+
+
+def test_pre_commit_runs_the_versions_of_the_constraints():
+    config = (ROOT / ".pre-commit-config.yaml").read_text()
+    revisions = re.findall(r"repo: \S+/(\S+)\n    rev: v?(\S+)", config)
+    pinned = dict(
+        line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line
+    )
+    assert {name.removesuffix("-pre-commit") for name, _ in revisions} == {
+        "ruff",
+        "codespell",
+        "nbstripout",
+    }
+    for name, version in revisions:
+        assert pinned[name.removesuffix("-pre-commit")] == version

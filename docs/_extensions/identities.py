@@ -27,9 +27,12 @@ from finslerconv.symbolic import (
     Identity,
     Proof,
     _about_balls,
+    _about_curvature,
     _about_duality,
     _about_maps,
+    _about_metrics,
     _about_norms,
+    _about_tensors,
     _weighted,
     identities,
 )
@@ -43,6 +46,9 @@ SECTIONS = {
     "balls": _about_balls.IDENTITIES,
     "duality": _about_duality.IDENTITIES,
     "maps": _about_maps.IDENTITIES,
+    "tensors": _about_tensors.IDENTITIES,
+    "metrics": _about_metrics.IDENTITIES,
+    "curvature": _about_curvature.IDENTITIES,
     "weighted": _weighted.IDENTITIES,
 }
 

@@ -427,8 +427,8 @@ def inspect(
     model: Annotated[
         str,
         typer.Argument(
-            help="torchvision:NAME, timm:NAME, package.module:factory, or the file of a module "
-            "saved by torch.save."
+            help="torchvision:NAME, timm:NAME, package.module:factory, the file of a module saved "
+            "by torch.save, or a checkpoint without a model."
         ),
     ],
     image: ImageArgument = None,
@@ -470,7 +470,8 @@ def inspect(
 
     The network looks at the picture once; for every adaptive layer, the unit balls that explain
     where its kernels sample are fitted. A network without adaptive layers shows its standard
-    convolutions, whose balls are all one disc. Nothing is downloaded.
+    convolutions, whose balls are all one disc. Of a checkpoint without a model, its deformable
+    layers are listed as far as the weights tell. Nothing is downloaded.
     """
     _check_files(output)
     pixels = _read(image, max_size)
@@ -484,7 +485,23 @@ def inspect(
             err=True,
         )
     with _busy("Loading the model"):
-        network = _inspect.load_model(model, trust, weights, typer.echo).to(target)
+        network = _inspect.load_model(model, trust, weights, typer.echo)
+    if isinstance(network, dict):
+        found = _inspect.weights_table(network)
+        if found is None:
+            raise ValueError(
+                f"{model}: holds weights but no model, and no deformable layer by its names; name "
+                "the model and give the file to --weights: finslerconv inspect "
+                f"package.module:factory IMAGE --weights {model}"
+            )
+        Console().print(found)
+        typer.echo(
+            "These are weights without a model. To see where it samples: finslerconv inspect "
+            f"package.module:factory IMAGE --weights {model}"
+        )
+        return
+    with _busy("Loading the model"):
+        network = network.to(target)
         x = _inspect.as_input(network, pixels, target)
     with _busy("Running the model"):
         layers, adaptive = _inspect.find(network, x, layer or [])
@@ -493,6 +510,10 @@ def inspect(
             layers, x, None if objective == "reference" else objective, lambda: advance(1)
         )
     Console().print(_inspect.table(results))
+    if adaptive:
+        Console().print(_inspect.health_table(layers))
+        for complaint in _inspect.complaints(layers):
+            typer.echo(complaint)
     if not adaptive:
         typer.echo(
             "The model has no adaptive layer: these convolutions sample the same disc everywhere."

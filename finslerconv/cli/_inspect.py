@@ -17,12 +17,15 @@ from rich import box
 from rich.table import Table
 from torch import Tensor, nn
 
+from finslerconv._models import WEIGHT_PLACES, weights_in, without_module
 from finslerconv.implicit import (
     AdaptiveLayer,
     ImplicitMetric,
     ObjectiveName,
     find_adaptive_layers,
     metric_of_positions,
+    offset_heads,
+    offset_health,
 )
 
 #: Metrics on the longer side of a layer's field.
@@ -34,8 +37,8 @@ _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 def load_model(
     name: str, trust: bool, weights: Path | None, say: Callable[[str], None] = lambda line: None
-) -> nn.Module:
-    """Return a model in evaluation mode, on the CPU.
+) -> nn.Module | dict[str, Tensor]:
+    """Return a model in evaluation mode, on the CPU; or the weights in a file that holds no model.
 
     ``name`` is ``torchvision:NAME``, ``timm:NAME``, ``package.module:factory``, or the path of a
     saved module. ``weights`` is a checkpoint to load into it: a ``state_dict`` of ``torch.save`` or
@@ -44,7 +47,11 @@ def load_model(
     """
     path = Path(name).expanduser()
     if path.exists() or path.suffix in (".pt", ".pth", ".ckpt", ".bin", ".safetensors"):
-        model = _saved_module(path, trust)
+        model = _saved(path, trust)
+        if not isinstance(model, nn.Module):
+            if weights is None:
+                return model
+            raise ValueError(f"{path}: holds weights but no model, into which --weights could go")
     else:
         kind, colon, rest = name.partition(":")
         if not colon or not rest or not kind:
@@ -118,7 +125,7 @@ def _imported(name: str, package: str | None = None) -> Any:
         raise ValueError(f"{name}: cannot be imported ({_brief(error)})") from error
 
 
-def _saved_module(path: Path, trust: bool) -> nn.Module:
+def _saved(path: Path, trust: bool) -> nn.Module | dict[str, Tensor]:
     held = _load(path, trust)
     if isinstance(held, nn.Module):
         return held
@@ -126,10 +133,8 @@ def _saved_module(path: Path, trust: bool) -> nn.Module:
         for key in ("model", "ema", "net", "network"):
             if isinstance(held.get(key), nn.Module):
                 return held[key]
-        raise ValueError(
-            f"{path}: holds weights but no model; name the model and give the file to --weights: "
-            f"finslerconv inspect package.module:factory IMAGE --weights {path}"
-        )
+        for _, state in weights_in(held):
+            return without_module(state)
     raise ValueError(f"{path}: expected a saved module, got {type(held).__name__}")
 
 
@@ -198,20 +203,13 @@ def _harmless() -> list[Any]:
     return [*torchs, *ours, *parts, reconstruct, set, argparse.Namespace]
 
 
-#: Where training scripts keep weights in a checkpoint, in the order in which they are tried.
-_PLACES = (
-    "state_dict", "model", "model_state_dict", "ema", "model_ema", "state_dict_ema", "params",
-    "params_ema",
-)  # fmt: skip
-
-
 def _load_weights(model: nn.Module, path: Path, trust: bool) -> str:
     """Load the first weights of a checkpoint that fit; return a line that says which."""
-    found = list(_weights_in(_load(path, trust)))
+    found = list(weights_in(_load(path, trust)))
     if not found:
         raise ValueError(
             f"--weights: {path}: expected a state_dict, or a checkpoint that has one under "
-            f"{', '.join(_PLACES)}"
+            f"{', '.join(WEIGHT_PLACES)}"
         )
     wanted = model.state_dict()
     errors = []
@@ -225,21 +223,6 @@ def _load_weights(model: nn.Module, path: Path, trust: bool) -> str:
                 continue
             return f"Weights: {_taken(path, place, prefix, len(state) - len(inner), found)}"
     raise ValueError(f"--weights: {path}: do not fit the model ({_brief(errors[0])})")
-
-
-def _weights_in(held: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield all mappings from names to tensors in a checkpoint, and where they are."""
-    if isinstance(held, nn.Module):
-        held = held.state_dict()
-    if not isinstance(held, Mapping):
-        return
-    if any(isinstance(value, Tensor) for value in held.values()):
-        # torch.compile puts a prefix before the names of modules; AveragedModel adds a counter.
-        names = [name for name in held if name != "n_averaged"]
-        yield place, {str(name).replace("_orig_mod.", ""): held[name] for name in names}
-    for key in _PLACES:
-        if key in held:
-            yield from _weights_in(held[key], f"{place}.{key}" if place else key)
 
 
 def _prefixes(state: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
@@ -331,6 +314,72 @@ def read(
         )
         advance()
     return results
+
+
+def weights_table(state: Mapping[str, Tensor]) -> Table | None:
+    """Return one row for each deformable or metric layer of a checkpoint; None without any."""
+    heads = offset_heads(state)
+    if not heads:
+        return None
+    view = _table("Deformable and metric layers, as far as weights tell")
+    view.add_column("layer", overflow="fold")
+    view.add_column("its head computes")
+    for name in ("kernel", "groups", "channels", "bias", "gain"):
+        view.add_column(name, justify="right", no_wrap=True)
+    for head in heads:
+        view.add_row(
+            head.layer or "(model)",
+            head.kind if head.finite else f"{head.kind}; not finite",
+            f"{head.kernel_size[0]}x{head.kernel_size[1]}",
+            "-" if head.groups is None else str(head.groups),
+            f"{head.in_channels} -> {head.channels}",
+            f"{head.constant:.2f}",
+            f"{head.gain:.3g}",
+        )
+    view.caption = (
+        "bias: the largest offset in pixels that biases alone make. gain: how far inputs of "
+        "variance 1 move a sample along an axis, in pixels; 0 for a head that has learned nothing."
+    )
+    return view
+
+
+def health_table(layers: Sequence[AdaptiveLayer]) -> Table:
+    """Return one row for each adaptive layer: how sound its offsets are."""
+    view = _table("Offset health")
+    view.add_column("layer", overflow="fold")
+    for name in ("offset", "99 %", "far", "outside", "(standard)", "collapsed"):
+        view.add_column(name, justify="right", no_wrap=True)
+    for layer in layers:
+        health = offset_health(layer.positions)
+        shares = (health.exploded, health.outside, health.outside_standard, health.collapsed)
+        view.add_row(
+            f"{layer.key} !" if health.complaints else layer.key,
+            f"{health.offset:.2f}",
+            f"{health.offset_99:.2f}",
+            *(f"{100 * share:.0f} %" for share in shares),
+        )
+    view.caption = (
+        "offset: distance in pixels of a sample from its standard place, median and 99th "
+        "percentile. far: share of the samples farther than twice the kernel's extent. outside: "
+        "share outside the picture, and of a standard kernel's. collapsed: share of the kernels "
+        "that read one place. A mark says that something is not as it should be."
+    )
+    return view
+
+
+def complaints(layers: Sequence[AdaptiveLayer]) -> Iterator[str]:
+    """Yield what is wrong with the offsets of layers, a line each."""
+    for layer in layers:
+        for complaint in offset_health(layer.positions).complaints:
+            yield f"{layer.key}: {complaint}"
+
+
+def _table(title: str) -> Table:
+    view = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False
+    )
+    view.caption_justify = "left"
+    return view
 
 
 def table(results: Mapping[str, ImplicitMetric]) -> Table:

@@ -1,5 +1,6 @@
 """Metric fields on grids: geodesic distances, geodesics, geodesic balls."""
 
+from finslerconv.geodesics import tensors as tensors
 from finslerconv.geodesics._lengths import chord_distance, path_length
 from finslerconv.geodesics._paths import minimal_path
 from finslerconv.geodesics.balls import InjectivityWarning, StarShapeWarning, geodesic_ball
@@ -8,6 +9,7 @@ from finslerconv.geodesics.distances import (
     DistanceMap,
     DistanceMethod,
     EikonalProblem,
+    FinslerProblem,
     Front,
     Seeds,
     distance,
@@ -17,10 +19,14 @@ from finslerconv.geodesics.fields import FunctionMetric, GridMetric, MetricField
 from finslerconv.geodesics.flow import (
     ConvergenceWarning,
     GeodesicFlow,
+    JacobiField,
+    conjugate_time,
     exponential,
     geodesic,
     geodesic_flow,
+    jacobi_field,
     logarithm,
+    parallel_transport,
 )
 
 __all__ = [
@@ -32,6 +38,7 @@ __all__ = [
     "Curve",
     "DistanceMethod",
     "EikonalProblem",
+    "FinslerProblem",
     "Seeds",
     "Front",
     "register_method",
@@ -42,6 +49,10 @@ __all__ = [
     "logarithm",
     "geodesic",
     "ConvergenceWarning",
+    "parallel_transport",
+    "jacobi_field",
+    "JacobiField",
+    "conjugate_time",
     "minimal_path",
     "path_length",
     "geodesic_ball",

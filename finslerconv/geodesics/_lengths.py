@@ -15,6 +15,7 @@ from finslerconv.geodesics.fields import (
     as_kind_of,
     as_tensors,
     check_finite,
+    check_positions,
     read_positions,
 )
 
@@ -96,13 +97,8 @@ def chord_distance(
     nodes, weights = _points(rule, n)
     a, b = read_positions(field, a=a, b=b)
     x, y = as_tensors(a=a, b=b)
-    for name, points in (("a", x), ("b", y)):
-        if points.ndim == 0 or points.shape[-1] != field.dim:
-            raise ValueError(
-                f"{name}: expected {field.dim} coordinates on the last axis, shape (..., "
-                f"{field.dim}), got shape {tuple(points.shape)}"
-            )
-        check_finite(name, points)
+    check_positions(x, field.dim, "a")
+    check_positions(y, field.dim, "b")
     try:
         shape = np.broadcast_shapes(tuple(x.shape), tuple(y.shape))
     except ValueError as error:

@@ -17,7 +17,7 @@ from finslerconv.images._checks import (
     check_spectrum,
     check_tau,
 )
-from finslerconv.images._tensor import TensorField, drift, gradient_unit, largest_or_one
+from finslerconv.images._tensor import TensorField, gradient_unit, largest_or_one, one_form
 from finslerconv.metrics import Randers
 
 
@@ -41,7 +41,7 @@ def gradient_metric(
     ``M`` are ``r sqrt(u)`` and ``r / sqrt(u)``, where ``r = 1 / sqrt(scale)``: a disc of radius
     ``r`` where the picture is flat, and an ellipse of the same area at an edge.
 
-    A drift makes the half-axis in its direction ``1 / (1 - tau^2)`` times as long, the other
+    The one-form makes the half-axis in its direction ``1 / (1 - tau^2)`` times as long, the other
     ``1 / sqrt(1 - tau^2)`` times, and the area ``pi r^2 / (1 - tau^2)^(3/2)``. It shifts the centre
     against itself, by ``|tau|`` times the half-axis.
 
@@ -54,17 +54,17 @@ def gradient_metric(
         Where the balls are long: across the gradient, which is along the edge, or along it.
     anisotropy : float
         How much the strongest gradient stretches, at least 0: to a ratio ``1 + anisotropy`` of the
-        half-axes, which a drift in the stretched direction (``omega`` the same as ``stretch``)
+        half-axes, which a one-form in the stretched direction (``omega`` the same as ``stretch``)
         divides by ``sqrt(1 - tau^2)``, and one in the other direction multiplies by that.
         ``(1 + anisotropy)^2`` may be at most ``(1 - tau^2) / (8 eps)``, so that the metrics stay
-        positive under rounding: without drift, a ratio of 1024 in float32.
+        positive under rounding: without it, a ratio of 1024 in float32.
     scale : float
         The eigenvalue where the picture is flat, positive, in 1 / pixels^2.
     tau : float
-        The strength of the drift, ``|omega|_{M^-1} = |tau|`` with -1 < tau < 1. The sign
+        The length of the one-form, ``|omega|_{M^-1} = |tau|`` with -1 < tau < 1. The sign
         chooses between the two orientations; 0 gives a symmetric metric.
     omega : {"along", "across"}
-        The direction of the drift for positive ``tau``: along the gradient (uphill, so that the
+        The direction of the one-form for positive ``tau``: along the gradient (uphill, so that the
         balls shift downhill), or across it, along the gradient turned to the left by a
         quarter as one sees the picture (the balls shift to the right of uphill).
     derivative : {"gaussian", "sobel"}
@@ -141,4 +141,4 @@ def gradient_metric(
     along, across = (scale * u, scale / u) if stretch == "across" else (scale / u, scale * u)
     M = tensors.with_eigenvalues(along, across)
     n = tensors.oriented(gradients.sum(dim=1))
-    return Randers(M, drift(n, along, across, omega, tau), validate=False)
+    return Randers(M, one_form(n, along, across, omega, tau), validate=False)

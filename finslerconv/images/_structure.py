@@ -18,7 +18,7 @@ from finslerconv.images._checks import (
     check_spectrum,
     check_tau,
 )
-from finslerconv.images._tensor import TensorField, drift, gradient_unit, largest_or_one
+from finslerconv.images._tensor import TensorField, gradient_unit, largest_or_one, one_form
 from finslerconv.metrics import Randers
 
 #: The constant for which the flux s g(s^2) of Weickert's edge-enhancing diffusivity peaks at s = 1.
@@ -40,8 +40,8 @@ def structure_tensor_metric(
     r"""Return the metric in which a picture's anisotropic diffusion is isotropic.
 
     ``M = scale D^{-1}``, where ``D`` is one of Weickert's diffusion tensors, a function of the
-    multi-scale structure tensor ``J``. Without drift the half-axes of the unit balls are
-    ``sqrt(d / scale)`` for the eigenvalues ``d`` of ``D``, which lie in ``[alpha, 1]``; a drift
+    multi-scale structure tensor ``J``. Without a one-form the half-axes of the unit balls are
+    ``sqrt(d / scale)`` for the eigenvalues ``d`` of ``D``, which lie in ``[alpha, 1]``; a one-form
     changes them as in :func:`gradient_metric`.
 
     With the eigenvalues ``mu_1 >= mu_2`` of ``J`` in units of ``contrast^2`` times the largest
@@ -71,7 +71,7 @@ def structure_tensor_metric(
     scale : float
         The eigenvalue of ``M`` where diffusion is free, positive, in 1 / pixels^2.
     tau, omega, padding
-        The drift and the border, as in :func:`gradient_metric`. The gradient here is the leading
+        The one-form and the border, as in :func:`gradient_metric`. The gradient here is the leading
         eigenvector of ``J``, on the side of the sum of all gradients.
 
     Returns
@@ -137,7 +137,7 @@ def structure_tensor_metric(
         across = scale / (alpha + (1 - alpha) * coherence)
         M = tensors.with_eigenvalues(along, across)
     n = tensors.oriented(hint)
-    return Randers(M, drift(n, along, across, omega, tau), validate=False)
+    return Randers(M, one_form(n, along, across, omega, tau), validate=False)
 
 
 def _structure(

@@ -93,7 +93,7 @@ class TensorField:
         return sign[..., None] * n
 
 
-def drift(
+def one_form(
     n: Float[Tensor, "*batch 2"],
     along: Float[Tensor, "*batch"],
     across: Float[Tensor, "*batch"],

@@ -4,7 +4,8 @@
 """
 
 from finslerconv.implicit._fit import Misfit, ObjectiveName, RandersFit, fit_randers
-from finslerconv.implicit._gauge import GaugeMetric
+from finslerconv.implicit._heads import OffsetHead, offset_heads
+from finslerconv.implicit._health import OffsetHealth, offset_health
 from finslerconv.implicit._implicit import ImplicitMetric, implicit_metric, metric_of_positions
 from finslerconv.implicit._layers import AdaptiveLayer, find_adaptive_layers
 from finslerconv.implicit._positions import (
@@ -26,9 +27,12 @@ __all__ = [
     "register_positions",
     "find_adaptive_layers",
     "AdaptiveLayer",
+    "offset_health",
+    "OffsetHealth",
+    "offset_heads",
+    "OffsetHead",
     "fit_randers",
     "RandersFit",
     "Misfit",
     "ObjectiveName",
-    "GaugeMetric",
 ]

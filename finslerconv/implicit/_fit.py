@@ -105,7 +105,7 @@ class RandersFit:
         The share of the samples of non-zero weight that are in the ball, up to rounding.
     pixel_in_hull : bool array, shape (\*batch,)
         Whether the pixel is strictly inside the convex hull of the samples, where
-        :class:`GaugeMetric` is the exact metric.
+        :class:`finslerconv.metrics.Polytope` is the exact metric.
     reason : integer array, shape (\*batch,)
         A :class:`Misfit`: 0 where the metric explains the samples.
     converged : bool array, shape (\*batch,)

@@ -13,7 +13,13 @@ from finslerconv._arrays import as_integer
 from finslerconv._models import torchvision_deform
 from finslerconv.balls import ReferenceSet, lattice
 from finslerconv.metrics import Randers, Riemannian
-from finslerconv.nn import DeformConv2d, GeodesicConv2d, MetricConv2d, ShiftedConv2d
+from finslerconv.nn import (
+    DeformConv2d,
+    GeodesicConv2d,
+    GivenOffsetConv2d,
+    MetricConv2d,
+    ShiftedConv2d,
+)
 from finslerconv.nn.weighted import density_of
 from finslerconv.ops import ConvGeometry, MapName
 
@@ -202,8 +208,8 @@ def kernel_positions(layer: nn.Module, x: Tensor | Sequence[Any]) -> KernelPosit
         One of
 
         - ``nn.Conv2d``, with stride and dilation, weighted or not;
-        - ``torchvision.ops.DeformConv2d``, and the layers of mmcv and detectron2 that are called
-          with their offsets;
+        - :class:`~finslerconv.nn.GivenOffsetConv2d`, ``torchvision.ops.DeformConv2d``, and the
+          layers of mmcv and detectron2 that are called with their offsets;
         - a pack, which holds the convolution of its offsets (``conv_offset`` or
           ``conv_offset_mask``, with 2 or 3 channels a tap), as mmcv's ``DeformConv2dPack`` and
           ``ModulatedDeformConv2dPack``;
@@ -265,7 +271,9 @@ def reader_of(layer: nn.Module) -> Reader | None:
         return None
     if _offset_conv(layer) is not None:
         return _read_pack
-    named = any(hasattr(layer, name) for name in ("deform_groups", "deformable_groups"))
+    named = isinstance(layer, GivenOffsetConv2d) or any(
+        hasattr(layer, name) for name in ("deform_groups", "deformable_groups")
+    )
     torchvisions = torchvision_deform(layer)
     own = torchvisions is not None and _runs(layer, torchvisions)
     return _read_deformable if named or own else None

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from finslerconv._arrays import Array, check_floating, first_index
-from finslerconv.implicit._hull import planar_hulls
+from finslerconv._hulls import planar_hulls
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,6 @@
 """Randers metrics: a Riemannian norm plus a one-form, the simplest asymmetric metrics."""
 
-from typing import Any, NamedTuple, final
+from typing import NamedTuple, final
 
 from jaxtyping import Float
 
@@ -8,14 +8,13 @@ from finslerconv._arrays import (
     Array,
     check_floating,
     check_matrices,
+    check_nonzero,
     check_vectors,
-    first_index,
-    has_values,
-    namespace,
     safe_sqrt,
 )
-from finslerconv._linalg import batch_index, check_spd, dot, inverse, matvec, outer, solve
-from finslerconv.metrics._base import FinslerMetric, RandersForm, check_nonzero
+from finslerconv._linalg import check_spd, dot, matvec, outer, solve
+from finslerconv.metrics._base import RandersForm
+from finslerconv.metrics._one_form import OneFormMetric, broadcast_batch, check_below
 from finslerconv.metrics._riemannian import Riemannian
 
 
@@ -40,7 +39,7 @@ class Zermelo(NamedTuple):
 
 
 @final
-class Randers(FinslerMetric):
+class Randers(OneFormMetric):
     """The Randers metric ``F(v) = sqrt(v' M v) + omega' v``, with ``|omega|_{M^-1} < 1``.
 
     Vectors against ``omega`` are shorter than those along it. The unit ball is an ellipse that
@@ -52,7 +51,7 @@ class Randers(FinslerMetric):
     M : array, shape (..., d, d)
         Symmetric positive definite matrices, in 1 / pixels^2.
     omega : array, shape (..., d)
-        One-forms ("drift"), in 1 / pixels. The batches of both broadcast.
+        One-forms, in 1 / pixels. The batches of both broadcast.
     validate : bool
         Whether to check the values (one pass over the data; on a GPU it waits for them).
 
@@ -61,7 +60,7 @@ class Randers(FinslerMetric):
     TypeError
         If an argument is no array of real floats.
     ValueError
-        If the shapes do not fit, a matrix is not symmetric positive definite, or a drift is not
+        If the shapes do not fit, a matrix is not symmetric positive definite, or a one-form is not
         below 1 in norm; the message names the first.
 
     Notes
@@ -78,35 +77,6 @@ class Randers(FinslerMetric):
     >>> metric.norm(np.array([[0.0, 1.0], [0.0, -1.0]]))
     array([1.5, 0.5])
     """
-
-    def __init__(
-        self,
-        M: Float[Array, "*#batch d d"],
-        omega: Float[Array, "*#batch d"],
-        *,
-        validate: bool = True,
-    ) -> None:
-        check_floating(M=M, omega=omega)
-        check_matrices("M", M)
-        check_vectors("omega", omega, M.shape[-1])
-        self.M = M
-        self.omega = omega
-        self._batch_shape = _broadcast_shapes(M, omega)
-        if validate:
-            self.validate()
-
-    def __repr__(self) -> str:
-        return f"Randers(dim={self.dim}, batch_shape={self.batch_shape}, dtype={self.M.dtype})"
-
-    def __getitem__(self, index: Any) -> "Randers":
-        """Return the metrics at an index of the batch, such as one pixel of a field."""
-        xp = namespace(self.M)
-        index = batch_index(index)
-        M = xp.broadcast_to(self.M, (*self.batch_shape, self.dim, self.dim))
-        omega = xp.broadcast_to(self.omega, (*self.batch_shape, self.dim))
-        return Randers(
-            M[(*index, slice(None), slice(None))], omega[(*index, slice(None))], validate=False
-        )
 
     @classmethod
     def from_zermelo(
@@ -132,33 +102,14 @@ class Randers(FinslerMetric):
         check_floating(h=h, W=W)
         check_matrices("h", h)
         check_vectors("W", W, h.shape[-1])
-        _broadcast_shapes(h, W, names="h, W")
+        broadcast_batch("h, W", h, W)
         hW = matvec(h, W)
         if validate:
             check_spd("h", h)
-            _check_below_one("W", safe_sqrt(dot(W, hW)), "the h-norm of W")
+            check_below("W", safe_sqrt(dot(W, hW)), 1, "the h-norm of W")
         mu = (1.0 - dot(W, hW))[..., None]
         M = h / mu[..., None] + outer(hW, hW) / (mu * mu)[..., None]
         return cls(M, -hW / mu, validate=False)
-
-    @property
-    def dim(self) -> int:
-        """The dimension ``d`` of the tangent spaces."""
-        return self.M.shape[-1]
-
-    @property
-    def like(self) -> Array:
-        """The matrices ``M``: vectors are made in their kind, dtype and device."""
-        return self.M
-
-    @property
-    def batch_shape(self) -> tuple[int, ...]:
-        """The shape of the field: ``()`` for a single metric."""
-        return self._batch_shape
-
-    def omega_norm(self) -> Float[Array, "..."]:
-        """Return ``|omega|_{M^-1}``, in [0, 1), shape ``(*batch)``."""
-        return safe_sqrt(dot(self.omega, solve(self.M, self.omega)))
 
     def norm(self, v: Float[Array, "*_ d"]) -> Float[Array, "..."]:
         """Return the lengths ``sqrt(v' M v) + omega' v``, shape ``(...)``.
@@ -178,15 +129,8 @@ class Randers(FinslerMetric):
         With ``q = p' M^-1 p`` and ``s = omega' M^-1 p`` it is ``(sqrt(lambda q + s^2) - s) /
         lambda``, written where ``s > 0`` so that nothing cancels.
         """
-        xp = check_vectors("p", p, self.dim, self.M)
-        M_inverse = inverse(self.M)
-        M_inverse_omega = matvec(M_inverse, self.omega)
-        lam = 1.0 - dot(self.omega, M_inverse_omega)
-        q, s = dot(p, matvec(M_inverse, p)), dot(M_inverse_omega, p)
-        root = safe_sqrt(lam * q + s * s)
-        positive = s > 0
-        denominator = xp.where(positive, root + s, xp.ones_like(root))
-        return xp.where(positive, q / denominator, (root - s) / lam)
+        check_vectors("p", p, self.dim, self.M)
+        return self.randers_form().normal(p)[2]
 
     def dual(self) -> "Randers":
         """Return the dual metric, again Randers: :meth:`RandersForm.dual` has the formulas.
@@ -204,10 +148,6 @@ class Randers(FinslerMetric):
         a = solve(self.M, self.omega)
         lam = (1.0 - dot(self.omega, a))[..., None]
         return Zermelo(lam[..., None] * (self.M - outer(self.omega, self.omega)), -a / lam)
-
-    def reverse(self) -> "Randers":
-        """Return the reversed metric ``F(-v)``, of the one-form ``-omega``."""
-        return Randers(self.M, -self.omega, validate=False)
 
     def symmetrize(self) -> Riemannian:
         """Return the symmetric metric ``(F(v) + F(-v)) / 2``, of the matrices ``M``."""
@@ -231,12 +171,7 @@ class Randers(FinslerMetric):
         """
         check_vectors("v", v, self.dim, self.M)
         check_nonzero("v", v)
-        Mv = matvec(self.M, v)
-        alpha = safe_sqrt(dot(v, Mv))[..., None]
-        l = Mv / alpha
-        stretch = 1.0 + dot(self.omega, v)[..., None] / alpha
-        slope = l + self.omega
-        return stretch[..., None] * (self.M - outer(l, l)) + outer(slope, slope)
+        return self.randers_form().fundamental_tensor(v)
 
     def validate(self) -> None:
         """Check that every ``M`` is positive definite and every ``|omega|_{M^-1}`` below 1.
@@ -247,27 +182,4 @@ class Randers(FinslerMetric):
             It names the first that is not.
         """
         check_spd("M", self.M)
-        _check_below_one("omega", self.omega_norm(), "|omega|_{M^-1}")
-
-
-def _broadcast_shapes(M: Array, omega: Array, names: str = "M, omega") -> tuple[int, ...]:
-    xp = namespace(M)
-    try:
-        shape = xp.broadcast_arrays(M[..., 0], omega)[0].shape
-    except (ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"{names}: expected batch shapes that broadcast, got {tuple(M.shape)} and "
-            f"{tuple(omega.shape)}"
-        ) from error
-    return tuple(shape[:-1])
-
-
-def _check_below_one(name: str, norm: Array, meaning: str) -> None:
-    if not has_values(norm):
-        return
-    xp = namespace(norm)
-    bad = ~(norm < 1)  # NaN is bad too
-    if bool(xp.any(bad)):
-        index = first_index(bad)
-        where = f" at index {index}" if index else ""
-        raise ValueError(f"{name}: expected {meaning} < 1, got {float(norm[index]):.6g}{where}")
+        check_below("omega", self.omega_norm(), 1, "|omega|_{M^-1}")

@@ -15,7 +15,9 @@ from finslerconv._parametrization import (
     SpectralScaled,
 )
 from finslerconv.nn._adaptive import AdaptiveConv2d
+from finslerconv.nn._aggregation import DCNv3, DCNv4, MSDeformAttn, Samples
 from finslerconv.nn._geodesic_conv import GeodesicConv2d
+from finslerconv.nn._given_offset_conv import DeformAlign2d, GivenOffsetConv2d
 from finslerconv.nn._head import MetricHead, metric_penalty
 from finslerconv.nn._metric_conv import MetricConv2d
 from finslerconv.nn._offset_conv import DeformConv2d, ShiftedConv2d
@@ -25,10 +27,12 @@ from finslerconv.nn.conversion import (
     Converted,
     Cost,
     LeftAlone,
+    LoadedCheckpoint,
     Selection,
     convert,
     convert_back,
     convert_resnet,
+    load_deformable_checkpoint,
     select,
 )
 from finslerconv.nn.weighted import (
@@ -62,7 +66,13 @@ __all__ = [
     "MetricConv2d",
     "GeodesicConv2d",
     "DeformConv2d",
+    "GivenOffsetConv2d",
+    "DeformAlign2d",
     "ShiftedConv2d",
+    "DCNv3",
+    "DCNv4",
+    "MSDeformAttn",
+    "Samples",
     "AdaptiveConv2d",
     "MetricHead",
     "metric_penalty",
@@ -76,6 +86,8 @@ __all__ = [
     "select",
     "convert_back",
     "convert_resnet",
+    "load_deformable_checkpoint",
+    "LoadedCheckpoint",
     "Conversion",
     "ConversionReport",
     "Converted",

@@ -7,6 +7,15 @@ one; :class:`ConvBackend` and :func:`register_backend` add another.
 
 from finslerconv._head_formula import HeadFormula
 from finslerconv.balls import MapName
+from finslerconv.ops._aggregation import (
+    aggregate,
+    aggregation_geometry,
+    dcnv3,
+    dcnv4,
+    level_table,
+    ms_deform_attn,
+    tap_grid,
+)
 from finslerconv.ops._autotune import autotune
 from finslerconv.ops._checks import multiplied_dtype
 from finslerconv.ops._functions import (
@@ -16,8 +25,13 @@ from finslerconv.ops._functions import (
     metric_positions,
 )
 from finslerconv.ops._geometry import ConvGeometry, PaddingMode
+from finslerconv.ops._onnx import for_onnx
 from finslerconv.ops._operator import convolution_of
+from finslerconv.ops._torchvision import replace_torchvision
 from finslerconv.ops.backends import (
+    Aggregation,
+    AggregationBackend,
+    AggregationGradients,
     ConvBackend,
     Convolution,
     Gradients,
@@ -38,7 +52,15 @@ __all__ = [
     "head_conv2d",
     "HeadFormula",
     "metric_positions",
+    "dcnv3",
+    "dcnv4",
+    "ms_deform_attn",
+    "aggregate",
+    "aggregation_geometry",
+    "tap_grid",
+    "level_table",
     "ConvGeometry",
+    "replace_torchvision",
     "PaddingMode",
     "MapName",
     "use_backend",
@@ -53,7 +75,11 @@ __all__ = [
     "Positions",
     "Needs",
     "Gradients",
+    "AggregationBackend",
+    "Aggregation",
+    "AggregationGradients",
     "memory_format",
     "convolution_of",
+    "for_onnx",
     "reference",
 ]

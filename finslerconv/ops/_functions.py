@@ -19,6 +19,7 @@ from finslerconv.ops._checks import (
     n_points,
 )
 from finslerconv.ops._geometry import ConvGeometry, IntPair, PaddingMode, pair
+from finslerconv.ops._onnx import for_onnx
 from finslerconv.ops._operator import call_operator, takes_channels
 from finslerconv.ops.backends import Convolution, Positions, in_balls, is_compiled, reference
 
@@ -288,6 +289,8 @@ def _convolve(conv: Convolution) -> Tensor:
     tensors = (
         conv.input, where.field, where.omega, where.points, conv.weight, conv.bias, conv.mask,
     )  # fmt: skip
+    if torch.onnx.is_in_onnx_export():
+        return for_onnx(conv)
     if not is_compiled(conv.input.device) or needs_formulas(*tensors):
         return reference.forward(conv)
     if where.points is not None and where.points.requires_grad and torch.is_grad_enabled():

@@ -4,14 +4,14 @@ The backends compute both. Fake kernels and rules for autograd, autocast and vma
 derivatives are those of the reference, at its cost.
 """
 
-from collections.abc import Callable
-from typing import Any, no_type_check
+from typing import no_type_check
 
 import torch
 from torch import Tensor
 
 from finslerconv._head_formula import HeadFormula
 from finslerconv.ops._geometry import ConvGeometry
+from finslerconv.ops._rules import mapped, register_autocast, second_gradients
 from finslerconv.ops.backends import (
     ConvBackend,
     Convolution,
@@ -188,37 +188,17 @@ def _setup_backward(ctx, inputs, output):
 @no_type_check
 def _second_gradient(ctx, *seeds):
     grad, *tensors = ctx.saved_tensors
-    further = torch.is_grad_enabled()
-
-    def renamed(tensor):
-        """Return the tensor as a variable of its own."""
-        new = tensor.view_as(tensor) if further and tensor.requires_grad else tensor.detach()
-        return new if new.requires_grad else new.requires_grad_()
-
     conv = convolution_of(*tensors, *ctx.rest)
-    with torch.enable_grad():
-        grad, *live = (None if t is None else renamed(t) for t in (grad, *conv.differentiated))
-        present = [t for t in live if t is not None]
-        output = reference.forward(conv.with_differentiated(live))
-        first = iter(
-            torch.autograd.grad(output, present, grad, create_graph=True, materialize_grads=True)
-        )
-        first = [None if t is None else next(first) for t in live]
-        along = [
-            (gradient * seed).sum()
-            for gradient, seed in zip(first, seeds, strict=True)
-            if gradient is not None and seed is not None and seed.shape == gradient.shape
-        ]
-        gradients = [None] * (1 + _N_ARGUMENTS + 1)
-        if along:
-            second = torch.autograd.grad(
-                torch.stack(along).sum(), [grad, *present], create_graph=further,
-                materialize_grads=True,
-            )  # fmt: skip
-            places = [1 + i for i, t in zip(_DIFFERENTIATED, live, strict=True) if t is not None]
-            for place, gradient in zip((0, *places), second, strict=True):
-                gradients[place] = gradient
-        return tuple(gradients)
+    found = second_gradients(
+        lambda live: reference.forward(conv.with_differentiated(live)),
+        grad,
+        conv.differentiated,
+        seeds,
+    )
+    gradients = [None] * (1 + _N_ARGUMENTS + 1)
+    for place, gradient in zip((-1, *_DIFFERENTIATED), found, strict=True):
+        gradients[1 + place] = gradient
+    return tuple(gradients)
 
 
 for _name, _rule, _prepare in (
@@ -231,48 +211,7 @@ for _name, _rule, _prepare in (
 
 
 # Autocast lowers what a convolution multiplies, never the positions of its samples.
-
-
-def _autocast(device: str) -> Callable[..., Tensor]:
-    @no_type_check
-    def cast(*arguments):
-        dtype = torch.get_autocast_dtype(device)
-        lowered = list(arguments)
-        for place in (_INPUT, _WEIGHT, _BIAS):
-            tensor = lowered[place]
-            if tensor is not None and tensor.dtype != torch.float64:
-                lowered[place] = tensor.to(dtype)
-        with torch.autocast(device, enabled=False):
-            return _ops.sampled_conv2d(*lowered)
-
-    return cast
-
-
-for _device in ("cpu", "cuda", "mps", "xpu"):
-    _library.impl("sampled_conv2d", _autocast(_device), f"Autocast{_device.upper()}")
-
-
-# vmap: slice by slice of the mapped axis; every slice is computed in parallel.
-
-
-def _mapped(op: Any) -> Callable[..., Any]:
-    @no_type_check
-    def rule(info, in_dims, *arguments):
-        results = [
-            op(
-                *(
-                    a.select(d, i) if isinstance(a, Tensor) and d is not None else a
-                    for a, d in zip(arguments, in_dims, strict=True)
-                )
-            )
-            for i in range(info.batch_size)
-        ]
-        if isinstance(results[0], Tensor):
-            return torch.stack(results), 0
-        return tuple(torch.stack(r) for r in zip(*results, strict=True)), (0,) * len(results[0])
-
-    return rule
-
+register_autocast(_library, "sampled_conv2d", (_INPUT, _WEIGHT, _BIAS))
 
 for _op in (_ops.sampled_conv2d, _ops.sampled_conv2d_backward):
-    torch.library.register_vmap(_op.default, _mapped(_op), lib=_library)
+    torch.library.register_vmap(_op.default, mapped(_op), lib=_library)

@@ -75,7 +75,7 @@ class _Names(Parameters):
 def names() -> Parameters:
     """Return parameters that make an identity's sides readable."""
     P = parameters("any")
-    return _Names(P.dimension, P.M, P.omega, P.h, P.W, P.v, P.p, P.g)
+    return _Names(P.dimension, P.M, P.omega, P.h, P.W, P.v, P.p, P.g, P.x)
 
 
 def side_to_latex(side: Any) -> str:

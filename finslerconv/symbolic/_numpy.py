@@ -12,7 +12,7 @@ def numpy_function(formula: Any, *arguments: Any) -> Callable[..., Any]:
 
     Parameters
     ----------
-    formula : expression, matrix or tuple of them
+    formula : expression, matrix, array or tuple of them
         In symbols of `parameters` of a number of dimensions.
     *arguments : symbol or matrix of symbols
         What the function takes, in order. A (d, d) matrix stands for an array of shape
@@ -22,7 +22,7 @@ def numpy_function(formula: Any, *arguments: Any) -> Callable[..., Any]:
     Returns
     -------
     callable
-        It returns arrays of shape (...), (..., d) or (..., d, d), or a tuple of them.
+        It returns arrays of shape (...), (..., d), (..., d, d) and so on, or a tuple of them.
 
     Raises
     ------
@@ -76,6 +76,8 @@ def numpy_function(formula: Any, *arguments: Any) -> Callable[..., Any]:
 def _entries(part: Any) -> list[sympy.Expr]:
     if isinstance(part, sympy.MatrixBase):
         return list(part)
+    if isinstance(part, sympy.NDimArray):
+        return list(part.reshape(len(part)))
     if isinstance(part, sympy.MatrixExpr):
         raise ValueError(
             f"expected matrices of a size that is a number, got {part}; use parameters(2)"
@@ -84,6 +86,8 @@ def _entries(part: Any) -> list[sympy.Expr]:
 
 
 def _shape(part: Any) -> tuple[int, ...]:
+    if isinstance(part, sympy.NDimArray):
+        return tuple(part.shape)
     if not isinstance(part, sympy.MatrixBase):
         return ()
     return (part.rows,) if part.cols == 1 else part.shape

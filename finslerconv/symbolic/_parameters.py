@@ -26,6 +26,8 @@ class Parameters:
         Zermelo data: the symmetric Riemannian sea, and the wind.
     v, p, g : (d, 1) matrix
         A tangent vector, a covector, and a reference point of the Euclidean unit ball.
+    x : (d, 1) matrix
+        A position.
     """
 
     dimension: Dimension
@@ -36,6 +38,7 @@ class Parameters:
     v: MatrixLike
     p: MatrixLike
     g: MatrixLike
+    x: MatrixLike
 
     @property
     def d(self) -> sympy.Expr:
@@ -90,15 +93,17 @@ def parameters(dimension: Dimension = 2) -> Parameters:
     if dimension == "any":
         d = sympy.Symbol("d", integer=True, positive=True)
         M, h = (sympy.MatrixSymbol(name, d, d) for name in ("M", "h"))
-        omega, W, v, p, g = (
-            sympy.MatrixSymbol(name, d, 1) for name in ("omega", "W", "v", "p", "g")
+        omega, W, v, p, g, x = (
+            sympy.MatrixSymbol(name, d, 1) for name in ("omega", "W", "v", "p", "g", "x")
         )
     elif isinstance(dimension, int) and dimension >= 1:
         M, h = (_symmetric(name, dimension) for name in ("M", "h"))
-        omega, W, v, p, g = (_entries(name, dimension) for name in ("omega", "W", "v", "p", "g"))
+        omega, W, v, p, g, x = (
+            _entries(name, dimension) for name in ("omega", "W", "v", "p", "g", "x")
+        )
     else:
         raise ValueError(
             f'dimension: expected a positive integer or "any", got {dimension!r}; '
             "2 is the dimension of an image"
         )
-    return Parameters(dimension, M, omega, h, W, v, p, g)
+    return Parameters(dimension, M, omega, h, W, v, p, g, x)

@@ -13,6 +13,7 @@ from finslerconv.symbolic._linear_algebra import (
     inverse,
     transpose,
 )
+from finslerconv.symbolic._norm import Norm, VolumeKind
 from finslerconv.symbolic._riemannian import Riemannian
 
 
@@ -24,7 +25,7 @@ class Zermelo(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Randers:
+class Randers(Norm):
     """The metric F(v) = sqrt(v' M v) + omega' v.
 
     Parameters
@@ -118,3 +119,19 @@ class Randers:
     def symmetrize(self) -> Riemannian:
         """Return the metric v -> (F(v) + F(-v)) / 2, which is Riemannian."""
         return Riemannian(self.M)
+
+    def volume_density(self, kind: VolumeKind = "busemann_hausdorff") -> sympy.Expr:
+        """Return the density of a volume at the point, that of the Euclidean metric being 1.
+
+        Parameters
+        ----------
+        kind : {"busemann_hausdorff", "holmes_thompson"}
+            The volume of the Euclidean unit ball over that of the unit ball of the metric, which is
+            lambda^((d+1)/2) sqrt(det M); or the volume of the dual unit ball over that of the
+            Euclidean one, which is sqrt(det M).
+        """
+        density = Riemannian(self.M).volume_density()
+        if kind == "holmes_thompson":
+            return density
+        d = sympy.sympify(self.M.rows)
+        return self.lam ** ((d + 1) / 2) * density

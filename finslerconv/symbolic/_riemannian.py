@@ -4,11 +4,18 @@ from dataclasses import dataclass
 
 import sympy
 
-from finslerconv.symbolic._linear_algebra import MatrixLike, check_symmetric, dot, inverse
+from finslerconv.symbolic._linear_algebra import (
+    MatrixLike,
+    check_symmetric,
+    determinant,
+    dot,
+    inverse,
+)
+from finslerconv.symbolic._norm import Norm, VolumeKind
 
 
 @dataclass(frozen=True)
-class Riemannian:
+class Riemannian(Norm):
     """The metric F(v) = sqrt(v' M v).
 
     Parameters
@@ -46,3 +53,7 @@ class Riemannian:
     def dual_norm(self, p: MatrixLike) -> sympy.Expr:
         """Return F*(p), the largest p' v over the unit ball, for a (d, 1) covector."""
         return self.dual().norm(p)
+
+    def volume_density(self, kind: VolumeKind = "busemann_hausdorff") -> sympy.Expr:
+        """Return the density sqrt(det M) of the volume, the same of both kinds."""
+        return sympy.sqrt(determinant(self.M))

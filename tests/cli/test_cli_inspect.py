@@ -56,10 +56,14 @@ def model(channels=3):
 
 
 def row_of(output, name):
-    """Return a row of the table, its cells one space apart."""
+    """Return a row of the first table that has it, its cells one space apart."""
+    return rows_of(output, name)[0]
+
+
+def rows_of(output, name):
+    """Return the rows of that name, one for each table."""
     rows = (" ".join(line.split()) for line in output.splitlines())
-    (row,) = (row for row in rows if row.startswith(f"{name} "))
-    return row
+    return [row for row in rows if row.startswith(f"{name} ")]
 
 
 def test_saved_module_without_trust(here):
@@ -145,7 +149,9 @@ def test_weights(here):
     assert row_of(still.stdout, "0") == "0 shifted 3x3 1.00 1.00 (1.00) 0.00 - 0.000 100 % 0 %"
     # A disc moved by 0.3 of its radius.
     assert "(1.00) 0.30" in row_of(moved.stdout, "0")
-    refused(run("state.pt", "photo.png"), "state.pt: holds weights but no model; .* --weights")
+    torch.save(nn.Conv2d(3, 2, 3).state_dict(), "plain.pt")
+    words = "plain.pt: holds weights but no model, and no deformable layer .* --weights"
+    refused(run("plain.pt", "photo.png"), words)
     torch.save(nn.Linear(2, 2).state_dict(), "other.pt")
     refused(
         run("network_two:make", "photo.png", "--weights", "other.pt"),
@@ -224,7 +230,9 @@ def test_safetensors(here, monkeypatch):
     result = run(*arguments)
     assert result.exit_code == 0, result.output
     assert "(1.00) 0.30" in row_of(result.stdout, "0")
-    refused(run("weights.safetensors", "photo.png"), "holds weights but no model; .* --weights")
+    bare = run("weights.safetensors")
+    assert bare.exit_code == 0, bare.output
+    assert "offsets 3x3 1 3 -> 2 0.30" in row_of(bare.stdout, "model.0")
 
 
 def test_trust_is_for_weights_too(here):
@@ -373,3 +381,36 @@ def test_half_precision_and_grey(here):
     result = run("net.pt", *SMALL)  # the camera man
     assert result.exit_code == 0, result.output
     assert np.isfinite(float(row_of(result.stdout, "0").split()[3]))
+
+
+def test_weights_without_a_model(here):
+    torch.manual_seed(0)
+    state = {
+        "layer1.conv2.weight": torch.randn(8, 4, 3, 3),
+        "layer1.conv2_offset.weight": torch.zeros(27, 4, 3, 3),
+        "layer1.conv2_offset.bias": torch.zeros(27),
+        "align.weight": torch.randn(4, 4, 3, 3),
+        "align.conv_offset.weight": torch.ones(18, 4, 3, 3),
+        "align.conv_offset.bias": torch.tensor([3.0, 4.0]).repeat(9),
+    }
+    torch.save({"epoch": 3, "state_dict": prefixed("module.", state)}, "bare.pth")
+    result = run("bare.pth")
+    assert result.exit_code == 0, result.output
+    row = row_of(result.stdout, "layer1.conv2")
+    assert row == "layer1.conv2 offsets and factors 3x3 1 4 -> 27 0.00 0"
+    assert row_of(result.stdout, "align") == "align offsets 3x3 1 4 -> 18 5.00 6"
+    assert not (here / "finslerconv-inspect.png").exists()
+
+
+def test_health_of_the_offsets(here):
+    net = model()
+    with torch.no_grad():
+        for parameter in net[0].offset_conv.parameters():
+            parameter.zero_()
+        net[0].offset_conv.bias += 40
+    torch.save(net, "far.pt")
+    result = run("far.pt", "photo.png", *SMALL)
+    assert result.exit_code == 0, result.output
+    first = rows_of(result.stdout, "0")[1]
+    assert first.startswith("0 ! 56.57 56.57 100 % 100 % "), first
+    assert "0: offsets explode: 100.0% of the samples are far away" in result.stdout

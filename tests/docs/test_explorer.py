@@ -264,13 +264,13 @@ async def _check_consistent(page):
 def test_dragging_with_the_mouse_moves_the_metric(browse):
     async def actions(page):
         before = await _check_consistent(page)
-        start = await page.centre("drift")
+        start = await page.centre("raised")
         await page.mouse("mousePressed", start)
         for step in range(1, 6):
             await page.mouse("mouseMoved", start + np.array([3, 4]) * step)
         await page.mouse("mouseReleased", start + np.array([15, 20]))
         after = await _check_consistent(page)
-        # Only omega was dragged: the drift M^-1 omega went right and down.
+        # Only omega was dragged: M^-1 omega went right and down.
         np.testing.assert_allclose(after.M, before.M)
         moved = np.linalg.solve(after.M, after.omega) - np.linalg.solve(before.M, before.omega)
         assert (moved > 0.1).all()
@@ -294,7 +294,7 @@ def test_an_axis_and_the_one_form_far_outside_stay_in_their_range(browse):
 
 
 def extreme_metrics(axes, most, n=60):
-    """Return metrics with half-axes at the ends of their range, turned, under the most drift."""
+    """Return metrics with half-axes at the ends of their range, turned, of the longest one-form."""
     turns = np.linspace(0, np.pi, n, endpoint=False)
     ways = np.linspace(0, 2 * np.pi, n, endpoint=False)
     long, short, turn, way = (
@@ -305,8 +305,8 @@ def extreme_metrics(axes, most, n=60):
     )
     half_axes = np.stack((long, short), axis=-1)
     M = frame / half_axes[:, None] ** 2 @ frame.mT
-    drift = most * half_axes * np.stack((np.cos(way), np.sin(way)), axis=-1)
-    return Randers(M, (M @ frame @ drift[..., None])[..., 0])
+    raised = most * half_axes * np.stack((np.cos(way), np.sin(way)), axis=-1)
+    return Randers(M, (M @ frame @ raised[..., None])[..., 0])
 
 
 @needs_browser
@@ -314,7 +314,7 @@ def test_whatever_can_be_dragged_to_fits_the_panels(browse):
     async def actions(page):
         lower, upper, *_ = await page.slider("axis0")
         assert (lower, upper) == (await page.slider("axis1"))[:2]
-        metric = extreme_metrics((lower, upper), (await page.slider("drift"))[1])
+        metric = extreme_metrics((lower, upper), (await page.slider("raised"))[1])
         views = await page.evaluate(
             "[...document.querySelectorAll('svg')].map((e) => e.viewBox.baseVal.width / 2)"
         )
@@ -376,7 +376,7 @@ def test_nothing_covers_the_wind_and_the_pixel(browse):
         assert 2 * dot < np.sqrt(area / 11**2)
         # A handle at the pixel leaves it to be seen, and can still be taken.
         assert pixel <= knob / 2
-        start = await page.centre("drift")
+        start = await page.centre("raised")
         target = await page.evaluate(
             "(() => { const b = document.querySelector('.explorer-origin').getBoundingClientRect();"
             "return [b.x + b.width / 2, b.y + b.height / 2]; })()"
@@ -403,7 +403,7 @@ def test_a_screen_reader_hears_where_the_handles_are(browse):
         np.testing.assert_allclose(sorted(a[2] for a in axes), sorted(half_axes), atol=6e-4)
         for name, place in (
             ("omega", metric.omega),
-            ("drift", np.linalg.solve(metric.M, metric.omega)),
+            ("raised", np.linalg.solve(metric.M, metric.omega)),
         ):
             low, high, now, words = await page.slider(name)
             assert low <= now <= high
@@ -414,7 +414,7 @@ def test_a_screen_reader_hears_where_the_handles_are(browse):
         labels = await page.evaluate(
             "[...document.querySelectorAll('[role=slider] text')].map((e) => e.textContent)"
         )
-        assert labels == ["axis 1", "axis 2", "drift", "ω"]
+        assert labels == ["axis 1", "axis 2", "M⁻¹ω", "ω"]
 
     browse(actions)
 

@@ -23,6 +23,7 @@ from finslerconv.geodesics import (
     FunctionMetric,
     GridMetric,
     StarShapeWarning,
+    conjugate_time,
     distance,
 )
 from finslerconv.geodesics.balls import (
@@ -646,3 +647,33 @@ def test_a_field_of_numpy_takes_centres_of_every_kind(method):
         ball = geodesic_ball(field, centre, polar(1, 4), method=method)
         assert isinstance(ball, np.ndarray)
         np.testing.assert_allclose(ball, expected, atol=1e-9 if method != "heat" else 0.05)
+
+
+# Where a ball folds.
+
+
+def lens(x):
+    """A slow spot in the plane: geodesics that pass it cross behind it."""
+    slowness = 1 + 1.2 * torch.exp(-(x * x).sum(-1) / 0.5)
+    return Riemannian(slowness[..., None, None] ** 2 * torch.eye(2, dtype=x.dtype))
+
+
+@pytest.mark.parametrize("gridded", [True, False])
+def test_a_ball_says_where_it_folds(gridded):
+    field = FunctionMetric(lens)
+    start = torch.tensor([0.0, -2.0]).double()
+    ahead = torch.tensor([0.0, 1.0]).double()
+    first = float(conjugate_time(field, start, 5 * ahead, steps=64)) * 5
+    if gridded:
+        field = GridMetric.from_function(lens, (161, 161), spacing=0.05, origin=-4.0)
+    # Samples on the rim alone, one of them a little behind the tip of the cusp, where the
+    # crossing geodesics are hardly shorter.
+    reference = torch.stack((ahead, -ahead, ahead.flip(0), 0.9 * ahead))
+    with pytest.warns(InjectivityWarning, match="1 lie beyond a conjugate point") as record:
+        geodesic_ball(field, start, reference, 1.08 * first, steps=32)
+    warning = record[0].message
+    assert warning.samples.tolist() == [[0]]
+    assert warning.folds == pytest.approx([1 / 1.08], rel=0.02)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        geodesic_ball(field, start, reference, 0.98 * first, steps=32)

@@ -332,8 +332,8 @@ def test_from_metrics_of_each_kind():
     # One axis of the field, the other broadcast.
     rows = Riemannian(np.arange(1.0, 4.0)[:, None, None, None] * np.eye(2))
     assert GridMetric.from_metric(rows, (3, 6)).M[2, 5, 0, 0] == 3.0
-    with pytest.raises(TypeError, match="metric: expected a Riemannian or Randers metric"):
-        GridMetric.from_metric(CallableMetric(lambda v: abs(v).sum(-1)), (3, 3))
+    norm = CallableMetric(lambda v: abs(v).sum(-1))
+    assert GridMetric.from_metric(norm, (3, 3)).metric is norm
     with pytest.raises(ValueError, match="whose batch broadcasts over"):
         GridMetric.from_metric(rows, (4, 6))
 
@@ -443,7 +443,7 @@ def test_wrong_arguments_are_refused():
         field.at(np.array([[0.0, 0.0], [np.nan, 0.0]]))
     with pytest.raises(ValueError, match="dim: expected a positive integer, got 0"):
         FunctionMetric(lambda x: x, 0)
-    with pytest.raises(TypeError, match="function: expected a Riemannian or Randers metric"):
+    with pytest.raises(TypeError, match="function: expected a metric"):
         FunctionMetric(lambda x: x).at(np.zeros(2))
 
 

@@ -5,7 +5,15 @@ import pytest
 import torch
 from scipy.ndimage import map_coordinates
 
-from finslerconv.geodesics.fields import cell, corner, interpolate, nodes_around
+from finslerconv.geodesics.fields import (
+    cell,
+    cell_along,
+    corner,
+    interpolate,
+    locate,
+    nodes_around,
+    slope_factor,
+)
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (4, 5, 6), (1, 6), (5, 1, 4)])
@@ -64,3 +72,33 @@ def test_the_compiled_rule_is_the_same(shape):
         around = [corner(cell(tuple(point), shape), shape, number) for number in range(8)]
         found = sum(weight * values[node] for node, weight in around if weight > 0)
         assert np.isclose(found, float(value))
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+@pytest.mark.parametrize("outside", ["constant", "reflect"])
+def test_the_compiled_rule_of_an_axis_is_the_same_and_so_are_its_derivatives(n, outside):
+    rng = np.random.default_rng(2)
+    last = n - 1.0
+    # Inside, near the edge, several folds away, and on the edges and the fold.
+    c = np.concatenate([rng.uniform(-1.5, n + 0.5, 80), rng.uniform(-40, 40, 40), [0.0, last]])
+    t = torch.from_numpy(c).requires_grad_()
+    first, place = cell_along(t, n, outside)
+    factor = slope_factor(t, n, outside)
+    found = np.asarray([locate(x, n, outside == "reflect") for x in c])
+    assert np.array_equal(found[:, 0], first)
+    assert np.allclose(found[:, 1], place.detach(), rtol=0, atol=1e-12)
+    assert np.allclose(found[:, 3], factor.detach(), rtol=0, atol=1e-12)
+    (turn,) = torch.autograd.grad(place.sum(), t)
+    if n > 1:  # between a node and itself the place has no meaning
+        (slope,) = torch.autograd.grad(factor.sum(), t)
+        inner = slice(0, -2)  # at an edge the factor has a kink
+        assert np.array_equal(found[:, 2], turn)
+        assert np.array_equal(found[inner, 4], slope[inner])
+
+
+@pytest.mark.parametrize(("outside", "beyond"), [("constant", 0.0), ("reflect", -1.0)])
+def test_the_factor_of_slopes_goes_over_one_node_to_what_it_is_beyond(outside, beyond):
+    t = torch.tensor([0.0, 1.7, 4.0, 4.25, 5.0, 5.5, -0.25, -1.0, -3.0]).double()
+    step = 1 - 0.25 * (1 - beyond)
+    expected = torch.tensor([1, 1, 1, step, beyond, beyond, step, beyond, beyond]).double()
+    assert torch.allclose(slope_factor(t, 5, outside), expected)

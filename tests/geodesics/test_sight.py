@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finslerconv.geodesics import GridMetric, distance
-from finslerconv.geodesics.distances._sight import seen
+from finslerconv.geodesics.distances._sight import clear, seen
 from finslerconv.metrics import Riemannian
 
 METHODS = ("fast_marching", "fast_iterative", "graph", "heat")
@@ -56,6 +56,20 @@ def test_lines_between_nodes(seed, d, share):
     assert seen(~free, b, a).tolist() == expected
     # Rounding does not decide whether a corner is met.
     assert seen(~free, np.clip(a + 1e-13, 0, None), b).tolist() == expected
+
+
+def test_the_rule_is_the_same_without_compilation():
+    # As with NUMBA_DISABLE_JIT=1, where there is no py_func.
+    plain = getattr(clear, "py_func", clear)
+    rng = np.random.default_rng(0)
+    shape = (6, 7, 5)
+    walls = rng.random(shape) < 0.1
+    a, b = (np.stack([rng.integers(0, n, 30) for n in shape], -1).astype(float) for _ in range(2))
+    found = [
+        plain(walls.ravel(), shape, tuple(x), tuple(y), 0.0) for x, y in zip(a, b, strict=True)
+    ]
+    assert found == seen(walls, a, b).tolist()
+    assert {*found} == {True, False}
 
 
 @pytest.mark.parametrize("d", [2, 3])

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from scipy.optimize import least_squares, minimize
 from strategies import cases, relative
 
+from finslerconv._hulls import planar_hulls
 from finslerconv.balls import (
     Ellipse,
     affine,
@@ -18,10 +19,9 @@ from finslerconv.balls import (
     radial,
     sunflower,
 )
-from finslerconv.implicit import GaugeMetric, Misfit, fit_randers
-from finslerconv.implicit._hull import planar_hulls
+from finslerconv.implicit import Misfit, fit_randers
 from finslerconv.implicit._overlap import shared_area, shared_area_derivatives
-from finslerconv.metrics import Randers, Riemannian
+from finslerconv.metrics import Polytope, Randers, Riemannian
 
 MAPS = {"radial": radial, "affine": affine}
 REFERENCES = {
@@ -199,7 +199,7 @@ def test_iou_is_that_of_the_hull():
         fit = fit_randers(points, objective=objective)
         assert fit.pixel_in_hull.all()
         # The hull has corners, so the quadrature is good to about 1e-4.
-        assert fit.iou == pytest.approx(overlap(fit.metric, GaugeMetric(points)), abs=3e-4)
+        assert fit.iou == pytest.approx(overlap(fit.metric, Polytope(points)), abs=3e-4)
     assert fit.residual == pytest.approx(1 - fit.iou, abs=1e-12)
 
 
@@ -208,7 +208,7 @@ def test_overlap_is_largest():
     fit = fit_randers(points, objective="overlap")
     assert fit.converged.all()
     for v, best, metric in zip(points, fit.iou, (fit.metric[i] for i in range(2)), strict=True):
-        hull = GaugeMetric(v)
+        hull = Polytope(v)
         factor = np.linalg.cholesky(metric.M)
         start = np.array([factor[0, 0], factor[1, 0], factor[1, 1], *metric.omega])
 
@@ -385,7 +385,7 @@ def test_pixel_outside_the_hull_but_inside_the_ball():
     assert fit.explained
     assert not fit.pixel_in_hull
     with pytest.raises(ValueError, match="not strictly inside"):
-        GaugeMetric(points)
+        Polytope(points)
 
 
 @pytest.mark.parametrize("kind", ["randers", "riemannian"])

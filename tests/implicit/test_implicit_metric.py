@@ -9,7 +9,6 @@ from torch import nn
 
 from finslerconv.balls import Ellipse, affine, lattice, radial, reference_set
 from finslerconv.implicit import (
-    GaugeMetric,
     ImplicitMetric,
     KernelPositions,
     Misfit,
@@ -17,7 +16,7 @@ from finslerconv.implicit import (
     implicit_metric,
     register_positions,
 )
-from finslerconv.metrics import Randers, Riemannian
+from finslerconv.metrics import Polytope, Randers, Riemannian
 from finslerconv.nn import DeformConv2d, MetricConv2d, ShiftedConv2d, WeightedConv2d
 from finslerconv.ops import ConvGeometry
 
@@ -231,7 +230,7 @@ def test_metric_layer_with_a_metric_of_another_kind_is_fitted():
     class Hull(nn.Module):
         def forward(self, x):
             square = torch.tensor(lattice(3).points[[0, 2, 6, 8]])
-            return GaugeMetric(square.expand(len(x), 10, 12, 4, 2))
+            return Polytope(square.expand(len(x), 10, 12, 4, 2))
 
     result = implicit_metric(MetricConv2d(3, 4, 3, metric=Hull()).double(), X)
     assert not result.explicit

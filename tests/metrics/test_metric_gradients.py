@@ -6,7 +6,14 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 from finslerconv.balls import Ellipse, affine, overlap, radial, volume
-from finslerconv.metrics import CallableMetric, Euclidean, FinslerMetric, Randers, Riemannian
+from finslerconv.metrics import (
+    CallableMetric,
+    Euclidean,
+    FinslerMetric,
+    Maximum,
+    Randers,
+    Riemannian,
+)
 
 FLOAT64 = {"dtype": torch.float64}
 
@@ -162,6 +169,10 @@ def test_a_norm_of_ones_own_is_never_asked_at_zero(own, dim):
         "dual of dual": lambda F: F.dual().dual_norm(v),
         "reverse": lambda F: F.reverse().norm(v),
         "symmetrize": lambda F: F.symmetrize().norm(v),
+        "scaled": lambda F: (2.0 * F).norm(v),
+        "sum": lambda F: (F + F).norm(v),
+        "maximum": lambda F: Maximum(F, F).norm(v),
+        "pullback": lambda F: F.pullback(2 * torch.eye(dim, **FLOAT64)).norm(v),
         "asymmetry_ratio": lambda F: F.asymmetry_ratio(),
         "volume": volume,
         "overlap": lambda F: overlap(F, Euclidean(dim)),

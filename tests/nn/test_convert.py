@@ -982,7 +982,7 @@ class TestErrors:
     def test_to(self):
         net = SmallResNet()
         with pytest.raises(
-            ValueError, match=r"to: expected one of \['deform', 'geodesic', 'metric', 'shifted"
+            ValueError, match=r"to: expected one of \['deform', 'geodesic', 'metric', 'native', 'sh"
         ):
             convert(net, "metrics")
         with pytest.raises(TypeError, match="to: expected a class of adaptive layers, got Linear"):

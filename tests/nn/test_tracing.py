@@ -1,7 +1,9 @@
 """What PyTorch's tracers make of the layers: torch.fx, torch.export and torch.compile."""
 
 import copy
+import io
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -181,11 +183,21 @@ def test_compile_and_export_after_a_load_by_assignment():
 
 
 @pytest.mark.uninstrumented
-def test_a_program_for_onnx_is_made_of_the_reference(monkeypatch):
-    layer = small(MetricConv2d).eval()
-    x = torch.randn(SIZES[0])
-    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
-    program = torch.export.export(layer, (x,), strict=False)
-    assert not {target for target in called_operators(program) if "finslerconv" in target}
-    monkeypatch.undo()
-    torch.testing.assert_close(program.module()(x), layer(x), rtol=0, atol=1e-6)
+def test_torchscript_by_tracing():
+    def traced(layer):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            function = torch.jit.trace(layer, (torch.randn(SIZES[0]),))
+            file = io.BytesIO()
+            torch.jit.save(function, file)
+            file.seek(0)
+            return torch.jit.load(file)
+
+    for family in (DeformConv2d, MetricConv2d):
+        layer = small(family).eval()
+        function = traced(layer)
+        for size in SIZES:
+            x = torch.randn(size)
+            assert torch.equal(function(x), layer(x))
+    with pytest.raises(RuntimeError, match=r"torch\.jit\.trace cannot record.*torch\.export"):
+        traced(small(GeodesicConv2d))

@@ -15,8 +15,9 @@ pytest.importorskip("triton.knobs")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter does not compile", allow_module_level=True)
 
+import compiled_kernels as static
+
 from finslerconv import ops
-from finslerconv.ops.backends.triton import _static as static
 from finslerconv.ops.backends.triton import _tiles as tiles
 
 HALF, BF16, FLOAT, DOUBLE = torch.float16, torch.bfloat16, torch.float32, torch.float64

@@ -11,7 +11,7 @@ from finslerconv.symbolic._linear_algebra import Contraction
 
 
 def metric_data(d, seed):
-    """Return the entries of random M, omega, h, W, v, p, g as fractions, by name."""
+    """Return the entries of random M, omega, h, W, v, p, g, x as fractions, by name."""
     rng = random.Random(seed)
 
     def fraction(low=-1, high=1):
@@ -38,6 +38,8 @@ def metric_data(d, seed):
         "v": vector(d),
         "p": vector(d),
         "g": vector(d),
+        # Inside the unit ball, and above the boundary of the half-space.
+        "x": positive(d) / (2 * d),
     }
 
 

@@ -49,7 +49,8 @@ def test_every_metric_meets_the_assumptions(identity, dimension):
 def test_statements_for_any_dimension_hold_in_dimension_four(identity):
     equation = identity.equation("any")
     data = {k: np.array(v.tolist(), dtype=float) for k, v in metric_data(4, seed=3).items()}
-    arrays = {**data, "d": 4, "s": 1.7, "r": 2.0}
+    jet = {"phi_0": 1.3, "phi_1": 0.4, "phi_2": 0.7}
+    arrays = {**data, **jet, "d": 4, "s": 1.7, "r": 2.0}
     sides = [side if isinstance(side, tuple) else (side,) for side in (equation.lhs, equation.rhs)]
     for left, right in zip(*sides, strict=True):
         left, right = (evaluate(sympy.sympify(side), arrays) for side in (left, right))

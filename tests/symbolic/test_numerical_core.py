@@ -2,11 +2,14 @@
 
 import numpy as np
 import pytest
+import sympy
+import torch
 
 from finslerconv import balls, metrics, symbolic
 from finslerconv.symbolic import numpy_function, parameters
 
 TOLERANCE = 1e-12
+W = sympy.ImmutableMatrix([sympy.Rational(1, 2), 2])
 
 
 def random_fields(d, n=200):
@@ -110,3 +113,51 @@ def test_the_boundary_of_the_core_lies_on_the_symbolic_ellipse():
     )
     np.testing.assert_allclose(quadratic, 1.0, rtol=0, atol=TOLERANCE)
     np.testing.assert_allclose(norm, 1.0, rtol=0, atol=TOLERANCE)
+
+
+def other_metrics():
+    """Return (formula, class of the core) of metrics made of M and a one-form, by name."""
+
+    def square(s):
+        return (1 + s) ** 2
+
+    return {
+        "asymmetric_quadratic": (symbolic.AsymmetricQuadratic, metrics.AsymmetricQuadratic),
+        "matsumoto": (symbolic.Matsumoto, metrics.Matsumoto),
+        "kropina": (symbolic.Kropina, metrics.Kropina),
+        "square": (
+            lambda M, omega: symbolic.AlphaBeta(square, M, omega),
+            lambda M, omega: metrics.AlphaBeta(square, M, omega),
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", list(other_metrics()))
+def test_other_metrics_agree_with_the_core(name):
+    P = parameters(2)
+    formula, core = other_metrics()[name]
+    M, omega, v = random_fields(2, 50)
+    omega = omega / 2  # Matsumoto's metric is convex below 1/2
+    v = np.where((v * omega).sum(-1, keepdims=True) > 0, v, -v)  # Kropina's half-space
+    F = formula(P.M, P.omega)
+    metric = core(torch.tensor(M), torch.tensor(omega))
+    norm, tensor = numpy_function((F.norm(P.v), F.fundamental_tensor(P.v)), P.M, P.omega, P.v)(
+        M, omega, v
+    )
+    np.testing.assert_allclose(metric.norm(torch.tensor(v)), norm, rtol=1e-12)
+    scale = np.abs(tensor).max((-1, -2), keepdims=True)
+    found = metric.fundamental_tensor(torch.tensor(v)).numpy() / scale
+    np.testing.assert_allclose(found, tensor / scale, rtol=0, atol=1e-10)
+    if hasattr(F, "dual_norm"):
+        dual = numpy_function(F.dual_norm(P.p), P.M, P.omega, P.p)
+        np.testing.assert_allclose(metric.dual_norm(torch.tensor(v)), dual(M, omega, v), rtol=1e-11)
+
+
+@pytest.mark.parametrize("p", [1, 2, 4, sympy.oo])
+def test_p_norms_agree_with_the_core(p):
+    v = np.random.default_rng(0).standard_normal((20, 2))
+    F, metric = symbolic.PNorm(p, W), metrics.PNorm(float(p), np.array([0.5, 2.0]))
+    Q = parameters(2)
+    norm, dual = numpy_function((F.norm(Q.v), F.dual_norm(Q.v)), Q.v)(v)
+    np.testing.assert_allclose(metric.norm(v), norm, rtol=1e-12)
+    np.testing.assert_allclose(metric.dual_norm(v), dual, rtol=1e-12)

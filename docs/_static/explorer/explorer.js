@@ -1,23 +1,23 @@
 /* The page on which a Randers metric is dragged: three panels drawn as SVG, and what they say in numbers.
  *
- * The state is the dashed ellipse {v' M v = 1} (half-axes and angle) and the drift in its frame, so that dragging the ellipse
+ * The state is the dashed ellipse {v' M v = 1} (half-axes and angle) and M⁻¹ω, the raised one-form, in its frame, so that dragging the ellipse
  * keeps |omega|. Handles answer to mouse, touch and the arrow keys.
  */
 "use strict";
 
 (() => {
   /* Whatever can be dragged to fits: balls reach 2 / (1 - 0.65) = 5.7 pixels, corners of a lattice under the affine map 6.1. */
-  const LIMITS = { axis: [0.7, 2], drift: [0, 0.65] };
+  const LIMITS = { axis: [0.7, 2], raised: [0, 0.65] };
   const VIEW = { tangent: 6.5, cotangent: 2.5 };
   const RADIUS = 7; // of the pixel grid of the filter
-  const START = { axes: [1.9, 1.2], angle: 0.5, drift: [-0.5, -0.25] };
+  const START = { axes: [1.9, 1.2], angle: 0.5, raised: [-0.5, -0.25] };
   const NAMES = {
     axis0: "first half-axis of M",
     axis1: "second half-axis of M",
-    drift: "drift M⁻¹ω",
+    raised: "M⁻¹ω",
     omega: "one-form ω, the centre of the dual ball",
   };
-  const LABELS = { axis0: "axis 1", axis1: "axis 2", drift: "drift", omega: "ω" };
+  const LABELS = { axis0: "axis 1", axis1: "axis 2", raised: "M⁻¹ω", omega: "ω" };
 
   const svg = (tag, attributes = {}, parent = null) => {
     const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
@@ -44,27 +44,27 @@
     [axes[0] * Math.sin(angle), axes[0] * Math.cos(angle)],
     [axes[1] * Math.cos(angle), -axes[1] * Math.sin(angle)],
   ];
-  const driftVector = (state) => {
+  const raisedVector = (state) => {
     const [e, f] = frame(state);
-    return [0, 1].map((i) => state.drift[0] * e[i] + state.drift[1] * f[i]);
+    return [0, 1].map((i) => state.raised[0] * e[i] + state.raised[1] * f[i]);
   };
   const metricOf = (state) => {
     const [e, f] = frame(state);
     const [p, q] = state.axes.map((a) => a ** -4);
     const M = [0, 1].map((i) => [0, 1].map((j) => p * e[i] * e[j] + q * f[i] * f[j]));
-    return { M, omega: randers.apply(M, driftVector(state)) };
+    return { M, omega: randers.apply(M, raisedVector(state)) };
   };
 
-  const withDrift = (state, vector) => {
+  const withRaised = (state, vector) => {
     const [e, f] = frame(state);
-    let drift = [
+    let raised = [
       randers.dot(vector, e) / state.axes[0] ** 2,
       randers.dot(vector, f) / state.axes[1] ** 2,
     ];
-    const size = length(drift);
-    const [, most] = LIMITS.drift;
-    if (size > most) drift = drift.map((x) => (x * most) / size);
-    return { ...state, drift };
+    const size = length(raised);
+    const [, most] = LIMITS.raised;
+    if (size > most) raised = raised.map((x) => (x * most) / size);
+    return { ...state, raised };
   };
   /* What the state becomes when a handle is moved to a point [row, column] of its panel. */
   const moves = {
@@ -78,21 +78,21 @@
       axes: [state.axes[0], clamp(length(v), LIMITS.axis)],
       angle: Math.atan2(-v[1], v[0]),
     }),
-    drift: withDrift,
-    omega: (state, p) => withDrift(state, randers.apply(randers.inverse(metricOf(state).M), p)),
+    raised: withRaised,
+    omega: (state, p) => withRaised(state, randers.apply(randers.inverse(metricOf(state).M), p)),
   };
   const places = {
     axis0: (state) => frame(state)[0],
     axis1: (state) => frame(state)[1],
-    drift: driftVector,
+    raised: raisedVector,
     omega: (state) => metricOf(state).omega,
   };
-  /* The number of a handle as a slider, and its range: a half-axis in pixels, or the norm of omega, which is that of the drift. */
+  /* The number of a handle as a slider, and its range: a half-axis in pixels, or the norm of omega, which is that of M⁻¹ω. */
   const sizes = {
     axis0: { of: (state) => state.axes[0], range: LIMITS.axis, text: "length" },
     axis1: { of: (state) => state.axes[1], range: LIMITS.axis, text: "length" },
-    drift: { of: (state) => length(state.drift), range: LIMITS.drift, text: "norm" },
-    omega: { of: (state) => length(state.drift), range: LIMITS.drift, text: "norm" },
+    raised: { of: (state) => length(state.raised), range: LIMITS.raised, text: "norm" },
+    omega: { of: (state) => length(state.raised), range: LIMITS.raised, text: "norm" },
   };
 
   const build = (host) => {
@@ -130,7 +130,7 @@
     const tangent = panel(
       "Ball, wind and kernel",
       "Orange: the unit ball. Blue: where the kernel samples, in pixels. Red: the wind W, to the ball's centre. " +
-        "Dashed: the ball of M alone. Drag the ends of its two axes and the drift M⁻¹ω.",
+        "Dashed: the ball of M alone. Drag the ends of its two axes and M⁻¹ω, the way that costs most.",
       VIEW.tangent,
     );
     const cotangent = panel(
@@ -235,7 +235,7 @@
     const handles = {
       axis0: handle("axis0", tangent, VIEW.tangent),
       axis1: handle("axis1", tangent, VIEW.tangent),
-      drift: handle("drift", tangent, VIEW.tangent),
+      raised: handle("raised", tangent, VIEW.tangent),
       omega: handle("omega", cotangent, VIEW.cotangent),
     };
     svg("circle", { class: "explorer-origin", r: VIEW.tangent / 60 }, tangent);

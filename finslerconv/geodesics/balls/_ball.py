@@ -16,7 +16,7 @@ from finslerconv._transforms import (
     refuse_transforms,
 )
 from finslerconv.balls import MapName, ReferenceSet, ball_map, concentric
-from finslerconv.geodesics.balls._crossings import arrivals
+from finslerconv.geodesics.balls._crossings import Arrivals, arrivals
 from finslerconv.geodesics.balls._fan import fan
 from finslerconv.geodesics.balls._windows import window_ball
 from finslerconv.geodesics.fields import (
@@ -60,12 +60,18 @@ class InjectivityWarning(UserWarning):
         The indices of those samples in the result, less its last axis, row-major.
     centres : ndarray of int, shape (k, ...)
         The indices of their centres among all, row-major.
+    folds : ndarray, shape (k,)
+        Where the ball folds: at which fraction of each named sample's geodesic its first conjugate
+        point lies, infinity where there is none before the sample.
     """
 
-    def __init__(self, message: str, samples: np.ndarray, centres: np.ndarray) -> None:
+    def __init__(
+        self, message: str, samples: np.ndarray, centres: np.ndarray, folds: np.ndarray
+    ) -> None:
         super().__init__(message)
         self.samples = samples
         self.centres = centres
+        self.folds = folds
 
 
 class StarShapeWarning(UserWarning):
@@ -158,13 +164,13 @@ def geodesic_ball(
     Warns
     -----
     InjectivityWarning
-        If samples of ``"exp"`` are more than 2 % nearer to their centre than they should be, since
-        they lie beyond a cut point, where another geodesic is as short. A fan of 48 geodesics from
-        each centre (162 in space) shows candidates, and a sample is named if the geodesic of one,
-        and the straight way that is left from its end, are so much shorter. So what is named is
-        true; a shortcut that is narrower than the fan, or saves a few per cent, can be missed.
-        Conjugate points are not looked for as such: no geodesic is shortest beyond one. In
-        dimensions above 3 nothing is checked.
+        If samples of ``"exp"`` lie beyond a cut point, where another geodesic is as short. A fan of
+        48 geodesics from each centre (162 in space) shows candidates. A sample is named if the
+        geodesic of one, and the straight way that is left from its end, are more than 2 % shorter
+        than its own; and where the fan turns over, if a Jacobi field of its own geodesic vanishes
+        before it, by 1 % or more: there the ball folds, and no geodesic is shortest beyond. So what
+        is named is true; what is narrower than the fan, or a shortcut that saves less and has no
+        fold, can be missed. In dimensions above 3 nothing is checked.
     StarShapeWarning
         If samples of ``"eikonal"`` or ``"heat"`` leave out more than 5 % of a ball, because it is
         not star-shaped (as far as the window around its centre shows it), or are more than 5 % off
@@ -266,24 +272,37 @@ def _by_exp(
     return positions, velocities
 
 
-def _warn_of_crossings(early: np.ndarray) -> None:
-    """Warn of samples that are reached before their time, given as fractions of it."""
-    samples = np.argwhere(early < 1.0)
+def _warn_of_crossings(found: Arrivals) -> None:
+    """Warn of samples that are reached before their time, or that lie beyond a fold."""
+    early, folds = found
+    beyond = (early < 1.0) | (folds < 1.0)
+    samples = np.argwhere(beyond)
     if not len(samples):
         return
-    around = (early < 1.0).any(0)
+    around = beyond.any(0)
     centres = np.argwhere(around)
     index = tuple(centres[0].tolist())
     where = f", the first at index {index}" if index else ""
+    faults = []
+    if early.min() < 1:
+        faults.append(
+            "other geodesics reach them earlier, and they are up to "
+            f"{100 * (1 - early.min()):.0f} % nearer than they should be"
+        )
+    if folds.min() < 1:
+        faults.append(
+            f"{(folds < 1).sum()} lie beyond a conjugate point, where the ball folds, at "
+            f"{folds.min():.2f} of the geodesic or later"
+        )
     warnings.warn(
         InjectivityWarning(
             f"{len(samples)} of {early.size} samples lie beyond a cut point of their geodesics, "
-            f"around {len(centres)} of {around.size} centres{where}: other geodesics reach them "
-            f"earlier, and they are up to {100 * (1 - early.min()):.0f} % nearer than they should "
-            "be. Use a smaller radius, a smoother field, or method='eikonal'; the warning's "
-            ".samples and .centres have the indices",
+            f"around {len(centres)} of {around.size} centres{where}: {'; '.join(faults)}. "
+            "Use a smaller radius, a smoother field, or method='eikonal'; the warning's "
+            ".samples, .centres and .folds have the indices and the places",
             samples,
             centres,
+            folds[beyond],
         ),
         stacklevel=3,
     )
@@ -334,7 +353,7 @@ def _centres(field: MetricField, centres: Array | None) -> tuple[Tensor, Array]:
                 "centres: a field without a grid has no nodes; say where the balls' centres are"
             )
         x = as_tensor("centres", field.nodes())
-        return x.expand(*batch, *x.shape), field.M
+        return x.expand(*batch, *x.shape), field.like
     (centres,) = read_positions(field, centres=centres)
     (x,) = as_tensors(centres=centres)
     d = field.dim

@@ -1,4 +1,4 @@
-"""Samples of geodesic balls that another geodesic reaches earlier, found on a fan of geodesics.
+"""Samples of geodesic balls that another geodesic reaches earlier, and where a ball folds.
 
 Geodesics leave a centre in evenly spread directions and are recorded at equal times. Neighbouring
 records are joined to simplices that fill the ball, and each corner has its time. A simplex that
@@ -19,6 +19,7 @@ from scipy.spatial import ConvexHull
 from torch import Tensor
 
 from finslerconv._compiled import entry, jit
+from finslerconv._linalg import det
 from finslerconv._norms import norm_off_zero
 from finslerconv._threads import run, share
 from finslerconv.balls import affine
@@ -26,6 +27,7 @@ from finslerconv.geodesics.fields import FunctionMetric, GridMetric, MetricField
 from finslerconv.geodesics.flow import (
     Schedule,
     exponential,
+    first_conjugate,
     geodesic_flow,
     in_nodes,
     is_linear,
@@ -37,12 +39,28 @@ from finslerconv.metrics import FinslerMetric
 # The fraction of a geodesic's length that another must save.
 _TOLERANCE = 0.02
 
+# The fraction of its geodesic that a conjugate point lies before a sample.
+_BEFORE = 0.01
+
 # Geodesics of a fan, by the dimension, and equal times along them.
 _RAYS = {2: 48, 3: 162}
 _TIMES = 6
 
+# Equal times at which neighbours are compared.
+_RECORDS = 12
+
 # Points of fans that are in memory at once.
 _TILE = 2**20
+
+
+class Arrivals(NamedTuple):
+    """What is known of the samples of balls: fractions (n, *centres) of their own geodesics."""
+
+    early: Float[np.ndarray, "n *centres"]
+    """Bounds on the distances; 1 where no geodesic is found that saves more than the tolerance."""
+
+    folds: Float[np.ndarray, "n *centres"]
+    """Where the first conjugate point is; infinity where none is found before the sample."""
 
 
 def arrivals(
@@ -52,20 +70,18 @@ def arrivals(
     velocities: Float[Tensor, "n *centres d"],
     positions: Float[Tensor, "n *centres d"],
     steps: int,
-) -> Float[np.ndarray, "n *centres"]:
-    """Return bounds on the distances of samples, as fractions of their own geodesics' lengths.
+) -> Arrivals:
+    """Return which samples are reached earlier, and which lie beyond a fold.
 
-    ``metric`` is that of the centres ``x``. A fraction is 1 where no geodesic is found that saves
-    more than the tolerance; below, a path of that length is known. Nothing is found in dimensions
-    other than 2 and 3.
+    ``metric`` is that of the centres ``x``. Nothing is found in dimensions other than 2 and 3.
     """
     n, d = len(velocities), x.shape[-1]
-    found = np.ones((n, *x.shape[:-1]))
-    if d not in _RAYS or found.size == 0:
+    found = Arrivals(np.ones((n, *x.shape[:-1])), np.full((n, *x.shape[:-1]), np.inf))
+    if d not in _RAYS or found.early.size == 0:
         return found
     batch = field.batch_shape if isinstance(field, GridMetric) else ()
     count = math.prod(x.shape[len(batch) : -1])
-    whole = found.reshape(n, *batch, count)
+    whole = [u.reshape(n, *batch, count) for u in found]
     tile = max(1, _TILE // (math.prod(batch) * _RAYS[d] * _TIMES))
     rim = torch.from_numpy(_mesh(d).vertices[-_RAYS[d] :]).to(x)
     with torch.no_grad():
@@ -74,13 +90,16 @@ def arrivals(
         # One axis for the centres of each field.
         arrays = [
             u.detach().reshape(*u.shape[: u.ndim - x.ndim], *batch, count, u.shape[-1])
-            for u in (x, aims, lengths, positions)
+            for u in (x, aims, lengths, velocities, positions)
         ]
         for begin in range(0, count, tile):
             part = (..., slice(begin, begin + tile))
-            here, aim, length, end = (u[(*part, slice(None))] for u in arrays)
-            whole[part] = _tile(field, here, aim, length[..., 0], end, steps)
-    return whole.reshape(found.shape)
+            here, aim, length, v, end = (u[(*part, slice(None))] for u in arrays)
+            for all_of_them, some in zip(
+                whole, _tile(field, here, aim, length[..., 0], v, end, steps), strict=True
+            ):
+                all_of_them[part] = some
+    return found
 
 
 def _tangent(metric: FinslerMetric, points: Tensor) -> Tensor:
@@ -91,13 +110,21 @@ def _tangent(metric: FinslerMetric, points: Tensor) -> Tensor:
 
 
 def _tile(
-    field: MetricField, x: Tensor, aims: Tensor, lengths: Tensor, positions: Tensor, steps: int
-) -> np.ndarray:
-    """Return the fractions (n, *batch, centres) of some centres (*batch, centres, d)."""
+    field: MetricField,
+    x: Tensor,
+    aims: Tensor,
+    lengths: Tensor,
+    velocities: Tensor,
+    positions: Tensor,
+    steps: int,
+) -> Arrivals:
+    """Return what is known (n, *batch, centres) of some centres (*batch, centres, d)."""
     d = x.shape[-1]
     mesh = _mesh(d)
     reach = lengths.amax(0)
-    fan = _follow(field, x, (reach[..., None] * aims).movedim(0, -2), steps)
+    shells = _follow(field, x, (reach[..., None] * aims).movedim(0, -2), steps, _TIMES)
+    fan = shells.movedim(0, -3).flatten(-3, -2)
+    fan = torch.cat((torch.zeros_like(fan[..., :1, :]), fan), dim=-2)
     samples = torch.cat((positions - x, (lengths / reach)[..., None]), dim=-1)
     arrays = (
         u.double().cpu().contiguous().numpy().reshape(-1, *u.shape[x.ndim - 1 :])
@@ -121,7 +148,36 @@ def _tile(
         bounds = _bounds(field, here, there, ends, reach[..., centres], steps)
         part = (bounds / lengths[..., centres]).double().cpu().numpy()
         fractions[..., centres.cpu().numpy()] = np.where(part < 1 - _TOLERANCE, part, 1.0)
-    return fractions
+    folds = np.full(lengths.shape, np.inf)
+    corners = fan.flatten(0, -3)[:, torch.from_numpy(mesh.simplices)]
+    turned = (det(corners[..., 1:, :] - corners[..., :1, :]) <= 0).any(-1)
+    turned = turned.reshape(x.shape[:-1]).flatten(0, -2).any(0) if x.ndim > 2 else turned
+    if bool(turned.any()):
+        conjugate = _folds(field, x[..., turned, :], velocities[..., turned, :], steps)
+        folds[..., turned.cpu().numpy()] = conjugate.double().cpu().numpy()
+    folds[~(folds < 1 - _BEFORE)] = np.inf
+    return Arrivals(fractions, folds)
+
+
+def _folds(field: MetricField, x: Tensor, velocities: Tensor, steps: int) -> Tensor:
+    """Return the fractions (n, *centres) of geodesics at which the first conjugate points lie."""
+    d = x.shape[-1]
+    v = velocities.movedim(0, -2)
+    still = (v == 0).all(-1, keepdim=True)
+    v = torch.where(still, 1.0, v)
+    metric = field.at(x[..., None, :].expand_as(v))
+    # In the columns of this frame g_v is the identity.
+    frame = torch.linalg.cholesky(metric.fundamental_tensor(v).expand(*v.shape, d)).mT
+    step = torch.finfo(v.dtype).eps ** 0.5 * metric.norm(v)[..., None, None]
+    turned = v[..., None, :] + step * torch.linalg.inv(frame).mT
+    rays = torch.cat((v[..., None, :], turned), dim=-2)
+    states = _follow(field, x, rays.flatten(-3, -2), steps, _RECORDS, momenta=True)
+    states = states.unflatten(-2, (-1, d + 1))
+    differences = ((states[..., 1:, :] - states[..., :1, :]) / step).mT
+    J, momenta = differences.split(d, dim=-2)
+    rate = torch.linalg.solve(frame.mT, momenta)
+    found = first_conjugate(frame @ J, rate, covariant=False)
+    return torch.where(still[..., 0], math.inf, found).movedim(-1, 0)
 
 
 def _bounds(
@@ -148,12 +204,12 @@ def _bounds(
     return torch.where(times > 0, times * reach + gap.movedim(-1, 0), math.inf)
 
 
-def _steps(field: MetricField, steps: int) -> int:
+def _steps(field: MetricField, steps: int, times: int = _TIMES) -> int:
     """Return how many steps geodesics take: those of the samples, at least one to each time.
 
     Of other fields than grids they are adaptive; a few to each time are exact enough.
     """
-    return max(steps, _TIMES if isinstance(field, GridMetric) else 5 * _TIMES)
+    return max(steps, times if isinstance(field, GridMetric) else 5 * times)
 
 
 def _continued(field: MetricField, x: Tensor) -> MetricField:
@@ -165,24 +221,29 @@ def _continued(field: MetricField, x: Tensor) -> MetricField:
     )
 
 
-def _follow(field: MetricField, x: Tensor, v: Tensor, steps: int) -> Tensor:
-    """Return the displacements (*centres, vertices, d) of a mesh's vertices, from ends ``v``."""
+def _follow(
+    field: MetricField, x: Tensor, v: Tensor, steps: int, count: int, *, momenta: bool = False
+) -> Tensor:
+    """Return displacements, and momenta, of rays ``v`` at equal times: (count, *centres, rays, d).
+
+    Momenta follow the displacements on the last axis.
+    """
     *centres, rays, d = v.shape
+    times = [(j + 1) / count for j in range(count)]
     if is_linear(field):
-        records = [[((j + 1) / _TIMES, rays * j + i) for j in range(_TIMES)] for i in range(rays)]
+        records = [[(time, rays * j + i) for j, time in enumerate(times)] for i in range(rays)]
         schedule = Schedule.of(records, [steps] * rays)
         fields = math.prod(field.batch_shape)
         grid, table = tabulated(field, x)
         starts = in_nodes(field, x).reshape(fields, -1, d)
-        out = shoot(grid, table, starts, v.reshape(fields, -1, rays, d), schedule)
-        shells = out.reshape(*centres, _TIMES * rays, d)
-    else:
-        here = x[..., None, :]
-        field = _continued(field, here)
-        times = [(j + 1) / _TIMES for j in range(_TIMES)]
-        flow = geodesic_flow(field, here, v, times, method="rk4", steps=_steps(field, steps))
-        shells = (flow.position - here).movedim(0, -3).reshape(*centres, _TIMES * rays, d)
-    return torch.cat((torch.zeros_like(shells[..., :1, :]), shells), dim=-2)
+        ends = v.reshape(fields, -1, rays, d)
+        out = shoot(grid, table, starts, ends, schedule, momenta=momenta)
+        return out.reshape(*centres, count, rays, -1).movedim(-3, 0)
+    here = x[..., None, :]
+    field = _continued(field, here)
+    flow = geodesic_flow(field, here, v, times, method="rk4", steps=_steps(field, steps, count))
+    displacements = flow.position - here
+    return torch.cat((displacements, flow.momentum), dim=-1) if momenta else displacements
 
 
 class _Mesh(NamedTuple):

@@ -20,7 +20,14 @@ from finslerconv._memory import array_of
 from finslerconv.balls import MapName, ball_map
 from finslerconv.geodesics._derivatives import refuse_second
 from finslerconv.geodesics.distances import FastMarching, Heat, window_distances
-from finslerconv.geodesics.fields import GridMetric, MetricField, interpolate, randers_at
+from finslerconv.geodesics.fields import (
+    GridMetric,
+    MetricField,
+    cell,
+    corner,
+    interpolate,
+    randers_at,
+)
 from finslerconv.metrics import Randers
 
 # Nodes that are solved for at once.
@@ -295,20 +302,17 @@ def _covered(ratio: Tensor, known: Tensor, cone: Tensor, centre: Tensor, side: i
 def _level(values, u, centre, side, rate, t):
     """Return ``t ratio(t u) - 1``, or NaN outside the window."""
     d = len(u)
+    for axis in range(d):
+        c = t * u[axis] * rate + centre[axis]
+        if not (c >= 0.0 and c <= side - 1):
+            return np.nan
+    shape = (side, side, side if d == 3 else 1)
+    x2 = t * u[2] * rate + centre[2] if d == 3 else 0.0
+    at = cell((t * u[0] * rate + centre[0], t * u[1] * rate + centre[1], x2), shape)
     total = 0.0
-    for corner in range(1 << d):
-        index = 0
-        weight = 1.0
-        for axis in range(d):
-            c = t * u[axis] * rate + centre[axis]
-            if not (c >= 0.0 and c <= side - 1):
-                return np.nan
-            i = min(int(c), side - 2)
-            f = c - i
-            bit = (corner >> axis) & 1
-            index = index * side + i + bit
-            weight *= f if bit else 1.0 - f
-        total += weight * values[index]
+    for number in range(1 << d):
+        node, weight = corner(at, shape, number)
+        total += weight * values[node]
     return t * total - 1.0
 
 

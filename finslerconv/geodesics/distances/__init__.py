@@ -5,6 +5,7 @@ from finslerconv.geodesics.distances._heat import Heat
 from finslerconv.geodesics.distances._method import (
     DistanceMethod,
     EikonalProblem,
+    FinslerProblem,
     Front,
     Seeds,
     register_method,
@@ -19,6 +20,7 @@ __all__ = [
     "DistanceMethod",
     "EikonalProblem",
     "FastMarching",
+    "FinslerProblem",
     "Front",
     "Heat",
     "Seeds",

@@ -18,7 +18,9 @@ from finslerconv.geodesics.distances._method import (
     method_named,
     register_method,
     solve,
+    solve_finsler,
 )
+from finslerconv.geodesics.distances._norms import rows_of
 from finslerconv.geodesics.distances._sources import Curve, Problems, seeds_of
 from finslerconv.geodesics.distances.descent import paths_of
 from finslerconv.geodesics.distances.fast_iterative import FastIterative
@@ -143,7 +145,7 @@ def distance(
     Parameters
     ----------
     field : GridMetric
-        A field, or a batch of them.
+        A field, or a batch of them; of metrics of any kind in the plane (see the notes).
     sources : array, Curve or list
         Where distances are 0, each problem a set of sources of which the nearest counts:
 
@@ -181,14 +183,15 @@ def distance(
     Returns
     -------
     array, shape (\*problems, \*grid), or DistanceMap
-        Of the kind, dtype and device of the field. Differentiable (once) in ``field.M``,
-        ``field.omega``, the positions of the sources and ``values`` where those are tensors, but
-        for "graph".
+        Of the kind, dtype and device of the field. Differentiable (once) in ``field.M`` and
+        ``field.omega`` or the parameters of other metrics, the positions of the sources and
+        ``values`` where those are tensors, but for "graph".
 
     Raises
     ------
     TypeError
-        If an argument is of the wrong kind, or an option is not one of the method's.
+        If an argument is of the wrong kind, an option is not one of the method's, or the method is
+        not for the field's metrics.
     ValueError
         If there is no source, or one outside the grid, not finite, or inside an obstacle (its
         nearest node counts; of a curve or a boolean array, if all of it is); if the metrics, the
@@ -220,6 +223,13 @@ def distance(
         Dijkstra over straight steps of up to ``ring`` (3) nodes, whose lengths are read by the
         ``rule`` "midpoint" or "trapezoid"; no gradients.
 
+    All are for Riemannian and Randers metrics. ``"fast_marching"`` takes metrics of any kind in the
+    plane, and ``"graph"`` too, and in space asymmetric quadratic and Matsumoto metrics. Stencils
+    are acute for the norm itself. The norms of :class:`~finslerconv.metrics.AsymmetricQuadratic`,
+    :class:`~finslerconv.metrics.Matsumoto` and :class:`~finslerconv.metrics.Tabulated` are
+    compiled. Others are tabulated, along 32 to 256 directions: as many as it takes for a relative
+    error of 1e-5 between them at the nodes that are looked at (512 of them), or the most.
+
     Examples
     --------
     >>> import numpy as np
@@ -247,21 +257,25 @@ def distance(
         )
     if not (is_number(radius) and radius > 0):  # NaN neither
         raise ValueError(f"radius: expected a positive number, got {shown(radius)}")
-    M, omega = as_tensors(M=field.M, omega=field.omega)
+    like, M, omega = as_tensors(like=field.like, M=field.M, omega=field.omega)
     given = _tensors(sources, values)
     refuse_transforms(
         "distance",
         "for positions that are near each other chord_distance has the others too",
-        _tensors(M, omega, *given),
+        _tensors(M, omega, like, *given),
     )
     ensure_valid(field)
+    rows = None
+    if M is None:
+        scale = torch.tensor(field.spacing, dtype=torch.float64)
+        family, rows = rows_of(field.metric, -scale if reverse else scale)
     if torch.is_grad_enabled():
-        if not solver.gradients and _wants_gradients(M, omega, *given):
+        if not solver.gradients and _wants_gradients(M, omega, rows, *given):
             raise ValueError(
                 f"method: {name!r} gives no gradients, and an argument asks for them; detach it "
                 "(field.detach()), or use 'fast_marching'"
             )
-        if not is_tensor(field.M) and _wants_gradients(*given):
+        if not is_tensor(field.like) and _wants_gradients(*given):
             raise TypeError(
                 "field: expected tensors, since the sources or values ask for gradients, got NumPy "
                 "arrays; take field.torch(), or detach the sources"
@@ -269,14 +283,20 @@ def distance(
     walls = None if mask is None else _walls(field, mask)
     problems = seeds_of(field, sources, values, walls)
     d = field.dim
-    M = _per_problem(M, d, 2, problems)
-    omega = None if omega is None else _per_problem(-omega if reverse else omega, d, 1, problems)
     walls = None if walls is None else _per_problem(walls, d, 0, problems)
-    front = solve(
-        solver, M, omega, field.spacing, field.origin, problems.seeds, walls, float(radius)
-    )
+    grid = (field.spacing, field.origin, problems.seeds)
+    if rows is not None:
+        whole = rows.expand(*field.batch_shape, *field.grid_shape, rows.shape[-1])
+        each = _per_problem(whole, d, 1, problems)
+        front = solve_finsler(solver, family, each, *grid, like, walls, float(radius))
+    else:
+        M = _per_problem(M, d, 2, problems)
+        omega = (
+            None if omega is None else _per_problem(-omega if reverse else omega, d, 1, problems)
+        )
+        front = solve(solver, M, omega, *grid, walls, float(radius))
     shape = (*problems.shape, *field.grid_shape)
-    lengths = as_kind_of(front.distance.reshape(shape), field.M)
+    lengths = as_kind_of(front.distance.reshape(shape), field.like)
     if not full:
         return lengths
     assert front.label is not None
@@ -284,12 +304,12 @@ def distance(
     flow = front.flow.reshape(*shape, d)
     return DistanceMap(
         distance=lengths,
-        label=as_kind_of(front.label.reshape(shape), field.M),
-        flow=as_kind_of(-flow if reverse else flow, field.M),
-        sources=[as_kind_of(seeds.position.detach(), field.M) for seeds in problems.seeds],
+        label=as_kind_of(front.label.reshape(shape), field.like),
+        flow=as_kind_of(-flow if reverse else flow, field.like),
+        sources=[as_kind_of(seeds.position.detach(), field.like) for seeds in problems.seeds],
         field=field,
         reverse=reverse,
-        values=[as_kind_of(seeds.value.detach(), field.M) for seeds in problems.seeds],
+        values=[as_kind_of(seeds.value.detach(), field.like) for seeds in problems.seeds],
         mask=mask,
     )
 

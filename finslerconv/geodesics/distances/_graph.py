@@ -2,8 +2,9 @@
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -14,12 +15,19 @@ from torch import Tensor
 from finslerconv._arrays import as_integer
 from finslerconv._memory import array_of
 from finslerconv.geodesics._lengths import chord_distance
-from finslerconv.geodesics.distances._method import DistanceMethod, EikonalProblem, Front
+from finslerconv.geodesics.distances._method import (
+    DistanceMethod,
+    EikonalProblem,
+    FinslerProblem,
+    Front,
+)
+from finslerconv.geodesics.distances._norms import RowMetric
 from finslerconv.geodesics.distances._sight import seen
 from finslerconv.geodesics.fields import GridMetric
 
 Rule = Literal["midpoint", "trapezoid"]
 Offset = tuple[int, ...]
+_Problem = TypeVar("_Problem", EikonalProblem, FinslerProblem)
 
 
 @dataclass(frozen=True)
@@ -51,11 +59,25 @@ class Graph(DistanceMethod):
 
     def solve(self, problem: EikonalProblem) -> Front:
         """Return the front, by Dijkstra's algorithm with the sources as further vertices."""
+        return self._solve(
+            problem,
+            lambda one: GridMetric(one.M[0].detach(), one.omega[0].detach(), validate=False),
+        )
+
+    def solve_finsler(self, problem: FinslerProblem) -> Front:
+        """Return the front in the same way, for norms of any kind."""
+
+        def field(one: FinslerProblem) -> GridMetric:
+            return GridMetric(RowMetric(one.family, one.rows[0].detach()), validate=False)
+
+        return self._solve(problem, field)
+
+    def _solve(self, problem: _Problem, field_of: Callable[[_Problem], GridMetric]) -> Front:
         fronts = []
         graph: csr_array | None = None
         for p in range(len(problem.seeds)):
             one = problem[p : p + 1]
-            field = GridMetric(one.M[0].detach(), one.omega[0].detach(), validate=False)
+            field = field_of(one)
             walls = array_of(one.walls[0])
             if graph is None or not problem.shared:
                 graph = self._edges(field, walls)
@@ -67,7 +89,8 @@ class Graph(DistanceMethod):
     def _edges(self, field: GridMetric, walls: np.ndarray) -> csr_array:
         """Return the weights of all steps, row: from, column: to."""
         grid, d = field.grid_shape, field.dim
-        M, omega = array_of(field.M), array_of(field.omega)
+        randers = field.M is not None
+        M, omega = (array_of(x) for x in (field.M, field.omega)) if randers else (None, None)
         index = np.arange(math.prod(grid), dtype=np.int32).reshape(grid)
         walled = bool(walls.any())
         rows, columns, weights = [], [], []
@@ -81,6 +104,9 @@ class Graph(DistanceMethod):
                 return x[tuple(slice(max(0, -b) + a, n - max(0, b) + a) for a, b, n in bounds)]
 
             def length(at: list[Offset], e: Offset = e, part=part) -> np.ndarray:  # type: ignore[no-untyped-def]
+                if not randers:  # energies are interpolated
+                    squares = array_of(field.metric.norm(torch.tensor(e).double()) ** 2)
+                    return np.sqrt(sum(part(squares, a) for a in at) / len(at))
                 matrix, form = (sum(part(x, a) for a in at) / len(at) for x in (M, omega))
                 return np.sqrt(np.einsum("...ij,i,j->...", matrix, e, e)) + form @ np.asarray(e)
 

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from finslerconv._arrays import shown
+from finslerconv.geodesics.distances._norms import Family
 
 
 class Seeds(NamedTuple):
@@ -79,6 +80,50 @@ class EikonalProblem:
         return EikonalProblem(M, omega, self.seeds[part], walls, self.radius)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class FinslerProblem:
+    r"""Distance problems of any norms on one grid, as :class:`EikonalProblem` for Randers metrics.
+
+    A norm is a row of parameters of a family of norms: the norm of a step ``v`` from a node is
+    ``family.norm(row, v)``.
+    """
+
+    family: Family
+
+    rows: Float[Tensor, "fields *grid parameters"]
+    r"""The parameters, float64 on the CPU: (1, \*grid, parameters) if all problems have the same,
+    else one a problem."""
+
+    seeds: list[Seeds]
+    """The sources of each problem, on the CPU."""
+
+    walls: Bool[Tensor, "masks *grid"]
+    """True where one may not walk: one mask for all problems or one a problem, on the CPU."""
+
+    radius: float = math.inf
+    """Distances beyond it need not be computed, and are to be infinite."""
+
+    @property
+    def dim(self) -> int:
+        """The dimension of the space, 2 or 3."""
+        return self.rows.ndim - 2
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """The number of nodes along each axis."""
+        return tuple(self.rows.shape[1:-1])
+
+    @property
+    def shared(self) -> bool:
+        """Whether all problems have the same field and walls."""
+        return len(self.rows) == len(self.walls) == 1
+
+    def __getitem__(self, part: slice) -> "FinslerProblem":
+        """Return some of the problems."""
+        rows, walls = (x[part] if len(x) > 1 else x for x in (self.rows, self.walls))
+        return FinslerProblem(self.family, rows, self.seeds[part], walls, self.radius)
+
+
 class Front(NamedTuple):
     """What a method returns: distances, nearest sources, and the velocities of the paths."""
 
@@ -136,6 +181,19 @@ class DistanceMethod(ABC):
     @abstractmethod
     def solve(self, problem: EikonalProblem) -> Front:
         """Return the front of all problems."""
+
+    def solve_finsler(self, problem: FinslerProblem) -> Front:
+        """Return the front of all problems of norms that are not Randers metrics.
+
+        Raises
+        ------
+        TypeError
+            Unless a subclass replaces it.
+        """
+        raise TypeError(
+            f"field: expected Riemannian or Randers metrics, which {type(self).__name__} is for; "
+            "method 'fast_marching' takes any metric in the plane, and 'graph' in space too"
+        )
 
 
 _METHODS: dict[str, type[DistanceMethod]] = {}
@@ -211,23 +269,62 @@ def solve(
     one mask for all problems or one a problem.
     """
     d, grid = M.shape[-1], M.shape[1:-2]
-    h, o = (torch.as_tensor(x, dtype=torch.float64).expand(d) for x in (spacing, origin))
+    h = torch.as_tensor(spacing, dtype=torch.float64).expand(d)
     wanted = M if method.any_device else torch.empty(0, dtype=torch.float64)
     fields = M.to(wanted)
     forms = fields.new_zeros(d).expand(1, *grid, d) if omega is None else omega.to(wanted)
     if not bool((h == 1).all()):
         fields, forms = fields * (h[:, None] * h).to(wanted), forms * h.to(wanted)
+    starts, blocked = _in_nodes(seeds, walls, grid, h, origin)
+    problem = EikonalProblem(fields, forms, starts, blocked, radius)
+    return _in_units(method.solve(problem), h, M)
+
+
+def solve_finsler(
+    method: DistanceMethod,
+    family: Family,
+    rows: Float[Tensor, "fields *grid_and_row"],
+    spacing: float | Sequence[float],
+    origin: float | Sequence[float],
+    seeds: list[Seeds],
+    like: Tensor,
+    walls: Bool[Tensor, "..."] | None = None,
+    radius: float = math.inf,
+) -> Front:
+    """Return the front of a method for any norms, as :func:`solve` does; as tensors like ``like``.
+
+    The rows are those of norms of steps in nodes.
+    """
+    grid = rows.shape[1:-1]
+    h = torch.as_tensor(spacing, dtype=torch.float64).expand(len(grid))
+    starts, blocked = _in_nodes(seeds, walls, grid, h, origin)
+    problem = FinslerProblem(family, rows, starts, blocked, radius)
+    return _in_units(method.solve_finsler(problem), h, like)
+
+
+def _in_nodes(
+    seeds: list[Seeds],
+    walls: Tensor | None,
+    grid: Sequence[int],
+    h: Tensor,
+    origin: float | Sequence[float],
+) -> tuple[list[Seeds], Tensor]:
+    """Return seeds in coordinates of nodes, and walls over the grid, on the CPU."""
+    o = torch.as_tensor(origin, dtype=torch.float64).expand(len(grid))
     starts = [
         Seeds((position.cpu().double() - o) / h, value.cpu().double()) for position, value in seeds
     ]
-    if walls is None:
-        walls = torch.zeros(grid, dtype=torch.bool)
-    problem = EikonalProblem(fields, forms, starts, walls.cpu().reshape(-1, *grid), radius)
-    distance, label, flow = method.solve(problem)
+    blocked = torch.zeros(tuple(grid), dtype=torch.bool) if walls is None else walls
+    return starts, blocked.cpu().reshape(-1, *grid)
+
+
+def _in_units(front: Front, h: Tensor, like: Tensor) -> Front:
+    """Return a front with velocities in physical units, as tensors like ``like``."""
+    distance, label, flow = front
     return Front(
-        distance.to(M),
-        None if label is None else label.to(M.device),
-        None if flow is None else (flow * h.to(flow)).to(M),
+        distance.to(like),
+        None if label is None else label.to(like.device),
+        None if flow is None else (flow * h.to(flow)).to(like),
     )
 
 

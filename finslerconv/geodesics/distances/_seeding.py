@@ -6,6 +6,7 @@ the stencil at the source reaches. In a constant metric all nodes beyond then ha
 neighbours accepted before them, and source factorisation is exact.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from finslerconv._memory import array_of
 from finslerconv.geodesics.distances import _stencils
-from finslerconv.geodesics.distances._method import EikonalProblem
+from finslerconv.geodesics.distances._method import EikonalProblem, FinslerProblem
 from finslerconv.geodesics.distances._sight import seen
 from finslerconv.geodesics.fields import interpolate
 
@@ -50,6 +51,18 @@ class Start(NamedTuple):
         return Start(*(x.detach() for x in self))
 
 
+class NormStart(NamedTuple):
+    """The start of one problem of any norms; in pixels, differentiable."""
+
+    node: Int[Tensor, "n"]
+    label: Int[Tensor, "n"]
+    value: Float[Tensor, "n"]
+    position: Float[Tensor, "sources d"]
+    rows: Float[Tensor, "sources parameters"]
+    """The parameters of the sources' norms."""
+    alone: Bool[Tensor, "sources"]
+
+
 def chord_norm(
     M: Float[Tensor, "... d d"], omega: Float[Tensor, "... d"], v: Float[Tensor, "... d"]
 ) -> Float[Tensor, "..."]:
@@ -66,11 +79,44 @@ def seed_nodes(problem: EikonalProblem) -> Start:
     """
     position, value = problem.seeds[0]
     M, omega = (x[0].to("cpu", torch.float64) for x in (problem.M, problem.omega))
-    walls = array_of(problem.walls[0])
-    sources, dim = position.shape
-    grid = problem.grid
+    dim, grid = problem.dim, problem.grid
     M_s, omega_s = interpolate([x.flatten(0, dim - 1) for x in (M, omega)], position, grid)
+    matrices, forms = array_of(M_s), array_of(omega_s)
+    node, label, index, alone = _around(
+        position, grid, array_of(problem.walls[0]),
+        lambda s: _stencils.reach(matrices[s], forms[s]),
+    )  # fmt: skip
+    v = index - position[label]
+    here = tuple(index.T)
+    chord = chord_norm(M_s[label], omega_s[label], v) + chord_norm(M[here], omega[here], v)
+    return Start(node, label, value[label] + chord / 2, position, M_s, omega_s, alone)
+
+
+def seed_norms(problem: FinslerProblem) -> NormStart:
+    """Return the nodes from which the fronts of one problem of any norms start."""
+    position, value = problem.seeds[0]
+    rows, dim, grid = problem.rows[0], problem.dim, problem.grid
+    (own,) = interpolate([rows.flatten(0, dim - 1)], position, grid)
+    norms = problem.family.compiled(own)
+    node, label, index, alone = _around(
+        position, grid, array_of(problem.walls[0]),
+        lambda s: _stencils.reach_of_norm(norms, s),
+    )  # fmt: skip
+    v = index - position[label]
+    norm = problem.family.norm
+    chord = norm(own[label], v) + norm(rows[tuple(index.T)], v)
+    return NormStart(node, label, value[label] + chord / 2, position, own, alone)
+
+
+def _around(
+    position: Tensor, grid: tuple[int, ...], walls: np.ndarray, reach_of: Callable[[int], int]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the nodes near the sources: number, source and index; and which sources are alone.
+
+    ``reach_of`` tells how many nodes the stencil at a source reaches.
+    """
     where = array_of(position)
+    sources, dim = where.shape
     alone = np.ones(sources, bool)
     if sources > 1:
         # Sources at one place are one, also where they were computed differently.
@@ -79,9 +125,8 @@ def seed_nodes(problem: EikonalProblem) -> Start:
             gaps = cKDTree(places).query(places, k=2, p=np.inf)[0][:, 1]
             alone = gaps[which.reshape(-1)] > _ALONE
     reach = np.ones(sources, np.int64)
-    matrices, forms = array_of(M_s), array_of(omega_s)
     for s in np.flatnonzero(alone):
-        reach[s] = min(_stencils.reach(matrices[s], forms[s]), max(grid))
+        reach[s] = min(reach_of(int(s)), max(grid))
 
     walled = bool(walls.any())
     nodes, labels = [], []
@@ -110,9 +155,4 @@ def seed_nodes(problem: EikonalProblem) -> Start:
     order = np.argsort(label, kind="stable")
     node_t, label_t = torch.from_numpy(node[order]), torch.from_numpy(label[order])
     index_t = torch.stack(torch.unravel_index(node_t, grid), -1)
-    v = index_t - position[label_t]
-    here = tuple(index_t.T)
-    chord = chord_norm(M_s[label_t], omega_s[label_t], v) + chord_norm(M[here], omega[here], v)
-    return Start(
-        node_t, label_t, value[label_t] + chord / 2, position, M_s, omega_s, torch.from_numpy(alone)
-    )
+    return node_t, label_t, index_t, torch.from_numpy(alone)

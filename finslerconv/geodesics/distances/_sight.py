@@ -118,7 +118,8 @@ def clear(walls, shape, a, b, margin):
         t1 = (j + 0.5 * w1 - a1) / r1 if c1 > 0 else np.inf
         t2 = (k + 0.5 * w2 - a2) / r2 if c2 > 0 else np.inf
         t = min(t0, t1, t2)
-        d0, d1, d2 = t0 <= t + tie, t1 <= t + tie, t2 <= t + tie
+        # Numbers: NumPy's truth values do not add up.
+        d0, d1, d2 = int(t0 <= t + tie), int(t1 <= t + tie), int(t2 <= t + tie)
         crossed = d0 | d1 << 1 | d2 << 2
         if margin > 0.0:
             v0 = w0 if d0 else _beside(a0 + t * r0, margin)

@@ -273,4 +273,4 @@ def _where(number: int, shape: tuple[int, ...]) -> str:
 
 
 def _device(field: GridMetric) -> torch.device:
-    return field.M.device if is_tensor(field.M) else torch.device("cpu")
+    return field.like.device if is_tensor(field.like) else torch.device("cpu")

@@ -4,11 +4,12 @@ Everything here is in pixels: the metric is the one of index coordinates, ``M h 
 for the spacing ``h``, offsets are integers.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from finslerconv._compiled import entry_unfused, jit_unfused
+from finslerconv.geodesics.distances._norms import Norms, norm_at, slope
 from finslerconv.geodesics.distances._sight import visible
 
 # Rounding must not decide whether a right angle is acute, or a transposed grid would get another
@@ -66,38 +67,66 @@ def _obtuse(metric, a0, a1, b0, b1):
 
 
 @jit_unfused
-def refine(metric, stack, out):
-    """Write the vertices of the acute stencil to ``out`` (if it has room); return their number.
+def _obtuse_for_norm(metric, a0, a1, b0, b1):
+    """Return whether the sector (a, b) must be split, for a norm of any family.
 
-    From the four axes, each sector (a, b) is split into (a, a + b) and (a + b, b) until it is
-    acute for F (Mirebeau, "Efficient fast marching with Finsler metrics", 2014, section 3) and for
-    M: the walk of the Stern-Brocot tree in order of angle. ``stack`` holds the vertices still to
-    come.
+    It is if it is obtuse for F, or for the symmetric norm (F(v) + F(-v)) / 2: of a Randers metric
+    that is the norm of M.
     """
-    count = 0
-    room = len(out)
-    depth = len(stack)
-    a0, a1 = 1, 0
-    for _ in range(4):
-        stack[0, 0], stack[0, 1] = -a1, a0  # the next axis
-        top = 0
-        while top >= 0:
-            b0, b1 = stack[top, 0], stack[top, 1]
-            s0, s1 = a0 + b0, a1 + b1
-            if (
-                max(abs(s0), abs(s1)) <= _LONGEST
-                and top + 1 < depth
-                and _obtuse(metric, a0, a1, b0, b1)
-            ):
-                top += 1
-                stack[top, 0], stack[top, 1] = s0, s1
-                continue
-            if count < room:
-                out[count, 0], out[count, 1] = a0, a1
-            count += 1
-            a0, a1 = b0, b1
-            top -= 1
-    return count
+    _, p0, p1 = slope(metric, -float(a0), -float(a1))
+    there = -p0 * b0 - p1 * b1
+    _, q0, q1 = slope(metric, -float(b0), -float(b1))
+    back = -q0 * a0 - q1 * a1
+    length_a, p0, p1 = slope(metric, float(a0), float(a1))
+    length_b, q0, q1 = slope(metric, float(b0), float(b1))
+    across, beyond = p0 * b0 + p1 * b1, q0 * a0 + q1 * a1
+    return (
+        min(there, 0.5 * (there + across)) < -_TIE * length_b
+        or min(back, 0.5 * (back + beyond)) < -_TIE * length_a
+    )
+
+
+def _refiner(obtuse: Any) -> Any:
+    """Return the function that refines a stencil until no sector is ``obtuse``."""
+
+    @jit_unfused
+    def refine(metric, stack, out):
+        """Write the vertices of the acute stencil to ``out`` (if it has room); return their number.
+
+        From the four axes, each sector (a, b) is split into (a, a + b) and (a + b, b) until it is
+        acute (Mirebeau, "Efficient fast marching with Finsler metrics", 2014, section 3): the walk
+        of the Stern-Brocot tree in order of angle. ``stack`` holds the vertices still to come.
+        """
+        count = 0
+        room = len(out)
+        depth = len(stack)
+        a0, a1 = 1, 0
+        for _ in range(4):
+            stack[0, 0], stack[0, 1] = -a1, a0  # the next axis
+            top = 0
+            while top >= 0:
+                b0, b1 = stack[top, 0], stack[top, 1]
+                s0, s1 = a0 + b0, a1 + b1
+                if (
+                    max(abs(s0), abs(s1)) <= _LONGEST
+                    and top + 1 < depth
+                    and obtuse(metric, a0, a1, b0, b1)
+                ):
+                    top += 1
+                    stack[top, 0], stack[top, 1] = s0, s1
+                    continue
+                if count < room:
+                    out[count, 0], out[count, 1] = a0, a1
+                count += 1
+                a0, a1 = b0, b1
+                top -= 1
+        return count
+
+    return refine
+
+
+refine = _refiner(_obtuse)
+_refine_for_norm = _refiner(_obtuse_for_norm)
 
 
 @entry_unfused
@@ -117,18 +146,52 @@ def _count(M, omega, start, stack):
 
 
 @entry_unfused
-def _fill(M, omega, walls, walled, start, offset, stack):
+def _fill(M, omega, start, offset, stack):
+    for x in range(len(start) - 1):
+        refine(metric_at(M, omega, x), stack, offset[start[x] : start[x + 1]])
+
+
+@entry_unfused
+def _stencil_of_norm(norms, x, stack):
+    out = np.empty(
+        (_refine_for_norm(norm_at(norms, x), stack, np.empty((0, 2), np.int16)), 2), np.int16
+    )
+    _refine_for_norm(norm_at(norms, x), stack, out)
+    return out
+
+
+@entry_unfused
+def _stencils_of_norms(norms, start, stack):
+    """Fill ``start``; return the vertices of all nodes."""
+    out = np.empty((10 * len(start), 2), np.int16)
+    start[0] = 0
+    for x in range(len(start) - 1):
+        metric = norm_at(norms, x)
+        first = start[x]
+        last = first + _refine_for_norm(metric, stack, out[first:])
+        if last > len(out):
+            more = np.empty((2 * last, 2), np.int16)
+            more[:first] = out[:first]
+            out = more
+            _refine_for_norm(metric, stack, out[first:])
+        start[x + 1] = last
+    return out[: start[-1]].copy()
+
+
+@entry_unfused
+def _mark(walls, walled, start, offset):
+    """Put (0, 0) in the place of vertices that are outside the grid or behind walls."""
     height, width = walls.shape
     x = 0
     for row in range(height):
         for column in range(width):
-            out = offset[start[x] : start[x + 1]]
-            refine(metric_at(M, omega, x), stack, out)
-            for k in range(len(out)):
-                i, j = row + out[k, 0], column + out[k, 1]
+            for k in range(start[x], start[x + 1]):
+                i, j = row + offset[k, 0], column + offset[k, 1]
                 inside = 0 <= i < height and 0 <= j < width
-                if not inside or (walled and not visible(walls, row, column, out[k, 0], out[k, 1])):
-                    out[k] = 0
+                if not inside or (
+                    walled and not visible(walls, row, column, offset[k, 0], offset[k, 1])
+                ):
+                    offset[k] = 0
             x += 1
 
 
@@ -136,13 +199,28 @@ def acute_stencils(M: np.ndarray, omega: np.ndarray, walls: np.ndarray) -> Stenc
     """Return the stencils of a field: M (N or 1, 4), omega (N or 1, 2), walls (height, width)."""
     stack = np.empty((_STACK, 2), np.int32)
     if len(M) == 1 and len(omega) == 1 and not walls.any():
-        offset = _one_stencil(M, omega, stack)
-        return Stencils(np.array([0, len(offset)]), offset, True)
+        return _shared(_one_stencil(M, omega, stack))
     start = np.empty(walls.size + 1, np.int64)
     _count(M, omega, start, stack)
     offset = np.empty((start[-1], 2), np.int16)
-    _fill(M, omega, walls, bool(walls.any()), start, offset, stack)
+    _fill(M, omega, start, offset, stack)
+    _mark(walls, bool(walls.any()), start, offset)
     return Stencils(start, offset, False)
+
+
+def norm_stencils(norms: Norms, walls: np.ndarray) -> Stencils:
+    """Return the stencils of norms on a grid with walls (height, width)."""
+    stack = np.empty((_STACK, 2), np.int32)
+    if len(norms.rows) == 1 and not walls.any():
+        return _shared(_stencil_of_norm(norms, 0, stack))
+    start = np.empty(walls.size + 1, np.int64)
+    offset = _stencils_of_norms(norms, start, stack)
+    _mark(walls, bool(walls.any()), start, offset)
+    return Stencils(start, offset, False)
+
+
+def _shared(offset: np.ndarray) -> Stencils:
+    return Stencils(np.array([0, len(offset)]), offset, True)
 
 
 def reach(M: np.ndarray, omega: np.ndarray) -> int:
@@ -153,6 +231,11 @@ def reach(M: np.ndarray, omega: np.ndarray) -> int:
     else:
         offset = selling_stencils(np.linalg.inv(M)[None]).offset
     return int(np.abs(offset).max())
+
+
+def reach_of_norm(norms: Norms, x: int) -> int:
+    """Return the longest component of the offsets of a norm's stencil, in pixels."""
+    return int(np.abs(_stencil_of_norm(norms, x, np.empty((_STACK, 2), np.int32))).max())
 
 
 class SellingStencils(NamedTuple):

@@ -12,9 +12,13 @@ from finslerconv.geodesics.fields._grid import (
 from finslerconv.geodesics.fields._interpolation import (
     Outside,
     cell,
+    cell_along,
     corner,
     interpolate,
+    locate,
     nodes_around,
+    slope_factor,
+    upper_entries,
 )
 from finslerconv.geodesics.fields._kinds import (
     Positions,
@@ -28,7 +32,13 @@ from finslerconv.geodesics.fields._kinds import (
     shown_position,
     shown_shape,
 )
-from finslerconv.geodesics.fields._protocol import MetricField, randers_at, read_positions
+from finslerconv.geodesics.fields._protocol import (
+    MetricField,
+    check_positions,
+    randers_at,
+    read_positions,
+)
+from finslerconv.geodesics.fields._tangents import tangent_vectors
 
 __all__ = [
     "FunctionMetric",
@@ -39,7 +49,9 @@ __all__ = [
     "as_tensor",
     "as_tensors",
     "cell",
+    "cell_along",
     "check_finite",
+    "check_positions",
     "corner",
     "ensure_valid",
     "first_rows",
@@ -48,6 +60,7 @@ __all__ = [
     "is_numpy",
     "is_tensor",
     "as_kind_of",
+    "locate",
     "nodes_around",
     "per_axis",
     "plain_numbers",
@@ -56,4 +69,7 @@ __all__ = [
     "read_positions",
     "shown_position",
     "shown_shape",
+    "slope_factor",
+    "upper_entries",
+    "tangent_vectors",
 ]

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from finslerconv._arrays import Array, first_index, is_number, shown
+from finslerconv.geodesics.fields._any_metric import arrays_of, between_nodes, with_arrays
 from finslerconv.geodesics.fields._interpolation import (
     Interpolation,
     Outside,
@@ -32,40 +33,44 @@ from finslerconv.geodesics.fields._matrices import (
     broadcast,
     check_matrices,
     entries_of,
+    over_batch,
     over_grid,
     validate_fields,
 )
 from finslerconv.geodesics.fields._protocol import check_positions, read_positions
 from finslerconv.metrics import FinslerMetric, Randers
 
+_OPTIONS = ("spacing", "origin", "interpolation", "outside")
+
 
 @final
 @dataclass(frozen=True, eq=False, init=False, repr=False)
 class GridMetric:
-    r"""A field of Riemannian or Randers metrics sampled on a regular grid.
+    r"""A field of metrics sampled on a regular grid: Riemannian, Randers, or of any other kind.
 
     Node ``(i, j)`` (or ``(i, j, k)``) lies at the position ``origin + spacing * (i, j)``, axes in
     the order of the arrays. The norm of a vector ``v`` at ``x``, in the units of the positions,
-    is ``F_x(v) = sqrt(v' M(x) v) + omega(x)' v``.
+    is ``F_x(v) = sqrt(v' M(x) v) + omega(x)' v``, or that of the metrics that are given.
 
     Parameters
     ----------
-    M : array, shape (\*batch, \*grid, d, d), or Riemannian or Randers
+    M : array, shape (\*batch, \*grid, d, d), or FinslerMetric
         Symmetric positive definite matrices, NumPy or PyTorch, float32 or float64; the grid has
-        ``d`` axes, 2 or 3. In 1 / pixels^2 where ``spacing`` is 1. Or a batch of metrics that have
-        matrices, whose last axes are the grid, in the place of ``M`` and ``omega``.
+        ``d`` axes, 2 or 3. In 1 / pixels^2 where ``spacing`` is 1. Or a batch of metrics of any
+        kind, whose last axes are the grid, in the place of ``M`` and ``omega``; those of metrics
+        that are neither Riemannian nor Randers are then None.
     omega : array, shape (\*batch, \*grid, d), optional
-        One-forms ("drift") with ``|omega|_{M^-1} < 1``, of a shape that broadcasts with that of
+        One-forms with ``|omega|_{M^-1} < 1``, of a shape that broadcasts with that of
         ``M``; None for a Riemannian field.
     spacing : float or tuple of float
         Distance between neighbours, for all axes or for each.
     origin : float or tuple of float
         Position of the first node.
     interpolation : {"linear", "cubic"}
-        How :meth:`at` reads between nodes.
+        How :meth:`at` reads between nodes; "linear" for metrics of other kinds.
     outside : {"constant", "reflect"}
         How :meth:`at` reads beyond the outermost nodes: the field of the nearest point of the
-        grid, or the field mirrored at the outermost nodes.
+        grid, or the field mirrored at the outermost nodes. "constant" for metrics of other kinds.
     validate : bool
         Whether to check the values (see :meth:`validate`); on a GPU this waits for them. Otherwise
         :func:`distance` does, the first time.
@@ -85,6 +90,9 @@ class GridMetric:
     are a convex set, by Schur's complement the pairs whose block matrix ``[[M, omega], [omega',
     1]]`` is positive definite. The cubic overshoots and may leave the set where the field jumps, so
     that ``validate`` also checks half-way between the nodes.
+
+    Of metrics of other kinds :meth:`at` interpolates the energies ``F^2 / 2``, which add up to that
+    of a norm.
 
     "reflect" mirrors the entries and keeps the field continuous. The field of the mirrored picture
     would have off-diagonal entries that jump in sign.
@@ -108,6 +116,10 @@ class GridMetric:
     origin: tuple[float, ...]
     interpolation: Interpolation
     outside: Outside
+    _any: FinslerMetric | None
+    """The metrics of other kinds than Randers, whose batch broadcasts to ``_shape``."""
+    _shape: tuple[int, ...]
+    """The axes of the batch and of the grid."""
     _cache: dict[str, Any] = dataclass_field(init=False)
 
     def __init__(
@@ -121,20 +133,59 @@ class GridMetric:
         *,
         validate: bool = True,
     ) -> None:
+        options: tuple[Any, ...] = (spacing, origin, interpolation, outside)
         if isinstance(M, FinslerMetric):
             if omega is not None:
                 raise TypeError("omega: expected None beside a metric, which has its own")
+            if M.randers_form() is None:
+                self._set_any(M, M.batch_shape, *options)
+                if validate:
+                    self.validate()
+                return
             M, omega = entries_of("M", M)
         matrices, forms = as_tensors(M=M, omega=omega)
         d = check_matrices(matrices)
         if omega is not None:
             matrices, forms = broadcast(matrices, forms)
             omega = omega if forms.shape == omega.shape else as_kind_of(forms, omega)
+        M = M if matrices.shape == M.shape else as_kind_of(matrices, M)
+        self._set(d, *options, M=M, omega=omega, _any=None, _shape=tuple(M.shape[:-2]))
+        if validate:
+            self.validate()
+
+    def _set_any(self, metric: FinslerMetric, shape: tuple[int, ...], *options: Any) -> None:
+        """Become a field of metrics of other kinds, whose batch broadcasts to ``shape``."""
+        d = metric.dim
+        if d not in (2, 3):
+            raise ValueError(f"M: expected metrics of the plane or of space, got dimension {d}")
+        if len(shape) < d or 0 in shape:
+            raise ValueError(
+                f"M: expected a batch of metrics over a grid of {d} axes (none empty), got batch "
+                f"shape {shape}; GridMetric.from_metric broadcasts a constant metric over a grid"
+            )
+        as_tensor("M", metric.like)
+        for name, given, only in zip(
+            ("interpolation", "outside"), options[2:], ("linear", "constant"), strict=True
+        ):
+            if given != only:
+                raise ValueError(
+                    f"{name}: expected {only!r} for metrics that are neither Riemannian nor "
+                    f"Randers, got {given!r}"
+                )
+        self._set(d, *options, M=None, omega=None, _any=metric, _shape=shape)
+
+    def _set(
+        self,
+        d: int,
+        spacing: float | Sequence[float],
+        origin: float | Sequence[float],
+        interpolation: Interpolation,
+        outside: Outside,
+        **values: Any,
+    ) -> None:
         _check_option("interpolation", interpolation, ("linear", "cubic"))
         _check_option("outside", outside, ("constant", "reflect"))
-        values = {
-            "M": M if matrices.shape == M.shape else as_kind_of(matrices, M),
-            "omega": omega,
+        values |= {
             "spacing": per_axis("spacing", spacing, d),
             "origin": per_axis("origin", origin, d),
             "interpolation": interpolation,
@@ -146,14 +197,14 @@ class GridMetric:
         for step in self.spacing:
             if step <= 0:
                 raise ValueError(f"spacing: expected positive numbers, got {shown(spacing)}")
-        if validate:
-            self.validate()
 
     def __repr__(self) -> str:
         kind = "Riemannian" if self.omega is None else "Randers"
+        if self._any is not None:
+            kind = type(self._any).__name__
         return (
             f"GridMetric(grid_shape={self.grid_shape}, batch_shape={self.batch_shape}, "
-            f"kind={kind}, dtype={self.M.dtype})"
+            f"kind={kind}, dtype={self.like.dtype})"
         )
 
     @classmethod
@@ -172,7 +223,7 @@ class GridMetric:
 
         Parameters
         ----------
-        metric : Riemannian, Randers or Euclidean
+        metric : FinslerMetric
             Such as :func:`finslerconv.images.gradient_metric` makes of pictures: of batch shape
             (batch, height, width).
         shape : sequence of int, optional
@@ -183,8 +234,6 @@ class GridMetric:
 
         Raises
         ------
-        TypeError
-            If the metric is of another class, which has no matrices.
         ValueError
             If its batch has fewer axes than the space, or does not broadcast over ``shape``.
 
@@ -197,17 +246,37 @@ class GridMetric:
         >>> GridMetric.from_metric(wind, (32, 32)).grid_shape
         (32, 32)
         """
-        M, omega = entries_of("metric", metric)
-        d = M.shape[-1]
         if shape is not None:
+            d = metric.dim if isinstance(metric, FinslerMetric) else len(shape)
             if len(shape) != d:
                 raise ValueError(
                     f"shape: expected {d} numbers, one for each axis of the grid, got "
                     f"{tuple(shape)}"
                 )
+        options = (spacing, origin, interpolation, outside)
+        if isinstance(metric, FinslerMetric) and metric.randers_form() is None:
+            return cls._of_any(metric, "shape", shape, *options, validate=validate)
+        M, omega = entries_of("metric", metric)
+        if shape is not None:
             M = over_grid("shape", M, tuple(shape), 2)
             omega = None if omega is None else over_grid("shape", omega, tuple(shape), 1)
-        return cls(M, omega, spacing, origin, interpolation, outside, validate=validate)
+        return cls(M, omega, *options, validate=validate)
+
+    @classmethod
+    def _of_any(
+        cls,
+        metric: FinslerMetric,
+        name: str,
+        shape: Sequence[int] | None,
+        *options: Any,
+        validate: bool,
+    ) -> "GridMetric":
+        """Return the field of metrics that are no Randers ones, broadcast over the grid."""
+        field = cls.__new__(cls)
+        field._set_any(metric, over_batch(name, metric, shape), *options)
+        if validate:
+            field.validate()
+        return field
 
     @classmethod
     def from_function(
@@ -228,8 +297,8 @@ class GridMetric:
         Parameters
         ----------
         function : callable
-            From positions, a tensor of shape (\*grid, d), to a Riemannian or Randers metric or the
-            pair ``(M, omega)`` of its tensors; such as the method ``at`` of another field.
+            From positions, a tensor of shape (\*grid, d), to a metric of any kind, or to the pair
+            ``(M, omega)`` of the tensors of a Randers one; such as ``at`` of another field.
         shape : sequence of int
             The shape of the grid; its length is the dimension.
         spacing, origin, interpolation, outside, validate
@@ -250,38 +319,53 @@ class GridMetric:
         d = len(shape)
         spacing, origin = per_axis("spacing", spacing, d), per_axis("origin", origin, d)
         positions = grid_nodes(tuple(shape), spacing, origin, dtype, device)
-        M, omega = entries_of("function", function(positions))
+        metric = function(positions)
+        options = (spacing, origin, interpolation, outside)
+        if isinstance(metric, FinslerMetric) and metric.randers_form(positions) is None:
+            return cls._of_any(metric, "function", shape, *options, validate=validate)
+        M, omega = entries_of("function", metric, positions)
         M = over_grid("function", M, tuple(shape), 2)
         omega = None if omega is None else over_grid("function", omega, tuple(shape), 1)
-        return cls(M, omega, spacing, origin, interpolation, outside, validate=validate)
+        return cls(M, omega, *options, validate=validate)
 
     @property
     def dim(self) -> int:
         """The dimension ``d`` of the space: 2 or 3."""
-        return self.M.shape[-1]
+        return len(self.spacing)
+
+    @property
+    def like(self) -> Array:
+        """An array of the kind, device and dtype of the field."""
+        return self.M if self._any is None else self._any.like
 
     @property
     def grid_shape(self) -> tuple[int, ...]:
         """The number of nodes along each axis."""
-        return tuple(self.M.shape[-2 - self.dim : -2])
+        return self._shape[-self.dim :]
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
         """The shape of the batch of fields: ``()`` for a single one."""
-        return tuple(self.M.shape[: -2 - self.dim])
+        return self._shape[: -self.dim]
 
     @property
-    def metric(self) -> Randers:
-        r"""The metrics at the nodes, of batch shape (\*batch, \*grid)."""
+    def metric(self) -> FinslerMetric:
+        r"""The metrics at the nodes, of batch shape (\*batch, \*grid).
+
+        Those of another kind than Randers as they were given: of a batch that broadcasts to that.
+        """
+        if self._any is not None:
+            return self._any
         if self.omega is None:
             return Randers(self.M, 0.0 * self.M[..., 0], validate=False)
         return Randers(self.M, self.omega, validate=False)
 
     def nodes(self) -> Float[Array, "*grid d"]:
         r"""Return the positions of the nodes, shape (\*grid, d)."""
-        M = as_tensor("M", self.M)
+        like = as_tensor("M", self.like)
         return as_kind_of(
-            grid_nodes(self.grid_shape, self.spacing, self.origin, M.dtype, M.device), self.M
+            grid_nodes(self.grid_shape, self.spacing, self.origin, like.dtype, like.device),
+            self.like,
         )
 
     def contains(self, positions: Positions) -> Bool[Array, "*batch"]:
@@ -295,7 +379,7 @@ class GridMetric:
         check_positions(x, self.dim)
         return as_kind_of(_inside(self, self._in_steps(x.double()), x.dtype), positions)
 
-    def at(self, positions: Positions) -> Randers:
+    def at(self, positions: Positions) -> FinslerMetric:
         r"""Return the metrics at ``positions``, interpolated.
 
         Parameters
@@ -306,10 +390,11 @@ class GridMetric:
 
         Returns
         -------
-        Randers
-            Of batch shape ``positions.shape[:-1]``; a Riemannian field has ``omega`` 0.
-            Differentiable in the positions and in the field, twice where the interpolation
-            is. Not checked: see :meth:`validate`.
+        FinslerMetric
+            Of batch shape ``positions.shape[:-1]``: :class:`~finslerconv.metrics.Randers`, of
+            ``omega`` 0 for a Riemannian field, or for metrics of other kinds that of the mean
+            energies of the nodes around, by its norm alone. Differentiable in the positions and in
+            the field, twice where the interpolation is. Not checked: see :meth:`validate`.
 
         Raises
         ------
@@ -319,9 +404,12 @@ class GridMetric:
             If it is not of shape (..., d), lacks the axes of the batch, or is not finite.
         """
         (positions,) = read_positions(self, positions=positions)
-        M, omega, x = as_tensors(M=self.M, omega=self.omega, positions=positions)
+        _, x = as_tensors(M=self.like, positions=positions)
         check_positions(x, self.dim)
         t, first = self._in_steps(x), first_rows(self, x)
+        if self._any is not None:
+            return between_nodes(self._any, self._shape, self.grid_shape, t, first)
+        M, omega = as_tensors(M=self.M, omega=self.omega)
         channels = self._channels(M, omega)
         entries = interpolate(channels, t, self.grid_shape, self.interpolation, self.outside, first)
         M_at, omega_at = unpacked(entries, self.dim)
@@ -361,40 +449,57 @@ class GridMetric:
                 ) from error
 
     def reverse(self) -> "GridMetric":
-        """Return the field of the reversed metrics, of the one-forms ``-omega``."""
+        """Return the field of the reversed metrics; of Randers ones it has the form ``-omega``."""
+        if self._any is not None:
+            return self._with_any(self._any.reverse())
         return self if self.omega is None else self._with(self.M, -self.omega)
 
     def symmetrize(self) -> "GridMetric":
-        """Return the Riemannian field of the matrices ``M``."""
+        """Return the field of the symmetric metrics; of Randers ones they are those of ``M``."""
+        if self._any is not None:
+            return self._with_any(self._any.symmetrize())
         return self._with(self.M, None)
 
     def detach(self) -> "GridMetric":
-        """Return the field without its gradient history."""
-        arrays = (x.detach() if isinstance(x, Tensor) else x for x in (self.M, self.omega))
-        return self._with(*arrays)
+        """Return the field without its gradient history.
+
+        A :class:`~finslerconv.metrics.CallableMetric` keeps what its function records.
+        """
+        return self._converted(lambda x: x.detach() if isinstance(x, Tensor) else x)
 
     def to(self, *args: Any, **kwargs: Any) -> "GridMetric":
         """Return the field with tensors moved or converted as by :meth:`torch.Tensor.to`.
 
-        A field of NumPy arrays becomes one of tensors.
+        A field of NumPy arrays becomes one of tensors. The arrays of a metric of another kind than
+        Randers are converted; of one that is only a function, its vectors and lengths.
         """
-        tensors = as_tensors(M=self.M, omega=self.omega)
-        return self._with(*(None if x is None else x.to(*args, **kwargs) for x in tensors))
+        return self._converted(lambda x: as_tensor("M", x).to(*args, **kwargs))
 
     def torch(self) -> "GridMetric":
         """Return the field with PyTorch tensors, which share the memory of NumPy arrays."""
-        return self.to() if is_numpy(self.M) else self
+        return self.to() if is_numpy(self.like) else self
 
     def numpy(self) -> "GridMetric":
         """Return the field with NumPy arrays, without gradient history."""
-        arrays = (self.M, self.omega)
-        return self._with(
-            *(x.detach().cpu().numpy() if isinstance(x, Tensor) else x for x in arrays)
-        )
+        return self._converted(lambda x: x.detach().cpu().numpy() if isinstance(x, Tensor) else x)
+
+    def _converted(self, convert: Callable[[Array], Array]) -> "GridMetric":
+        if self._any is not None:
+            return self._with_any(with_arrays(self._any, convert))
+        return self._with(*(None if x is None else convert(x) for x in (self.M, self.omega)))
 
     def _with(self, M: Array, omega: Array | None) -> "GridMetric":
-        options = (self.spacing, self.origin, self.interpolation, self.outside)
-        return GridMetric(M, omega, *options, validate=False)
+        return GridMetric(M, omega, *self._options, validate=False)
+
+    def _with_any(self, metric: FinslerMetric) -> "GridMetric":
+        if metric.randers_form() is not None:
+            options = dict(zip(_OPTIONS, self._options, strict=True))
+            return GridMetric.from_metric(metric, self.grid_shape, **options, validate=False)
+        return GridMetric._of_any(metric, "M", self._shape, *self._options, validate=False)
+
+    @property
+    def _options(self) -> tuple[Any, ...]:
+        return (self.spacing, self.origin, self.interpolation, self.outside)
 
     def _in_steps(self, x: Tensor) -> Tensor:
         origin = torch.tensor(self.origin, dtype=x.dtype, device=x.device)
@@ -413,10 +518,14 @@ class GridMetric:
 
 def ensure_valid(field: GridMetric) -> None:
     """Check the metrics at the nodes, unless they were and have not been written to since."""
-    stamps = tuple(_stamp(x) for x in (field.M, field.omega))
+    held = (field.M, field.omega) if field._any is None else arrays_of(field._any)
+    stamps = tuple(_stamp(x) for x in held)
     if field._cache.get("checked") != stamps:
-        detached = field.detach()
-        validate_fields(*as_tensors(M=detached.M, omega=detached.omega))
+        if field._any is None:
+            detached = field.detach()
+            validate_fields(*as_tensors(M=detached.M, omega=detached.omega))
+        else:
+            field._any.validate()
         field._cache["checked"] = stamps
 
 
@@ -467,7 +576,7 @@ def _inside(
     Positions are sums of ``origin`` and ``spacing`` times an index, rounded in ``dtype`` or in that
     of the field.
     """
-    eps = max(torch.finfo(u).eps for u in (dtype, as_tensor("M", field.M).dtype))
+    eps = max(torch.finfo(u).eps for u in (dtype, as_tensor("M", field.like).dtype))
     last = _last(field, t)
     slack = 8 * eps * (1 + last + (t.new_tensor(field.origin) / t.new_tensor(field.spacing)).abs())
     return ((t >= -slack) & (t <= last + slack)).all(-1)

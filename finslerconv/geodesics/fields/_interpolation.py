@@ -1,7 +1,14 @@
 """How values on a grid are read between its nodes and beyond them, by PyTorch and compiled.
 
-Coordinates are indices of nodes. :func:`interpolate` is for tensors and differentiable;
-:func:`cell` and :func:`corner` are the same linear rule for compiled kernels.
+Coordinates are indices of nodes. Each rule stands here twice, for tensors (differentiable) and for
+compiled kernels:
+
+=======================================================  ===========================
+tensors                                                  compiled
+=======================================================  ===========================
+:func:`cell_along` and :func:`slope_factor` of an axis   :func:`locate`
+:func:`interpolate`, :func:`nodes_around`                :func:`cell`, :func:`corner`
+=======================================================  ===========================
 """
 
 import itertools
@@ -9,6 +16,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Literal, no_type_check
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -20,6 +28,9 @@ Interpolation = Literal["linear", "cubic"]
 
 Outside = Literal["constant", "reflect"]
 """How a field goes on beyond the outermost nodes: held constant, or mirrored at them."""
+
+# Coordinates beyond this are outside every grid; integers hold it exactly.
+_FAR = 2.0**30
 
 
 def interpolate(
@@ -58,14 +69,12 @@ def nodes_around(
     kernel = _linear if interpolation == "linear" else _catmull_rom
     axes = []
     for axis, n in enumerate(shape):
-        s = _continued(t[..., axis].contiguous(), n, outside)
-        floor = s.detach().floor().clamp(0, max(n - 2, 0))
-        node = floor.long()
+        node, f = cell_along(t[..., axis].contiguous(), n, outside)
         stride = math.prod(shape[axis + 1 :])
         axes.append(
             [
                 (_continued_index(node + step, n, outside) * stride, weight)
-                for step, weight in kernel(s - floor)
+                for step, weight in kernel(f)
             ]
         )
     for (node, weight), *others in itertools.product(*axes):
@@ -74,12 +83,34 @@ def nodes_around(
         yield node, weight
 
 
-def _continued(t: Tensor, n: int, outside: Outside) -> Tensor:
-    """Return the coordinates ``t`` brought into [0, n - 1]."""
+def cell_along(
+    t: Float[Tensor, "*batch"], n: int, outside: Outside
+) -> tuple[Int[Tensor, "*batch"], Float[Tensor, "*batch"]]:
+    """Return the first of the two nodes around coordinates along an axis, and the place between."""
     last = n - 1.0
     if outside == "constant" or n == 1:
-        return t.clamp(0.0, last)
-    return last - (t.remainder(2 * last) - last).abs()
+        s = t.clamp(0.0, last)
+    else:
+        folded = t.remainder(2 * last)
+        s = torch.where(folded > last, 2 * last - folded, folded)
+    first = s.detach().floor().clamp(0, max(n - 2, 0))
+    return first.long(), s - first
+
+
+def slope_factor(t: Float[Tensor, "*batch"], n: int, outside: Outside) -> Float[Tensor, "*batch"]:
+    """Return what interpolated slopes are multiplied by: 1 inside.
+
+    Outside it changes over one node to 0 or -1, its value there, so that a ray along the edge does
+    not depend on a rounding error.
+    """
+    last = n - 1.0
+    if n == 1:
+        return torch.zeros_like(t)
+    beyond = torch.maximum(-t, t - last)
+    if outside == "constant":
+        return (1 - beyond).clamp(0.0, 1.0)
+    far = 1.0 - 2.0 * (t.remainder(2 * last) > last).to(t.dtype)
+    return torch.where(beyond > last, far, (1 - 2 * beyond).clamp(-1.0, 1.0))
 
 
 def _continued_index(i: Tensor, n: int, outside: Outside) -> Tensor:
@@ -103,6 +134,41 @@ def _catmull_rom(f: Tensor) -> list[tuple[int, Tensor]]:
         (1, 1 + g * g * (1.5 * g - 2.5)),
         (2, -0.5 * g * f * f),
     ]
+
+
+@jit
+@no_type_check
+def locate(c, n, reflect):
+    """Return :func:`cell_along` and :func:`slope_factor` for one coordinate, with derivatives.
+
+    Returns
+    -------
+    first, place, turn, factor, factor_slope
+        ``turn`` is the derivative of the place in ``c``, ``factor_slope`` that of the factor.
+    """
+    if n == 1:
+        return 0, 0.0, 0.0, 0.0, 0.0
+    last = n - 1.0
+    turn = 1.0
+    factor, factor_slope = 1.0, 0.0
+    beyond = max(-c, c - last)
+    if beyond > 0.0:
+        steep = 2.0 if reflect else 1.0
+        factor = max(1.0 - steep * beyond, 1.0 - steep)
+        if beyond < 1.0:
+            factor_slope = steep if c < 0.0 else -steep
+        if not reflect or not abs(c) < _FAR:
+            c, turn = (0.0 if c < 0.0 else last), 0.0
+        else:
+            c -= 2.0 * last * np.floor(c / (2.0 * last))
+            if c > last:
+                c, turn = 2.0 * last - c, -1.0
+            if beyond > last:
+                factor, factor_slope = turn, 0.0
+    if not c >= 0.0:  # NaN
+        return 0, 0.0, 0.0, 0.0, 0.0
+    i = min(int(c), n - 2)
+    return i, c - i, turn, factor, factor_slope
 
 
 @jit
@@ -131,15 +197,23 @@ def corner(at, shape, number):
     return ((i + p) * shape[1] + j + q) * shape[2] + k + r, weight
 
 
-def packed(M: Tensor, omega: Tensor | None) -> list[Tensor]:
+def upper_entries(
+    M: Float[Tensor, "*batch d d"], omega: Float[Tensor, "*batch d"] | None
+) -> list[Float[Tensor, "*batch"]]:
+    """Return the upper triangle of ``M`` row by row, then ``omega``, if there is one."""
     d = M.shape[-1]
     # The mean of both halves, so that the gradient in M is symmetric as M is.
     entries = [(M[..., i, j] + M[..., j, i]) / 2 for i in range(d) for j in range(i, d)]
-    entries += [] if omega is None else [omega[..., i] for i in range(d)]
-    return [e.flatten().contiguous() for e in entries]
+    return entries + ([] if omega is None else [omega[..., i] for i in range(d)])
+
+
+def packed(M: Tensor, omega: Tensor | None) -> list[Tensor]:
+    """Return the entries of a field as :func:`interpolate` takes them, each of shape (nodes,)."""
+    return [e.flatten().contiguous() for e in upper_entries(M, omega)]
 
 
 def unpacked(entries: list[Tensor], d: int) -> tuple[Tensor, Tensor]:
+    """Return ``(M, omega)`` of the entries; ``omega`` is 0 where there is none."""
     upper = {ij: n for n, ij in enumerate(itertools.combinations_with_replacement(range(d), 2))}
     rows = [entries[upper[min(i, j), max(i, j)]] for i in range(d) for j in range(d)]
     M = torch.stack(rows, dim=-1).unflatten(-1, (d, d))

@@ -1,5 +1,7 @@
 """The matrices and one-forms of metrics, and their checks."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -15,10 +17,8 @@ def entries_of(name: str, metric: object, like: Array | None = None) -> tuple[Ar
         case (M, omega):
             return M, omega
     raise TypeError(
-        f"{name}: expected a Riemannian or Randers metric (or the pair (M, omega) of a function), "
-        f"got {type(metric).__name__}. A norm without matrices has no field here; in the plane, "
-        "finslerconv.implicit.fit_randers(metric.indicatrix(directions)).metric is the Randers "
-        "metric of the smallest ellipse around its unit ball"
+        f"{name}: expected a metric (or the pair (M, omega) of a function), got "
+        f"{type(metric).__name__}"
     )
 
 
@@ -34,6 +34,22 @@ def over_grid(name: str, x: Array, shape: tuple[int, ...], core: int) -> Array:
             f"{name}: expected a metric whose batch broadcasts over {shape}, got "
             f"{tuple(tensor.shape[: tensor.ndim - core])}"
         ) from error
+
+
+def over_batch(name: str, metric: FinslerMetric, shape: Sequence[int] | None) -> tuple[int, ...]:
+    """Return the batch shape of a metric, broadcast over the grid ``shape`` if that is given."""
+    batch = tuple(metric.batch_shape)
+    if shape is None:
+        return batch
+    try:
+        whole = tuple(torch.broadcast_shapes(batch, tuple(shape)))
+        if whole[-len(shape) :] != tuple(shape):
+            raise RuntimeError
+    except RuntimeError as error:
+        raise ValueError(
+            f"{name}: expected a metric whose batch broadcasts over {tuple(shape)}, got {batch}"
+        ) from error
+    return whole
 
 
 def check_matrices(M: Tensor) -> int:

@@ -67,7 +67,7 @@ def read_positions(field: MetricField, **given: Any) -> list[Any]:
             f"{type(field).__name__}{hint}"
         )
     arrays = [x for x in given.values() if _is_array(x) and not is_integral(x)]
-    held = getattr(field, "M", torch.empty(0, dtype=torch.float64))
+    held = getattr(field, "like", torch.empty(0, dtype=torch.float64))
     example = arrays[0] if arrays else held
     return [_as_floats(name, x, example) for name, x in given.items()]
 
@@ -89,10 +89,11 @@ def _as_floats(name: str, x: Any, example: Array) -> Array:
     return as_kind_of(floats, x if _is_array(x) else example)
 
 
-def check_positions(x: Tensor, d: int) -> None:
+def check_positions(x: Tensor, d: int, name: str = "positions") -> None:
+    """Check that ``x`` has shape (..., d), and finite numbers."""
     if x.ndim == 0 or x.shape[-1] != d:
         raise ValueError(
-            f"positions: expected {d} coordinates on the last axis, shape (..., {d}), got shape "
+            f"{name}: expected {d} coordinates on the last axis, shape (..., {d}), got shape "
             f"{tuple(x.shape)}"
         )
-    check_finite("positions", x)
+    check_finite(name, x)

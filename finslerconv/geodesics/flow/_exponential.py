@@ -9,25 +9,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from finslerconv._arrays import Array, as_integer, as_number, is_number, shown
+from finslerconv._arrays import Array, as_integer, as_number, is_number, scaled, shown
 from finslerconv.geodesics.fields import (
     GridMetric,
     MetricField,
     Positions,
     as_kind_of,
-    as_tensors,
-    check_finite,
     read_positions,
-    shown_shape,
+    tangent_vectors,
 )
 from finslerconv.geodesics.flow._grid import in_nodes, is_linear, momentum_rates, tabulated
-from finslerconv.geodesics.flow._hamiltonian import momentum, scaled, velocity
+from finslerconv.geodesics.flow._rates import velocity_rates
 from finslerconv.geodesics.flow._rays import Schedule, shoot
-from finslerconv.geodesics.flow._spray import legendre, velocity_rates
-from finslerconv.geodesics.flow._steps import ADAPTIVE, adaptive, fixed
+from finslerconv.geodesics.flow._steps import ADAPTIVE, Rates, adaptive, fixed
 
-Method = Literal["auto", "rk4", "dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun"]
-"""How geodesics are integrated: Runge-Kutta of fixed steps, or torchdiffeq's adaptive methods."""
+Method = Literal["auto", "rk4", "dopri8", "dopri5", "bosh3"]
+"""How geodesics are integrated: Runge-Kutta of fixed steps, or of steps that fit a tolerance."""
 
 
 class GeodesicFlow(NamedTuple):
@@ -79,11 +76,12 @@ def exponential(
         Velocities, in positions per unit of time; broadcast against ``x``.
     time : float
         The time of the journey; negative for where the geodesic was before it came to ``x``.
-    method : {"auto", "rk4", "dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun"}
+    method : {"auto", "rk4", "dopri8", "dopri5", "bosh3"}
         ``"rk4"`` takes ``steps`` equal steps of the classical method of order 4: for a planar
         :class:`GridMetric` with linear interpolation on the CPU it is compiled and runs on all
-        threads, elsewhere it goes through PyTorch in tiles. The others are the adaptive methods of
-        torchdiffeq. ``"auto"`` is ``"rk4"`` for grids and ``"dopri8"`` for other fields.
+        threads, elsewhere it goes through PyTorch in tiles. The others are adaptive: the methods of
+        Dormand and Prince of order 8 and 5, and that of Bogacki and Shampine of order 3. ``"auto"``
+        is ``"rk4"`` for grids and ``"dopri8"`` for other fields.
     steps : int
         Number of steps of ``"rk4"``.
     tolerance : float, optional
@@ -144,7 +142,7 @@ def exponential(
     tensor([0.6481, 0.7616], dtype=torch.float64)
     """
     x, v = read_positions(field, x=x, v=v)
-    start, speed = _checked(field, x, v)
+    start, speed = tangent_vectors(field, x, v=v)
     time = _finite_time(time)
     (position,) = _flow(field, start, speed, [time], method, steps, tolerance).position
     return as_kind_of(position, x)
@@ -195,8 +193,8 @@ def geodesic_flow(
            [2., 5.]])
     """
     x, v = read_positions(field, x=x, v=v)
-    start, speed = _checked(field, x, v)
-    moments = _moments(times)
+    start, speed = tangent_vectors(field, x, v=v)
+    moments = read_times(times)
     flow = _flow(field, start, speed, moments, method, steps, tolerance)
     return GeodesicFlow(*(as_kind_of(u, x) for u in flow))
 
@@ -210,6 +208,7 @@ def _flow(
     steps: int,
     tolerance: float | None,
 ) -> GeodesicFlow:
+    """Return :func:`geodesic_flow` of tensors."""
     if method not in ("auto", "rk4", *ADAPTIVE):
         raise ValueError(f"method: expected 'auto', 'rk4' or one of {ADAPTIVE}, got {method!r}")
     steps = as_integer("steps", steps)
@@ -251,7 +250,7 @@ def _grid_flow(
     positions, momenta = x + out[..., :d], out[..., d:]
     # Samples do not lead for a batch of fields, whose axes come first.
     metric = field.at(positions.movedim(0, len(batch)))
-    velocities = velocity(metric, momenta.movedim(0, len(batch))).movedim(len(batch), 0)
+    velocities = metric.legendre_inverse(momenta.movedim(0, len(batch))).movedim(len(batch), 0)
     return GeodesicFlow(positions, velocities, momenta)
 
 
@@ -268,55 +267,64 @@ def _plain_flow(
 
     The state is a position with a momentum for Randers metrics, with a velocity for others.
     """
+    with torch.set_grad_enabled(records_gradients(field, x, v)):
+        start = setting_out(field, x, v)
+        if method == "rk4":
+            positions, states = fixed(start.rates, x, start.state, times, steps)
+        else:
+            positions, states = adaptive(start.rates, x, start.state, times, method, tolerance)
+        states = torch.where(start.still, 0.0, start.size * states)
+
+        def dual(x: Tensor, y: Tensor) -> Tensor:
+            metric = field.at(x)
+            return metric.legendre_inverse(y) if start.momenta else metric.legendre(y)
+
+        others = torch.stack([dual(*both) for both in zip(positions, states, strict=True)])
+        both = (others, states) if start.momenta else (states, others)
+        return GeodesicFlow(positions, *both)
+
+
+def records_gradients(field: MetricField, x: Tensor, *vectors: Tensor) -> bool:
+    """Return whether a gradient is wanted of the field, of positions or of vectors.
+
+    The rates of geodesics are derivatives themselves, and record theirs wherever they may.
+    """
+    here = field.at(x.detach()).norm(torch.ones_like(x))
+    return torch.is_grad_enabled() and any(u.requires_grad for u in (here, x, *vectors))
+
+
+class Start(NamedTuple):
+    """Geodesics that set out: the state beside their positions, and how both go on."""
+
+    rates: Rates
+    state: Tensor
+    """Momenta of Randers metrics, velocities of others, divided by the sizes of velocities."""
+
+    momenta: bool
+    """Whether the state is one of momenta."""
+
+    length: Tensor
+    """The lengths of velocities, to which the rates are proportional."""
+
+    size: Tensor
+    still: Tensor
+
+
+def setting_out(
+    field: MetricField, x: Float[Tensor, "*batch d"], v: Float[Tensor, "*batch d"]
+) -> Start:
+    """Return what :func:`fixed` and :func:`adaptive` integrate from ``x`` with velocities ``v``."""
     u, size, still = scaled(v)
     u = torch.where(still, 1.0, u)
-    here = field.at(x.detach()).norm(u.detach())
-    tracked = x.requires_grad or v.requires_grad or here.requires_grad
-    with torch.set_grad_enabled(tracked and torch.is_grad_enabled()):
-        metric = field.at(x)
-        length = torch.where(still, 0.0, size)[..., 0] * metric.norm(u)
-        randers = metric.randers_form(x) is not None
-        f = momentum_rates(field, x, length) if randers else velocity_rates(field, length)
-        u = momentum(metric, u) if randers else u
-        if method == "rk4":
-            positions, states = fixed(f, x, u, times, steps)
-        else:
-            positions, states = adaptive(f, x, u, times, method, tolerance)
-        states = torch.where(still, 0.0, size * states)
-        dual = velocity if randers else legendre
-        others = torch.stack([dual(field.at(x), y) for x, y in zip(positions, states, strict=True)])
-        return GeodesicFlow(positions, *((others, states) if randers else (states, others)))
+    metric = field.at(x)
+    length = torch.where(still, 0.0, size)[..., 0] * metric.norm(u)
+    if metric.randers_form(x) is None:
+        return Start(velocity_rates(field, x, length), u, False, length, size, still)
+    rates = momentum_rates(field, x, length)
+    return Start(rates, metric.legendre(u), True, length, size, still)
 
 
 # Arguments.
-
-
-def _checked(field: MetricField, x: Array, v: Array) -> tuple[Tensor, Tensor]:
-    """Return starts and velocities as tensors of one shape and dtype."""
-    start, speed = as_tensors(x=x, v=v)
-    d = field.dim
-    for name, u in (("x", start), ("v", speed)):
-        if u.ndim == 0 or u.shape[-1] != d:
-            raise ValueError(
-                f"{name}: expected {d} components on the last axis, shape (..., {d}), got shape "
-                f"{tuple(u.shape)}"
-            )
-        check_finite(name, u)
-    try:
-        shape = torch.broadcast_shapes(start.shape, speed.shape)
-    except RuntimeError as error:
-        raise ValueError(
-            f"v: expected a shape that broadcasts with that of x, {tuple(start.shape)}, got "
-            f"{tuple(speed.shape)}"
-        ) from error
-    batch = field.batch_shape if isinstance(field, GridMetric) else ()
-    if shape[: len(batch)] != batch or len(shape) <= len(batch):
-        raise ValueError(
-            f"x: expected shape {shown_shape(batch, '...', str(d))} for a batch of fields, "
-            f"got {tuple(shape)}"
-        )
-    dtype = torch.promote_types(start.dtype, speed.dtype)
-    return start.to(dtype).expand(shape), speed.to(dtype).expand(shape)
 
 
 def _finite_time(time: object) -> float:
@@ -327,7 +335,7 @@ def _finite_time(time: object) -> float:
     return as_number("time", time)
 
 
-def _moments(times: object) -> list[float]:
+def read_times(times: object) -> list[float]:
     """Return the times of a sequence or an array, that run away from zero."""
     try:
         moments = [float(t) for t in times]  # type: ignore[attr-defined]

@@ -8,10 +8,18 @@ from torch import Tensor
 from torch.nn.functional import embedding
 
 from finslerconv._linalg import dot, matvec
-from finslerconv.geodesics.fields import GridMetric, MetricField, Outside, first_rows
-from finslerconv.geodesics.flow._hamiltonian import normal, rates
+from finslerconv.geodesics.fields import (
+    GridMetric,
+    MetricField,
+    Outside,
+    cell_along,
+    first_rows,
+    slope_factor,
+    upper_entries,
+)
+from finslerconv.geodesics.flow._rates import rates
 from finslerconv.geodesics.flow._steps import Rates
-from finslerconv.metrics import Randers
+from finslerconv.metrics import Randers, RandersForm
 
 
 class Grid(NamedTuple):
@@ -38,15 +46,7 @@ def grid_table(
     does from what it samples. So long steps serve, and a ray along a line of nodes sees both sides.
     """
     d = M.shape[-1]
-    # The mean of both halves, so that the gradient in M is symmetric as M is.
-    columns = [
-        (M[..., i, j] + M[..., j, i]) / 2 if i < j else M[..., i, i]
-        for i in range(d)
-        for j in range(i, d)
-    ]
-    if omega is not None:
-        columns += [omega[..., i] for i in range(d)]
-    entries = torch.stack(columns, dim=-1)
+    entries = torch.stack(upper_entries(M, omega), dim=-1)
     slopes = [_slope(entries, axis - d - 1, grid.spacing[axis]) for axis in range(d)]
     return torch.cat((entries, *slopes), dim=-1).flatten(0, -2)
 
@@ -63,8 +63,8 @@ def _slope(f: Tensor, axis: int, step: float) -> Tensor:
 
 
 def is_linear(field: object) -> TypeGuard[GridMetric]:
-    """Return whether a field is read linearly between the nodes of a grid: from a table."""
-    return isinstance(field, GridMetric) and field.interpolation == "linear"
+    """Return whether a Randers field is read linearly between nodes of a grid: from a table."""
+    return isinstance(field, GridMetric) and field.M is not None and field.interpolation == "linear"
 
 
 def tabulated(field: GridMetric, x: Float[Tensor, "*batch d"]) -> tuple[Grid, Tensor]:
@@ -117,7 +117,7 @@ def grid_rates(
         The lengths ``L`` of velocities.
     """
     (M, omega), slopes = _read(grid, table, first, c)
-    z, root, F = normal(M, omega, p)
+    z, root, F = RandersForm(M, omega).normal(p)
     scale = length / root
     force = [scale * (dot(z, matvec(dM, z)) / 2 + F * dot(domega, z)) for dM, domega in slopes]
     return scale[..., None] * z, torch.stack(force, dim=-1)
@@ -143,39 +143,20 @@ def _read(grid: Grid, table: Tensor, first: Tensor, c: Tensor) -> tuple[_Entries
     d = len(grid.shape)
     offsets = torch.zeros_like(first)[..., None]
     weights = torch.ones_like(c[..., :1])
-    signs = []
+    factors = []
     for axis, n in enumerate(grid.shape):
-        t, sign = continued(c[..., axis], n, grid.outside)
-        signs.append(sign)
-        i = t.detach().floor().clamp(0, max(n - 2, 0))
-        nodes = torch.stack((i, (i + 1).clamp(max=n - 1)), dim=-1).long()
-        w = torch.stack((1 - (t - i), t - i), dim=-1)
+        factors.append(slope_factor(c[..., axis], n, grid.outside))
+        i, f = cell_along(c[..., axis], n, grid.outside)
+        nodes = torch.stack((i, (i + 1).clamp(max=n - 1)), dim=-1)
+        w = torch.stack((1 - f, f), dim=-1)
         weights = (weights[..., :, None] * w[..., None, :]).flatten(-2)
         offsets = (n * offsets[..., :, None] + nodes[..., None, :]).flatten(-2)
     rows = embedding(first[..., None] + offsets, table)
     value, *slopes = (rows * weights[..., None]).sum(-2).chunk(d + 1, dim=-1)
     return _unpacked(value, d), [
-        _unpacked(slope * sign[..., None], d) for slope, sign in zip(slopes, signs, strict=True)
+        _unpacked(slope * factor[..., None], d)
+        for slope, factor in zip(slopes, factors, strict=True)
     ]
-
-
-def continued(c: Tensor, n: int, outside: Outside) -> tuple[Tensor, Tensor]:
-    """Return coordinates brought into [0, n - 1], and the factors of slopes there.
-
-    A factor is 1 inside. Outside it changes over one node to 0 or -1, its value there, so that a
-    ray along the edge does not depend on a rounding error.
-    """
-    last = n - 1.0
-    if n == 1:
-        return torch.zeros_like(c), torch.zeros_like(c)
-    beyond = torch.maximum(-c, c - last)
-    if outside == "constant":
-        return c.clamp(0.0, last), (1 - beyond).clamp(0.0, 1.0)
-    folded = c.remainder(2 * last)
-    mirrored = folded > last
-    far = 1.0 - 2.0 * mirrored.to(c.dtype)
-    sign = torch.where(beyond > last, far, (1 - 2 * beyond).clamp(-1.0, 1.0))
-    return torch.where(mirrored, 2 * last - folded, folded), sign
 
 
 def _unpacked(entries: Tensor, d: int) -> _Entries:

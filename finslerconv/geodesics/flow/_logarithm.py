@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from finslerconv._arrays import Array, as_integer, as_number, first_index
+from finslerconv._arrays import Array, as_integer, as_number, first_index, scaled
 from finslerconv._transforms import differentiations, has_tangent, is_mapped, is_transformed
 from finslerconv.geodesics._derivatives import refuse_second
 from finslerconv.geodesics.fields import (
@@ -21,7 +21,6 @@ from finslerconv.geodesics.fields import (
     read_positions,
 )
 from finslerconv.geodesics.flow._exponential import Method, exponential, geodesic_flow
-from finslerconv.geodesics.flow._hamiltonian import scaled
 
 _SECOND = (
     "logarithm: second derivatives are not computed, and create_graph=True, or one derivative "

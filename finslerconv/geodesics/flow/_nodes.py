@@ -9,8 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from finslerconv.geodesics.fields import grid_nodes
-from finslerconv.geodesics.flow._grid import continued
+from finslerconv.geodesics.fields import cell_along, grid_nodes, slope_factor
 from finslerconv.metrics import CallableMetric, FinslerMetric
 
 
@@ -100,18 +99,18 @@ class NodeField:
         ]
         values, slopes = [], []
         for axis, (n, step) in enumerate(zip(self.grid_shape, self.spacing, strict=True)):
-            t, sign = continued(x[..., axis] / step, n, "constant")
-            i = t.detach().floor().clamp(0, max(n - 2, 0))
-            f = t - i
+            t = x[..., axis] / step
+            i, f = cell_along(t, n, "constant")
+            factor = slope_factor(t, n, "constant")
             node = i[..., None] + torch.arange(-1, 3, device=x.device)
             # Differences are one-sided at the ends.
             inner = ((node > 0) & (node < n - 1)).to(x.dtype)
             low, high = (1 - f) / (1 + inner[..., 1]), f / (1 + inner[..., 2])
             none = torch.zeros_like(f)
             one = (..., *(None,) * axis, slice(None), *(None,) * (d - 1 - axis))
-            index.append(node.long().clamp(0, n - 1)[one])
+            index.append(node.clamp(0, n - 1)[one])
             values.append(torch.stack((none, 1 - f, f, none), dim=-1)[one])
-            slope = torch.stack((-low, -high, low, high), dim=-1) * (sign / step)[..., None]
+            slope = torch.stack((-low, -high, low, high), dim=-1) * (factor / step)[..., None]
             slopes.append(slope[one])
         along = [
             reduce(mul, (*values[:axis], slope, *values[axis + 1 :]))

@@ -17,48 +17,11 @@ stages of a ray's steps looked, and goes back over them.
 import numpy as np
 
 from finslerconv._compiled import entry, jit
+from finslerconv.geodesics.fields import locate
 from finslerconv.geodesics.flow._simd import WIDE, blend, blend_backward
-
-# How the field goes on outside the grid.
-CONSTANT, REFLECT = 0, 1
-
-# Coordinates beyond this are outside every grid; integers hold it exactly.
-_FAR = 2.0**30
 
 # Velocities below this stand still: the smallest of which every digit is held.
 _STILL = np.finfo(np.float64).tiny / np.finfo(np.float64).eps
-
-
-@jit
-def _locate(c, n, mode):
-    """Return where a coordinate is: cell, place in it, sign; and the derivatives of both.
-
-    The sign is what slopes are multiplied by: 1 inside. Outside it changes within a node to what it
-    is there, 0 or -1, so that no ray along the edge hangs on a rounding error.
-    """
-    if n == 1:
-        return 0, 0.0, 0.0, 0.0, 0.0
-    last = n - 1.0
-    turn = 1.0
-    sign, sign_slope = 1.0, 0.0
-    beyond = max(-c, c - last)
-    if beyond > 0.0:
-        steep = 1.0 if mode == CONSTANT else 2.0
-        sign = max(1.0 - steep * beyond, 1.0 - steep)
-        if beyond < 1.0:
-            sign_slope = steep if c < 0.0 else -steep
-        if mode == CONSTANT or not abs(c) < _FAR:
-            c, turn = (0.0 if c < 0.0 else last), 0.0
-        else:
-            c -= 2.0 * last * np.floor(c / (2.0 * last))
-            if c > last:
-                c, turn = 2.0 * last - c, -1.0
-            if beyond > last:
-                sign, sign_slope = turn, 0.0
-    if not c >= 0.0:  # NaN
-        return 0, 0.0, 0.0, 0.0, 0.0
-    i = min(int(c), n - 2)
-    return i, c - i, turn, sign, sign_slope
 
 
 @jit
@@ -93,14 +56,14 @@ def _dual(m00, m01, m11, w0, w1, p0, p1):
 
 
 @jit
-def _rates(field, base, height, width, mode, L, c0, c1, p0, p1):
+def _rates(field, base, height, width, reflect, L, c0, c1, p0, p1):
     """Return ``(dx/dt, dp/dt) = (L F*_p, -L F*_x)`` at the coordinates ``c``.
 
     With ``z = M^-1 (p - F omega)`` the velocity is ``(L / root) z``, and ``-F*_x`` is the
     derivative of ``F_x(v)`` at that velocity, times ``F* / L``.
     """
-    i, a, _, sa, _ = _locate(c0, height, mode)
-    j, b, _, sb, _ = _locate(c1, width, mode)
+    i, a, _, sa, _ = locate(c0, height, reflect)
+    j, b, _, sb, _ = locate(c1, width, reflect)
     n00, n01, n10, n11 = _corners(base, i, j, height, width)
     values = blend(field, n00, n01, n10, n11, a, b)
     m00, m01, m11, w0, w1 = values[:5]
@@ -120,10 +83,10 @@ def _rates(field, base, height, width, mode, L, c0, c1, p0, p1):
 
 
 @jit
-def _momentum(field, base, height, width, mode, c0, c1, v0, v1):
+def _momentum(field, base, height, width, reflect, c0, c1, v0, v1):
     """Return ``F(v)`` and ``p = F dF(v)``, v not 0."""
-    i, a, _, _, _ = _locate(c0, height, mode)
-    j, b, _, _, _ = _locate(c1, width, mode)
+    i, a, _, _, _ = locate(c0, height, reflect)
+    j, b, _, _, _ = locate(c1, width, reflect)
     n00, n01, n10, n11 = _corners(base, i, j, height, width)
     m00, m01, m11, w0, w1 = blend(field, n00, n01, n10, n11, a, b)[:5]
     u0, u1 = m00 * v0 + m01 * v1, m01 * v0 + m11 * v1
@@ -133,7 +96,7 @@ def _momentum(field, base, height, width, mode, c0, c1, v0, v1):
 
 
 @jit
-def _step(field, base, height, width, mode, L, s0, s1, r0, r1, d0, d1, p0, p1, h, stages):
+def _step(field, base, height, width, reflect, L, s0, s1, r0, r1, d0, d1, p0, p1, h, stages):
     """Return the state after one step of the classical Runge-Kutta method.
 
     Where its four stages looked is written to ``stages (4, 4)``.
@@ -145,7 +108,7 @@ def _step(field, base, height, width, mode, L, s0, s1, r0, r1, d0, d1, p0, p1, h
         x0, x1, q0, q1 = d0 + k * e0, d1 + k * e1, p0 + k * f0, p1 + k * f1
         stages[stage, 0], stages[stage, 1], stages[stage, 2], stages[stage, 3] = x0, x1, q0, q1
         e0, e1, f0, f1 = _rates(
-            field, base, height, width, mode, L, s0 + r0 * x0, s1 + r1 * x1, q0, q1
+            field, base, height, width, reflect, L, s0 + r0 * x0, s1 + r1 * x1, q0, q1
         )
         weight = h / 6.0 if stage == 0 or stage == 3 else h / 3.0
         t0 += weight * e0
@@ -158,8 +121,8 @@ def _step(field, base, height, width, mode, L, s0, s1, r0, r1, d0, d1, p0, p1, h
 
 @entry
 def forward(
-    field, shape, rate, mode, starts, velocities, rays, segments, steps, spans, places, begin, end,
-    out,
+    field, shape, rate, reflect, starts, velocities, rays, segments, steps, spans, places, begin,
+    end, out,
 ):  # fmt: skip
     """Record the displacements (and momenta) of the rays of the starts ``begin`` to ``end``.
 
@@ -183,7 +146,7 @@ def forward(
             L, d0, d1, p0, p1 = 0.0, 0.0, 0.0, 0.0, 0.0
             if not still:
                 L, p0, p1 = _momentum(
-                    field, base, height, width, mode, s0, s1, v0 / size, v1 / size
+                    field, base, height, width, reflect, s0, s1, v0 / size, v1 / size
                 )
                 L *= size
             for segment in range(segments[ray], segments[ray + 1]):
@@ -194,8 +157,8 @@ def forward(
                     h = spans[segment] / steps[segment]
                     for _ in range(steps[segment]):
                         d0, d1, p0, p1 = _step(
-                            field, base, height, width, mode, L, s0, s1, r0, r1, d0, d1, p0, p1, h,
-                            stages,
+                            field, base, height, width, reflect, L, s0, s1, r0, r1, d0, d1, p0, p1,
+                            h, stages,
                         )  # fmt: skip
                 place = places[segment]
                 out[n, place, 0] = d0
@@ -207,14 +170,14 @@ def forward(
 
 @jit
 def _rates_backward(
-    field, slope, base, height, width, mode, L, c0, c1, r0, r1, p0, p1, gv0, gv1, gq0, gq1
+    field, slope, base, height, width, reflect, L, c0, c1, r0, r1, p0, p1, gv0, gv1, gq0, gq1
 ):
     """Return the gradients in position, momentum and ``L`` from those of what :func:`_rates` gives.
 
     Those of the field are added to ``slope``.
     """
-    i, a, qa, sa, ta = _locate(c0, height, mode)
-    j, b, qb, sb, tb = _locate(c1, width, mode)
+    i, a, qa, sa, ta = locate(c0, height, reflect)
+    j, b, qb, sb, tb = locate(c1, width, reflect)
     n00, n01, n10, n11 = _corners(base, i, j, height, width)
     values = blend(field, n00, n01, n10, n11, a, b)
     m00, m01, m11, w0, w1 = values[:5]
@@ -280,11 +243,11 @@ def _rates_backward(
 
 @jit
 def _momentum_backward(
-    field, slope, base, height, width, mode, c0, c1, r0, r1, v0, v1, g_F, gp0, gp1
+    field, slope, base, height, width, reflect, c0, c1, r0, r1, v0, v1, g_F, gp0, gp1
 ):
     """Return the gradients in position and velocity from those of :func:`_momentum`."""
-    i, a, qa, _, _ = _locate(c0, height, mode)
-    j, b, qb, _, _ = _locate(c1, width, mode)
+    i, a, qa, _, _ = locate(c0, height, reflect)
+    j, b, qb, _, _ = locate(c1, width, reflect)
     n00, n01, n10, n11 = _corners(base, i, j, height, width)
     m00, m01, m11, w0, w1 = blend(field, n00, n01, n10, n11, a, b)[:5]
     u0, u1 = m00 * v0 + m01 * v1, m01 * v0 + m11 * v1
@@ -309,7 +272,24 @@ def _momentum_backward(
 
 @jit
 def _step_backward(
-    field, slope, base, height, width, mode, L, s0, s1, r0, r1, h, stages, gd0, gd1, gp0, gp1, g_L
+    field,
+    slope,
+    base,
+    height,
+    width,
+    reflect,
+    L,
+    s0,
+    s1,
+    r0,
+    r1,
+    h,
+    stages,
+    gd0,
+    gd1,
+    gp0,
+    gp1,
+    g_L,
 ):
     """Return the gradient in the state before a step from that in the state after it.
 
@@ -323,7 +303,7 @@ def _step_backward(
         # How far this stage's rates carried the next stage.
         carry = 0.0 if stage == 3 else (h if stage == 2 else 0.5 * h)
         x0, x1, x2, x3, more = _rates_backward(
-            field, slope, base, height, width, mode, L, s0 + r0 * stages[stage, 0],
+            field, slope, base, height, width, reflect, L, s0 + r0 * stages[stage, 0],
             s1 + r1 * stages[stage, 1], r0, r1, stages[stage, 2], stages[stage, 3],
             weight * gd0 + carry * x0, weight * gd1 + carry * x1,
             weight * gp0 + carry * x2, weight * gp1 + carry * x3,
@@ -338,8 +318,8 @@ def _step_backward(
 
 @entry
 def backward(
-    field, shape, rate, mode, starts, velocities, rays, segments, steps, spans, places, begin, end,
-    gradient, slope, g_starts, g_velocities,
+    field, shape, rate, reflect, starts, velocities, rays, segments, steps, spans, places, begin,
+    end, gradient, slope, g_starts, g_velocities,
 ):  # fmt: skip
     """Go back over :func:`forward`, from the gradient of its output.
 
@@ -376,14 +356,14 @@ def backward(
                 continue
             d0, d1 = 0.0, 0.0
             v0, v1 = v0 / size, v1 / size
-            L, p0, p1 = _momentum(field, base, height, width, mode, s0, s1, v0, v1)
+            L, p0, p1 = _momentum(field, base, height, width, reflect, s0, s1, v0, v1)
             L *= size
             count = 0
             for segment in range(first, last):
                 h = spans[segment] / steps[segment]
                 for _ in range(steps[segment]):
                     d0, d1, p0, p1 = _step(
-                        field, base, height, width, mode, L, s0, s1, r0, r1, d0, d1, p0, p1, h,
+                        field, base, height, width, reflect, L, s0, s1, r0, r1, d0, d1, p0, p1, h,
                         trail[count],
                     )  # fmt: skip
                     count += 1
@@ -404,11 +384,11 @@ def backward(
                 for _ in range(steps[segment]):
                     count -= 1
                     gd0, gd1, gp0, gp1, g_L = _step_backward(
-                        field, slope, base, height, width, mode, L, s0, s1, r0, r1, h,
+                        field, slope, base, height, width, reflect, L, s0, s1, r0, r1, h,
                         trail[count], gd0, gd1, gp0, gp1, g_L,
                     )  # fmt: skip
             gx0, gx1, gv0, gv1 = _momentum_backward(
-                field, slope, base, height, width, mode, s0, s1, r0, r1, v0, v1, size * g_L, gp0,
+                field, slope, base, height, width, reflect, s0, s1, r0, r1, v0, v1, size * g_L, gp0,
                 gp1,
             )  # fmt: skip
             sum0 += gd0 + gx0

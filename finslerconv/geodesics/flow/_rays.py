@@ -11,12 +11,13 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from finslerconv._arrays import scaled
 from finslerconv._memory import array_of
 from finslerconv._threads import run, share
+from finslerconv._tracing import is_traced_by_torchscript
 from finslerconv._transforms import is_transformed, needs_formulas
 from finslerconv.geodesics.flow import _numba as kernels
 from finslerconv.geodesics.flow._grid import Grid, grid_metric, grid_rates
-from finslerconv.geodesics.flow._hamiltonian import momentum, scaled
 from finslerconv.geodesics.flow._simd import WIDE
 from finslerconv.geodesics.flow._steps import rk4, segments
 
@@ -74,7 +75,7 @@ def shoot(
     ----------
     grid : Grid
     table : Tensor, shape (fields * nodes, entries)
-        As of :func:`finslerconv.geodesics.flow._hamiltonian.grid_rates`.
+        As of :func:`finslerconv.geodesics.flow._grid.grid_table`.
     starts : Tensor, shape (fields, n, d)
         In nodes: ``(position - origin) / spacing``.
     velocities : Tensor, shape (fields, n, rays, d)
@@ -98,6 +99,11 @@ def shoot(
         compiled = d == 2 and velocities.device.type == "cpu"
         compiled = compiled and not needs_formulas(table, starts, velocities)
     fields, n, rays, _ = velocities.shape
+    if compiled and is_traced_by_torchscript():
+        raise RuntimeError(
+            "geodesics: torch.jit.trace cannot record the compiled operator; take torch.export, or "
+            'trace within finslerconv.ops.use_backend("reference")'
+        )
     if compiled:
         if table.shape[-1] == 9:
             # Riemannian: entries and slopes of omega are 0.
@@ -163,7 +169,7 @@ def _shoot_tile(
     u = torch.where(still, 1.0, u)
     spacing = torch.tensor(grid.spacing, dtype=dtype, device=device)
     metric = grid_metric(grid, table, rows, c)
-    x, p, length = torch.zeros_like(v), momentum(metric, u), size[..., 0] * metric.norm(u)
+    x, p, length = torch.zeros_like(v), metric.legendre(u), size[..., 0] * metric.norm(u)
     times = torch.zeros(len(plans), 1, dtype=dtype, device=device)
     records, places = [], []
     for step in range(max((len(plan) for plan in plans), default=0)):
@@ -220,7 +226,7 @@ class _Job(NamedTuple):
             array_of(self.table.contiguous()).reshape(-1),
             (fields, height, width, max(1, len(self.starts) // max(1, fields))),
             (float(self.rate[0]), float(self.rate[1])),
-            kernels.REFLECT if self.reflect else kernels.CONSTANT,
+            self.reflect,
             array_of(self.starts.contiguous()),
             array_of(self.velocities.contiguous()),
             self.velocities.shape[1],

@@ -1,8 +1,7 @@
 """Vector instructions of the geodesic kernels: all numbers of a cell's four nodes at once.
 
 A node's 16 numbers lie side by side, and are read, blended and added to as one vector of 16, which
-LLVM cuts into the registers that the machine has. Numba would go through them one by one. Compiled
-kernels are cached by the date of their own file: touch it when this one changes.
+LLVM cuts into the registers that the machine has. Numba would go through them one by one.
 """
 
 from typing import Any, no_type_check

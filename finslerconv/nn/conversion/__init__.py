@@ -1,6 +1,7 @@
 """Whole models converted: ordinary convolutions made adaptive ones, with a report, and back."""
 
 from finslerconv.nn._selection import Selection, select
+from finslerconv.nn.conversion._checkpoint import LoadedCheckpoint, load_deformable_checkpoint
 from finslerconv.nn.conversion._convert import Conversion, convert, convert_back
 from finslerconv.nn.conversion._report import ConversionReport, Converted, Cost, LeftAlone
 from finslerconv.nn.conversion._resnet import convert_resnet
@@ -10,6 +11,8 @@ __all__ = [
     "select",
     "convert_back",
     "convert_resnet",
+    "load_deformable_checkpoint",
+    "LoadedCheckpoint",
     "Conversion",
     "ConversionReport",
     "Converted",

@@ -10,6 +10,7 @@ from torch import nn
 from finslerconv._models import replace_modules
 from finslerconv.nn._selection import Where, as_selection, unmatched
 from finslerconv.nn.conversion._families import Family, Finish, Plain, Start, To, family
+from finslerconv.nn.conversion._foreign import native
 from finslerconv.nn.conversion._found import find_convolutions
 from finslerconv.nn.conversion._measure import Example, Measurement, measure
 from finslerconv.nn.conversion._report import (
@@ -45,11 +46,12 @@ def convert(
     ----------
     model : nn.Module
         Any model, or a single convolution.
-    to : {"metric", "geodesic", "deform", "shifted", "weighted"}, class or callable
+    to : {"metric", "geodesic", "deform", "shifted", "weighted", "native"}, class or callable
         What they become: :class:`MetricConv2d`, :class:`GeodesicConv2d`, :class:`DeformConv2d`,
         :class:`ShiftedConv2d`, a weighted convolution, an :class:`AdaptiveConv2d` of your own, or
         what a function makes of a convolution (it is given the options, and keeps weights, device
-        and dtype itself).
+        and dtype itself). ``"native"`` replaces the deformable layers of other libraries, and no
+        other convolutions, by layers of this library with equal outputs (see the notes).
     where : Selection, str, sequence of str, int, sequence of int, class or callable, optional
         Which convolutions: a selection (see :func:`select`), a pattern of names or several, a
         kernel size, a class, or a function of a name and a module. By default all that can be.
@@ -97,6 +99,15 @@ def convert(
     ``start="constant"``), parametrised ones are left alone, and shared ones whose other layers do
     not change alike.
 
+    ``"native"`` knows layers by their attributes, and imports no other library. Layers that are
+    called with their offsets (of torchvision, mmcv, detectron2, DCNv2) become
+    :class:`GivenOffsetConv2d`; packs with the convolution of their offsets inside
+    (``conv_offset`` of mmcv, ``conv_offset_mask`` of DCNv2) become :class:`DeformConv2d`, and
+    those that compute it from a second input (BasicSR's ``DCNv2Pack``) :class:`DeformAlign2d`;
+    ``offset_conv`` beside ``modulator_conv`` and ``regular_conv`` is a layer too. Where a pack's
+    factors are sigmoids its weights are halved, since ours are twice a sigmoid. A subclass that
+    computes more in its ``forward`` looks the same: compare outputs where the old layer runs.
+
     Examples
     --------
     >>> net = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 1, 1))
@@ -110,7 +121,7 @@ def convert(
     'its single tap has no support to shape'
     """
     check_arguments(model, inplace)
-    kind = family(to, start, options)
+    kind = native(start, options) if to == "native" else family(to, start, options)
     return _carried_out(model if inplace else copied(model), kind, where, example)
 
 

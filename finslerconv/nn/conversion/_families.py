@@ -102,8 +102,8 @@ def family(to: To, start: Start, options: dict[str, Any]) -> Family:
             return _Weighted(**options)
         if to not in ADAPTIVE:
             raise ValueError(
-                f"to: expected one of {sorted([*ADAPTIVE, 'weighted'])}, a class of adaptive "
-                f"layers or a function from a convolution to a module, got {to!r}"
+                f"to: expected one of {sorted([*ADAPTIVE, 'native', 'weighted'])}, a class of "
+                f"adaptive layers or a function from a convolution to a module, got {to!r}"
             )
         to = ADAPTIVE[to]
     if isinstance(to, type):
@@ -173,7 +173,7 @@ class _Adaptive(Family):
             if parametrize.is_parametrized(layer):
                 names = ", ".join(layer.parametrizations)  # type: ignore[arg-type]
                 notes.append(f"parametrisation of {names} carried over")
-            return layer, (*notes, *_take_over_surroundings(conv, layer))
+            return layer, (*notes, *take_over_surroundings(conv, layer))
 
         return finish
 
@@ -233,7 +233,7 @@ class _Factory(Family):
             if any(module is conv for module in made.modules()):
                 # It is still in use and keeps what it has.
                 return made.train(conv.training), ()
-            return made, _take_over_surroundings(conv, made)
+            return made, take_over_surroundings(conv, made)
 
         return finish
 
@@ -307,7 +307,7 @@ def _standard(layer: AdaptiveConv2d) -> Made:
         per_channel = taps.repeat_interleave(layer.in_channels // layer.sample_groups, dim=0)
         per_group = per_channel.unflatten(0, (layer.groups, -1))
         conv.weight.mul_(per_group.repeat_interleave(layer.out_channels // layer.groups, dim=0))
-    return conv, (*notes, *_take_over_surroundings(layer, conv))
+    return conv, (*notes, *take_over_surroundings(layer, conv))
 
 
 def _constant_modulation(layer: AdaptiveConv2d) -> torch.Tensor | None:
@@ -375,7 +375,7 @@ def _take_over_weights(old: nn.Module, new: nn.Module) -> None:
             setattr(new, name, getattr(old, name))
 
 
-def _take_over_surroundings(old: nn.Module, new: nn.Module) -> tuple[str, ...]:
+def take_over_surroundings(old: nn.Module, new: nn.Module) -> tuple[str, ...]:
     """Give a module the hooks, mode and attributes of another; return notes for the report."""
     # Parametrisations came over with the weights, and keep their modes.
     before = set(old.modules())

@@ -8,7 +8,11 @@ from torch.nn.modules.conv import _ConvNd
 
 from finslerconv._models import named, torchvision_deform
 from finslerconv.nn._adaptive import AdaptiveConv2d
+from finslerconv.nn._given_offset_conv import GivenOffsetConv2d
 from finslerconv.nn.weighted import density_of
+
+#: What packs call the convolution of their offsets: mmcv and BasicSR, DCNv2.
+OFFSET_HEADS = ("conv_offset", "conv_offset_mask")
 
 
 @dataclass(frozen=True)
@@ -70,17 +74,28 @@ def is_ours(module: nn.Module) -> bool:
 def is_foreign(module: nn.Module) -> bool:
     """Whether a module is an adaptive convolution of another library; none of them is imported.
 
-    It is known by torchvision's class, attributes of mmcv's and detectron2's, or the methods of
-    this library's layers.
+    It is known by torchvision's class, attributes of mmcv's, detectron2's, DCNv2's and BasicSR's,
+    or the methods of this library's layers.
     """
-    if isinstance(module, AdaptiveConv2d):
+    if isinstance(module, AdaptiveConv2d | GivenOffsetConv2d):
         return False
     if all(callable(getattr(module, name, None)) for name in ("positions", "geometry")):
         return True
     if torchvision_deform(module) is not None:
         return True
-    names = ("deform_groups", "deformable_groups", "conv_offset", "conv_offset_mask")
+    if is_three_convolutions(module):
+        return True
+    names = ("deform_groups", "deformable_groups", *OFFSET_HEADS)
     return _has_kernel(module) and any(hasattr(module, name) for name in names)
+
+
+def is_three_convolutions(module: nn.Module) -> bool:
+    """Whether a module is the deformable layer that many networks write for torchvision's function.
+
+    It holds ``offset_conv``, ``modulator_conv`` and the ``regular_conv`` whose weights it uses.
+    """
+    names = ("offset_conv", "modulator_conv", "regular_conv")
+    return all(isinstance(module._modules.get(name), nn.Conv2d) for name in names)
 
 
 def _has_kernel(module: nn.Module) -> bool:

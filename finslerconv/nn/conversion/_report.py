@@ -219,6 +219,11 @@ def cost(module: nn.Module) -> Cost:
     convolutions = [m for m in module.modules() if isinstance(m, _ConvNd)]
     own = convolutions[0] if convolutions else None
     total = 0
+    weight = module._parameters.get("weight")
+    if own is not module and isinstance(weight, nn.Parameter) and weight.ndim == 4:
+        # A deformable layer that is no convolution of PyTorch.
+        channels = weight.shape[1] * getattr(module, "groups", 1)
+        total = weight.numel() + _INTERPOLATION * channels * weight.shape[2:].numel()
     for conv in convolutions:
         taps = torch.Size(conv.kernel_size).numel()
         mine = conv.in_channels * conv.out_channels // conv.groups * taps

@@ -144,7 +144,7 @@ class TrainableRanders(nn.Module):
     Notes
     -----
     ``state_dict`` keys: ``lower``, shape ``(d, d)``, of which the strict lower triangle is read;
-    ``log_diagonal`` and ``drift``, shape ``(d,)``.
+    ``log_diagonal`` and ``one_form``, shape ``(d,)``.
 
     Examples
     --------
@@ -162,12 +162,12 @@ class TrainableRanders(nn.Module):
         m = torch.linalg.solve_triangular(L, omega[:, None], upper=False)[:, 0]
         self.lower = nn.Parameter(L.tril(-1))
         self.log_diagonal = nn.Parameter(L.diagonal().log())
-        self.drift = nn.Parameter(m / (1 - m.dot(m)).sqrt())
+        self.one_form = nn.Parameter(m / (1 - m.dot(m)).sqrt())
 
     def forward(self) -> Randers:
         """Return the metric."""
         L = self.lower.tril(-1) + torch.diag(self.log_diagonal.exp())
-        n = self.drift
+        n = self.one_form
         return Randers(L @ L.T, L @ n / (1 + n.dot(n)).sqrt(), validate=False)
 
 

@@ -152,6 +152,11 @@ def is_compiled(device: torch.device) -> bool:
     return _tell_of_reference(device.type) if own is None else _available(own)
 
 
+def has_backend(device_type: str) -> bool:
+    """Return whether a backend is made for a type of device, whatever is chosen."""
+    return _backend_of(device_type) is not None
+
+
 def why_reference(device: torch.device) -> str:
     """Return why the reference computes with tensors of a device, in words."""
     if _choice != "auto":

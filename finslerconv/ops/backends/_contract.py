@@ -14,6 +14,7 @@ from finslerconv._transforms import is_transformed
 from finslerconv.balls import ball_map
 from finslerconv.metrics import Randers, Riemannian
 from finslerconv.ops._geometry import ConvGeometry, PaddingMode
+from finslerconv.ops.backends._derivatives import differentiate
 
 #: What the field of :class:`Positions` holds.
 PositionKind = Literal["offsets", "radial", "affine"]
@@ -184,7 +185,7 @@ class ConvBackend(abc.ABC):
     ----------
     takes_channels : bool
         Whether positions may come as the channels of a head with their formula
-        (:attr:`Positions.formula`); otherwise they come as metrics.
+        (``Positions.formula``); otherwise they come as metrics.
     """
 
     takes_channels = False
@@ -205,21 +206,13 @@ class ConvBackend(abc.ABC):
 
         The reference points have no gradient, and that of the bias is computed outside.
         """
-        tensors = [
-            None if tensor is None else tensor.detach().requires_grad_(needed)
-            for tensor, needed in zip(conv.differentiated, needs.each, strict=True)
-        ]
-        wanted = [tensor for tensor in tensors if tensor is not None and tensor.requires_grad]
-        # PyTorch calls operators with automatic differentiation switched off in the dispatcher.
-        differentiating = torch._C._SetExcludeDispatchKeyGuard(
-            torch._C.DispatchKey.AutogradFunctionality, False
+        found = differentiate(
+            lambda tensors: self.forward(conv.with_differentiated(tensors)),
+            conv.differentiated,
+            needs.each,
+            grad,
         )
-        with differentiating, torch.enable_grad():
-            output = self.forward(conv.with_differentiated(tensors))
-            found = iter(torch.autograd.grad(output, wanted, grad, materialize_grads=True))
-        return Gradients(
-            *(next(found) if t is not None and t.requires_grad else None for t in tensors)
-        )
+        return Gradients(*found)
 
 
 def promoted(dtype: torch.dtype, *tensors: Tensor | None) -> torch.dtype:

@@ -220,7 +220,7 @@ def test_trained_metric_has_right_gradients_and_none_at_the_centre():
     metric = TrainableRanders(torch.eye(2, **DOUBLE) * 0.5)
     density = MetricDensity((3, 3), metric, GaussianProfile(1.0), **DOUBLE)
     names, values = zip(*density.named_parameters(), strict=True)
-    assert set(names) == {"metric.lower", "metric.log_diagonal", "metric.drift"}
+    assert set(names) == {"metric.lower", "metric.log_diagonal", "metric.one_form"}
 
     def phi(*parameters):
         return torch.func.functional_call(density, dict(zip(names, parameters, strict=True)), ())
@@ -233,7 +233,7 @@ def test_trained_metric_has_right_gradients_and_none_at_the_centre():
 @pytest.mark.parametrize("kernel_size", [(3, 3), (5, 3), (2, 4)])
 @pytest.mark.parametrize("what", ["metric", "profile", "both"])
 def test_what_is_trained_keeps_the_side_of_an_asymmetric_metric(kernel_size, what):
-    """Tap by tap against the formula: a drift to the right and down is dear there, not opposite."""
+    """Against the formula, tap by tap: where a one-form points is dear, and the opposite cheap."""
     M, omega = np.array([[2.0, 0.3], [0.3, 0.5]]), np.array([0.4, 0.2])
     metric = Randers(M, omega)
     if what != "profile":

@@ -15,6 +15,7 @@ from torch import Tensor
 from finslerconv._arrays import Array
 from finslerconv._memory import array_of
 from finslerconv.geodesics.distances._heap import FAR
+from finslerconv.geodesics.distances._norms import Norms, rows_of
 from finslerconv.geodesics.distances.descent._search import search
 from finslerconv.geodesics.distances.descent._shortening import shorten
 from finslerconv.geodesics.fields import GridMetric, as_kind_of, as_tensor, is_numpy, put_inside
@@ -94,12 +95,23 @@ def _cpu(x: Array) -> Tensor:
     return torch.as_tensor(x.copy() if is_numpy(x) else x).detach().cpu()
 
 
-def _table(field: GridMetric, reverse: bool, problem: tuple[int, ...]) -> np.ndarray:
-    """Return the rows of one problem's field, as the kernels read it."""
+def _table(field: GridMetric, reverse: bool, problem: tuple[int, ...]) -> np.ndarray | Norms:
+    """Return the rows, or the norms, of one problem's field, as the kernels read them."""
     d, nodes = field.dim, math.prod(field.grid_shape)
     # The batch of the field broadcasts with the problems.
     lead = len(problem) - len(field.batch_shape)
     which = tuple(i if n > 1 else 0 for i, n in zip(problem[lead:], field.batch_shape, strict=True))
+    if field.M is None:
+        scale = torch.tensor(field.spacing, dtype=torch.float64)
+        with torch.no_grad():
+            family, rows = rows_of(field.metric, -scale if reverse else scale)
+        if family.number is None:
+            raise TypeError(
+                "distances: expected a map of Riemannian or Randers metrics, which paths in space "
+                f"are for, got {type(field.metric).__name__}"
+            )
+        rows = rows.expand(*field.batch_shape, *field.grid_shape, rows.shape[-1])[which]
+        return family.compiled(rows.reshape(nodes, -1))
     M = torch.zeros(nodes, 3, 3, dtype=torch.float64)
     omega = torch.zeros(nodes, 3, dtype=torch.float64)
     h = torch.tensor(field.spacing, dtype=torch.float64)

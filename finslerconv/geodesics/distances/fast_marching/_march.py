@@ -1,9 +1,7 @@
 """Distances on a grid in a single pass: fast marching on stencils adapted to the metric."""
 
 import math
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,12 +13,18 @@ from torch import Tensor
 from finslerconv._arrays import is_integer, shown
 from finslerconv._memory import array_of
 from finslerconv.geodesics._derivatives import first_only
-from finslerconv.geodesics.distances._heap import FAR, WALL
-from finslerconv.geodesics.distances._method import DistanceMethod, EikonalProblem, Front
+from finslerconv.geodesics.distances._method import (
+    DistanceMethod,
+    EikonalProblem,
+    FinslerProblem,
+    Front,
+)
 from finslerconv.geodesics.distances._seeding import Start, seed_nodes
 from finslerconv.geodesics.distances._stencils import acute_stencils, selling_stencils
 from finslerconv.geodesics.distances.fast_marching import _plane as plane
 from finslerconv.geodesics.distances.fast_marching import _space as space
+from finslerconv.geodesics.distances.fast_marching._march_norms import march_norms
+from finslerconv.geodesics.distances.fast_marching._nodes import entries, side_by_side, unvisited
 
 # Takes the gradient of the distances, which it overwrites, and those of M, omega, the seeds'
 # values, and the sources' M, omega and position, which it adds to.
@@ -47,9 +51,9 @@ class FastMarching(DistanceMethod):
     do not jump over walls. Gradients are those of the implicit adjoint, which goes over the nodes
     backwards in the order of acceptance; those in ``M`` are symmetric.
 
-    Differences are of ``order`` 1 or 2. Before they are formed, ``factorise`` takes the front's
-    roundness about a source out, so that a constant metric comes out exact; not for sources with
-    others within 4 pixels.
+    Differences are of ``order`` 1 or 2; for norms with corners, such as the taxicab's, of order 1
+    always. Before they are formed, ``factorise`` takes the front's roundness about a source out, so
+    that a constant metric comes out exact; not for sources with others within 4 pixels.
     """
 
     order: int = 2
@@ -69,6 +73,17 @@ class FastMarching(DistanceMethod):
         ]
         march: Any = _March.apply
         return Front(*march(self, problem, starts, problem.M, problem.omega, *floats))
+
+    def solve_finsler(self, problem: FinslerProblem) -> Front:
+        """Return the front for norms in the plane, differentiable in parameters and the seeds."""
+        if problem.dim != 2:
+            raise TypeError(
+                "field: expected Riemannian or Randers metrics, which 'fast_marching' is for in "
+                "space; method 'graph' takes the others, and the plane any metric"
+            )
+        # Across the kinks of such distances no difference of second order is right.
+        order = 1 if problem.family.corners else int(self.order)
+        return march_norms(problem, order, self.factorise)
 
 
 class _March(torch.autograd.Function):
@@ -94,7 +109,7 @@ class _March(torch.autograd.Function):
         def ready(p: int) -> Any:
             one = problem[p : p + 1]
             walls = np.ascontiguousarray(array_of(one.walls[0]))
-            rows = (_rows(one.M[0], dim * dim), _rows(one.omega[0], dim), walls)
+            rows = (entries(one.M[0], dim * dim), entries(one.omega[0], dim), walls)
             return _Plane(*rows) if dim == 2 else _Space(*rows)
 
         shared = ready(0) if problem.shared else None
@@ -109,7 +124,7 @@ class _March(torch.autograd.Function):
             label[p].view(-1).copy_(torch.from_numpy(front.label))
             return back
 
-        ctx.backs = _side_by_side(solve, problems)
+        ctx.backs = side_by_side(solve, problems)
         ctx.starts = starts
         ctx.save_for_backward(distance, M, omega, *floats)
         ctx.mark_non_differentiable(label, flow)
@@ -142,31 +157,6 @@ class _March(torch.autograd.Function):
         return None, None, None, *first_only(gradients, (gradient, *inputs))
 
 
-def _rows(field: Tensor, size: int) -> np.ndarray:
-    """Return the entries of a field, one row a node, or one row if all nodes have the same."""
-    field = field.detach()
-    flat = field.reshape(-1, size) if field.is_contiguous() else None
-    first = field[(0,) * (field.ndim - (1 if size == field.shape[-1] else 2))]
-    last = field[(-1,) * (field.ndim - first.ndim)]
-    if bool((first == last).all()) and bool((field == first).all()):
-        return array_of(first.reshape(1, size).contiguous())
-    if flat is None:
-        flat = field.contiguous().view(-1, size)
-    return array_of(flat)
-
-
-def _side_by_side(task: Callable[[int], Any], parts: int) -> list[Any]:
-    """Return ``[task(0), ...]``, in as many threads as ``torch.set_num_threads`` allows.
-
-    A march is one call that holds no lock.
-    """
-    workers = min(parts, torch.get_num_threads(), os.cpu_count() or 1)
-    if workers <= 1:
-        return [task(p) for p in range(parts)]
-    with ThreadPoolExecutor(workers, thread_name_prefix="finslerconv") as pool:
-        return list(pool.map(task, range(parts)))
-
-
 class _Plane:
     """A 2-D field made ready to march on."""
 
@@ -189,7 +179,7 @@ class _Plane:
         node, label, value, position, _, _, alone = map(array_of, start)
         alone = alone & method.factorise
         sources = plane.Sources(node, value, label, position, _source_metric(start), alone)
-        place = _unvisited(self.field.walls)
+        place = unvisited(self.field.walls)
         order = int(method.order)
         done = plane.march(self.field, sources, order, radius, *front, code, sequence, place)
         if not keep:
@@ -200,11 +190,6 @@ class _Plane:
             plane.march_back(self.field, sources, *known, g_u, gradients)
 
         return back
-
-
-def _unvisited(walls: np.ndarray) -> np.ndarray:
-    """Return the states of the nodes before a march."""
-    return np.where(walls.reshape(-1), np.int32(WALL), np.int32(FAR))
 
 
 def _source_metric(start: Start) -> np.ndarray:
@@ -273,7 +258,7 @@ class _Space:
         limit = radius * 1.5
         settled = space.march(
             field, self.dependent_start, self.dependent, self.causal, self.potential,
-            array_of(start.node), array_of(start.value), limit, first, code, _unvisited(walls),
+            array_of(start.node), array_of(start.value), limit, first, code, unvisited(walls),
         )  # fmt: skip
         if not settled:
             raise RuntimeError(

@@ -19,6 +19,7 @@ from finslerconv.ops.backends import _head_numbers as heads
 from finslerconv.ops.backends.numba import _kernels as kernels
 from finslerconv.ops.backends.numba import _places as places
 from finslerconv.ops.backends.numba import _simd as simd
+from finslerconv.ops.backends.numba._aggregation import NumbaAggregation
 
 _KINDS = {"offsets": places.OFFSETS, "radial": places.RADIAL, "affine": places.AFFINE}
 _MODES = {
@@ -67,7 +68,7 @@ class _Job:
         return self.pixels * depth * max(plan.out_channels, 16)
 
 
-class NumbaBackend(ConvBackend):
+class NumbaBackend(NumbaAggregation, ConvBackend):
     """Kernels compiled by Numba, on the threads of PyTorch."""
 
     takes_channels = True

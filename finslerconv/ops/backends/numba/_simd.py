@@ -107,30 +107,63 @@ def _each_vector(builder: Any, count: Any, widest: int, body: Any) -> None:
         width //= 2
 
 
-def _sums(builder: Any, vectors: Any) -> Any:
-    """Return the sums of the lanes of four vectors as one vector.
-
-    Halves are added, the same tree on every machine of this width.
-    """
-
-    def added(a: Any, b: Any, low: Any, high: Any) -> Any:
-        kind = ir.VectorType(ir.IntType(32), len(low))
-        return builder.fadd(
-            builder.shuffle_vector(a, b, ir.Constant(kind, list(low))),
-            builder.shuffle_vector(a, b, ir.Constant(kind, list(high))),
+def _sum_lanes(builder: Any, vector: Any) -> Any:
+    """Add up the lanes in halves, the same tree on every machine of this width."""
+    width = vector.type.count
+    undefined = ir.Constant(vector.type, ir.Undefined)
+    while width > 1:
+        width //= 2
+        kind = ir.VectorType(ir.IntType(32), width)
+        low = ir.Constant(kind, list(range(width)))
+        high = ir.Constant(kind, list(range(width, 2 * width)))
+        vector = builder.fadd(
+            builder.shuffle_vector(vector, undefined, low),
+            builder.shuffle_vector(vector, undefined, high),
         )
+        undefined = ir.Constant(vector.type, ir.Undefined)
+    return builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))
 
-    width = vectors[0].type.count
+
+def _sum_four(builder: Any, vectors: list[Any], element: Any) -> Any:
+    """Return the sums of the lanes of four vectors, as a vector of four."""
+    four = ir.VectorType(element, 4)
+    width = vectors[0].type.count if isinstance(vectors[0].type, ir.VectorType) else 1
+    if width < 4:
+        total = ir.Constant(four, ir.Undefined)
+        for i, vector in enumerate(vectors):
+            single = vector if width == 1 else _sum_lanes(builder, vector)
+            total = builder.insert_element(total, single, ir.Constant(ir.IntType(32), i))
+        return total
+
+    def merged(a: Any, b: Any, low: tuple[int, ...], high: tuple[int, ...]) -> Any:
+        """Add two shuffles of (a, b), which go the same way in every four lanes."""
+
+        def shuffle(places: tuple[int, ...]) -> Any:
+            indices = [
+                lane + (place if place < 4 else width + place - 4)
+                for lane in range(0, width, 4)
+                for place in places
+            ]
+            mask = ir.Constant(ir.VectorType(ir.IntType(32), width), indices)
+            return builder.shuffle_vector(a, b, mask)
+
+        return builder.fadd(shuffle(low), shuffle(high))
+
+    a, b, c, d = vectors
+    ab = merged(a, b, (0, 4, 1, 5), (2, 6, 3, 7))
+    cd = merged(c, d, (0, 4, 1, 5), (2, 6, 3, 7))
+    total = merged(ab, cd, (0, 1, 4, 5), (2, 3, 6, 7))
     while width > 4:
         width //= 2
-        halves = (range(width), range(width, 2 * width))
-        vectors = [added(v, ir.Constant(v.type, ir.Undefined), *halves) for v in vectors]
-    if width == 4:
-        vectors = [added(*pair, (0, 1, 4, 5), (2, 3, 6, 7)) for pair in (vectors[:2], vectors[2:])]
-    else:
-        join = ir.Constant(ir.VectorType(ir.IntType(32), 4), list(range(4)))
-        vectors = [builder.shuffle_vector(*pair, join) for pair in (vectors[:2], vectors[2:])]
-    return added(*vectors, (0, 2, 4, 6), (1, 3, 5, 7))
+        kind = ir.VectorType(ir.IntType(32), width)
+        undefined = ir.Constant(total.type, ir.Undefined)
+        total = builder.fadd(
+            builder.shuffle_vector(total, undefined, ir.Constant(kind, list(range(width)))),
+            builder.shuffle_vector(
+                total, undefined, ir.Constant(kind, list(range(width, 2 * width)))
+            ),
+        )
+    return total
 
 
 def _product_tile(vectors: int, rows: int) -> Any:
@@ -323,7 +356,7 @@ def _blend_backward(scatters: bool, few: int | None) -> Any:
 
                 _each_vector(builder, count, widest, adding)
                 products = [_load(builder, place, element, widest) for place in sums]
-            _store(builder, _sums(builder, products), out, element)
+            _store(builder, _sum_four(builder, products, element), out, element)
             return context.get_dummy_value()
 
         return signature, codegen
@@ -340,3 +373,246 @@ blend_scatter = _blend_backward(True, None)
 blend_4, blend_8 = (_blend(few) for few in FEW)
 blend_backward_4, blend_backward_8 = (_blend_backward(False, few) for few in FEW)
 blend_scatter_4, blend_scatter_8 = (_blend_backward(True, few) for few in FEW)
+
+
+# The intrinsics of the aggregation. A tile of samples is placed: ``lines`` (int32) gets the pixels
+# at which the upper and the lower line of each begin, and its left and right columns, ``shares``
+# the shares of its four corners. Then the samples of a query, ``first`` to ``first + samples``, are
+# combined; ``source`` has ``stride`` numbers from pixel to pixel. All arrays have rows of ``row``.
+
+# Coordinates beyond this are outside every image; integers and floats hold it exactly.
+_FAR = 2.0**30
+
+#: How many samples are placed at once.
+PLACED = 16
+
+
+@intrinsic
+@no_type_check
+def place(typing, samples, level_of, row, count, lines, shares, axes):
+    """Place ``count`` samples, a multiple of :data:`PLACED`.
+
+    ``samples`` has x, y and a factor for each, ``level_of`` the rows, columns and first pixel of
+    its level. ``axes`` gets eight rows, four for x and then for y: the shares along the axis of the
+    near and the far pixel, and whether they are in the image (1 or 0).
+    """
+    signature = types.void(samples, level_of, row, count, lines, shares, axes)
+
+    @no_type_check
+    def codegen(context, builder, signature, arguments):
+        samples, level_of, row, count, lines, shares, axes = arguments
+        types_, index = signature.args, count.type
+        element = context.get_value_type(types_[0].dtype)
+        whole = ir.IntType(32)
+        samples, level_of, lines, shares, axes = (
+            _data(context, builder, types_[i], array)
+            for i, array in ((0, samples), (1, level_of), (4, lines), (5, shares), (6, axes))
+        )
+
+        def splat(number, kind):
+            return ir.Constant(ir.VectorType(kind, PLACED), [number] * PLACED)
+
+        def unary(name, vector):
+            kind = vector.type
+            function = cgutils.get_or_insert_function(
+                builder.module,
+                ir.FunctionType(kind, [kind]),
+                f"llvm.{name}.v{PLACED}f{8 * _bytes(element)}",
+            )
+            return builder.call(function, [vector])
+
+        one, zero, none = splat(1.0, element), splat(0.0, element), splat(0, whole)
+        step = ir.Constant(index, PLACED)
+        start = ir.Constant(index, 0)
+        with cgutils.for_range_slice(builder, start, count, step, index) as (at, _):
+
+            def here(pointer, line, kind):
+                place = builder.add(builder.mul(row, ir.Constant(index, line)), at)
+                return _at(builder, pointer, place, kind)
+
+            def load(pointer, line, kind=element):
+                vector = ir.VectorType(kind, PLACED)
+                pointer = builder.bitcast(here(pointer, line, kind), vector.as_pointer())
+                return builder.load(pointer, align=4 if kind == whole else _bytes(element))
+
+            def store(value, pointer, line):
+                kind = value.type.element
+                pointer = builder.bitcast(here(pointer, line, kind), value.type.as_pointer())
+                builder.store(value, pointer, align=4 if kind == whole else _bytes(element))
+
+            x, y, factor = (load(samples, line) for line in range(3))
+            rows, columns, first = (load(level_of, line, whole) for line in range(3))
+            far = splat(_FAR, element)
+            known = builder.and_(
+                builder.fcmp_ordered("<", unary("fabs", x), far),
+                builder.fcmp_ordered("<", unary("fabs", y), far),
+            )
+
+            def axis(position, size, line):
+                # Two pixels before the image: the corners of an unknown position are outside.
+                position = builder.select(known, position, splat(-2.0, element))
+                floor = unary("floor", position)
+                share = builder.fsub(position, floor)
+                low = builder.fptosi(floor, ir.VectorType(whole, PLACED))
+                high = builder.add(low, splat(1, whole))
+                pixels, parts = [], []
+                for i, (pixel, part) in enumerate(((low, builder.fsub(one, share)), (high, share))):
+                    # As an unsigned number a negative one is too large.
+                    inside = builder.icmp_unsigned("<", pixel, size)
+                    pixels.append(builder.select(inside, pixel, none))
+                    parts.append(builder.select(inside, part, zero))
+                    store(parts[i], axes, line + i)
+                    store(builder.select(inside, one, zero), axes, line + 2 + i)
+                return pixels, parts
+
+            (left, right), (near_x, far_x) = axis(x, columns, 0)
+            (top, bottom), (near_y, far_y) = axis(y, rows, 4)
+            for line, pixel in enumerate((top, bottom)):
+                store(builder.add(first, builder.mul(pixel, columns)), lines, line)
+            store(left, lines, 2)
+            store(right, lines, 3)
+            upper, lower = builder.fmul(factor, near_y), builder.fmul(factor, far_y)
+            corners = ((upper, near_x), (upper, far_x), (lower, near_x), (lower, far_x))
+            for line, (down, across) in enumerate(corners):
+                store(builder.fmul(down, across), shares, line)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+def _corners(
+    builder: Any, lines: Any, shares: Any, row: Any, sample: Any, stride: Any, element: Any
+) -> list[tuple[Any, Any]]:
+    """Return the offset of each corner of a sample, and its share."""
+    places = [builder.add(builder.mul(row, ir.Constant(row.type, i)), sample) for i in range(4)]
+    top, bottom, left, right = (
+        builder.sext(builder.load(_at(builder, lines, at, ir.IntType(32)), align=4), row.type)
+        for at in places
+    )
+    corners = ((top, left), (top, right), (bottom, left), (bottom, right))
+    return [
+        (
+            builder.mul(builder.add(line, column), stride),
+            _load(builder, _at(builder, shares, at, element), element, 1),
+        )
+        for (line, column), at in zip(corners, places, strict=True)
+    ]
+
+
+@intrinsic
+@no_type_check
+def combine(
+    typing, source, source_at, stride, lines, shares, row, first, samples, out, out_at, count
+):
+    """``out[c] = sum_sk share_sk source[pixel_sk stride + c]`` over ``count`` channels."""
+    signature = types.void(
+        source, source_at, stride, lines, shares, row, first, samples, out, out_at, count
+    )
+
+    @no_type_check
+    def codegen(context, builder, signature, arguments):
+        source, source_at, stride, lines, shares, row, first, samples, out, out_at, count = (
+            arguments
+        )
+        types_ = signature.args
+        element = context.get_value_type(types_[0].dtype)
+        data = _at(builder, _data(context, builder, types_[0], source), source_at, element)
+        lines = _data(context, builder, types_[3], lines)
+        shares = _data(context, builder, types_[4], shares)
+        out = _at(builder, _data(context, builder, types_[8], out), out_at, element)
+        last = builder.add(first, samples)
+
+        def body(offset, width):
+            kind = element if width == 1 else ir.VectorType(element, width)
+            zero = ir.Constant(kind, 0.0 if width == 1 else [0.0] * width)
+            # A sum for each corner, since one would wait for itself.
+            sums = [cgutils.alloca_once_value(builder, zero) for _ in range(4)]
+            for total in sums:
+                builder.store(zero, total)
+            one = ir.Constant(first.type, 1)
+            with cgutils.for_range_slice(builder, first, last, one, first.type) as (sample, _):
+                found = _corners(builder, lines, shares, row, sample, stride, element)
+                for total, (place, share) in zip(sums, found, strict=True):
+                    here = _at(builder, data, builder.add(place, offset), element)
+                    value = _load(builder, here, element, width)
+                    before = builder.load(total)
+                    builder.store(
+                        _fma(builder, _splat(builder, share, width), value, before), total
+                    )
+            a, b, c, d = (builder.load(total) for total in sums)
+            total = builder.fadd(builder.fadd(a, b), builder.fadd(c, d))
+            _store(builder, total, _at(builder, out, offset, element), element)
+
+        # Two vectors at once share the loads of lines and shares.
+        _each_vector(builder, count, 2 * lanes(_bytes(element)), body)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+def _combine_backward(scatters: bool) -> Any:
+    @no_type_check
+    def combine_backward(
+        typing, source, source_at, stride, lines, shares, row, first, samples, slope, slope_at,
+        count, products, target, target_at, target_stride,
+    ):  # fmt: skip
+        """Run the derivative of :func:`combine`, ``slope`` being the gradient of its result.
+
+        The products ``sum_c slope[c] source[pixel_sk stride + c]`` are added to ``products``, four
+        for each sample; the gradients ``share_sk slope[c]`` are added to ``target`` (if it scatters
+        at all), corner after corner, since corners may coincide.
+        """
+        signature = types.void(
+            source, source_at, stride, lines, shares, row, first, samples, slope, slope_at, count,
+            products, target, target_at, target_stride,
+        )  # fmt: skip
+
+        @no_type_check
+        def codegen(context, builder, signature, arguments):
+            (source, source_at, stride, lines, shares, row, first, samples, slope, slope_at,
+             count, products, target, target_at, target_stride) = arguments  # fmt: skip
+            types_ = signature.args
+            element = context.get_value_type(types_[0].dtype)
+            data = _at(builder, _data(context, builder, types_[0], source), source_at, element)
+            lines = _data(context, builder, types_[3], lines)
+            shares = _data(context, builder, types_[4], shares)
+            slope = _at(builder, _data(context, builder, types_[8], slope), slope_at, element)
+            products = _data(context, builder, types_[11], products)
+            target = _at(builder, _data(context, builder, types_[12], target), target_at, element)
+            last = builder.add(first, samples)
+
+            def body(offset, width):
+                gradient = _load(builder, _at(builder, slope, offset, element), element, width)
+                one = ir.Constant(first.type, 1)
+                with cgutils.for_range_slice(builder, first, last, one, first.type) as (sample, _):
+                    found = _corners(builder, lines, shares, row, sample, stride, element)
+                    along = []
+                    for place, _share in found:
+                        here = _at(builder, data, builder.add(place, offset), element)
+                        along.append(builder.fmul(gradient, _load(builder, here, element, width)))
+                    four = _at(
+                        builder, products, builder.mul(sample, ir.Constant(first.type, 4)), element
+                    )
+                    before = _load(builder, four, element, 4)
+                    summed = _sum_four(builder, along, element)
+                    _store(builder, builder.fadd(before, summed), four, element)
+                    if scatters:
+                        there = _corners(
+                            builder, lines, shares, row, sample, target_stride, element
+                        )
+                        for place, share in there:
+                            at = _at(builder, target, builder.add(place, offset), element)
+                            value = _load(builder, at, element, width)
+                            share = _splat(builder, share, width)
+                            _store(builder, _fma(builder, share, gradient, value), at, element)
+
+            _each_vector(builder, count, lanes(_bytes(element)), body)
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    return intrinsic(combine_backward)
+
+
+combine_backward = _combine_backward(scatters=False)
+combine_scatter = _combine_backward(scatters=True)

@@ -24,6 +24,7 @@ from finslerconv.ops.backends import (
     reference,
 )
 from finslerconv.ops.backends.triton import _kernels as kernels
+from finslerconv.ops.backends.triton._aggregation import TritonAggregation
 from finslerconv.ops.backends.triton._tiles import Arithmetic, Tile, choose
 
 _KINDS = {"offsets": 0, "radial": 1, "affine": 2}
@@ -174,7 +175,7 @@ class _Job:
         return blocks.diagonal(dim1=1, dim2=3).movedim(-1, 1).flatten(0, 2)
 
 
-class TritonBackend(ConvBackend):
+class TritonBackend(TritonAggregation, ConvBackend):
     """Kernels compiled by Triton when first used."""
 
     def forward(self, conv: Convolution) -> Tensor:

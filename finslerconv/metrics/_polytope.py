@@ -1,26 +1,24 @@
-"""The polyhedral Finsler metric whose unit ball is the convex hull of given points."""
+"""Polyhedral metrics: the unit ball is a convex polygon or polyhedron."""
 
 from typing import Any, final
 
 import array_api_compat
 import numpy as np
-from jaxtyping import Float, Int
-from scipy.spatial import ConvexHull, QhullError
+from jaxtyping import Float
 
 from finslerconv._arrays import Array, check_floating, check_vectors, detached, namespace
-from finslerconv._linalg import batch_index, dot, solve
-from finslerconv.implicit._hull import planar_hulls
-from finslerconv.metrics import FinslerMetric
+from finslerconv._linalg import batch_index, dot, matvec, solve
+from finslerconv.metrics._base import FinslerMetric
 
 
 @final
-class GaugeMetric(FinslerMetric):
+class Polytope(FinslerMetric):
     r"""The metric whose unit ball is the convex hull of points around the origin.
 
     ``F(v) = max_f a_f . v`` over the facets of the hull, each on its plane ``a_f . x = 1``: the
-    gauge of the hull. It is the exact metric of a kernel that samples at those points, where a
-    Randers metric is an explanation by an ellipse. The dual norm, the support function of the hull,
-    is ``F*(p) = max_i v_i . p`` over the points themselves.
+    gauge of the hull. The dual norm, the support function of the hull, is ``F*(p) = max_i v_i . p``
+    over the points themselves. Of a kernel that samples at those points this is the exact metric;
+    a Randers metric explains it by an ellipse (:func:`finslerconv.implicit.fit_randers`).
 
     Differentiable in the points almost everywhere. The hulls are found on the CPU. Immutable by
     convention.
@@ -28,8 +26,8 @@ class GaugeMetric(FinslerMetric):
     Parameters
     ----------
     points : array, shape (\*batch, n, d)
-        The points, **the samples last but one**, as the modules' ``positions`` return them; in the
-        plane or in space.
+        The points, **the last axis but one**, as the modules' ``positions`` return them; in the
+        plane or in space. Those inside the hull count for nothing.
 
     Raises
     ------
@@ -37,7 +35,7 @@ class GaugeMetric(FinslerMetric):
         If ``points`` is no array of real floats.
     ValueError
         If a point is not finite, or the origin not strictly inside a hull (by 1e-9 of its size in
-        float64), so that no metric has this ball; :func:`fit_randers` says so without an error.
+        float64), so that no metric has this ball.
 
     Attributes
     ----------
@@ -48,9 +46,8 @@ class GaugeMetric(FinslerMetric):
     Examples
     --------
     >>> import numpy as np
-    >>> from finslerconv.balls import lattice
-    >>> from finslerconv.implicit import GaugeMetric
-    >>> metric = GaugeMetric(lattice(3).points)
+    >>> from finslerconv.metrics import Polytope
+    >>> metric = Polytope(np.array([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]]))
     >>> v = np.array([0.5, -2.0])
     >>> metric.norm(v), metric.dual_norm(v)
     (np.float64(2.0), np.float64(2.5))
@@ -61,22 +58,39 @@ class GaugeMetric(FinslerMetric):
         self.facets = _facets(points)
 
     @classmethod
-    def _of(cls, points: Array, facets: Array) -> "GaugeMetric":
+    def _of(cls, points: Array, facets: Array) -> "Polytope":
         """Return the metric of points whose facets are known."""
         metric = cls.__new__(cls)
         metric.points, metric.facets = points, facets
         return metric
 
+    @classmethod
+    def from_facets(cls, facets: Float[Array, "*batch f d"]) -> "Polytope":
+        r"""Return the metric ``F(v) = max_f a_f . v``, of the unit ball ``a_f . v <= 1`` for all f.
+
+        Parameters
+        ----------
+        facets : array, shape (\*batch, f, d)
+            Covectors ``a_f``, in the plane or in space, with the origin strictly inside their hull:
+            otherwise the ball has no end in some direction.
+
+        Raises
+        ------
+        ValueError
+            As for the points: this is the dual of the metric of these points.
+        """
+        return cls(facets).dual()
+
     def __repr__(self) -> str:
         return (
-            f"GaugeMetric(dim={self.dim}, batch_shape={self.batch_shape}, "
+            f"Polytope(dim={self.dim}, batch_shape={self.batch_shape}, "
             f"points={self.points.shape[-2]}, dtype={self.points.dtype})"
         )
 
-    def __getitem__(self, index: Any) -> "GaugeMetric":
+    def __getitem__(self, index: Any) -> "Polytope":
         """Return the metrics at an index of the batch, such as one pixel of a field."""
         index = (*batch_index(index), slice(None), slice(None))
-        return GaugeMetric._of(self.points[index], self.facets[index])
+        return Polytope._of(self.points[index], self.facets[index])
 
     @property
     def dim(self) -> int:
@@ -103,13 +117,22 @@ class GaugeMetric(FinslerMetric):
         check_vectors("p", p, self.dim, self.points)
         return _support(self.points, p)
 
-    def dual(self) -> "GaugeMetric":
+    def dual(self) -> "Polytope":
         """Return the dual metric: its unit ball is the polar polytope, the hull of the ``a_f``."""
-        return GaugeMetric._of(self.facets, self.points)
+        return Polytope._of(self.facets, self.points)
 
-    def reverse(self) -> "GaugeMetric":
+    def reverse(self) -> "Polytope":
         """Return the reversed metric ``F(-v)``, of the points' mirror images."""
-        return GaugeMetric._of(-self.points, -self.facets)
+        return Polytope._of(-self.points, -self.facets)
+
+    def moved(self, wind: Float[Array, "*_ d"]) -> "Polytope":
+        """Return the metric whose unit ball is the polytope moved by ``wind``, shape ``(..., d)``.
+
+        The origin must stay inside, which is not checked; :class:`Navigation` does.
+        """
+        check_vectors("wind", wind, self.dim, self.points)
+        reach = 1 + matvec(self.facets, wind)
+        return Polytope._of(self.points + wind[..., None, :], self.facets / reach[..., None])
 
     def asymmetry_ratio(self) -> Float[Array, "*batch"]:
         """Return the largest ``F(-v) / F(v)``, which is attained at a point: ``max F(-v_i)``."""
@@ -127,8 +150,18 @@ class GaugeMetric(FinslerMetric):
         """
         raise TypeError(
             "fundamental_tensor: a polyhedral metric has none, its ball has flat facets; "
-            "finslerconv.implicit.fit_randers gives a smooth metric of the same samples"
+            "finslerconv.implicit.fit_randers gives a smooth metric of the same points"
         )
+
+    def validate(self) -> None:
+        """Check that the origin is strictly inside every polytope.
+
+        Raises
+        ------
+        ValueError
+            It names the first of which it is not.
+        """
+        _facets(self.points)
 
 
 def _support(points: Array, p: Array) -> Array:
@@ -146,11 +179,11 @@ def _facets(points: Array) -> Array:
     shape = tuple(points.shape)
     if len(shape) < 2 or shape[-1] not in (2, 3):
         raise ValueError(
-            "points: expected shape (*batch, n, 2) or (*batch, n, 3), the samples last but one, "
+            "points: expected shape (*batch, n, 2) or (*batch, n, 3), the points last but one, "
             f"got shape {shape}"
         )
     if shape[-2] == 0:
-        raise ValueError(f"points: expected points around the pixel, got none, shape {shape}")
+        raise ValueError(f"points: expected points around the origin, got none, shape {shape}")
     batch, n, d = shape[:-2], shape[-2], shape[-1]
     flat = xp.reshape(points, (-1, n, d))
     values = detached(flat)
@@ -169,24 +202,29 @@ def _facets(points: Array) -> Array:
     if tiny.any():
         where = f" at index{_first(tiny, batch)}" if batch else ""
         raise ValueError(
-            f"points: so near to the pixel{where} that the metric overflows {points.dtype}; give "
+            f"points: so near to the origin{where} that the metric overflows {points.dtype}; give "
             "lengths in a smaller unit"
         )
     extent = np.where(extent > 0, extent, 1.0)
     values = values / extent[:, None, None]
-    corners, flat_hulls = (_planar if d == 2 else _spatial)(values, 16 * eps)
+    # Numba, and for hulls in space SciPy, are loaded with the first polytope.
+    from finslerconv._hulls import facet_areas, polygon_edges, polyhedron_facets
+
+    find = polygon_edges if d == 2 else polyhedron_facets
+    corners, flat_hulls = find(values, 16 * eps)
 
     size = np.abs(values).max(axis=(-2, -1))
     facet_points = np.take_along_axis(values[:, None], corners[..., None], axis=2)
     # The distance of the facet's plane from the origin, outwards positive.
-    distance = np.linalg.det(facet_points) / _facet_areas(facet_points)
+    distance = np.linalg.det(facet_points) / facet_areas(facet_points)
     outside = flat_hulls | ~(distance > max(1e-9, 4 * eps) * size[:, None]).all(axis=1)
     if outside.any():
         where = f" at {int(outside.sum())} of {outside.size} indices, first" if batch else ""
         raise ValueError(
-            f"points: the pixel is not strictly inside the convex hull of its samples{where}"
-            f"{_first(outside, batch)}; no metric has that unit ball. fit_randers finds an "
-            "ellipse that holds the pixel, and says where that explains nothing"
+            f"points: the origin is not strictly inside the convex hull of the points{where}"
+            f"{_first(outside, batch)}; no metric has that unit ball. "
+            "finslerconv.implicit.fit_randers finds an ellipse that holds the origin, and says "
+            "where that explains nothing"
         )
 
     f = corners.shape[1]
@@ -204,65 +242,3 @@ def _first(mask: np.ndarray, batch: tuple[int, ...]) -> str:
         return ""
     index = np.unravel_index(int(mask.argmax()), batch)
     return f" {tuple(int(i) for i in index)}"
-
-
-def _planar(
-    points: Float[np.ndarray, "batch n 2"], tolerance: float
-) -> tuple[Int[np.ndarray, "batch f 2"], np.ndarray]:
-    """Return the two corners of every edge, and which hulls have no area."""
-    corners, count = planar_hulls(points, np.ones(points.shape[:2], dtype=bool), tolerance)
-    following = np.roll(corners, -1, axis=1)
-    # Shorter rows repeat their last corner: repeat the first edge there instead.
-    place = np.arange(corners.shape[1])
-    spare = place >= count[:, None]
-    following = np.where(place == count[:, None] - 1, corners[:, :1], following)
-    edges = np.stack((corners, following), axis=-1)
-    # The determinant of both is the distance from the origin times the length: positive outwards.
-    return np.where(spare[..., None], edges[:, :1], edges), count < 3
-
-
-def _spatial(
-    points: Float[np.ndarray, "batch n 3"], tolerance: float
-) -> tuple[Int[np.ndarray, "batch f 3"], np.ndarray]:
-    """Return three corners of every facet, and which hulls have no volume; by Qhull, one by one."""
-    found: list[np.ndarray] = []
-    flat = np.zeros(len(points), dtype=bool)
-    for b, cloud in enumerate(points):
-        try:
-            found.append(_spatial_facets(cloud, tolerance))
-        except QhullError:
-            flat[b] = True
-            found.append(np.zeros((1, 3), dtype=np.int64))
-    most = max((len(facets) for facets in found), default=1)
-    padded = [np.concatenate((f, np.repeat(f[:1], most - len(f), axis=0))) for f in found]
-    return np.reshape(padded, (len(points), most, 3)), flat
-
-
-def _spatial_facets(cloud: Float[np.ndarray, "n 3"], tolerance: float) -> np.ndarray:
-    hull = ConvexHull(cloud)
-    corners = cloud[hull.simplices]
-    areas = _facet_areas(corners)
-    # Qhull splits a face of many corners into triangles, slivers among them: the largest has the
-    # most accurate plane.
-    size = np.abs(cloud).max()
-    planes = hull.equations / np.array([1.0, 1.0, 1.0, size])
-    kept: list[int] = []
-    for i in np.argsort(-areas):
-        if all(np.abs(planes[i] - planes[k]).max() > 1e4 * tolerance for k in kept):
-            kept.append(int(i))
-    simplices = hull.simplices[kept].astype(np.int64)
-    # Oriented so that each normal, by the right-hand rule, points outwards.
-    edges = corners[kept, 1:] - corners[kept, :1]
-    normals = np.linalg.cross(edges[:, 0], edges[:, 1])
-    inwards = (normals * hull.equations[kept, :3]).sum(-1) < 0
-    return np.where(inwards[:, None], simplices[:, ::-1], simplices)
-
-
-def _facet_areas(corners: np.ndarray) -> np.ndarray:
-    """Return the lengths of edges, or twice the areas of triangles, of shape (..., d, d)."""
-    edges = corners[..., 1:, :] - corners[..., :1, :]
-    normals = edges[..., 0, :]
-    if corners.shape[-1] == 3:
-        normals = np.linalg.cross(normals, edges[..., 1, :])
-    areas = np.linalg.norm(normals, axis=-1)
-    return np.where(areas > 0, areas, 1.0)

@@ -1,0 +1,158 @@
+"""The operator in the words of ONNX: ``DeformConv``, known from opset 19 on, and others."""
+
+from dataclasses import replace
+from typing import no_type_check
+
+import torch
+from torch import Tensor
+
+from finslerconv._tracing import is_traced_by_torchscript
+from finslerconv.ops.backends import (
+    Convolution,
+    Positions,
+    current_backend,
+    head_coefficients,
+    head_formulas_in,
+    reference,
+)
+
+# Offsets beyond this are outside every image; integers of 32 bits hold it.
+_FAR = 2.0**30
+
+
+def for_onnx(conv: Convolution) -> Tensor:
+    """Return the convolution by operators that ONNX has, in as few as there are for it.
+
+    It is one ``DeformConv`` after what computes its offsets, unless that is impossible: the
+    operator knows no padding but zeros, and the exporter through TorchScript, and PyTorch before
+    ``torch.onnx.ops``, cannot name it. Otherwise, and where the reference backend is chosen, it is
+    made of elementary operators.
+    """
+    if (
+        conv.padding_mode != "zeros"
+        or current_backend() == "reference"
+        or is_traced_by_torchscript()
+        or not hasattr(torch.onnx, "ops")
+    ):
+        conv = replace(conv, positions=Positions("offsets", _offsets(conv)))
+        return reference.convolve(conv, taps_at_once=conv.geometry.n_taps)
+    return _deform_conv(conv, _offsets(conv))
+
+
+def _deform_conv(conv: Convolution, offsets: Tensor) -> Tensor:
+    geometry, dtype = conv.geometry, conv.dtype
+    # A runtime may take the integer of NaN, or of infinity, for a place in the image.
+    offsets = torch.where(offsets.abs() < _FAR, offsets, -_FAR)
+    tensors = (conv.input, conv.weight, offsets, conv.bias, conv.mask)
+    output = torch.onnx.ops.symbolic(
+        "DeformConv",
+        [None if tensor is None else tensor.to(dtype) for tensor in tensors],
+        {
+            "kernel_shape": geometry.kernel_size,
+            "strides": geometry.stride,
+            "dilations": geometry.dilation,
+            "pads": (*geometry.padding_before, *geometry.padding_after),
+            "group": conv.weight_groups,
+            "offset_group": conv.sample_groups,
+        },
+        dtype=dtype,
+        shape=(conv.input.shape[0], conv.weight.shape[0], *conv.out_size),
+        version=19,
+    )
+    return output.to(conv.input.dtype)
+
+
+def _offsets(conv: Convolution) -> Tensor:
+    """Return the offsets of the taps, (B, G * taps * 2, Ho, Wo).
+
+    As :mod:`finslerconv.balls` has them, in few operators: the entries of a metric are tensors of
+    their own, and what is linear in them is one product of matrices for all taps.
+    """
+    where, geometry = conv.positions, conv.geometry
+    if where.kind == "offsets":
+        return where.field
+    radius, entries = _entries(where)
+    g = conv.points.to(where.dtype)
+    map = _radial if where.kind == "radial" else _affine
+    # Not torch.tensor, which a decomposition must not call.
+    unit = torch.stack([g.new_full((), radius * step) for step in geometry.dilation])
+    offsets = map(g, *entries) * unit.repeat(len(g)) - geometry.taps(g).reshape(-1)
+    return offsets.movedim(-1, 2).flatten(1, 2)
+
+
+def _entries(where: Positions) -> tuple[float, tuple[Tensor | None, ...]]:
+    """Return a radius and the entries ``a, b, c, x, y`` of metrics, (B, G, Ho, Wo) each.
+
+    The unit balls are those of ``M = [[a, b], [b, c]]`` and ``omega = (x, y)``, enlarged by the
+    radius. Of a Riemannian metric, ``x`` and ``y`` are None.
+    """
+    formula = where.formula
+    if formula is None or formula.name is None:
+        where = where.with_metrics()
+        M = where.field.to(where.dtype)
+        x = y = None
+        if where.omega is not None:
+            x, y = where.omega.to(where.dtype).unbind(-1)
+        return 1.0, (M[..., 0, 0], M[..., 0, 1], M[..., 1, 1], x, y)
+    kind, constraint = formula.name.split()
+    *shape, keep, radius = head_coefficients(formula)
+    raw = where.field.to(where.dtype)
+    channels = [raw[:, i :: formula.n_channels] for i in range(formula.n_channels)]
+    n = formula.parametrization.n_channels
+    a, b, c = _heads[kind](*(channels[i] if i < n else None for i in range(5)), *shape)
+    if formula.is_riemannian:
+        return radius, (a, b, c, None, None)
+    x, y = channels[n:]
+    _, _, square = _heads["dual"](a, b, c, x, y)
+    factor, _ = _heads["clip_factor" if constraint == "clip" else "sigmoid_factor"](square, keep)
+    return radius, (a, b, c, factor * x, factor * y)
+
+
+_heads = head_formulas_in(
+    {
+        "absolute": torch.abs, "exp": torch.exp, "maximum": torch.maximum, "sqrt": torch.sqrt,
+        "where": torch.where,
+    },
+    lambda function: function,
+)  # fmt: skip
+# ONNX has these as operators.
+_heads.update(expm1=torch.expm1, tanh=torch.tanh, sigmoid=torch.sigmoid)
+
+
+# The maps: from points (taps, 2) and the entries of metrics to (B, G, Ho, Wo, taps * 2).
+
+
+@no_type_check
+def _radial(g, a, b, c, x, y):
+    length = g.square().sum(1, keepdim=True).sqrt()
+    # The norm of g = 0 is of no account, and must not be zero.
+    u, v = torch.where(length > 0, g, 1.0).unbind(1)
+    squares = torch.stack((a, b, c), -1) @ torch.stack((u * u, 2 * u * v, v * v))
+    norm = squares.clamp(min=0).sqrt()
+    if x is not None:
+        norm = norm + torch.stack((x, y), -1) @ torch.stack((u, v))
+    return (g * length / norm[..., None]).flatten(-2)
+
+
+@no_type_check
+def _affine(g, a, b, c, x, y):
+    det = a * c - b * b
+    first, off, second = c / det, -b / det, a / det
+    if x is not None:
+        u, v, square = _heads["dual"](a, b, c, x, y)
+        rest = 1 - square
+        first, off, second = (
+            (entry + product / rest) / rest
+            for entry, product in ((first, u * u), (off, u * v), (second, v * v))
+        )
+    # The square root of the ellipse's matrix, by Cayley and Hamilton.
+    root = (first * second - off * off).clamp(min=0).sqrt()
+    scale = (first + second + 2 * root).rsqrt()
+    numbers = [(first + root) * scale, off * scale, (second + root) * scale]
+    zero, one = torch.zeros_like(g[:, 0]), torch.ones_like(g[:, 0])
+    p, q = g.unbind(1)
+    factors = [torch.stack((p, zero), 1), torch.stack((q, p), 1), torch.stack((zero, q), 1)]
+    if x is not None:
+        numbers += [-u / rest, -v / rest]
+        factors += [torch.stack((one, zero), 1), torch.stack((zero, one), 1)]
+    return torch.stack(numbers, -1) @ torch.stack(factors).flatten(1)

@@ -1,0 +1,163 @@
+"""Layers and operators exported to ONNX, and run by ONNX Runtime."""
+
+import warnings
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from adaptive_layers import stirred
+from torch import nn
+
+import finslerconv.onnx
+from finslerconv import ops
+from finslerconv.nn import DeformConv2d, GeodesicConv2d, MetricConv2d, convert
+
+pytest.importorskip("onnxscript")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+# The first is traced, the others are of other numbers, heights and widths.
+SIZES = ((2, 4, 9, 12), (1, 4, 8, 8), (5, 4, 21, 6))
+FREE = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
+
+
+class Beside(nn.Module):
+    """Modules that are given the same input: several for the cost of one export."""
+
+    def __init__(self, **modules):
+        super().__init__()
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+    def forward(self, x):
+        return [module(x) for module in self.children()]
+
+
+class Exported:
+    """A model in ONNX Runtime, from a module or from an exported program."""
+
+    def __init__(self, model, arguments=(), **options):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(model, arguments, dynamo=True, verbose=False, **options)
+        self.operators = Counter(node.op_type for node in program.model.graph)
+        self._session = onnxruntime.InferenceSession(
+            program.model_proto.SerializeToString(), providers=["CPUExecutionProvider"]
+        )
+
+    def __call__(self, *inputs):
+        names = [each.name for each in self._session.get_inputs()]
+        given = dict(zip(names, (x.numpy() for x in inputs), strict=True))
+        return list(map(torch.as_tensor, self._session.run(None, given)))
+
+
+def exported(model):
+    model.eval().requires_grad_(False)
+    return Exported(model, (torch.randn(SIZES[0]),), dynamic_shapes=(FREE,))
+
+
+def check(onnx, model, atol=1e-5):
+    for size in SIZES:
+        x = torch.randn(size)
+        for found, expected in zip(onnx(x), model(x), strict=True):
+            torch.testing.assert_close(found, expected, rtol=0, atol=atol)
+
+
+@pytest.mark.uninstrumented
+def test_layers_become_the_deformable_convolution_of_onnx():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
+    model = Beside(
+        deform=DeformConv2d(4, 6, 3, padding=1, groups=2, modulation=True, offset_groups=2),
+        even=DeformConv2d(4, 3, (2, 4), padding="same", dilation=(1, 2), bias=False),
+        radial=MetricConv2d(4, 4, (1, 3), stride=2, padding=1, dilation=(1, 2), metric_groups=2),
+        affine=MetricConv2d(4, 2, (1, 2), map="affine", head="log_euclidean", eps_omega=1),
+        converted=convert(network, "deform").model,
+    )
+    onnx = exported(stirred(model, 0.1))
+    assert onnx.operators["DeformConv"] == 5
+    assert not {"GatherElements", "GatherND", "GridSample"} & set(onnx.operators)
+    check(onnx, model)
+
+
+@pytest.mark.uninstrumented
+def test_other_paddings_become_elementary_operators():
+    torch.manual_seed(0)
+    modes = ("reflect", "circular")
+    model = Beside(**{mode: DeformConv2d(4, 3, (1, 2), padding_mode=mode) for mode in modes})
+    with torch.no_grad():
+        for layer in model.children():
+            layer.offset_conv.bias.uniform_(-20, 20)  # beyond the image, and beyond its images
+    onnx = exported(model)
+    assert "DeformConv" not in onnx.operators
+    check(onnx, model)
+
+
+@pytest.mark.uninstrumented
+def test_the_reference_backend_is_elementary_operators():
+    torch.manual_seed(0)
+    layer = Beside(layer=stirred(MetricConv2d(4, 4, (1, 2), eps_omega=1, metric_groups=2), 0.1))
+    with ops.use_backend("reference"):
+        onnx = exported(layer)
+    assert "DeformConv" not in onnx.operators
+    check(onnx, layer)
+
+
+@pytest.mark.uninstrumented
+def test_geodesic_layers():
+    torch.manual_seed(0)
+    layer = stirred(GeodesicConv2d(4, 3, (1, 2), padding=(0, 1), eps_omega=1, steps=1), 0.1).eval()
+    x = torch.randn(SIZES[0])
+    onnx = Exported(layer, (x,))  # of one size: many operators take long where sizes are unknown
+    assert onnx.operators["DeformConv"] == 1
+    torch.testing.assert_close(onnx(x)[0], layer(x), rtol=0, atol=1e-5)
+
+
+@pytest.mark.uninstrumented
+def test_a_metric_layer_is_a_few_dozen_operators():
+    torch.manual_seed(0)
+    layer = stirred(MetricConv2d(4, 4, 3, padding=1), 0.1).eval()
+    x = torch.randn(SIZES[0])
+    onnx = Exported(layer, (x,))
+    assert sum(onnx.operators.values()) < 90
+    torch.testing.assert_close(onnx(x)[0], layer(x), rtol=0, atol=1e-5)
+
+
+class Operators(nn.Module):
+    """The operators themselves, with all that they take as inputs."""
+
+    def forward(self, x, offset, M, omega, points, weight):
+        deformed = ops.deform_conv2d(x, offset, weight, padding=1)
+        radial = ops.metric_conv2d(x, M, omega, points, weight, padding=1)
+        affine = ops.metric_conv2d(x, M, omega, points, weight, padding=1, map="affine")
+        return deformed, radial, affine
+
+
+@pytest.mark.uninstrumented
+def test_a_program_of_operators_decomposed():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 4, 5, 6, generator=generator, dtype=torch.float64)
+    offset = 3 * torch.randn(2, 18, 5, 6, generator=generator, dtype=torch.float64)
+    # Samples at NaN or infinity, and those too far for an integer, are zero.
+    offset.view(-1)[::7] = torch.tensor([np.nan, np.inf, -np.inf, 1e300, 1e10]).repeat(31)[:155]
+    root = torch.eye(2) + 0.3 * torch.randn(2, 5, 6, 2, 2, generator=generator, dtype=torch.float64)
+    M = root @ root.mT + 0.1 * torch.eye(2)
+    omega = 0.1 * torch.randn(2, 5, 6, 2, generator=generator, dtype=torch.float64)
+    points = torch.randn(9, 2, generator=generator, dtype=torch.float64)
+    points[4] = 0
+    weight = torch.randn(4, 2, 3, 3, generator=generator, dtype=torch.float64)
+    inputs = x, offset, M, omega, points, weight
+    program = torch.export.export(Operators(), inputs)
+    onnx = Exported(finslerconv.onnx.decompose(program))
+    assert onnx.operators["DeformConv"] == 3
+    for found, expected in zip(onnx(*inputs), Operators()(*inputs), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.uninstrumented
+def test_what_cannot_be_decomposed_says_what_to_do():
+    with pytest.raises(TypeError, match=r"program: expected a torch\.export\.ExportedProgram, got"):
+        finslerconv.onnx.decompose(DeformConv2d(4, 4, 3))
+    program = torch.export.export(GeodesicConv2d(4, 4, 2), (torch.randn(SIZES[0]),))
+    with pytest.raises(ValueError, match=r"finslerconv\.geodesic_rays.*the module itself"):
+        finslerconv.onnx.decompose(program)
