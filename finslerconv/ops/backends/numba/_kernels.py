@@ -244,7 +244,7 @@ def forward(plan, begin, end, image_data, field, omega, head, points, centre, di
     sums = np.empty(tile * panels * wide, kind)
     sums_line = np.uint64(panels * wide)
     spare = np.empty(_SPARE_ROWS * wide, kind)
-    metric = np.empty(6 * LINE, kind)
+    matrices, metric = np.empty(6 * LINE, kind), np.empty(6 * LINE, kind)
     work = np.zeros(LINES * LINE)
     y, x = np.empty(tile, kind), np.empty(tile, kind)
     centre_y, centre_x = np.empty(tile, kind), np.empty(tile, kind)
@@ -269,8 +269,8 @@ def forward(plan, begin, end, image_data, field, omega, head, points, centre, di
                     if sample_group != placed_group or first != placed_first:
                         place(
                             plan, field, omega, head, points, dilation, mask, image, sample_group,
-                            pixel, count, first, last, centre_y, centre_x, metric, work, y, x,
-                            rows, across, shares, False, corner, weight,
+                            pixel, count, first, last, centre_y, centre_x, matrices, metric, work,
+                            y, x, rows, across, shares, False, corner, weight,
                         )  # fmt: skip
                         placed_group, placed_first = sample_group, first
                     shift = base * plan.channels + channel
@@ -332,8 +332,8 @@ def backward(plan, begin, end, image_data, g_out, g_out_channels_last, field, om
     slope = np.zeros((tile + _SPARE_ROWS) * out_line, kind)
     slope_line = np.uint64(out_line)
     spare = np.empty(_SPARE_ROWS * max(wide, out_wide), kind)
-    metric, other = np.empty(6 * LINE, kind), np.empty(6 * LINE, kind)
-    totals = np.empty(6 * LINE, kind)
+    matrices, metric = np.empty(6 * LINE, kind), np.empty(6 * LINE, kind)
+    totals, spare_lines = np.empty(6 * LINE, kind), np.empty(4 * LINE, kind)
     work = np.zeros(LINES * LINE)
     y, x = np.empty(tile, kind), np.empty(tile, kind)
     centre_y, centre_x = np.empty(tile, kind), np.empty(tile, kind)
@@ -384,8 +384,8 @@ def backward(plan, begin, end, image_data, g_out, g_out_channels_last, field, om
                     if sample_group != placed_group or first != placed_first:
                         place(
                             plan, field, omega, head, points, dilation, mask, image, sample_group,
-                            pixel, count, first, last, centre_y, centre_x, metric, work, y, x,
-                            rows, across, shares, True, corner, weight,
+                            pixel, count, first, last, centre_y, centre_x, matrices, metric, work,
+                            y, x, rows, across, shares, True, corner, weight,
                         )  # fmt: skip
                         placed_group, placed_first = sample_group, first
                     shift = base * plan.channels + channel
@@ -409,13 +409,13 @@ def backward(plan, begin, end, image_data, g_out, g_out_channels_last, field, om
                         if needs_field:
                             blend_backward(
                                 plan, products, shares, tap - first, mask, factors, count, g_y,
-                                g_x, g_factor, other,
+                                g_x, g_factor, spare_lines,
                             )  # fmt: skip
                     if needs_field:
                         place_backward(
-                            plan, field, omega, head, points, dilation, image, sample_group,
-                            pixel, count, first, last, totals, metric, other, work, g_y, g_x,
-                            g_factor, g_field, g_omega, g_mask,
+                            plan, head, points, dilation, image, sample_group, pixel, count, first,
+                            last, totals, matrices, metric, work, g_y, g_x, g_factor, g_field,
+                            g_omega, g_mask,
                         )  # fmt: skip
                     channel += length
                 if needs_weight:

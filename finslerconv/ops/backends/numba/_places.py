@@ -122,13 +122,10 @@ def _locate(position, other, count, size, mode, near_pixel, shares, at):
 
 @jit
 @no_type_check
-def _ellipses(metric, count):
-    """Put the centre ``W`` and the root ``R`` of the ball's ellipse in the place of M and omega.
-
-    The affine map is ``W + R g``.
-    """
+def _ellipses(matrices, metric, count):
+    """Write the centre ``W`` and the root ``R`` of the ball's ellipse: the affine map W + R g."""
     for p in range(count):
-        m00, m01, m10, m11, w0, w1 = _six(metric, p)
+        m00, m01, m10, m11, w0, w1 = _six(matrices, p)
         det = m00 * m11 - m01 * m10
         i00, i01, i10, i11 = m11 / det, -m01 / det, -m10 / det, m00 / det
         a0 = i00 * w0 + i01 * w1
@@ -214,9 +211,11 @@ def _ellipses_backward(metric, g, count):
 @jit
 @no_type_check
 def place(plan, field, omega, head, points, dilation, mask, image, group, pixel, count, first, last,
-          centre_y, centre_x, metric, work, y, x, rows, columns, shares, keep, corner,
+          centre_y, centre_x, matrices, metric, work, y, x, rows, columns, shares, keep, corner,
           weight):  # fmt: skip
     """Place the taps ``first`` to ``last`` of the pixels of a tile.
+
+    ``matrices`` takes M and omega, ``metric`` what the map is made of: the same for the radial one.
 
     For each tap ``corner`` takes four lines, where the four pixels of each sample begin in the
     image, and ``weight`` their weights; ``shares`` takes eight (``keep``), or the same eight for
@@ -226,9 +225,11 @@ def place(plan, field, omega, head, points, dilation, mask, image, group, pixel,
     zero = y.dtype.type(0)
     at = image * plan.sample_groups + group
     if plan.kind != OFFSETS:
-        read_metrics(plan, field, omega, head, at, pixel, count, metric, work)
+        read_metrics(plan, field, omega, head, at, pixel, count, matrices, work)
     if plan.kind == AFFINE:
-        _ellipses(metric, count)
+        _ellipses(matrices, metric, count)
+    elif plan.kind == RADIAL:
+        metric[:] = matrices
     channels = np.int32(plan.channels)
     row_size = np.int32(plan.channels * plan.width)
     n = np.uint64(count)
@@ -336,10 +337,13 @@ def blend_backward(plan, products, shares, tap, mask, factors, count, g_y, g_x, 
 
 @jit
 @no_type_check
-def place_backward(plan, field, omega, head, points, dilation, image, group, pixel, count, first,
-                   last, totals, metric, other, work, g_y, g_x, g_mask, g_field, g_omega,
+def place_backward(plan, head, points, dilation, image, group, pixel, count, first, last, totals,
+                   matrices, metric, work, g_y, g_x, g_mask, g_field, g_omega,
                    g_factors):  # fmt: skip
-    """Add what the gradients of a chunk's positions and factors give to the arguments."""
+    """Add what the gradients of a chunk's positions and factors give to the arguments.
+
+    ``matrices``, ``metric`` and ``work`` are as :func:`place` has left them.
+    """
     pixels = plan.out_height * plan.out_width
     at = image * plan.sample_groups + group
     if plan.has_mask:
@@ -397,6 +401,5 @@ def place_backward(plan, field, omega, head, points, dilation, image, group, pix
         for p in range(n):
             totals[_2 + p] = totals[_1 + p]
     if plan.kind == AFFINE:
-        read_metrics(plan, field, omega, head, at, pixel, count, other, work)
-        _ellipses_backward(other, totals, count)
-    add_metric_gradients(plan, field, head, at, pixel, count, totals, work, g_field, g_omega)
+        _ellipses_backward(matrices, totals, count)
+    add_metric_gradients(plan, head, at, pixel, count, totals, work, g_field, g_omega)
