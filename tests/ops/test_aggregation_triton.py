@@ -135,6 +135,7 @@ def empty(*shape, dtype=FLOAT):
 @pytest.mark.parametrize("case", FEW, ids=lambda c: "-".join(map(str, c)))
 def test_compiles_to_what_is_fast(case, tmp_path, monkeypatch):
     import compiled_kernels as static
+
     from finslerconv.ops.backends.triton import TritonBackend
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
@@ -170,6 +171,7 @@ def test_compiles_to_what_is_fast(case, tmp_path, monkeypatch):
 @compiled
 def test_large_tensors_have_wide_offsets(tmp_path, monkeypatch):
     import compiled_kernels as static
+
     from finslerconv.ops.backends.triton import TritonBackend
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
