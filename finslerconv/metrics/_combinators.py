@@ -1,5 +1,6 @@
 """Metrics made of metrics: scaled, reversed, symmetrised, dual, pulled back, sums and maxima."""
 
+import math
 import sys
 from collections.abc import Callable
 from typing import Any, final
@@ -23,6 +24,7 @@ from finslerconv._linalg import batch_index, det, dot, inverse, matvec
 from finslerconv._norms import norm_off_zero
 from finslerconv.metrics._base import FinslerMetric, RandersForm
 from finslerconv.metrics._euclidean import Euclidean
+from finslerconv.metrics._one_form import check_all
 
 
 @final
@@ -51,8 +53,8 @@ class Scaled(FinslerMetric):
     --------
     >>> import numpy as np
     >>> from finslerconv.metrics import Euclidean
-    >>> (2.0 * Euclidean()).norm(np.array([3.0, 4.0]))
-    np.float64(10.0)
+    >>> float((2.0 * Euclidean()).norm(np.array([3.0, 4.0])))
+    10.0
     """
 
     def __init__(
@@ -139,19 +141,11 @@ class Scaled(FinslerMetric):
 
     def _check_factor(self) -> None:
         if _is_scalar(self.factor):
-            good, values = 0 < self.factor < float("inf"), self.factor
-            if not good:
-                raise ValueError(f"factor: expected a positive finite number, got {values!r}")
-        elif has_values(self.factor):
-            xp = namespace(self.factor)
-            bad = ~((self.factor > 0) & xp.isfinite(self.factor))
-            if bool(xp.any(bad)):
-                index = first_index(bad)
-                where = f" at index {index}" if index else ""
-                raise ValueError(
-                    f"factor: expected positive finite numbers, got "
-                    f"{float(self.factor[index]):.6g}{where}"
-                )
+            if not 0 < self.factor < math.inf:
+                raise ValueError(f"factor: expected a positive finite number, got {self.factor!r}")
+        else:
+            good = (self.factor > 0) & namespace(self.factor).isfinite(self.factor)
+            check_all("factor", good, self.factor, "positive finite numbers")
 
 
 class _OfOne(FinslerMetric):
@@ -203,8 +197,8 @@ class Reversed(_OfOne):
     >>> import numpy as np
     >>> from finslerconv.metrics import AlphaBeta, Reversed
     >>> square = AlphaBeta(lambda s: (1 + s) ** 2, np.eye(2), np.array([0.0, 0.5]))
-    >>> Reversed(square).norm(np.array([0.0, -1.0]))
-    np.float64(2.25)
+    >>> float(Reversed(square).norm(np.array([0.0, -1.0])))
+    2.25
     """
 
     def norm(self, v: Float[Array, "*_ d"]) -> Float[Array, "..."]:
@@ -298,8 +292,8 @@ class Dual(_OfOne):
     >>> import numpy as np
     >>> from finslerconv.metrics import CallableMetric, Dual
     >>> taxicab = CallableMetric(lambda v: np.abs(v).sum(-1))
-    >>> Dual(taxicab).norm(np.array([3.0, -4.0])).round(12)
-    np.float64(4.0)
+    >>> float(Dual(taxicab).norm(np.array([3.0, -4.0])).round(12))
+    4.0
     >>> Dual(taxicab).dual() is taxicab
     True
     """
@@ -433,8 +427,8 @@ class Sum(_OfMany):
     --------
     >>> import numpy as np
     >>> from finslerconv.metrics import Euclidean, PNorm
-    >>> (Euclidean() + PNorm(1.0, np.ones(2))).norm(np.array([3.0, -4.0]))
-    np.float64(12.0)
+    >>> float((Euclidean() + PNorm(1.0, np.ones(2))).norm(np.array([3.0, -4.0])))
+    12.0
     """
 
     def norm(self, v: Float[Array, "*_ d"]) -> Float[Array, "..."]:

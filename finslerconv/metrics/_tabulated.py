@@ -102,8 +102,8 @@ class Tabulated(FinslerMetric):
         >>> import numpy as np
         >>> from finslerconv.metrics import CallableMetric, Tabulated
         >>> taxicab = CallableMetric(lambda v: np.abs(v).sum(-1))
-        >>> Tabulated.of(taxicab).norm(np.array([3.0, 4.0])).round(12)
-        np.float64(7.0)
+        >>> float(Tabulated.of(taxicab).norm(np.array([3.0, 4.0])).round(12))
+        7.0
         """
         if metric.dim != 2:
             raise ValueError(

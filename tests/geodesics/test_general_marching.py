@@ -26,8 +26,11 @@ from finslerconv.metrics import (
     CallableMetric,
     Kropina,
     Matsumoto,
+    Maximum,
     PNorm,
     Randers,
+    Riemannian,
+    Sum,
     Tabulated,
 )
 
@@ -327,6 +330,23 @@ def test_kinds_batches_masks_and_radius():
     assert np.isfinite(cut[:, :8]).all()
     curve = distance(field, Curve(np.array([[0.0, 0.0], [11.0, 0.0]])))
     assert (curve[:, 0] == 0).all()
+
+
+@pytest.mark.parametrize("combine", [Sum, Maximum])
+def test_fields_of_combined_metrics_change_their_kind(combine):
+    """The arrays are those of the parts."""
+    grid = (5, 4)
+    M = np.broadcast_to(np.eye(2), (*grid, 2, 2)) * np.arange(1.0, 6.0)[:, None, None, None]
+    part = Matsumoto(M, np.full((*grid, 2), 0.1))
+    field = GridMetric(combine(part, Riemannian(2 * np.eye(2))))
+    x, v = np.array([1.5, 2.25]), np.array([1.0, -2.0])
+    expected = field.at(x).norm(v)
+    found = field.torch().at(torch.from_numpy(x)).norm(torch.from_numpy(v))
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-14)
+    live = torch.from_numpy(M.copy()).requires_grad_()
+    recording = GridMetric(combine(Matsumoto(live, torch.full((*grid, 2), 0.1).double())))
+    assert distance(recording, (2, 2)).requires_grad
+    assert not distance(recording.detach(), (2, 2)).requires_grad
 
 
 def test_fields_are_read_between_nodes_by_their_energies():

@@ -16,10 +16,11 @@ from finslerconv.metrics import CallableMetric, FinslerMetric
 def arrays_of(metric: FinslerMetric) -> Iterator[Array]:
     """Yield the arrays that a metric holds, and those of metrics that it holds."""
     for value in vars(metric).values():
-        if is_numpy(value) or is_tensor(value):
-            yield value
-        elif isinstance(value, FinslerMetric):
-            yield from arrays_of(value)
+        for part in value if isinstance(value, tuple) else (value,):
+            if is_numpy(part) or is_tensor(part):
+                yield part
+            elif isinstance(part, FinslerMetric):
+                yield from arrays_of(part)
 
 
 def with_arrays(metric: FinslerMetric, convert: Callable[[Array], Array]) -> FinslerMetric:
@@ -38,12 +39,17 @@ def with_arrays(metric: FinslerMetric, convert: Callable[[Array], Array]) -> Fin
             return as_kind_of(lengths.to(as_tensor("v", v)), v)
 
         return CallableMetric(norm, metric.dim, like=like)
+
+    def converted(value: Any) -> Any:
+        if is_numpy(value) or is_tensor(value):
+            return convert(value)
+        if isinstance(value, FinslerMetric):
+            return with_arrays(value, convert)
+        return tuple(map(converted, value)) if type(value) is tuple else value
+
     made = copy.copy(metric)
     for name, value in vars(metric).items():
-        if is_numpy(value) or is_tensor(value):
-            setattr(made, name, convert(value))
-        elif isinstance(value, FinslerMetric):
-            setattr(made, name, with_arrays(value, convert))
+        setattr(made, name, converted(value))
     return made
 
 
