@@ -229,7 +229,8 @@ def place(plan, field, omega, head, points, dilation, mask, image, group, pixel,
     if plan.kind == AFFINE:
         _ellipses(matrices, metric, count)
     elif plan.kind == RADIAL:
-        metric[:] = matrices
+        for p in range(len(metric)):  # a slice would compile the message of an unequal length
+            metric[p] = matrices[p]
     channels = np.int32(plan.channels)
     row_size = np.int32(plan.channels * plan.width)
     n = np.uint64(count)
