@@ -18,6 +18,7 @@ from finslerconv._compiled import entry, inlined, jit
 from finslerconv.ops.backends.numba import _simd as simd
 from finslerconv.ops.backends.numba._metrics import LINE, LINES
 from finslerconv.ops.backends.numba._places import (
+    RADIAL,
     blend_backward,
     centres,
     place,
@@ -244,7 +245,8 @@ def forward(plan, begin, end, image_data, field, omega, head, points, centre, di
     sums = np.empty(tile * panels * wide, kind)
     sums_line = np.uint64(panels * wide)
     spare = np.empty(_SPARE_ROWS * wide, kind)
-    matrices, metric = np.empty(6 * LINE, kind), np.empty(6 * LINE, kind)
+    matrices = np.empty(6 * LINE, kind)
+    metric = matrices if plan.kind == RADIAL else np.empty(6 * LINE, kind)
     work = np.zeros(LINES * LINE)
     y, x = np.empty(tile, kind), np.empty(tile, kind)
     centre_y, centre_x = np.empty(tile, kind), np.empty(tile, kind)
@@ -332,7 +334,8 @@ def backward(plan, begin, end, image_data, g_out, g_out_channels_last, field, om
     slope = np.zeros((tile + _SPARE_ROWS) * out_line, kind)
     slope_line = np.uint64(out_line)
     spare = np.empty(_SPARE_ROWS * max(wide, out_wide), kind)
-    matrices, metric = np.empty(6 * LINE, kind), np.empty(6 * LINE, kind)
+    matrices = np.empty(6 * LINE, kind)
+    metric = matrices if plan.kind == RADIAL else np.empty(6 * LINE, kind)
     totals, spare_lines = np.empty(6 * LINE, kind), np.empty(4 * LINE, kind)
     work = np.zeros(LINES * LINE)
     y, x = np.empty(tile, kind), np.empty(tile, kind)

@@ -215,7 +215,8 @@ def place(plan, field, omega, head, points, dilation, mask, image, group, pixel,
           weight):  # fmt: skip
     """Place the taps ``first`` to ``last`` of the pixels of a tile.
 
-    ``matrices`` takes M and omega, ``metric`` what the map is made of: the same for the radial one.
+    ``matrices`` takes M and omega, ``metric`` what the map is made of (for the radial one the same
+    array).
 
     For each tap ``corner`` takes four lines, where the four pixels of each sample begin in the
     image, and ``weight`` their weights; ``shares`` takes eight (``keep``), or the same eight for
@@ -228,9 +229,6 @@ def place(plan, field, omega, head, points, dilation, mask, image, group, pixel,
         read_metrics(plan, field, omega, head, at, pixel, count, matrices, work)
     if plan.kind == AFFINE:
         _ellipses(matrices, metric, count)
-    elif plan.kind == RADIAL:
-        for p in range(len(metric)):  # a slice would compile the message of an unequal length
-            metric[p] = matrices[p]
     channels = np.int32(plan.channels)
     row_size = np.int32(plan.channels * plan.width)
     n = np.uint64(count)
