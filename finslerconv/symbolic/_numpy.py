@@ -87,7 +87,7 @@ def _entries(part: Any) -> list[sympy.Expr]:
 
 def _shape(part: Any) -> tuple[int, ...]:
     if isinstance(part, sympy.NDimArray):
-        return tuple(part.shape)
+        return tuple(map(int, part.shape))  # of a nested list sympy counts in its own integers
     if not isinstance(part, sympy.MatrixBase):
         return ()
     return (part.rows,) if part.cols == 1 else part.shape

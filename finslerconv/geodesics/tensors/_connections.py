@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from finslerconv._arrays import Array
 from finslerconv._linalg import inverse
 from finslerconv._norms import along_axes, linearized
 from finslerconv.geodesics.fields import MetricField, Positions, as_kind_of
@@ -17,7 +18,7 @@ from finslerconv.geodesics.tensors._arguments import read_tangents
 from finslerconv.geodesics.tensors._spray import coefficients
 
 
-def nonlinear_connection(field: MetricField, x: Positions, v: Positions) -> Float[Tensor, "*_ d d"]:
+def nonlinear_connection(field: MetricField, x: Positions, v: Positions) -> Float[Array, "*_ d d"]:
     r"""Return the nonlinear connection ``N^i_j = dG^i / dv^j``.
 
     A vector ``u`` is parallel along a geodesic ``x(t)`` if ``u' = -N(x, x') u``.
@@ -41,7 +42,7 @@ def nonlinear_connection(field: MetricField, x: Positions, v: Positions) -> Floa
     return as_kind_of(nonlinear_connection_at(field, x)(x, v), kind)
 
 
-def berwald_connection(field: MetricField, x: Positions, v: Positions) -> Float[Tensor, "*_ d d d"]:
+def berwald_connection(field: MetricField, x: Positions, v: Positions) -> Float[Array, "*_ d d d"]:
     r"""Return the Berwald connection ``G^i_jk = d^2 G^i / dv^j dv^k``.
 
     It does not depend on ``v`` exactly if the metric is a Berwald metric: of a Randers metric, if
@@ -68,7 +69,7 @@ def berwald_connection(field: MetricField, x: Positions, v: Positions) -> Float[
     return as_kind_of(along_axes(lambda v: N(x, v))(v), kind)
 
 
-def chern_connection(field: MetricField, x: Positions, v: Positions) -> Float[Tensor, "*_ d d d"]:
+def chern_connection(field: MetricField, x: Positions, v: Positions) -> Float[Array, "*_ d d d"]:
     r"""Return the Chern (Rund) connection, torsion-free and horizontally metric.
 
     .. math:: \Gamma^i_{jk} = \tfrac12 g^{il}

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from finslerconv._arrays import first_index
+from finslerconv._arrays import Array, first_index
 from finslerconv._linalg import dot, matvec
 from finslerconv._norms import along_axes, linearized
 from finslerconv._transforms import is_mapped
@@ -20,7 +20,7 @@ from finslerconv.geodesics.tensors._spray import coefficients
 from finslerconv.metrics import Volume
 
 
-def riemann_curvature(field: MetricField, x: Positions, v: Positions) -> Float[Tensor, "*_ d d"]:
+def riemann_curvature(field: MetricField, x: Positions, v: Positions) -> Float[Array, "*_ d d"]:
     r"""Return the Riemann curvature ``R^i_k`` in the direction ``v``.
 
     .. math:: R^i_k = 2 \frac{\partial G^i}{\partial x^k}
@@ -50,7 +50,7 @@ def riemann_curvature(field: MetricField, x: Positions, v: Positions) -> Float[T
     return as_kind_of(_riemann(field, x, v), kind)
 
 
-def ricci(field: MetricField, x: Positions, v: Positions) -> Float[Tensor, "..."]:
+def ricci(field: MetricField, x: Positions, v: Positions) -> Float[Array, "..."]:
     r"""Return the Ricci curvature ``Ric(v) = R^i_i``, the trace of :func:`riemann_curvature`.
 
     It is ``F(v)^2`` times the sum of the flag curvatures of ``d - 1`` flags that are orthogonal for
@@ -78,7 +78,7 @@ def ricci(field: MetricField, x: Positions, v: Positions) -> Float[Tensor, "..."
 
 def flag_curvature(
     field: MetricField, x: Positions, pole: Positions, flag: Positions
-) -> Float[Tensor, "..."]:
+) -> Float[Array, "..."]:
     r"""Return the flag curvature ``K(pole, flag)``, of a plane with one of its vectors.
 
     .. math:: K(v, w) = \frac{g_v(R_v w, w)}{g_v(v, v)\, g_v(w, w) - g_v(v, w)^2}
@@ -138,7 +138,7 @@ def s_curvature(
     x: Positions,
     v: Positions,
     volume: Volume | Callable[[Tensor], Tensor] = "busemann_hausdorff",
-) -> Float[Tensor, "..."]:
+) -> Float[Array, "..."]:
     r"""Return Shen's S-curvature: the rate of the distortion along the geodesic of ``v``.
 
     .. math:: S(x, v) = \frac{\mathrm d}{\mathrm dt} \ln \frac{\sqrt{\det g_{\dot x}}}{\sigma(x)}

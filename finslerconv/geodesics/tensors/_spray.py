@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from finslerconv._arrays import Array
 from finslerconv._linalg import dot, matvec, outer, solve
 from finslerconv.geodesics.fields import MetricField, Positions, as_kind_of
 from finslerconv.geodesics.tensors._arguments import read_tangents
@@ -33,7 +34,7 @@ Motion = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 _UNSOLVED = 0.25
 
 
-def spray(field: MetricField, x: Positions, v: Positions) -> Float[Tensor, "*_ d"]:
+def spray(field: MetricField, x: Positions, v: Positions) -> Float[Array, "*_ d"]:
     r"""Return the spray coefficients ``G(x, v)``: geodesics are the curves ``x'' = -2 G(x, x')``.
 
     Parameters
