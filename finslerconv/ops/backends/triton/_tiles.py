@@ -75,6 +75,10 @@ for _kernel in ("forward_depthwise", "backward_samples_depthwise", "backward_wei
         "double": (Tile(16, 16, 0, 128, 255),),
     }
 
+# A sample of a volume has twice the corners, whose addresses take registers.
+for _kernel in ("forward", "backward_samples", "backward_weight"):
+    TILES[f"{_kernel}_volume"] = dict(TILES[_kernel])
+
 _fastest: dict[Any, Tile] = {}
 
 
