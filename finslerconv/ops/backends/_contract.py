@@ -146,7 +146,7 @@ class Convolution:
         if kind == "offsets":
             shape = (self.sample_groups, self.geometry.n_taps, self.dims)
             offsets = field.to(self.positions.dtype)
-            offsets = offsets.unflatten(1, shape)  # type: ignore[no-untyped-call]
+            offsets = offsets.unflatten(1, shape)
             return offsets + self._everywhere(self.points)
         metrics = self.positions.with_metrics()
         positions = in_balls(
@@ -286,15 +286,14 @@ class ConvBackend(abc.ABC):
             return found
         assert found.field is not None
         where = conv.positions
+
+        def offsets(metrics: Sequence[Any]) -> Tensor:
+            field, omega = metrics
+            given = replace(conv, positions=replace(where, field=field, omega=omega))
+            return given.with_offsets().positions.field
+
         field, omega = differentiate(
-            lambda tensors: (
-                replace(conv, positions=replace(where, field=tensors[0], omega=tensors[1]))
-                .with_offsets()
-                .positions.field
-            ),
-            (where.field, where.omega),
-            (True, where.omega is not None),
-            found.field,
+            offsets, (where.field, where.omega), (True, where.omega is not None), found.field
         )
         return found._replace(field=field, omega=omega)
 
