@@ -161,3 +161,33 @@ def test_what_cannot_be_decomposed_says_what_to_do():
     program = torch.export.export(GeodesicConv2d(4, 4, 2), (torch.randn(SIZES[0]),))
     with pytest.raises(ValueError, match=r"finslerconv\.geodesic_rays.*the module itself"):
         finslerconv.onnx.decompose(program)
+
+
+class Signals(nn.Module):
+    def forward(self, x, offset, M, omega, points, weight):
+        first = ops.deform_conv1d(x, offset, weight, padding=1)
+        return first, ops.metric_conv1d(x, M, omega, points, weight, padding=1, map="affine")
+
+
+class Volumes(nn.Module):
+    def forward(self, x, offset, M, omega, points, weight):
+        first = ops.deform_conv3d(x, offset, weight, padding=1)
+        return first, ops.metric_conv3d(x, M, omega, points, weight, padding=1)
+
+
+@pytest.mark.uninstrumented
+@pytest.mark.parametrize(("model", "size"), [(Signals(), (9,)), (Volumes(), (3, 4, 3))], ids=str)
+def test_signals_and_volumes(model, size):
+    torch.manual_seed(0)
+    dims = len(size)
+    taps = 3**dims
+    arguments = (
+        torch.randn(2, 3, *size), torch.randn(2, dims * taps, *size),
+        torch.eye(dims).expand(2, *size, dims, dims), 0.3 * torch.rand(2, *size, dims),
+        2 * torch.rand(taps, dims) - 1, torch.randn(4, 3, *(3,) * dims),
+    )  # fmt: skip
+    onnx = Exported(model, arguments)
+    # A signal is an image of one row; for volumes there is no such operator.
+    assert onnx.operators["DeformConv"] == (2 if dims == 1 else 0)
+    for found, expected in zip(onnx(*arguments), model(*arguments), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
