@@ -230,7 +230,7 @@ def _torchvisions(
 
 def _ours(*arguments: Any) -> _Call | None:
     conv = convolution_of(*arguments)
-    if conv.positions.kind != "offsets":
+    if conv.positions.kind != "offsets" or conv.dims != 2:
         return None
     size = (conv.input.shape[-2], conv.input.shape[-1])
     return _Call(size, conv.geometry, conv.positions.field, conv.mask, conv.weight)
@@ -238,7 +238,7 @@ def _ours(*arguments: Any) -> _Call | None:
 
 _OPERATORS: dict[str, Callable[..., _Call | None]] = {
     "torchvision.deform_conv2d.default": _torchvisions,
-    "finslerconv.sampled_conv2d.default": _ours,
+    "finslerconv.sampled_conv.default": _ours,
 }
 
 

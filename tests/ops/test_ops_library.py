@@ -24,7 +24,7 @@ def operator(case, tensors):
     input, where, omega, weight, bias, mask = tensors
     points = None if case.kind == "offsets" else case.points
     geometry = case.geometry
-    return torch.ops.finslerconv.sampled_conv2d, (
+    return torch.ops.finslerconv.sampled_conv, (
         input, where, omega, points, weight, bias, mask, case.kind, geometry.stride,
         geometry.padding_before, geometry.padding_after, geometry.dilation, case.padding_mode,
         "", (), "auto",
@@ -40,7 +40,7 @@ def test_opcheck():
         # Second derivatives go through the reference, whose tracing takes minutes and says nothing
         # about the operator: gradgradcheck is their test.
         _, plain = operator(case, case.tensors())
-        backward = torch.ops.finslerconv.sampled_conv2d_backward
+        backward = torch.ops.finslerconv.sampled_conv_backward
         grad = torch.randn_like(op(*plain))
         torch.library.opcheck(backward, (grad, *plain, [True, True, True]))
 
@@ -106,7 +106,7 @@ def test_compiled_code_notices_another_choice():
     for backend in ("auto", "reference"):
         with ops.use_backend(backend), profile() as found:
             compiled(*tensors)
-        calls.append(any("finslerconv::sampled_conv2d" in e.name for e in found.events()))
+        calls.append(any("finslerconv::sampled_conv" in e.name for e in found.events()))
     assert calls == [True, False]
 
 
@@ -122,7 +122,7 @@ def test_exports_as_one_operator():
     tensors, expected = tuple(case.tensors()), case(*case.tensors())
     program = torch.export.export(Layer(), tensors)
     called = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
-    assert "finslerconv.sampled_conv2d.default" in called
+    assert "finslerconv.sampled_conv.default" in called
     torch.testing.assert_close(program.module()(*tensors), expected)
 
 
@@ -198,7 +198,7 @@ def test_backends_are_chosen_by_context_and_call():
         with ops.use_backend("numba"):
             assert ops.current_backend() == "numba"
             output = Case()(*live(Case()))
-            assert "finslerconv_sampled_conv2d" in type(output.grad_fn).__name__
+            assert "finslerconv_sampled_conv" in type(output.grad_fn).__name__
         assert ops.current_backend() == "reference"
     ops.use_backend("reference")
     assert ops.current_backend() == "reference"
