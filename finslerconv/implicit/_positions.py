@@ -14,6 +14,7 @@ from finslerconv._models import torchvision_deform
 from finslerconv.balls import ReferenceSet, lattice
 from finslerconv.metrics import Randers, Riemannian
 from finslerconv.nn import (
+    AdaptiveConv,
     DeformConv2d,
     GeodesicConv2d,
     GivenOffsetConv2d,
@@ -243,6 +244,12 @@ def kernel_positions(layer: nn.Module, x: Tensor | Sequence[Any]) -> KernelPosit
     tensor([-2., -2.])
     """
     reader = reader_of(layer)
+    if reader is None and is_no_image_layer(layer):
+        raise TypeError(
+            f"layer: {type(layer).__name__} is over {layer.dims} axes, and implicit metrics are "
+            "read from layers for images, over two; layer.positions(x) returns its samples, and "
+            "layer.metric(x) the metrics of a metric convolution"
+        )
     if reader is None:
         raise TypeError(
             f"layer: {type(layer).__name__} is not known; find_adaptive_layers(model, x) finds the "
@@ -262,6 +269,8 @@ def reader_of(layer: nn.Module) -> Reader | None:
     for kind in type(layer).__mro__:
         if kind in _readers:
             return _readers[kind]
+    if is_no_image_layer(layer):
+        return None
     if isinstance(layer, Positioned):
         return _read_positioned
     if isinstance(layer, nn.Conv2d) and (density_of(layer) is not None or _runs(layer, nn.Conv2d)):
@@ -277,6 +286,11 @@ def reader_of(layer: nn.Module) -> Reader | None:
     torchvisions = torchvision_deform(layer)
     own = torchvisions is not None and _runs(layer, torchvisions)
     return _read_deformable if named or own else None
+
+
+def is_no_image_layer(layer: nn.Module) -> bool:
+    """Return whether a layer is one of this library's for sequences or volumes."""
+    return isinstance(layer, AdaptiveConv) and layer.dims != 2
 
 
 def deformable_positions(
