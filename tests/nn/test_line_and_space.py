@@ -422,6 +422,15 @@ def test_what_has_no_form_on_a_line_or_in_space_is_left_alone():
     assert [row.name for row in report.converted] == ["2"]
 
 
+def test_an_object_as_head_is_for_one_dimension():
+    net = nn.ModuleList([nn.Conv2d(1, 1, 3), nn.Conv3d(1, 1, 3)])
+    head = Cholesky(eps_L=0.1, dim=3)
+    with pytest.raises(ValueError, match=r"of 2 x 2 matrices, got Cholesky.* \(at 0: Conv2d"):
+        convert(net, "metric", head=head)
+    converted, _ = convert(net, "metric", "1", head=head)
+    assert converted[1].head.parametrization is head
+
+
 def test_a_constant_modulation_is_multiplied_into_the_weights():
     layer = MetricConv3d(2, 3, (1, 2, 3), modulation=True, metric_groups=2).double()
     with torch.no_grad():
