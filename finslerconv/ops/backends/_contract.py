@@ -271,6 +271,33 @@ class ConvBackend(abc.ABC):
         )
         return Gradients(*found)
 
+    def backward_of_offsets(
+        self,
+        grad: Float[Tensor, "batch out_channels *out_size"],
+        conv: Convolution,
+        needs: Needs,
+    ) -> Gradients:
+        """Return the gradients of a convolution of metrics from those of its offsets.
+
+        For backends whose kernels take offsets only.
+        """
+        found = self.backward(grad, conv.with_offsets(), needs)
+        if not needs.positions:
+            return found
+        assert found.field is not None
+        where = conv.positions
+        field, omega = differentiate(
+            lambda tensors: (
+                replace(conv, positions=replace(where, field=tensors[0], omega=tensors[1]))
+                .with_offsets()
+                .positions.field
+            ),
+            (where.field, where.omega),
+            (True, where.omega is not None),
+            found.field,
+        )
+        return found._replace(field=field, omega=omega)
+
 
 def promoted(dtype: torch.dtype, *tensors: Tensor | None) -> torch.dtype:
     """Return the dtype to which all are promoted; None does not count."""

@@ -4,6 +4,7 @@ How the work is cut depends on the shapes and on ``torch.get_num_threads()`` alo
 results are added up in a fixed order, so equal calls give equal bits.
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +14,14 @@ from torch import Tensor
 
 from finslerconv._memory import array_of
 from finslerconv._threads import run, share
-from finslerconv.ops.backends import ConvBackend, Convolution, Gradients, Needs, memory_format
+from finslerconv.ops.backends import (
+    ConvBackend,
+    Convolution,
+    Gradients,
+    Needs,
+    channels_last,
+    memory_format,
+)
 from finslerconv.ops.backends import _head_numbers as heads
 from finslerconv.ops.backends.numba import _kernels as kernels
 from finslerconv.ops.backends.numba import _places as places
@@ -58,7 +66,7 @@ class _Job:
 
     @property
     def pixels(self) -> int:
-        return self.plan.batch * self.plan.out_height * self.plan.out_width
+        return self.plan.batch * self.plan.out_pixels
 
     @property
     def work(self) -> int:
@@ -71,9 +79,11 @@ class NumbaBackend(NumbaAggregation, ConvBackend):
     """Kernels compiled by Numba, on the threads of PyTorch."""
 
     takes_channels = True
+    dims = (2, 3)
 
     def forward(self, conv: Convolution) -> Tensor:
         """Return the convolution."""
+        conv = conv.with_offsets() if conv.dims == 3 else conv
         input, weight, bias = conv.input, conv.weight, conv.bias
         layout = memory_format(input)
         out = torch.empty(
@@ -97,7 +107,7 @@ class NumbaBackend(NumbaAggregation, ConvBackend):
         if bias is not None:
             shift = _flat(bias, job.dtype)
         result = out if out.dtype == job.dtype else torch.empty_like(out, dtype=job.dtype)
-        last = layout == torch.channels_last
+        last = layout != torch.contiguous_format
         result_flat = _flat_pixels(result, last)
 
         def convolve(part: int) -> None:
@@ -112,6 +122,8 @@ class NumbaBackend(NumbaAggregation, ConvBackend):
 
     def backward(self, grad: Tensor, conv: Convolution, needs: Needs) -> Gradients:
         """Return the gradients that are needed."""
+        if conv.dims == 3 and conv.positions.kind != "offsets":
+            return self.backward_of_offsets(grad, conv, needs)
         input, weight = conv.input, conv.weight
         job = _job(conv)
         plan = job.plan
@@ -140,11 +152,11 @@ class NumbaBackend(NumbaAggregation, ConvBackend):
             kernels.pack_columns(plan, job.weight, packed, *share(groups * chunks, part, parts))
 
         job = _with_image(input, job, parts, pack)
-        slope_last = memory_format(grad) == torch.channels_last
+        slope_last = memory_format(grad) != torch.contiguous_format
         slope = _flat_pixels(grad.to(job.dtype), slope_last)
 
-        image_size = plan.channels * plan.height * plan.width
-        out_pixels = plan.out_height * plan.out_width
+        image_size = plan.channels * plan.pixels
+        out_pixels = plan.out_pixels
         ranges = [share(job.pixels, part, parts, simd.TILE_ROWS) for part in range(parts)]
         total = torch.zeros(plan.batch * image_size if needs.input else 0, dtype=job.dtype)
         total_flat = array_of(total)
@@ -194,7 +206,7 @@ def _job(conv: Convolution) -> _Job:
     weight, geometry, dtype = conv.weight, conv.geometry, conv.dtype
     formula = conv.positions.formula
     head, constraint = heads.codes(formula)
-    batch, channels, height, width = conv.input.shape
+    batch, channels, *size = conv.input.shape
     taps, groups = geometry.n_taps, conv.weight_groups
     lanes = simd.lanes(dtype.itemsize)
     line = weight.shape[1] * dtype.itemsize
@@ -205,17 +217,16 @@ def _job(conv: Convolution) -> _Job:
     chunk = _ceil(taps, _ceil(taps, chunk))
     plan = places.Plan(
         batch=batch,
-        height=height,
-        width=width,
+        size=tuple(size),
+        pixels=math.prod(size),
         channels=channels,
-        out_height=conv.out_size[0],
-        out_width=conv.out_size[1],
+        out_size=conv.out_size,
+        out_pixels=math.prod(conv.out_size),
         out_channels=weight.shape[0],
         taps=taps,
         sample_groups=conv.sample_groups,
         weight_groups=groups,
-        stride_y=geometry.stride[0],
-        stride_x=geometry.stride[1],
+        stride=geometry.stride,
         kind=_KINDS[conv.positions.kind],
         mode=_MODES[conv.padding_mode],
         has_omega=int(conv.positions.omega is not None or constraint > 0),
@@ -248,12 +259,12 @@ def _with_image(input: Tensor, job: _Job, parts: int, pack: Any) -> _Job:
     """Pack the weights and add the image, channels last; it is copied only if it is not so yet."""
     plan = job.plan
     tensor = input.detach().to(job.dtype)
-    if tensor.is_contiguous(memory_format=torch.channels_last):
+    if tensor.is_contiguous(memory_format=channels_last(tensor.ndim - 2)):
         run(pack, parts)
         return replace(job, image=_flat_pixels(tensor, True))
     source = array_of(tensor.contiguous()).reshape(-1)
     image = np.empty(source.size, source.dtype)
-    pixels = plan.height * plan.width
+    pixels = plan.pixels
 
     def prepare(part: int) -> None:
         begin, end = share(plan.batch * pixels, part, parts)
@@ -267,13 +278,12 @@ def _with_image(input: Tensor, job: _Job, parts: int, pack: Any) -> _Job:
 def _image_gradient(total: Tensor, input: Tensor, job: _Job, parts: int) -> Tensor:
     """Return the gradient, which comes channels last, in the layout and dtype of the input."""
     plan = job.plan
-    batch, channels, height, width = input.shape
-    if memory_format(input) == torch.channels_last or channels == 1:
-        gradient = total.reshape(batch, height, width, channels)
-        return gradient.permute(0, 3, 1, 2).to(input.dtype)
+    batch, channels, *size = input.shape
+    if memory_format(input) != torch.contiguous_format or channels == 1:
+        return total.reshape(batch, *size, channels).movedim(-1, 1).to(input.dtype)
     gradient = torch.empty(input.shape, dtype=job.dtype)
     source, flat = array_of(total), array_of(gradient).reshape(-1)
-    pixels = height * width
+    pixels = plan.pixels
 
     def turn(part: int) -> None:
         begin, end = share(plan.batch * pixels, part, parts)
@@ -305,7 +315,7 @@ def _flat(tensor: Tensor | None, dtype: torch.dtype) -> np.ndarray:
 
 def _flat_pixels(tensor: Tensor, last: bool) -> np.ndarray:
     if last:
-        return array_of(tensor.permute(0, 2, 3, 1)).reshape(-1)
+        return array_of(tensor.movedim(1, -1)).reshape(-1)
     return array_of(tensor.contiguous()).reshape(-1)
 
 

@@ -13,11 +13,13 @@ not depend on which thread runs it.
 from typing import no_type_check
 
 import numpy as np
+from numba.extending import overload
 
 from finslerconv._compiled import entry, jit
+from finslerconv.ops.backends.numba import _places as plane
 from finslerconv.ops.backends.numba import _simd as simd
+from finslerconv.ops.backends.numba import _volumes as volume
 from finslerconv.ops.backends.numba._metrics import LINE, LINES
-from finslerconv.ops.backends.numba._places import centres, place, place_backward
 
 _PRODUCT_4 = simd.product_tiles.get(4, simd.product_tiles[2])
 _PRODUCT_2 = simd.product_tiles[2]
@@ -29,6 +31,26 @@ _SPARE_ROWS = simd.TILE_ROWS
 
 # Products that are summed before they are added to the output.
 _BLOCK = 384
+
+
+@no_type_check
+def _of_dims(name):
+    """Return the function of that name for the plan's number of axes, its first argument's type."""
+
+    def function(plan, *arguments):
+        raise NotImplementedError("only compiled code calls it")
+
+    @overload(function, strict=False)
+    def choose(plan, *arguments):
+        dims = len(plan.types[plan.fields.index("size")])
+        chosen = getattr({2: plane, 3: volume}[dims], name)
+        return lambda plan, *arguments: chosen(plan, *arguments)
+
+    return function
+
+
+_centres, _place, _corners = _of_dims("centres"), _of_dims("place"), _of_dims("corners")
+_slope, _place_backward = _of_dims("slope"), _of_dims("place_backward")
 
 
 @jit
@@ -186,7 +208,7 @@ def forward(plan, begin, end, image_data, field, omega, head, points, centre, di
     """Convolve the pixels ``begin <= pixel of all images < end``."""
     kind = image_data.dtype
     tile, chunk, lanes = plan.tile, plan.chunk, plan.lanes
-    pixels = plan.out_height * plan.out_width
+    pixels = plan.out_pixels
     channels = plan.channels // plan.weight_groups
     outputs = plan.out_channels // plan.weight_groups
     sampled = plan.channels // plan.sample_groups
@@ -199,17 +221,18 @@ def forward(plan, begin, end, image_data, field, omega, head, points, centre, di
     spare = np.empty(_SPARE_ROWS * wide, kind)
     metric = np.empty(6 * LINE, kind)
     work = np.zeros(LINES * LINE)
-    y, x = np.empty(tile, kind), np.empty(tile, kind)
-    centre_y, centre_x = np.empty(tile, kind), np.empty(tile, kind)
-    samples = np.empty((4, chunk * tile), np.int32)
-    shares = np.empty((8, chunk * tile), kind)
+    dims = len(plan.size)
+    where, centre_at = np.empty((dims, tile), kind), np.empty((dims, tile), kind)
+    samples = np.empty((2 * dims, chunk * tile), np.int32)
+    shares = np.empty((4 * dims, chunk * tile), kind)
+    one = kind.type(1)
     at = begin
     while at < end:
         image = at // pixels
         pixel = at - image * pixels
         count = min(tile, end - at, pixels - pixel)
-        base = image * plan.height * plan.width
-        centres(plan, centre, pixel, count, centre_y, centre_x)
+        data = image_data[image * plan.pixels * plan.channels :]
+        _centres(plan, centre, pixel, count, centre_at)
         placed_group = placed_first = -1
         for group in range(plan.weight_groups):
             for first in range(0, plan.taps, chunk):
@@ -219,10 +242,10 @@ def forward(plan, begin, end, image_data, field, omega, head, points, centre, di
                     sample_group = channel // sampled
                     length = min((sample_group + 1) * sampled, (group + 1) * channels) - channel
                     if sample_group != placed_group or first != placed_first:
-                        place(
+                        _place(
                             plan, field, omega, head, points, dilation, image, sample_group,
-                            pixel, count, first, last, centre_y, centre_x, metric, work, y, x,
-                            samples, shares,
+                            pixel, count, first, last, centre_at, metric, work, where, samples,
+                            shares,
                         )  # fmt: skip
                         placed_group, placed_first = sample_group, first
                     for tap in range(first, last):
@@ -233,20 +256,9 @@ def forward(plan, begin, end, image_data, field, omega, head, points, centre, di
                         ) * pixels + pixel
                         for p in range(count):
                             q = here + p
-                            top = (base + np.int64(samples[0, q]) * plan.width) * plan.channels
-                            bottom = (base + np.int64(samples[1, q]) * plan.width) * plan.channels
-                            left = np.int64(samples[2, q]) * plan.channels + channel
-                            right = np.int64(samples[3, q]) * plan.channels + channel
-                            above, below = shares[0, q], shares[1, q]
-                            if plan.has_mask:
-                                above *= mask[factors + p]
-                                below *= mask[factors + p]
-                            west, east = shares[4, q], shares[5, q]
-                            simd.blend(
-                                image_data, top + left, top + right, bottom + left,
-                                bottom + right, above * west, above * east, below * west,
-                                below * east, columns, p * line + column, length,
-                            )  # fmt: skip
+                            factor = mask[factors + p] if plan.has_mask else one
+                            places, weights = _corners(plan, samples, shares, q, channel, factor)
+                            simd.blend(data, places, weights, columns, p * line + column, length)
                     channel += length
                 _multiply(
                     columns, 0, line, 1, packed,
@@ -279,7 +291,7 @@ def backward(plan, begin, end, image_data, g_out, g_out_channels_last, field, om
     """
     kind = image_data.dtype
     tile, chunk, lanes = plan.tile, plan.chunk, plan.lanes
-    pixels = plan.out_height * plan.out_width
+    pixels = plan.out_pixels
     channels = plan.channels // plan.weight_groups
     outputs = plan.out_channels // plan.weight_groups
     sampled = plan.channels // plan.sample_groups
@@ -295,11 +307,11 @@ def backward(plan, begin, end, image_data, g_out, g_out_channels_last, field, om
     metric, other = np.empty(6 * LINE, kind), np.empty(6 * LINE, kind)
     totals = np.empty(6 * LINE, kind)
     work = np.zeros(LINES * LINE)
-    y, x = np.empty(tile, kind), np.empty(tile, kind)
-    centre_y, centre_x = np.empty(tile, kind), np.empty(tile, kind)
-    samples = np.empty((4, chunk * tile), np.int32)
-    shares = np.empty((8, chunk * tile), kind)
-    g_y, g_x = np.empty(chunk * tile, kind), np.empty(chunk * tile, kind)
+    dims = len(plan.size)
+    where, centre_at = np.empty((dims, tile), kind), np.empty((dims, tile), kind)
+    samples = np.empty((2 * dims, chunk * tile), np.int32)
+    shares = np.empty((4 * dims, chunk * tile), kind)
+    g_where = np.empty((dims, chunk * tile), kind)
     g_factor = np.empty(chunk * tile, kind)
     one = kind.type(1)
     at = begin
@@ -307,15 +319,15 @@ def backward(plan, begin, end, image_data, g_out, g_out_channels_last, field, om
         image = at // pixels
         pixel = at - image * pixels
         count = min(tile, end - at, pixels - pixel)
-        base = image * plan.height * plan.width
+        base = image * plan.pixels * plan.channels
         if image * pixels >= begin:
             target = g_image
-            target_at = base * plan.channels
+            target_at = base
         else:
             target = g_image_private
             target_at = 0
-        data = image_data[base * plan.channels :]
-        centres(plan, centre, pixel, count, centre_y, centre_x)
+        data = image_data[base:]
+        _centres(plan, centre, pixel, count, centre_at)
         placed_group = placed_first = -1
         for group in range(plan.weight_groups):
             for o in range(outputs):
@@ -341,10 +353,10 @@ def backward(plan, begin, end, image_data, g_out, g_out_channels_last, field, om
                     sample_group = channel // sampled
                     length = min((sample_group + 1) * sampled, (group + 1) * channels) - channel
                     if sample_group != placed_group or first != placed_first:
-                        place(
+                        _place(
                             plan, field, omega, head, points, dilation, image, sample_group,
-                            pixel, count, first, last, centre_y, centre_x, metric, work, y, x,
-                            samples, shares,
+                            pixel, count, first, last, centre_at, metric, work, where, samples,
+                            shares,
                         )  # fmt: skip
                         placed_group, placed_first = sample_group, first
                     for tap in range(first, last):
@@ -355,40 +367,23 @@ def backward(plan, begin, end, image_data, g_out, g_out_channels_last, field, om
                         ) * pixels + pixel
                         for p in range(count):
                             q = here + p
-                            top = np.int64(samples[0, q]) * plan.width * plan.channels
-                            bottom = np.int64(samples[1, q]) * plan.width * plan.channels
-                            left = np.int64(samples[2, q]) * plan.channels + channel
-                            right = np.int64(samples[3, q]) * plan.channels + channel
-                            above, below = shares[0, q], shares[1, q]
-                            west, east = shares[4, q], shares[5, q]
                             factor = mask[factors + p] if plan.has_mask else one
-                            s0, s1 = above * factor, below * factor
+                            places, weights = _corners(plan, samples, shares, q, channel, factor)
                             if needs_image:
-                                d00, d01, d10, d11 = simd.blend_scatter(
-                                    data, top + left, top + right,
-                                    bottom + left, bottom + right, s0 * west, s0 * east,
-                                    s1 * west, s1 * east, columns, p * line + column,
+                                products = simd.blend_scatter(
+                                    data, places, weights, columns, p * line + column,
                                     target, target_at, length,
                                 )  # fmt: skip
                             else:
-                                d00, d01, d10, d11 = simd.blend_backward(
-                                    data, top + left, top + right,
-                                    bottom + left, bottom + right, s0 * west, s0 * east,
-                                    s1 * west, s1 * east, columns, p * line + column,
+                                products = simd.blend_backward(
+                                    data, places, weights, columns, p * line + column,
                                     target, target_at, length,
                                 )  # fmt: skip
-                            upper = west * d00 + east * d01
-                            lower = west * d10 + east * d11
-                            g_y[q] = factor * (shares[3, q] * lower - shares[2, q] * upper)
-                            g_x[q] = factor * (
-                                shares[7, q] * (above * d01 + below * d11)
-                                - shares[6, q] * (above * d00 + below * d10)
-                            )
-                            g_factor[q] = above * upper + below * lower
+                            _slope(plan, shares, q, factor, products, g_where, g_factor)
                     if needs_field:
-                        place_backward(
+                        _place_backward(
                             plan, field, omega, head, points, dilation, image, sample_group,
-                            pixel, count, first, last, totals, metric, other, work, g_y, g_x,
+                            pixel, count, first, last, totals, metric, other, work, g_where,
                             g_factor, g_field, g_omega, g_mask,
                         )  # fmt: skip
                     channel += length

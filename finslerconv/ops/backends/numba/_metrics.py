@@ -161,7 +161,7 @@ _clip, _clip_back = _constraint_loops("clip_factor")
 @no_type_check
 def _read_head(plan, channels, head, at, pixel, count, work):
     """Compute the metrics of a tile, before the radius, of the channels of a head."""
-    pixels = plan.out_height * plan.out_width
+    pixels = plan.out_pixels
     n = plan.matrix_channels
     own = n + 2 if plan.has_omega else n
     for i in range(own):
@@ -202,7 +202,7 @@ def read_metrics(plan, field, omega, head, at, pixel, count, metric, work):
             else:
                 metric[i * LINE : i * LINE + count] = 0
         return
-    first = at * plan.out_height * plan.out_width + pixel
+    first = at * plan.out_pixels + pixel
     line = field[4 * first :]
     for i in range(4):
         for p in range(count):
@@ -220,7 +220,7 @@ def read_metrics(plan, field, omega, head, at, pixel, count, metric, work):
 @no_type_check
 def add_metric_gradients(plan, field, head, at, pixel, count, gradients, work, g_field, g_omega):
     """Add the gradients that come as the lines of :func:`read_metrics` to those of the field."""
-    pixels = plan.out_height * plan.out_width
+    pixels = plan.out_pixels
     if not plan.head:
         first = at * pixels + pixel
         for i in range(4):

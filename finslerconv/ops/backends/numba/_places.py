@@ -11,8 +11,8 @@ import numpy as np
 from finslerconv._compiled import jit
 from finslerconv.ops.backends.numba._metrics import LINE, add_metric_gradients, read_metrics
 
-# Coordinates beyond this are outside every image; integers and floats hold it exactly.
-_FAR = 2.0**30
+#: Coordinates beyond this are outside every image; integers and floats hold it exactly.
+FAR = 2.0**30
 
 # Where the samples' positions come from.
 OFFSETS, RADIAL, AFFINE = 0, 1, 2
@@ -25,17 +25,18 @@ class Plan(NamedTuple):
     """The sizes of a convolution, and how it is cut up."""
 
     batch: int
-    height: int
-    width: int
+    size: tuple[int, ...]
+    """The image's size, axis by axis. The length of the tuple, which Numba has in its type, says
+    for how many axes a kernel is compiled."""
+    pixels: int
     channels: int
-    out_height: int
-    out_width: int
+    out_size: tuple[int, ...]
+    out_pixels: int
     out_channels: int
     taps: int
     sample_groups: int
     weight_groups: int
-    stride_y: int
-    stride_x: int
+    stride: tuple[int, ...]
     kind: int
     mode: int
     has_omega: int
@@ -59,7 +60,7 @@ class Plan(NamedTuple):
 
 @jit
 @no_type_check
-def _locate(position, other, size, mode, low, high, near, far, near_in, far_in):
+def locate(position, other, size, mode, low, high, near, far, near_in, far_in):
     """Find the two pixels of an axis between which each position lies, and their shares.
 
     ``near_in`` and ``far_in`` say (1 or 0) whether the pixel counts: they are the derivatives of
@@ -69,7 +70,7 @@ def _locate(position, other, size, mode, low, high, near, far, near_in, far_in):
     size = np.int32(size)
     one = near.dtype.type(1)
     zero = near.dtype.type(0)
-    limit = near.dtype.type(_FAR)
+    limit = near.dtype.type(FAR)
     # Two pixels before the image: an unknown position's corners are both outside.
     nowhere = near.dtype.type(-2)
     for p in range(count):
@@ -205,11 +206,11 @@ def _ellipses_backward(metric, g, count):
 @jit
 @no_type_check
 def place(plan, field, omega, head, points, dilation, image, group, pixel, count, first, last,
-           centre_y, centre_x, metric, work, y, x, samples, shares):  # fmt: skip
+           centre_at, metric, work, where, samples, shares):  # fmt: skip
     """Place the taps ``first`` to ``last`` of the pixels of a tile: corners and their shares."""
     tile = plan.tile
-    pixels = plan.out_height * plan.out_width
-    zero = y.dtype.type(0)
+    pixels = plan.out_pixels
+    zero = centre_at.dtype.type(0)
     at = image * plan.sample_groups + group
     if plan.kind != OFFSETS:
         read_metrics(plan, field, omega, head, at, pixel, count, metric, work)
@@ -217,7 +218,8 @@ def place(plan, field, omega, head, points, dilation, image, group, pixel, count
         _ellipses(metric, count)
     m00, m01, m10 = metric[:LINE], metric[LINE : 2 * LINE], metric[2 * LINE : 3 * LINE]
     m11, w0, w1 = metric[3 * LINE : 4 * LINE], metric[4 * LINE : 5 * LINE], metric[5 * LINE :]
-    y, x = y[:count], x[:count]
+    y, x = where[0, :count], where[1, :count]
+    centre_y, centre_x = centre_at[0], centre_at[1]
     for tap in range(first, last):
         g0 = points[2 * tap]
         g1 = points[2 * tap + 1]
@@ -245,13 +247,13 @@ def place(plan, field, omega, head, points, dilation, image, group, pixel, count
                 x[p] = centre_x[p] + (m01[p] + (w0[p] * g0 + w1[p] * g1)) * dilation[1]
         here = (tap - first) * tile
         end = here + count
-        _locate(
-            y, x, plan.height, plan.mode,
+        locate(
+            y, x, plan.size[0], plan.mode,
             samples[0, here:end], samples[1, here:end], shares[0, here:end], shares[1, here:end],
             shares[2, here:end], shares[3, here:end],
         )  # fmt: skip
-        _locate(
-            x, y, plan.width, plan.mode,
+        locate(
+            x, y, plan.size[1], plan.mode,
             samples[2, here:end], samples[3, here:end], shares[4, here:end], shares[5, here:end],
             shares[6, here:end], shares[7, here:end],
         )  # fmt: skip
@@ -259,33 +261,74 @@ def place(plan, field, omega, head, points, dilation, image, group, pixel, count
 
 @jit
 @no_type_check
-def centres(plan, centre, pixel, count, centre_y, centre_x):
-    row = pixel // plan.out_width
-    column = pixel - row * plan.out_width
+def centres(plan, centre, pixel, count, centre_at):
+    """Write the kernel's centre at the pixels of a tile: a line for each axis."""
+    row = pixel // plan.out_size[1]
+    column = pixel - row * plan.out_size[1]
     for p in range(count):
-        centre_y[p] = centre[0] + row * plan.stride_y
-        centre_x[p] = centre[1] + column * plan.stride_x
+        centre_at[0, p] = centre[0] + row * plan.stride[0]
+        centre_at[1, p] = centre[1] + column * plan.stride[1]
         column += 1
-        if column == plan.out_width:
+        if column == plan.out_size[1]:
             column = 0
             row += 1
 
 
 @jit
 @no_type_check
+def corners(plan, samples, shares, q, channel, factor):
+    """Return where in an image the corners of a sample are, at a channel, and their weights."""
+    top = np.int64(samples[0, q]) * plan.size[1] * plan.channels
+    bottom = np.int64(samples[1, q]) * plan.size[1] * plan.channels
+    left = np.int64(samples[2, q]) * plan.channels + channel
+    right = np.int64(samples[3, q]) * plan.channels + channel
+    above, below = shares[0, q] * factor, shares[1, q] * factor
+    west, east = shares[4, q], shares[5, q]
+    return (
+        (top + left, top + right, bottom + left, bottom + right),
+        (above * west, above * east, below * west, below * east),
+    )
+
+
+@jit
+@no_type_check
+def slope(plan, shares, q, factor, products, g_where, g_factor):
+    """Write the gradients of a sample's position and factor, from those of its corners' weights."""
+    d00, d01, d10, d11 = products
+    above, below = shares[0, q], shares[1, q]
+    west, east = shares[4, q], shares[5, q]
+    upper = west * d00 + east * d01
+    lower = west * d10 + east * d11
+    g_where[0, q] = factor * (shares[3, q] * lower - shares[2, q] * upper)
+    g_where[1, q] = factor * (
+        shares[7, q] * (above * d01 + below * d11) - shares[6, q] * (above * d00 + below * d10)
+    )
+    g_factor[q] = above * upper + below * lower
+
+
+@jit
+@no_type_check
+def mask_backward(plan, at, pixel, count, first, last, g_mask, g_factors):
+    """Add the gradients of a chunk's factors to those of the mask."""
+    for tap in range(first, last):
+        here = (tap - first) * plan.tile
+        there = (at * plan.taps + tap) * plan.out_pixels + pixel
+        for p in range(count):
+            g_factors[there + p] += g_mask[here + p]
+
+
+@jit
+@no_type_check
 def place_backward(plan, field, omega, head, points, dilation, image, group, pixel, count, first,
-                   last, totals, metric, other, work, g_y, g_x, g_mask, g_field, g_omega,
+                   last, totals, metric, other, work, g_where, g_mask, g_field, g_omega,
                    g_factors):  # fmt: skip
     """Add what the gradients of a chunk's positions and factors give to the arguments."""
     tile = plan.tile
-    pixels = plan.out_height * plan.out_width
+    pixels = plan.out_pixels
     at = image * plan.sample_groups + group
+    g_y, g_x = g_where[0], g_where[1]
     if plan.has_mask:
-        for tap in range(first, last):
-            here = (tap - first) * tile
-            there = (at * plan.taps + tap) * pixels + pixel
-            for p in range(count):
-                g_factors[there + p] += g_mask[here + p]
+        mask_backward(plan, at, pixel, count, first, last, g_mask, g_factors)
     if plan.kind == OFFSETS:
         for tap in range(first, last):
             here = (tap - first) * tile

@@ -210,27 +210,21 @@ product_tiles = {vectors: _product_tile(vectors, rows) for vectors, rows in tile
 
 @intrinsic
 @no_type_check
-def blend(typing, source, i0, i1, i2, i3, w0, w1, w2, w3, out, out_at, count):
-    """``out[c] = sum_j w_j source[i_j + c]`` over ``count`` channels."""
-    signature = types.void(source, i0, i1, i2, i3, w0, w1, w2, w3, out, out_at, count)
+def blend(typing, source, corners, weights, out, out_at, count):
+    """``out[c] = sum_j weights[j] source[corners[j] + c]`` over ``count`` channels."""
+    signature = types.void(source, corners, weights, out, out_at, count)
 
     @no_type_check
     def codegen(context, builder, signature, arguments):
-        source, *corners, out, out_at, count = arguments
+        source, corners, weights, out, out_at, count = arguments
         element = context.get_value_type(signature.args[0].dtype)
         data = _data(context, builder, signature.args[0], source)
-        places = [_at(builder, data, i, element) for i in corners[:4]]
-        out = _at(builder, _data(context, builder, signature.args[9], out), out_at, element)
+        places = [_at(builder, data, i, element) for i in cgutils.unpack_tuple(builder, corners)]
+        weights = cgutils.unpack_tuple(builder, weights)
+        out = _at(builder, _data(context, builder, signature.args[3], out), out_at, element)
 
         def body(offset, width):
-            total = None
-            for place, weight in zip(places, corners[4:], strict=True):
-                value = _load(builder, _at(builder, place, offset, element), element, width)
-                weight = _splat(builder, weight, width)
-                if total is None:
-                    total = builder.fmul(weight, value)
-                else:
-                    total = _fma(builder, weight, value, total)
+            total = _blended(builder, places, weights, offset, element, width)[0]
             _store(builder, total, _at(builder, out, offset, element), element)
 
         _each_vector(builder, count, lanes(_bytes(element)), body)
@@ -239,60 +233,70 @@ def blend(typing, source, i0, i1, i2, i3, w0, w1, w2, w3, out, out_at, count):
     return signature, codegen
 
 
+def _blended(
+    builder: Any, places: list[Any], weights: list[Any], offset: Any, element: Any, width: int
+) -> tuple[Any, list[Any]]:
+    """Return the weighted sum of the vectors at ``offset`` from each place, and the vectors."""
+    total, values = None, []
+    for place, weight in zip(places, weights, strict=True):
+        value = _load(builder, _at(builder, place, offset, element), element, width)
+        weight = _splat(builder, weight, width)
+        if total is None:
+            total = builder.fmul(weight, value)
+        else:
+            total = _fma(builder, weight, value, total)
+        values.append(value)
+    return total, values
+
+
 def _blend_backward(scatters: bool) -> Any:
     @no_type_check
     def blend_backward(
-        typing, source, i0, i1, i2, i3, w0, w1, w2, w3, column, column_at, target, target_at, count
+        typing, source, corners, weights, column, column_at, target, target_at, count
     ):
         """Run :func:`blend` and its derivative in one pass over the channels.
 
         ``column`` comes in as the gradient of the blend and goes out as the blend. Returned are
-        the products ``sum_c gradient[c] source[i_j + c]``, one for each corner; the gradients
-        ``w_j gradient[c]`` are added to ``target`` (if it scatters at all), corner after corner,
-        since corners may coincide.
+        the products ``sum_c gradient[c] source[corners[j] + c]``, one for each corner; the
+        gradients ``weights[j] gradient[c]`` are added to ``target`` (if it scatters at all), corner
+        after corner, since corners may coincide.
         """
-        result = types.UniTuple(source.dtype, 4)
-        signature = result(
-            source, i0, i1, i2, i3, w0, w1, w2, w3, column, column_at, target, target_at, count
-        )
+        result = types.UniTuple(source.dtype, len(corners))
+        signature = result(source, corners, weights, column, column_at, target, target_at, count)
 
         @no_type_check
         def codegen(context, builder, signature, arguments):
-            source, *corners, column, column_at, target, target_at, count = arguments
+            source, corners, weights, column, column_at, target, target_at, count = arguments
             element = context.get_value_type(signature.args[0].dtype)
             widest = lanes(_bytes(element))
+            corners = cgutils.unpack_tuple(builder, corners)
+            weights = cgutils.unpack_tuple(builder, weights)
             data = _data(context, builder, signature.args[0], source)
-            places = [_at(builder, data, i, element) for i in corners[:4]]
+            places = [_at(builder, data, i, element) for i in corners]
             target = _at(
-                builder, _data(context, builder, signature.args[11], target), target_at, element
+                builder, _data(context, builder, signature.args[5], target), target_at, element
             )
-            targets = [_at(builder, target, i, element) for i in corners[:4]]
+            targets = [_at(builder, target, i, element) for i in corners]
             column = _at(
-                builder, _data(context, builder, signature.args[9], column), column_at, element
+                builder, _data(context, builder, signature.args[3], column), column_at, element
             )
             zero = ir.Constant(ir.VectorType(element, widest), [0.0] * widest)
-            sums = [cgutils.alloca_once_value(builder, zero) for _ in range(4)]
+            sums = [cgutils.alloca_once_value(builder, zero) for _ in corners]
 
             def body(offset, width):
                 here = _at(builder, column, offset, element)
                 gradient = _load(builder, here, element, width)
-                total = None
-                for j in range(4):
-                    value = _load(builder, _at(builder, places[j], offset, element), element, width)
-                    weight = _splat(builder, corners[4 + j], width)
-                    if total is None:
-                        total = builder.fmul(weight, value)
-                    else:
-                        total = _fma(builder, weight, value, total)
-                    product = _load(builder, sums[j], element, width)
+                total, values = _blended(builder, places, weights, offset, element, width)
+                for place, value in zip(sums, values, strict=True):
+                    product = _load(builder, place, element, width)
                     product = _fma(builder, gradient, value, product)
-                    _store(builder, product, sums[j], element)
+                    _store(builder, product, place, element)
                 _store(builder, total, here, element)
                 if scatters:
-                    for j in range(4):
-                        there = _at(builder, targets[j], offset, element)
-                        weight = _splat(builder, corners[4 + j], width)
+                    for place, weight in zip(targets, weights, strict=True):
+                        there = _at(builder, place, offset, element)
                         value = _load(builder, there, element, width)
+                        weight = _splat(builder, weight, width)
                         _store(builder, _fma(builder, weight, gradient, value), there, element)
 
             _each_vector(builder, count, widest, body)
