@@ -79,11 +79,9 @@ class _Triangular(MatrixParametrization):
 
     def _entries(self, raw: Tensor) -> tuple[list[Tensor], list[list[Tensor]]]:
         """Return the diagonal, and of each row what is below it."""
-        diagonal, below = raw.split((self.dim, raw.shape[-1] - self.dim), dim=-1)
-        entries = iter(below.unbind(-1))
-        return list(diagonal.unbind(-1)), [
-            [next(entries) for _ in range(i)] for i in range(self.dim)
-        ]
+        entries = iter(raw.unbind(-1))
+        diagonal = [next(entries) for _ in range(self.dim)]
+        return diagonal, [[next(entries) for _ in range(i)] for i in range(self.dim)]
 
     def _max_shear(self, row: int) -> float:
         """Return the bound of each entry of a row below the diagonal, over that on it."""

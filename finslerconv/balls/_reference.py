@@ -128,11 +128,7 @@ def concentric(kernel_size: int | Sequence[int]) -> ReferenceSet:
     ring = np.abs(grid.points).max(axis=-1, keepdims=True)
     # The place on the surface of the cube [-1, 1]^d; any, for a tap at the centre.
     place = np.where(ring > 0, grid.points / np.where(ring > 0, ring, 1.0), 1.0)
-    directions, share = {
-        1: (lambda place: place, 1.0),
-        2: (_on_circle, math.pi / 4),
-        3: (_on_sphere, math.pi / 6),
-    }[grid.dim]
+    directions, share = _ROUND[grid.dim]
     points = ring * directions(place)
     return ReferenceSet("concentric", grid.kernel_shape, points, share * grid.weights)
 
@@ -170,6 +166,14 @@ def _on_sphere(place: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
     found = np.stack((height * (1 - square / 2), shrink * u, shrink * v), axis=-1)
     np.put_along_axis(directions, axes, found, axis=-1)
     return directions
+
+
+# What carries the surface of the cube [-1, 1]^d onto the sphere, and the ball's share of the cube.
+_ROUND: dict[int, tuple[Callable[[Any], Any], float]] = {
+    1: (lambda place: place, 1.0),
+    2: (_on_circle, math.pi / 4),
+    3: (_on_sphere, math.pi / 6),
+}
 
 
 def polar(n_radii: int, n_angles: int, *, centre: bool = False) -> ReferenceSet:
@@ -307,8 +311,8 @@ def _kernel_shape(
     if not sizes or not all(is_integer(k) and k >= 1 for k in sizes):
         raise ValueError(f"kernel_size: expected positive integers, got {shown(kernel_size)}")
     if dims and len(sizes) not in dims:
-        words = {(2,): "two-dimensional", (3,): "three-dimensional"}
-        kind = words.get(tuple(dims), "for one to three dimensions")
+        words = {2: "two-dimensional", 3: "three-dimensional"}
+        kind = words[dims[0]] if len(dims) == 1 else "for one to three dimensions"
         raise ValueError(f"kernel_size: {name} is {kind}, got {kernel_size!r}")
     return tuple(int(k) for k in sizes)
 
