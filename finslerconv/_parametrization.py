@@ -128,9 +128,18 @@ class LDL(_Triangular):
         return _product([[*row, torch.ones_like(D[0])] for row in L], LD)
 
 
+class _Spectral(MatrixParametrization):
+    """A map from what turns the eigenvectors, and then the eigenvalues."""
+
+    @property
+    def n_direction_channels(self) -> int:
+        """A vector of the plane, or a quaternion: 0, 2 or 4."""
+        return {1: 0, 2: 2, 3: 4}[self.dim]
+
+
 @final
 @dataclass(frozen=True)
-class Spectral(MatrixParametrization):
+class Spectral(_Spectral):
     """A direction and the eigenvalues ``|1 - eps_L + raw| + eps_L``.
 
     In the plane the eigenvector of the first eigenvalue is the direction, normalised; the zero
@@ -144,11 +153,6 @@ class Spectral(MatrixParametrization):
         """Those of the direction, and the eigenvalues: 1, 4 or 7."""
         return self.n_direction_channels + self.dim
 
-    @property
-    def n_direction_channels(self) -> int:
-        """A vector of the plane, or a quaternion: 0, 2 or 4."""
-        return _DIRECTION_CHANNELS[self.dim]
-
     def matrix(self, raw: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch d d"]:
         """Return the matrices with these eigenvectors and eigenvalues."""
         n = self.n_direction_channels
@@ -157,7 +161,7 @@ class Spectral(MatrixParametrization):
 
 @final
 @dataclass(frozen=True)
-class SpectralScaled(MatrixParametrization):
+class SpectralScaled(_Spectral):
     """A direction, bounded eigenvalues and a common scale: the paper's head of networks.
 
     Directions are those of :class:`Spectral`. The eigenvalues are ``2 sigmoid(raw)``, kept
@@ -188,11 +192,6 @@ class SpectralScaled(MatrixParametrization):
     def n_channels(self) -> int:
         """Those of the direction, the eigenvalues and the scale: 2, 5 or 8."""
         return self.n_direction_channels + self.dim + 1
-
-    @property
-    def n_direction_channels(self) -> int:
-        """A vector of the plane, or a quaternion: 0, 2 or 4."""
-        return _DIRECTION_CHANNELS[self.dim]
 
     def matrix(self, raw: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch d d"]:
         """Return the matrices with these eigenvectors, eigenvalues and scale."""
@@ -270,10 +269,6 @@ def _product(
             for i in range(len(A))
         ]
     )
-
-
-# The numbers that turn the eigenvectors, by the dimension.
-_DIRECTION_CHANNELS = {1: 0, 2: 2, 3: 4}
 
 
 def from_spectrum(

@@ -214,7 +214,8 @@ def kernel_positions(layer: nn.Module, x: Tensor | Sequence[Any]) -> KernelPosit
         - a pack, which holds the convolution of its offsets (``conv_offset`` or
           ``conv_offset_mask``, with 2 or 3 channels a tap), as mmcv's ``DeformConv2dPack`` and
           ``ModulatedDeformConv2dPack``;
-        - a layer that tells its positions (:class:`Positioned`), as those of this library do;
+        - a layer for images that tells its positions (:class:`Positioned`), as those of this
+          library do;
         - a layer of a class given to :func:`register_positions`.
     x : Tensor or tuple
         The input (B, C, H, W) or (C, H, W); or the tuple of the arguments of the layer's
