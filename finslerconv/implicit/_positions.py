@@ -107,7 +107,8 @@ class KernelPositions:
 
     def centres(self) -> tuple[Float[Tensor, "rows 1"], Float[Tensor, "1 columns"]]:
         """Return the rows (Ho, 1) and columns (1, Wo) of the kernels' centres, in input pixels."""
-        return self.geometry.centres(self.output_size, self.points)
+        rows, columns = self.geometry.centres(self.output_size, self.points)
+        return rows, columns
 
     def every(self, step: int) -> "KernelPositions":
         """Return the positions at every ``step``-th output pixel along both axes."""
