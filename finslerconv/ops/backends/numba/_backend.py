@@ -4,13 +4,13 @@ How the work is cut depends on the shapes and on ``torch.get_num_threads()`` alo
 results are added up in a fixed order, so equal calls give equal bits.
 """
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from finslerconv._memory import array_of
 from finslerconv._threads import run, share
@@ -26,6 +26,7 @@ from finslerconv.ops.backends import _head_numbers as heads
 from finslerconv.ops.backends.numba import _kernels as kernels
 from finslerconv.ops.backends.numba import _places as places
 from finslerconv.ops.backends.numba import _simd as simd
+from finslerconv.ops.backends.numba import _volumes as volumes
 from finslerconv.ops.backends.numba._aggregation import NumbaAggregation
 
 _KINDS = {"offsets": places.OFFSETS, "radial": places.RADIAL, "affine": places.AFFINE}
@@ -33,6 +34,9 @@ _MODES = {
     "zeros": places.ZEROS, "replicate": places.REPLICATE, "reflect": places.REFLECT,
     "circular": places.CIRCULAR,
 }  # fmt: skip
+
+# The kernels by the number of axes.
+_COMPILED = {2: kernels, 3: volumes}
 
 _DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
 
@@ -65,8 +69,19 @@ class _Job:
     dtype: torch.dtype
 
     @property
+    def image_pixels(self) -> int:
+        """Pixels of an image."""
+        return self.plan.depth * self.plan.height * self.plan.width
+
+    @property
+    def out_pixels(self) -> int:
+        """Pixels of an output."""
+        return self.plan.out_depth * self.plan.out_height * self.plan.out_width
+
+    @property
     def pixels(self) -> int:
-        return self.plan.batch * self.plan.out_pixels
+        """Pixels of all outputs."""
+        return self.plan.batch * self.out_pixels
 
     @property
     def work(self) -> int:
@@ -84,6 +99,7 @@ class NumbaBackend(NumbaAggregation, ConvBackend):
     def forward(self, conv: Convolution) -> Tensor:
         """Return the convolution."""
         conv = conv.with_offsets() if conv.dims == 3 else conv
+        compiled: Any = _COMPILED[conv.dims]
         input, weight, bias = conv.input, conv.weight, conv.bias
         layout = memory_format(input)
         out = torch.empty(
@@ -111,7 +127,7 @@ class NumbaBackend(NumbaAggregation, ConvBackend):
         result_flat = _flat_pixels(result, last)
 
         def convolve(part: int) -> None:
-            kernels.forward(
+            compiled.forward(
                 plan, *share(job.pixels, part, parts, simd.TILE_ROWS), job.image, job.field,
                 job.omega, job.head, job.points, job.centre, job.dilation, job.mask, packed, shift,
                 result_flat, last,
@@ -124,6 +140,7 @@ class NumbaBackend(NumbaAggregation, ConvBackend):
         """Return the gradients that are needed."""
         if conv.dims == 3 and conv.positions.kind != "offsets":
             return self.backward_of_offsets(grad, conv, needs)
+        compiled: Any = _COMPILED[conv.dims]
         input, weight = conv.input, conv.weight
         job = _job(conv)
         plan = job.plan
@@ -155,8 +172,8 @@ class NumbaBackend(NumbaAggregation, ConvBackend):
         slope_last = memory_format(grad) != torch.contiguous_format
         slope = _flat_pixels(grad.to(job.dtype), slope_last)
 
-        image_size = plan.channels * plan.pixels
-        out_pixels = plan.out_pixels
+        image_size = plan.channels * job.image_pixels
+        out_pixels = job.out_pixels
         ranges = [share(job.pixels, part, parts, simd.TILE_ROWS) for part in range(parts)]
         total = torch.zeros(plan.batch * image_size if needs.input else 0, dtype=job.dtype)
         total_flat = array_of(total)
@@ -178,7 +195,7 @@ class NumbaBackend(NumbaAggregation, ConvBackend):
 
         def differentiate(part: int) -> None:
             own = private[part]
-            kernels.backward(
+            compiled.backward(
                 plan, *ranges[part], job.image, slope, slope_last, job.field, job.omega,
                 job.head, job.points, job.centre, job.dilation, job.mask, packed, total_flat,
                 _empty(0, job) if own is None else own, array_of(weights[part]), field_flat,
@@ -197,7 +214,8 @@ class NumbaBackend(NumbaAggregation, ConvBackend):
             for other in weights[1:]:
                 weights[0] += other
             summed = weights[0].reshape(groups, plan.taps, channels, out_line)
-            g_weight = summed[..., :outputs].permute(0, 3, 2, 1).reshape(weight.shape).contiguous()
+            summed = summed[:, :, : weight.shape[1], :outputs]
+            g_weight = summed.permute(0, 3, 2, 1).reshape(weight.shape).contiguous()
         return Gradients(g_input, g_field, g_omega, g_weight, g_mask)
 
 
@@ -206,8 +224,17 @@ def _job(conv: Convolution) -> _Job:
     weight, geometry, dtype = conv.weight, conv.geometry, conv.dtype
     formula = conv.positions.formula
     head, constraint = heads.codes(formula)
-    batch, channels, *size = conv.input.shape
+    batch, channels = conv.input.shape[:2]
+    # An image is a volume of one layer.
+    layers = (1,) * (3 - conv.dims)
+    depth, height, width = (*layers, *conv.input.shape[2:])
+    out_depth, out_height, out_width = (*layers, *conv.out_size)
+    stride_z, stride_y, stride_x = (*layers, *geometry.stride)
     taps, groups = geometry.n_taps, conv.weight_groups
+    if groups == conv.sample_groups == 1 and 2 < channels < 8:
+        # With channels of zeros a sample is one vector.
+        channels = next(few for few in simd.FEW if channels <= few)
+        weight = functional.pad(weight, (*(0, 0) * conv.dims, 0, channels - weight.shape[1]))
     lanes = simd.lanes(dtype.itemsize)
     line = weight.shape[1] * dtype.itemsize
     # Large weights are read once for every tile: then larger tiles.
@@ -217,16 +244,20 @@ def _job(conv: Convolution) -> _Job:
     chunk = _ceil(taps, _ceil(taps, chunk))
     plan = places.Plan(
         batch=batch,
-        size=tuple(size),
-        pixels=math.prod(size),
+        depth=depth,
+        height=height,
+        width=width,
         channels=channels,
-        out_size=conv.out_size,
-        out_pixels=math.prod(conv.out_size),
+        out_depth=out_depth,
+        out_height=out_height,
+        out_width=out_width,
         out_channels=weight.shape[0],
         taps=taps,
         sample_groups=conv.sample_groups,
         weight_groups=groups,
-        stride=geometry.stride,
+        stride_z=stride_z,
+        stride_y=stride_y,
+        stride_x=stride_x,
         kind=_KINDS[conv.positions.kind],
         mode=_MODES[conv.padding_mode],
         has_omega=int(conv.positions.omega is not None or constraint > 0),
@@ -259,16 +290,18 @@ def _with_image(input: Tensor, job: _Job, parts: int, pack: Any) -> _Job:
     """Pack the weights and add the image, channels last; it is copied only if it is not so yet."""
     plan = job.plan
     tensor = input.detach().to(job.dtype)
-    if tensor.is_contiguous(memory_format=channels_last(tensor.ndim - 2)):
+    if tensor.is_contiguous(memory_format=channels_last(tensor.ndim - 2)) and (
+        plan.channels == tensor.shape[1]
+    ):
         run(pack, parts)
         return replace(job, image=_flat_pixels(tensor, True))
     source = array_of(tensor.contiguous()).reshape(-1)
-    image = np.empty(source.size, source.dtype)
-    pixels = plan.pixels
+    image = _empty(plan.batch * job.image_pixels * plan.channels, job)
+    pixels = job.image_pixels
 
     def prepare(part: int) -> None:
         begin, end = share(plan.batch * pixels, part, parts)
-        kernels.channels_last(source, image, plan.batch, plan.channels, pixels, begin, end)
+        kernels.channels_last(source, image, input.shape[1], plan.channels, pixels, begin, end)
         pack(part)
 
     run(prepare, parts)
@@ -280,14 +313,15 @@ def _image_gradient(total: Tensor, input: Tensor, job: _Job, parts: int) -> Tens
     plan = job.plan
     batch, channels, *size = input.shape
     if memory_format(input) != torch.contiguous_format or channels == 1:
-        return total.reshape(batch, *size, channels).movedim(-1, 1).to(input.dtype)
+        gradient = total.reshape(batch, *size, plan.channels)[..., :channels]
+        return gradient.contiguous().movedim(-1, 1).to(input.dtype)
     gradient = torch.empty(input.shape, dtype=job.dtype)
     source, flat = array_of(total), array_of(gradient).reshape(-1)
-    pixels = plan.pixels
+    pixels = job.image_pixels
 
     def turn(part: int) -> None:
         begin, end = share(plan.batch * pixels, part, parts)
-        kernels.channels_first(source, flat, plan.batch, plan.channels, pixels, begin, end)
+        kernels.channels_first(source, flat, channels, plan.channels, pixels, begin, end)
 
     run(turn, parts)
     return gradient.to(input.dtype)

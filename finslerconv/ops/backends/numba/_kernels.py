@@ -13,13 +13,16 @@ not depend on which thread runs it.
 from typing import no_type_check
 
 import numpy as np
-from numba.extending import overload
 
-from finslerconv._compiled import entry, jit
-from finslerconv.ops.backends.numba import _places as plane
+from finslerconv._compiled import entry, inlined, jit
 from finslerconv.ops.backends.numba import _simd as simd
-from finslerconv.ops.backends.numba import _volumes as volume
 from finslerconv.ops.backends.numba._metrics import LINE, LINES
+from finslerconv.ops.backends.numba._places import (
+    blend_backward,
+    centres,
+    place,
+    place_backward,
+)
 
 _PRODUCT_4 = simd.product_tiles.get(4, simd.product_tiles[2])
 _PRODUCT_2 = simd.product_tiles[2]
@@ -27,30 +30,12 @@ _PRODUCT_1 = simd.product_tiles[1]
 _ROWS_4 = simd.tile_rows.get(4, simd.tile_rows[2])
 _ROWS_2 = simd.tile_rows[2]
 _ROWS_1 = simd.tile_rows[1]
-_SPARE_ROWS = simd.TILE_ROWS
+SPARE_ROWS = simd.TILE_ROWS
+
+_LINE = np.uint64(LINE)
 
 # Products that are summed before they are added to the output.
 _BLOCK = 384
-
-
-@no_type_check
-def _of_dims(name):
-    """Return the function of that name for the plan's number of axes, its first argument's type."""
-
-    def function(plan, *arguments):
-        raise NotImplementedError("only compiled code calls it")
-
-    @overload(function, strict=False)
-    def choose(plan, *arguments):
-        dims = len(plan.types[plan.fields.index("size")])
-        chosen = getattr({2: plane, 3: volume}[dims], name)
-        return lambda plan, *arguments: chosen(plan, *arguments)
-
-    return function
-
-
-_centres, _place, _corners = _of_dims("centres"), _of_dims("place"), _of_dims("corners")
-_slope, _place_backward = _of_dims("slope"), _of_dims("place_backward")
 
 
 @jit
@@ -66,7 +51,7 @@ def _product(vectors, a, a_at, a_row, a_k, b, b_at, b_k, c, c_at, c_row, depth, 
 
 @jit
 @no_type_check
-def _multiply(a, a_at, a_row, a_k, b, b_at, b_panel, b_k, c, c_at, c_row, rows, depth, panels,
+def multiply(a, a_at, a_row, a_k, b, b_at, b_panel, b_k, c, c_at, c_row, rows, depth, panels,
               vectors, lanes, add, spare):  # fmt: skip
     """``c (+)= a @ b``, b in panels of ``vectors * lanes`` columns; c has room for whole panels.
 
@@ -105,16 +90,53 @@ def _multiply(a, a_at, a_row, a_k, b, b_at, b_panel, b_k, c, c_at, c_row, rows, 
                         c[at] = c[at] + value if adds else value
 
 
+@inlined
+@no_type_check
+def _blend(source, i0, i1, i2, i3, w0, w1, w2, w3, out, out_at, count):
+    if count == 4:
+        simd.blend_4(source, i0, i1, i2, i3, w0, w1, w2, w3, out, out_at, count)
+    elif count == 8:
+        simd.blend_8(source, i0, i1, i2, i3, w0, w1, w2, w3, out, out_at, count)
+    else:
+        simd.blend(source, i0, i1, i2, i3, w0, w1, w2, w3, out, out_at, count)
+
+
+@inlined
+@no_type_check
+def _blend_backward(scatters, source, i0, i1, i2, i3, w0, w1, w2, w3, column, at, products,
+                    products_at, target, target_at, count):  # fmt: skip
+    corners = (
+        i0, i1, i2, i3, w0, w1, w2, w3, column, at, products, products_at, target, target_at, count,
+    )  # fmt: skip
+    if count == 4:
+        if scatters:
+            simd.blend_scatter_4(source, *corners)
+        else:
+            simd.blend_backward_4(source, *corners)
+    elif count == 8:
+        if scatters:
+            simd.blend_scatter_8(source, *corners)
+        else:
+            simd.blend_backward_8(source, *corners)
+    elif scatters:
+        simd.blend_scatter(source, *corners)
+    else:
+        simd.blend_backward(source, *corners)
+
+
 @jit
 @no_type_check
-def _rounded(n, step):
+def rounded(n, step):
     return (n + step - 1) // step * step
 
 
 @entry
 @no_type_check
-def channels_last(source, out, batch, channels, pixels, begin, end):
-    """Write channels-first images as channels-last ones, ``begin <= pixel of all images < end``."""
+def channels_last(source, out, channels, pitch, pixels, begin, end):
+    """Write channels-first images as channels-last ones, ``begin <= pixel of all images < end``.
+
+    A pixel has ``pitch`` numbers, its channels and then zeros.
+    """
     at = begin
     while at < end:
         image = at // pixels
@@ -122,15 +144,17 @@ def channels_last(source, out, batch, channels, pixels, begin, end):
         count = min(16, end - at, pixels - pixel)
         corner = source[image * channels * pixels + pixel :]
         for p in range(count):
-            line = out[(at + p) * channels : (at + p + 1) * channels]
+            line = out[(at + p) * pitch : (at + p + 1) * pitch]
             for c in range(channels):
                 line[c] = corner[c * pixels + p]
+            for c in range(channels, pitch):
+                line[c] = 0
         at += count
 
 
 @entry
 @no_type_check
-def channels_first(source, out, batch, channels, pixels, begin, end):
+def channels_first(source, out, channels, pitch, pixels, begin, end):
     """Undo :func:`channels_last`."""
     at = begin
     while at < end:
@@ -140,7 +164,7 @@ def channels_first(source, out, batch, channels, pixels, begin, end):
         for c in range(channels):
             line = (image * channels + c) * pixels + pixel
             for p in range(count):
-                out[line + p] = source[(at + p) * channels + c]
+                out[line + p] = source[(at + p) * pitch + c]
         at += count
 
 
@@ -181,7 +205,7 @@ def pack_columns(plan, weight, out, begin, end):
     outputs = plan.out_channels // plan.weight_groups
     wide = plan.column_vectors * plan.lanes
     chunks = (plan.taps + plan.chunk - 1) // plan.chunk
-    line = _rounded(plan.chunk * channels, wide)
+    line = rounded(plan.chunk * channels, wide)
     for pair in range(begin, end):
         group = pair // chunks
         first = (pair - group * chunks) * plan.chunk
@@ -208,31 +232,32 @@ def forward(plan, begin, end, image_data, field, omega, head, points, centre, di
     """Convolve the pixels ``begin <= pixel of all images < end``."""
     kind = image_data.dtype
     tile, chunk, lanes = plan.tile, plan.chunk, plan.lanes
-    pixels = plan.out_pixels
+    pixels = plan.out_height * plan.out_width
     channels = plan.channels // plan.weight_groups
     outputs = plan.out_channels // plan.weight_groups
     sampled = plan.channels // plan.sample_groups
     wide = plan.out_vectors * lanes
     panels = (outputs + wide - 1) // wide
     depth = plan.taps * channels
-    line = _rounded(chunk * channels, lanes)
-    columns = np.empty((tile + _SPARE_ROWS) * line, kind)
+    line = rounded(chunk * channels, lanes)
+    columns = np.empty((tile + SPARE_ROWS) * line, kind)
     sums = np.empty(tile * panels * wide, kind)
-    spare = np.empty(_SPARE_ROWS * wide, kind)
-    metric = np.empty(6 * LINE, kind)
+    sums_line = np.uint64(panels * wide)
+    spare = np.empty(SPARE_ROWS * wide, kind)
+    matrices, metric = np.empty(6 * LINE, kind), np.empty(6 * LINE, kind)
     work = np.zeros(LINES * LINE)
-    dims = len(plan.size)
-    where, centre_at = np.empty((dims, tile), kind), np.empty((dims, tile), kind)
-    samples = np.empty((2 * dims, chunk * tile), np.int32)
-    shares = np.empty((4 * dims, chunk * tile), kind)
-    one = kind.type(1)
+    y, x = np.empty(tile, kind), np.empty(tile, kind)
+    centre_y, centre_x = np.empty(tile, kind), np.empty(tile, kind)
+    rows, across = np.empty(2 * LINE, np.int32), np.empty(2 * LINE, np.int32)
+    shares = np.empty(8 * LINE, kind)
+    corner, weight = np.empty(chunk * 4 * LINE, np.int64), np.empty(chunk * 4 * LINE, kind)
     at = begin
     while at < end:
         image = at // pixels
         pixel = at - image * pixels
         count = min(tile, end - at, pixels - pixel)
-        data = image_data[image * plan.pixels * plan.channels :]
-        _centres(plan, centre, pixel, count, centre_at)
+        base = image * plan.height * plan.width
+        centres(plan, centre, pixel, count, centre_y, centre_x)
         placed_group = placed_first = -1
         for group in range(plan.weight_groups):
             for first in range(0, plan.taps, chunk):
@@ -242,25 +267,26 @@ def forward(plan, begin, end, image_data, field, omega, head, points, centre, di
                     sample_group = channel // sampled
                     length = min((sample_group + 1) * sampled, (group + 1) * channels) - channel
                     if sample_group != placed_group or first != placed_first:
-                        _place(
-                            plan, field, omega, head, points, dilation, image, sample_group,
-                            pixel, count, first, last, centre_at, metric, work, where, samples,
-                            shares,
+                        place(
+                            plan, field, omega, head, points, dilation, mask, image, sample_group,
+                            pixel, count, first, last, centre_y, centre_x, matrices, metric, work,
+                            y, x, rows, across, shares, False, corner, weight,
                         )  # fmt: skip
                         placed_group, placed_first = sample_group, first
+                    shift = base * plan.channels + channel
                     for tap in range(first, last):
-                        here = (tap - first) * tile
                         column = (tap - first) * channels + channel - group * channels
-                        factors = (
-                            (image * plan.sample_groups + sample_group) * plan.taps + tap
-                        ) * pixels + pixel
-                        for p in range(count):
-                            q = here + p
-                            factor = mask[factors + p] if plan.has_mask else one
-                            places, weights = _corners(plan, samples, shares, q, channel, factor)
-                            simd.blend(data, places, weights, columns, p * line + column, length)
+                        i0 = np.uint64((tap - first) * 4 * LINE)
+                        i1, i2, i3 = i0 + _LINE, i0 + _LINE + _LINE, i0 + _LINE + _LINE + _LINE
+                        for p in range(np.uint64(count)):
+                            _blend(
+                                image_data, shift + corner[i0 + p], shift + corner[i1 + p],
+                                shift + corner[i2 + p], shift + corner[i3 + p], weight[i0 + p],
+                                weight[i1 + p], weight[i2 + p], weight[i3 + p], columns,
+                                np.int64(p) * line + column, length,
+                            )  # fmt: skip
                     channel += length
-                _multiply(
+                multiply(
                     columns, 0, line, 1, packed,
                     group * panels * depth * wide + first * channels * wide, depth * wide, wide,
                     sums, 0, panels * wide, count, (last - first) * channels, panels,
@@ -270,12 +296,13 @@ def forward(plan, begin, end, image_data, field, omega, head, points, centre, di
                 b = bias[group * outputs + o]
                 if out_channels_last:
                     there = (image * pixels + pixel) * plan.out_channels + group * outputs + o
-                    for p in range(count):
-                        out[there + p * plan.out_channels] = sums[p * panels * wide + o] + b
+                    step = np.uint64(plan.out_channels)
                 else:
                     there = (image * plan.out_channels + group * outputs + o) * pixels + pixel
-                    for p in range(count):
-                        out[there + p] = sums[p * panels * wide + o] + b
+                    step = np.uint64(1)
+                there, place_of = np.uint64(there), np.uint64(o)
+                for p in range(np.uint64(count)):
+                    out[there + p * step] = sums[p * sums_line + place_of] + b
         at += count
 
 
@@ -291,7 +318,7 @@ def backward(plan, begin, end, image_data, g_out, g_out_channels_last, field, om
     """
     kind = image_data.dtype
     tile, chunk, lanes = plan.tile, plan.chunk, plan.lanes
-    pixels = plan.out_pixels
+    pixels = plan.out_height * plan.out_width
     channels = plan.channels // plan.weight_groups
     outputs = plan.out_channels // plan.weight_groups
     sampled = plan.channels // plan.sample_groups
@@ -299,50 +326,52 @@ def backward(plan, begin, end, image_data, g_out, g_out_channels_last, field, om
     out_panels = (outputs + out_wide - 1) // out_wide
     out_line = out_panels * out_wide
     wide = plan.column_vectors * lanes
-    line = _rounded(chunk * channels, wide)
+    line = rounded(chunk * channels, wide)
     chunks = (plan.taps + chunk - 1) // chunk
-    columns = np.empty((tile + _SPARE_ROWS) * line, kind)
-    slope = np.zeros((tile + _SPARE_ROWS) * out_line, kind)
-    spare = np.empty(_SPARE_ROWS * max(wide, out_wide), kind)
-    metric, other = np.empty(6 * LINE, kind), np.empty(6 * LINE, kind)
-    totals = np.empty(6 * LINE, kind)
+    columns = np.empty((tile + SPARE_ROWS) * line, kind)
+    slope = np.zeros((tile + SPARE_ROWS) * out_line, kind)
+    slope_line = np.uint64(out_line)
+    spare = np.empty(SPARE_ROWS * max(wide, out_wide), kind)
+    matrices, metric = np.empty(6 * LINE, kind), np.empty(6 * LINE, kind)
+    totals, spare_lines = np.empty(6 * LINE, kind), np.empty(4 * LINE, kind)
     work = np.zeros(LINES * LINE)
-    dims = len(plan.size)
-    where, centre_at = np.empty((dims, tile), kind), np.empty((dims, tile), kind)
-    samples = np.empty((2 * dims, chunk * tile), np.int32)
-    shares = np.empty((4 * dims, chunk * tile), kind)
-    g_where = np.empty((dims, chunk * tile), kind)
-    g_factor = np.empty(chunk * tile, kind)
-    one = kind.type(1)
+    y, x = np.empty(tile, kind), np.empty(tile, kind)
+    centre_y, centre_x = np.empty(tile, kind), np.empty(tile, kind)
+    rows, across = np.empty(2 * LINE, np.int32), np.empty(2 * LINE, np.int32)
+    shares = np.empty(chunk * 8 * LINE, kind)
+    corner, weight = np.empty(chunk * 4 * LINE, np.int64), np.empty(chunk * 4 * LINE, kind)
+    g_y, g_x = np.empty(chunk * LINE, kind), np.empty(chunk * LINE, kind)
+    g_factor = np.empty(chunk * LINE, kind)
+    products = np.empty(4 * tile, kind)
     at = begin
     while at < end:
         image = at // pixels
         pixel = at - image * pixels
         count = min(tile, end - at, pixels - pixel)
-        base = image * plan.pixels * plan.channels
+        base = image * plan.height * plan.width
         if image * pixels >= begin:
             target = g_image
-            target_at = base
+            target_at = base * plan.channels
         else:
             target = g_image_private
             target_at = 0
-        data = image_data[base:]
-        _centres(plan, centre, pixel, count, centre_at)
+        centres(plan, centre, pixel, count, centre_y, centre_x)
         placed_group = placed_first = -1
         for group in range(plan.weight_groups):
             for o in range(outputs):
                 if g_out_channels_last:
                     there = (image * pixels + pixel) * plan.out_channels + group * outputs + o
-                    for p in range(count):
-                        slope[p * out_line + o] = g_out[there + p * plan.out_channels]
+                    step = np.uint64(plan.out_channels)
                 else:
                     there = (image * plan.out_channels + group * outputs + o) * pixels + pixel
-                    for p in range(count):
-                        slope[p * out_line + o] = g_out[there + p]
+                    step = np.uint64(1)
+                there, place_of = np.uint64(there), np.uint64(o)
+                for p in range(np.uint64(count)):
+                    slope[p * slope_line + place_of] = g_out[there + p * step]
             for first in range(0, plan.taps, chunk):
                 last = min(plan.taps, first + chunk)
                 width = (last - first) * channels
-                _multiply(
+                multiply(
                     slope, 0, out_line, 1, packed,
                     (group * chunks + first // chunk) * outputs * line, outputs * wide, wide,
                     columns, 0, line, count, outputs, (width + wide - 1) // wide,
@@ -353,42 +382,44 @@ def backward(plan, begin, end, image_data, g_out, g_out_channels_last, field, om
                     sample_group = channel // sampled
                     length = min((sample_group + 1) * sampled, (group + 1) * channels) - channel
                     if sample_group != placed_group or first != placed_first:
-                        _place(
-                            plan, field, omega, head, points, dilation, image, sample_group,
-                            pixel, count, first, last, centre_at, metric, work, where, samples,
-                            shares,
+                        place(
+                            plan, field, omega, head, points, dilation, mask, image, sample_group,
+                            pixel, count, first, last, centre_y, centre_x, matrices, metric, work,
+                            y, x, rows, across, shares, True, corner, weight,
                         )  # fmt: skip
                         placed_group, placed_first = sample_group, first
+                    shift = base * plan.channels + channel
+                    place_shift = target_at + channel - shift
                     for tap in range(first, last):
-                        here = (tap - first) * tile
                         column = (tap - first) * channels + channel - group * channels
                         factors = (
                             (image * plan.sample_groups + sample_group) * plan.taps + tap
                         ) * pixels + pixel
-                        for p in range(count):
-                            q = here + p
-                            factor = mask[factors + p] if plan.has_mask else one
-                            places, weights = _corners(plan, samples, shares, q, channel, factor)
-                            if needs_image:
-                                products = simd.blend_scatter(
-                                    data, places, weights, columns, p * line + column,
-                                    target, target_at, length,
-                                )  # fmt: skip
-                            else:
-                                products = simd.blend_backward(
-                                    data, places, weights, columns, p * line + column,
-                                    target, target_at, length,
-                                )  # fmt: skip
-                            _slope(plan, shares, q, factor, products, g_where, g_factor)
+                        i0 = np.uint64((tap - first) * 4 * LINE)
+                        i1, i2, i3 = i0 + _LINE, i0 + _LINE + _LINE, i0 + _LINE + _LINE + _LINE
+                        for p in range(np.uint64(count)):
+                            _blend_backward(
+                                needs_image, image_data, shift + corner[i0 + p],
+                                shift + corner[i1 + p], shift + corner[i2 + p],
+                                shift + corner[i3 + p], weight[i0 + p], weight[i1 + p],
+                                weight[i2 + p], weight[i3 + p], columns,
+                                np.int64(p) * line + column, products, np.int64(p) * 4, target,
+                                place_shift, length,
+                            )  # fmt: skip
+                        if needs_field:
+                            blend_backward(
+                                plan, products, shares, tap - first, mask, factors, count, g_y,
+                                g_x, g_factor, spare_lines,
+                            )  # fmt: skip
                     if needs_field:
-                        _place_backward(
-                            plan, field, omega, head, points, dilation, image, sample_group,
-                            pixel, count, first, last, totals, metric, other, work, g_where,
-                            g_factor, g_field, g_omega, g_mask,
+                        place_backward(
+                            plan, head, points, dilation, image, sample_group, pixel, count, first,
+                            last, totals, matrices, metric, work, g_y, g_x, g_factor, g_field,
+                            g_omega, g_mask,
                         )  # fmt: skip
                     channel += length
                 if needs_weight:
-                    _multiply(
+                    multiply(
                         columns, 0, 1, line, slope, 0, out_wide, out_line, g_weight,
                         (group * plan.taps + first) * channels * out_line, out_line, width, count,
                         out_panels, plan.out_vectors, lanes, 1, spare,
