@@ -11,7 +11,15 @@ from torch import nn
 
 import finslerconv.onnx
 from finslerconv import ops
-from finslerconv.nn import DeformConv2d, GeodesicConv2d, MetricConv2d, convert
+from finslerconv.nn import (
+    DeformConv1d,
+    DeformConv2d,
+    GeodesicConv2d,
+    MetricConv1d,
+    MetricConv2d,
+    MetricConv3d,
+    convert,
+)
 
 pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -120,6 +128,30 @@ def test_a_metric_layer_is_a_few_dozen_operators():
     x = torch.randn(SIZES[0])
     onnx = Exported(layer, (x,))
     assert sum(onnx.operators.values()) < 90
+    torch.testing.assert_close(onnx(x)[0], layer(x), rtol=0, atol=1e-5)
+
+
+@pytest.mark.uninstrumented
+def test_layers_for_sequences_are_deformable_convolutions_of_images_of_one_row():
+    torch.manual_seed(0)
+    model = Beside(deform=DeformConv1d(4, 3, 2, stride=2), metric=MetricConv1d(4, 3, 2))
+    stirred(model, 0.1).eval().requires_grad_(False)
+    free = dict.fromkeys((0, 2), torch.export.Dim.DYNAMIC)
+    onnx = Exported(model, (torch.randn(2, 4, 9),), dynamic_shapes=(free,))
+    assert onnx.operators["DeformConv"] == 2
+    for size in ((2, 4, 9), (3, 4, 21)):
+        x = torch.randn(size)
+        for found, expected in zip(onnx(x), model(x), strict=True):
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.uninstrumented
+def test_layers_for_volumes_become_elementary_operators():
+    torch.manual_seed(0)
+    layer = stirred(MetricConv3d(4, 3, (1, 1, 2)), 0.1).eval().requires_grad_(False)
+    x = torch.randn(2, 4, 3, 4, 5)
+    onnx = Exported(layer, (x,))
+    assert "DeformConv" not in onnx.operators
     torch.testing.assert_close(onnx(x)[0], layer(x), rtol=0, atol=1e-5)
 
 
