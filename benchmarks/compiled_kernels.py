@@ -20,7 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from finslerconv.ops._geometry import ConvGeometry
-from finslerconv.ops.backends import Convolution, Needs, Positions
+from finslerconv.ops.backends import Convolution, Needs, Positions, channels_last
 from finslerconv.ops.backends._contract import PositionKind
 from finslerconv.ops.backends.triton._backend import TritonBackend
 
@@ -145,29 +145,30 @@ def compile_convolution(
     omega: bool = True,
     bias: bool = False,
     mask: bool = False,
+    dims: int = 2,
 ) -> list[Compilation]:
     """Compile all kernels of a convolution's forward and backward pass."""
-    geometry = ConvGeometry.of(kernel, stride, kernel // 2)
-    rows, columns = geometry.output_size(side, side)
+    geometry = ConvGeometry.of(kernel, stride, kernel // 2, dims=dims)
+    out = geometry.output_size(*(side,) * dims)
     real = torch.promote_types(dtype, torch.float32)
 
     def empty(*shape: int, dtype: torch.dtype = real) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
-    taps = kernel * kernel
+    taps = geometry.n_taps
     if kind == "offsets":
-        positions = Positions(kind, empty(batch, 2 * sample_groups * taps, rows, columns))
+        positions = Positions(kind, empty(batch, dims * sample_groups * taps, *out))
     else:
-        where = (batch, sample_groups, rows, columns)
-        one_forms = empty(*where, 2) if omega else None
-        positions = Positions(kind, empty(*where, 2, 2), one_forms, empty(taps, 2))
-    image = empty(batch, channels, side, side, dtype=dtype)
+        where = (batch, sample_groups, *out)
+        one_forms = empty(*where, dims) if omega else None
+        positions = Positions(kind, empty(*where, dims, dims), one_forms, empty(taps, dims))
+    image = empty(batch, channels, *(side,) * dims, dtype=dtype)
     conv = Convolution(
-        image.to(memory_format=torch.channels_last),
+        image.to(memory_format=channels_last(dims)),
         positions,
-        empty(outputs, channels // groups, kernel, kernel, dtype=dtype),
+        empty(outputs, channels // groups, *geometry.kernel_size, dtype=dtype),
         empty(outputs, dtype=dtype) if bias else None,
-        empty(batch, sample_groups * taps, rows, columns) if mask else None,
+        empty(batch, sample_groups * taps, *out) if mask else None,
         geometry,
         "zeros",
     )

@@ -15,13 +15,13 @@ from torch import Tensor
 from finslerconv._linalg import dot, solve
 from finslerconv._parametrization import PARAMETRIZATIONS, MatrixParametrization
 
-#: From raw one-forms (..., 2), matrices M (..., 2, 2) and eps_omega to one-forms (..., 2).
+#: From raw one-forms (..., d), matrices M (..., d, d) and eps_omega to one-forms (..., d).
 OmegaConstraint = Callable[[Tensor, Tensor, float], Tensor]
 
 
 def sigmoid(
-    raw: Float[Tensor, "*batch 2"], M: Float[Tensor, "*batch 2 2"], eps_omega: float
-) -> Float[Tensor, "*batch 2"]:
+    raw: Float[Tensor, "*batch d"], M: Float[Tensor, "*batch d d"], eps_omega: float
+) -> Float[Tensor, "*batch d"]:
     """Keep the direction and bring the norm ``n`` to ``(2 sigmoid(n) - 1) (1 - eps_omega)``.
 
     A smooth function of ``raw``, at zero too (the factor ``tanh(n/2) / n`` is smooth in ``n^2``).
@@ -30,15 +30,15 @@ def sigmoid(
 
 
 def sigmoid_detached(
-    raw: Float[Tensor, "*batch 2"], M: Float[Tensor, "*batch 2 2"], eps_omega: float
-) -> Float[Tensor, "*batch 2"]:
+    raw: Float[Tensor, "*batch d"], M: Float[Tensor, "*batch d d"], eps_omega: float
+) -> Float[Tensor, "*batch d"]:
     """Have the values of :func:`sigmoid`, with the factor taken as a constant in the gradient."""
     return raw * _sigmoid_factor(raw, M, eps_omega).detach()
 
 
 def clip(
-    raw: Float[Tensor, "*batch 2"], M: Float[Tensor, "*batch 2 2"], eps_omega: float
-) -> Float[Tensor, "*batch 2"]:
+    raw: Float[Tensor, "*batch d"], M: Float[Tensor, "*batch d d"], eps_omega: float
+) -> Float[Tensor, "*batch d"]:
     """Keep one-forms of norm up to ``1 - eps_omega`` and shorten the others to that norm."""
     square = _square_norm(raw, M)
     long = square > (1 - eps_omega) ** 2
@@ -55,7 +55,22 @@ OMEGA_CONSTRAINTS: dict[str, OmegaConstraint] = {
 
 
 def _square_norm(omega: Tensor, M: Tensor) -> Tensor:
-    return dot(omega, solve(M, omega))
+    """Return ``omega' M^-1 omega``."""
+    d = M.shape[-1]
+    if d <= 2:
+        return dot(omega, solve(M, omega))
+    # Squares over the pivots of Gauss's elimination: no more digits are lost than M has lost.
+    A = [[M[..., i, j] for j in range(i + 1)] for i in range(d)]
+    w = list(omega.unbind(-1))
+    total = w[0] * w[0] / A[0][0]
+    for k in range(1, d):
+        for i in range(k, d):
+            factor = A[i][k - 1] / A[k - 1][k - 1]
+            w[i] = w[i] - factor * w[k - 1]
+            for j in range(k, i + 1):
+                A[i][j] = A[i][j] - factor * A[j][k - 1]
+        total = total + w[k] * w[k] / A[k][k]
+    return total
 
 
 def _sigmoid_factor(raw: Tensor, M: Tensor, eps_omega: float) -> Tensor:
@@ -112,26 +127,32 @@ class HeadFormula:
             )
 
     @property
+    def dim(self) -> int:
+        """The dimension of the metrics."""
+        return self.parametrization.dim
+
+    @property
     def is_riemannian(self) -> bool:
         """Whether there is no omega."""
         return self.eps_omega == 1
 
     @property
     def n_channels(self) -> int:
-        """The number of channels that make one metric: those of ``M``, then two of omega."""
-        return self.parametrization.n_channels + (0 if self.is_riemannian else 2)
+        """The number of channels that make one metric: those of ``M``, then those of omega."""
+        return self.parametrization.n_channels + (0 if self.is_riemannian else self.dim)
 
     def metrics(
-        self, channels: Float[Tensor, "batch channels height width"]
+        self, channels: Float[Tensor, "batch channels *size"]
     ) -> tuple[
-        Float[Tensor, "batch groups height width 2 2"],
-        Float[Tensor, "batch groups height width 2"] | None,
+        Float[Tensor, "batch groups *size d d"],
+        Float[Tensor, "batch groups *size d"] | None,
     ]:
         """Return ``M`` and ``omega`` (None if Riemannian), in float32 at least.
 
         Parameters
         ----------
-        channels : Tensor, shape (B, G * n_channels, H, W)
+        channels : Tensor, shape (B, G * n_channels, *size)
+            Over the ``dim`` axes of the output.
         """
         raw = channels.to(torch.promote_types(channels.dtype, torch.float32))
         raw = raw.unflatten(1, (-1, self.n_channels)).movedim(2, -1)
@@ -149,7 +170,7 @@ class HeadFormula:
     def name(self) -> str | None:
         """What the compiled backends call the formula; None if they do not have it."""
         for name, kind in PARAMETRIZATIONS.items():
-            if type(self.parametrization) is kind:
+            if type(self.parametrization) is kind and self.dim == 2:
                 return f"{name} {self.omega_constraint}"
         return None
 

@@ -7,38 +7,45 @@ convolution.
 
 import abc
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from finslerconv._linalg import from_eigenvalues
+from finslerconv._linalg import dot, from_eigenvalues, outer
 
 # The determinant of [[a, b], [b, c]] loses the ratio of a c to itself in digits. Held below the
 # square of this, it keeps two of single precision's seven.
 _MAX_SHEAR = 300.0
 
-# Symmetric matrices of entries up to this have exponentials of condition numbers up to 5000.
-_MAX_LOGARITHM = 3.0
+# Symmetric d x d matrices of entries up to this over d have eigenvalues up to this in size, and the
+# exponentials of the 2 x 2 and 3 x 3 ones condition numbers up to 5000.
+_MAX_LOGARITHM = 6.0
 
 
 @dataclass(frozen=True)
 class MatrixParametrization(abc.ABC):
-    """A smooth map from ``n_channels`` free numbers onto 2 x 2 positive definite matrices.
+    """A smooth map from ``n_channels`` free numbers onto positive definite matrices.
 
     Parameters
     ----------
     eps_L : float
         What keeps the factors (or eigenvalues) from zero, in (0, 1).
+    dim : {1, 2, 3}
+        The number of rows of the matrices: of axes of the layer that it is for.
     """
 
     eps_L: float = 0.01
+    dim: int = field(default=2, kw_only=True)
 
     def __post_init__(self) -> None:
         if not 0 < self.eps_L < 1:
             raise ValueError(f"eps_L: expected a number in (0, 1), got {self.eps_L}")
+        if self.dim not in (1, 2, 3):
+            raise ValueError(f"dim: expected 1, 2 or 3, got {self.dim!r}")
 
     @property
     @abc.abstractmethod
@@ -55,82 +62,119 @@ class MatrixParametrization(abc.ABC):
         return 0
 
     @abc.abstractmethod
-    def matrix(self, raw: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch 2 2"]:
+    def matrix(self, raw: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch d d"]:
         """Return the matrices ``M`` of the numbers ``raw``; zero gives the identity."""
-
-
-@final
-@dataclass(frozen=True)
-class Cholesky(MatrixParametrization):
-    """``M = L L'`` with ``L`` lower triangular, of diagonal ``|1 - eps_L + raw| + eps_L``.
-
-    The entry below the diagonal is softly held to 300 times the diagonal entry beside it.
-    """
-
-    n_channels = 3  #: Two diagonal entries, one below.
-
-    def matrix(self, raw: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch 2 2"]:
-        """Return the matrices ``L L'``."""
-        first, second, below = raw.unbind(-1)
-        first, second = self._positive(first), self._positive(second)
-        below = soft_clip(below, _MAX_SHEAR * second)
-        return symmetric(first * first, first * below, below * below + second * second)
 
     def _positive(self, raw: Tensor) -> Tensor:
         return (1 - self.eps_L + raw).abs() + self.eps_L
 
 
+class _Triangular(MatrixParametrization):
+    """A map from the entries of a lower triangle: the diagonal first, then row by row below it."""
+
+    @property
+    def n_channels(self) -> int:
+        """The entries of a triangle: 1, 3 or 6."""
+        return self.dim * (self.dim + 1) // 2
+
+    def _entries(self, raw: Tensor) -> tuple[list[Tensor], list[list[Tensor]]]:
+        """Return the diagonal, and of each row what is below it."""
+        entries = iter(raw.unbind(-1))
+        diagonal = [next(entries) for _ in range(self.dim)]
+        return diagonal, [[next(entries) for _ in range(i)] for i in range(self.dim)]
+
+    def _max_shear(self, row: int) -> float:
+        """Return the bound of each entry of a row below the diagonal, over that on it."""
+        # The rows share the loss of digits, and the entries of a row its share.
+        return _MAX_SHEAR ** (1 / max(self.dim - 1, 1)) / math.sqrt(row)
+
+
 @final
 @dataclass(frozen=True)
-class LDL(MatrixParametrization):
+class Cholesky(_Triangular):
+    """``M = L L'`` with ``L`` lower triangular, of diagonal ``|1 - eps_L + raw| + eps_L``.
+
+    The entries below the diagonal are softly held to a multiple of the diagonal entry of their row:
+    300 for 2 x 2 matrices, 17 and 12 for the second and the third row of 3 x 3 ones.
+    """
+
+    def matrix(self, raw: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch d d"]:
+        """Return the matrices ``L L'``."""
+        diagonal, below = self._entries(raw)
+        L = []
+        for i, row in enumerate(below):
+            here = self._positive(diagonal[i])
+            L.append([*(soft_clip(x, self._max_shear(i) * here) for x in row), here])
+        return _product(L, L)
+
+
+@final
+@dataclass(frozen=True)
+class LDL(_Triangular):
     """``M = L D L'`` with ``L`` unit lower triangular, ``D = |1 - eps_L + raw| + eps_L``.
 
-    The entry below the diagonal is softly held where the determinant would be lost to rounding.
+    The entries below the diagonal are softly held where the determinant would be lost to rounding.
     """
 
-    n_channels = 3  #: Two diagonal entries, one below.
-
-    def matrix(self, raw: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch 2 2"]:
+    def matrix(self, raw: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch d d"]:
         """Return the matrices ``L D L'``."""
-        first, second, below = raw.unbind(-1)
-        first = (1 - self.eps_L + first).abs() + self.eps_L
-        second = (1 - self.eps_L + second).abs() + self.eps_L
-        below = soft_clip(below, _MAX_SHEAR * (second / first).sqrt())
-        return symmetric(first, below * first, below * below * first + second)
+        diagonal, below = self._entries(raw)
+        D = [self._positive(x) for x in diagonal]
+        L = [
+            [soft_clip(x, self._max_shear(i) * (D[i] / D[j]).sqrt()) for j, x in enumerate(row)]
+            for i, row in enumerate(below)
+        ]
+        LD = [[*(x * D[j] for j, x in enumerate(row)), D[i]] for i, row in enumerate(L)]
+        return _product([[*row, torch.ones_like(D[0])] for row in L], LD)
+
+
+class _Spectral(MatrixParametrization):
+    """A map from what turns the eigenvectors, and then the eigenvalues."""
+
+    @property
+    def n_direction_channels(self) -> int:
+        """A vector of the plane, or a quaternion: 0, 2 or 4."""
+        return {1: 0, 2: 2, 3: 4}[self.dim]
 
 
 @final
 @dataclass(frozen=True)
-class Spectral(MatrixParametrization):
-    """A direction and two eigenvalues ``|1 - eps_L + raw| + eps_L``.
+class Spectral(_Spectral):
+    """A direction and the eigenvalues ``|1 - eps_L + raw| + eps_L``.
 
-    The eigenvector of the first eigenvalue is the direction, normalised; the zero direction
-    counts as the first axis. The smaller eigenvalue is held above 1 / 90000 of the larger one.
+    In the plane the eigenvector of the first eigenvalue is the direction, normalised; the zero
+    direction counts as the first axis. In space the eigenvectors are the axes turned by a
+    quaternion, normalised; zero does not turn. The smaller eigenvalues are held above 1 / 90000 of
+    the largest one.
     """
 
-    n_channels = 4  #: Two of the direction, two eigenvalues.
-    n_direction_channels = 2
+    @property
+    def n_channels(self) -> int:
+        """Those of the direction, and the eigenvalues: 1, 4 or 7."""
+        return self.n_direction_channels + self.dim
 
-    def matrix(self, raw: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch 2 2"]:
+    def matrix(self, raw: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch d d"]:
         """Return the matrices with these eigenvectors and eigenvalues."""
-        eigenvalues = (1 - self.eps_L + raw[..., 2:]).abs() + self.eps_L
-        return from_spectrum(raw[..., :2], eigenvalues[..., 0], eigenvalues[..., 1])
+        n = self.n_direction_channels
+        return from_spectrum(raw[..., :n], self._positive(raw[..., n:]))
 
 
 @final
 @dataclass(frozen=True)
-class SpectralScaled(MatrixParametrization):
-    """A direction, two bounded eigenvalues and a common scale: the paper's head of networks.
+class SpectralScaled(_Spectral):
+    """A direction, bounded eigenvalues and a common scale: the paper's head of networks.
 
-    The eigenvalues are ``2 sigmoid(raw)``, kept ``eps_L`` away from 0 and 2, and the smaller one
-    above 1 / 90000 of the larger; the scale is a sigmoid onto ``[scale_min, scale_max]``,
-    shifted so that it is 1 at zero. So the unit ball stays within fixed bounds.
+    Directions are those of :class:`Spectral`. The eigenvalues are ``2 sigmoid(raw)``, kept
+    ``eps_L`` away from 0 and 2, and the smaller ones above 1 / 90000 of the largest; the scale is a
+    sigmoid onto ``[scale_min, scale_max]``, shifted so that it is 1 at zero. So the unit ball stays
+    within fixed bounds.
 
     Parameters
     ----------
     eps_L : float
     scale_min, scale_max : float
         Bounds of the scale, ``0 < scale_min < 1 < scale_max``.
+    dim : {1, 2, 3}
     """
 
     scale_min: float = 0.1
@@ -144,42 +188,49 @@ class SpectralScaled(MatrixParametrization):
                 f"can start at 1, got {self.scale_min} and {self.scale_max}"
             )
 
-    n_channels = 5  #: Two of the direction, two eigenvalues, the scale.
-    n_direction_channels = 2
+    @property
+    def n_channels(self) -> int:
+        """Those of the direction, the eigenvalues and the scale: 2, 5 or 8."""
+        return self.n_direction_channels + self.dim + 1
 
-    def matrix(self, raw: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch 2 2"]:
+    def matrix(self, raw: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch d d"]:
         """Return the matrices with these eigenvectors, eigenvalues and scale."""
+        n = self.n_direction_channels
         share = (1 - self.scale_min) / (self.scale_max - self.scale_min)
         shift = math.log(share / (1 - share))
         scale = self.scale_min + (self.scale_max - self.scale_min) * torch.sigmoid(
-            raw[..., 4] + shift
+            raw[..., -1:] + shift
         )
         span = 2 - 2 * self.eps_L
-        eigenvalues = scale[..., None] * (self.eps_L + span * torch.sigmoid(raw[..., 2:4]))
-        return from_spectrum(raw[..., :2], eigenvalues[..., 0], eigenvalues[..., 1])
+        eigenvalues = scale * (self.eps_L + span * torch.sigmoid(raw[..., n:-1]))
+        return from_spectrum(raw[..., :n], eigenvalues)
 
 
 @final
 @dataclass(frozen=True)
-class LogEuclidean(MatrixParametrization):
-    """The matrix exponential of a symmetric matrix, in closed form; ``eps_L`` is not needed.
+class LogEuclidean(_Triangular):
+    """The matrix exponential of a symmetric matrix; ``eps_L`` is not needed.
 
-    The entries of the symmetric matrix are softly held to [-3, 3]: the half-axes of the ball then
-    stay between ``exp(-3)`` and ``exp(3)`` times those at the start.
+    The entries of the symmetric ``d x d`` matrix are softly held to [-6/d, 6/d]: the half-axes of
+    the ball then stay between ``exp(-3)`` and ``exp(3)`` times those at the start.
     """
 
-    n_channels = 3  #: The entries of a symmetric matrix.
-
-    def matrix(self, raw: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch 2 2"]:
-        """Return the exponentials."""
-        first, second, off = soft_clip(raw, _MAX_LOGARITHM).unbind(-1)
+    def matrix(self, raw: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch d d"]:
+        """Return the exponentials, in closed form up to 2 x 2."""
+        diagonal, below = self._entries(soft_clip(raw, _MAX_LOGARITHM / self.dim))
+        rows = [[*row, diagonal[i]] for i, row in enumerate(below)]
+        if self.dim == 1:
+            return symmetric(rows).exp()
+        if self.dim > 2:
+            return _exp(symmetric(rows))
+        (first,), (off, second) = rows
         mean, half = (first + second) / 2, (first - second) / 2
         square = half * half + off * off
         # exp(mean I + S) with S^2 = square I; both factors are smooth functions of the square.
         cosh, sinhc = _cosh_sinhc(square)
         size = mean.exp()
         return symmetric(
-            size * (cosh + sinhc * half), size * sinhc * off, size * (cosh - sinhc * half)
+            [[size * (cosh + sinhc * half)], [size * sinhc * off, size * (cosh - sinhc * half)]]
         )
 
 
@@ -198,23 +249,85 @@ def soft_clip(x: Tensor, bound: Tensor | float) -> Tensor:
     return bound * torch.tanh(x / bound)
 
 
-def symmetric(a: Tensor, b: Tensor, c: Tensor) -> Float[Tensor, "*batch 2 2"]:
-    """Return the matrices ``[[a, b], [b, c]]``."""
-    return torch.stack((torch.stack((a, b), dim=-1), torch.stack((b, c), dim=-1)), dim=-2)
+def symmetric(rows: Sequence[Sequence[Tensor]]) -> Float[Tensor, "*batch d d"]:
+    """Return the symmetric matrices with these rows of a lower triangle."""
+    d = len(rows)
+    full = [[rows[max(i, j)][min(i, j)] for j in range(d)] for i in range(d)]
+    return torch.stack([torch.stack(row, dim=-1) for row in full], dim=-2)
 
 
-def from_spectrum(direction: Tensor, first: Tensor, second: Tensor) -> Float[Tensor, "*batch 2 2"]:
-    """Return the matrices with eigenvalue ``first`` along ``direction`` and ``second`` across.
+def _product(
+    A: Sequence[Sequence[Tensor]], B: Sequence[Sequence[Tensor]]
+) -> Float[Tensor, "*batch d d"]:
+    """Return the products ``A B'`` of lower triangles that are symmetric."""
+    return symmetric(
+        [
+            [
+                sum((A[i][k] * B[j][k] for k in range(1, j + 1)), start=A[i][0] * B[j][0])
+                for j in range(i + 1)
+            ]
+            for i in range(len(A))
+        ]
+    )
 
-    The smaller eigenvalue is raised to what the larger one's rounding leaves of it.
+
+def from_spectrum(
+    direction: Float[Tensor, "*batch n"], eigenvalues: Float[Tensor, "*batch d"]
+) -> Float[Tensor, "*batch d d"]:
+    """Return the matrices of these eigenvalues, with eigenvectors as :class:`Spectral` turns them.
+
+    The smaller eigenvalues are raised to what the largest one's rounding leaves of them.
     """
-    u, v = direction.unbind(-1)
-    square = u * u + v * v
+    dim = eigenvalues.shape[-1]
+    if dim == 1:
+        return eigenvalues[..., None]
+    least = eigenvalues.amax(dim=-1, keepdim=True) / _MAX_SHEAR**2
+    eigenvalues = torch.maximum(eigenvalues, least)
+    turn = _unit(direction)
+    if dim == 2:
+        return from_eigenvalues(turn, eigenvalues[..., 0], eigenvalues[..., 1])
+    vectors = _rotation(turn)
+    parts = [eigenvalues[..., k, None, None] * outer(v, v) for k, v in enumerate(vectors)]
+    return parts[0] + parts[1] + parts[2]
+
+
+def _unit(v: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch n"]:
+    """Return the vectors at length 1; zero counts as the first axis."""
+    square = dot(v, v)
     known = square > 0
     length = torch.where(known, square, 1.0).sqrt()
-    n = torch.stack((torch.where(known, u / length, 1.0), torch.where(known, v / length, 0.0)), -1)
-    least = torch.maximum(first, second) / _MAX_SHEAR**2
-    return from_eigenvalues(n, torch.maximum(first, least), torch.maximum(second, least))
+    parts = enumerate(v.unbind(-1))
+    return torch.stack([torch.where(known, x / length, float(i == 0)) for i, x in parts], dim=-1)
+
+
+def _rotation(quaternion: Float[Tensor, "*batch 4"]) -> list[Float[Tensor, "*batch 3"]]:
+    """Return where unit quaternions ``w, x, y, z`` turn the three axes."""
+    w, x, y, z = quaternion.unbind(-1)
+    turned = (
+        (w * w + x * x - y * y - z * z, 2 * (x * y + w * z), 2 * (x * z - w * y)),
+        (2 * (x * y - w * z), w * w - x * x + y * y - z * z, 2 * (y * z + w * x)),
+        (2 * (x * z + w * y), 2 * (y * z - w * x), w * w - x * x - y * y + z * z),
+    )
+    return [torch.stack(axis, dim=-1) for axis in turned]
+
+
+def _exp(S: Float[Tensor, "*batch d d"]) -> Float[Tensor, "*batch d d"]:
+    """Return the exponentials of symmetric matrices of norms up to 6, to rounding."""
+    # Sums and no matrix products: those of a GPU may have but three digits (TF32). The series is
+    # that of a 16th, of norm up to 3/8, whose 13th power over 13! is below double precision's eps.
+    X = S / 16
+    identity = torch.eye(S.shape[-1], dtype=S.dtype, device=S.device)
+    E = identity + X / 12
+    for k in range(11, 0, -1):
+        E = identity + _matmul(X, E) / k
+    for _ in range(4):
+        E = _matmul(E, E)
+    return (E + E.mT) / 2
+
+
+def _matmul(A: Tensor, B: Tensor) -> Float[Tensor, "*batch d d"]:
+    columns = [outer(A[..., :, k], B[..., k, :]) for k in range(A.shape[-1])]
+    return sum(columns[1:], start=columns[0])
 
 
 def _cosh_sinhc(square: Tensor) -> tuple[Tensor, Tensor]:

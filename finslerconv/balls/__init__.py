@@ -9,6 +9,7 @@ from finslerconv.balls._measure import overlap, volume
 from finslerconv.balls._reference import (
     ReferenceSet,
     concentric,
+    fibonacci_ball,
     lattice,
     polar,
     radius,
@@ -22,6 +23,7 @@ __all__ = [
     "concentric",
     "polar",
     "sunflower",
+    "fibonacci_ball",
     "reference_set",
     "radius",
     "BallMap",

@@ -1,11 +1,11 @@
 """Reference point sets: where a kernel's weights sit in the Euclidean unit ball.
 
-A reference set gives each tap of a kernel a point ``g`` of the unit ball, and the area of the cell
-that the point stands for.
+A reference set gives each tap of a kernel a point ``g`` of the unit ball, and the volume of the
+cell that the point stands for (in the plane, its area).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,8 +28,8 @@ class ReferenceSet:
     points : ndarray, shape (n, d)
         The points ``g``, in array-axis order, n the product of ``kernel_shape``.
     weights : ndarray, shape (n,)
-        The area of each point's cell: ``sum(weights * f(points))`` approximates the integral of
-        ``f`` over the region that the set covers: the unit disc; for a lattice the square
+        The volume of each point's cell: ``sum(weights * f(points))`` approximates the integral of
+        ``f`` over the region that the set covers: the unit ball; for a lattice the cube
         [-1, 1]^d, or the strip of it that a rectangular kernel covers.
 
     Raises
@@ -87,7 +87,7 @@ def lattice(kernel_size: int | Sequence[int]) -> ReferenceSet:
     -------
     ReferenceSet
         In row-major order. A weight is the part of the tap's cell, of side ``1 / r``, that is
-        inside the square [-1, 1]^d.
+        inside the cube [-1, 1]^d.
     """
     sizes = _kernel_shape(kernel_size)
     r = radius(sizes)
@@ -99,38 +99,81 @@ def lattice(kernel_size: int | Sequence[int]) -> ReferenceSet:
 
 
 def concentric(kernel_size: int | Sequence[int]) -> ReferenceSet:
-    """Return the square rings of a two-dimensional lattice, pressed onto circles.
+    """Return the square rings of a lattice pressed onto circles, or its cubes onto spheres.
 
     Ring ``j`` of an odd square kernel has ``8 j`` equally spaced points at radius ``j / r``, in
     the places of the grid: the "onion peeling" of "Metric Convolutions" (ICCV 2025), but with every
     kernel weight in its own place. The map is Shirley and Chiu's square-to-disc map, which
-    keeps ratios of areas; it serves rectangular and even kernels too.
+    keeps ratios of areas. In three dimensions the surface of cube ``j`` goes onto the sphere of
+    radius ``j / r`` by Roşca and Plonka's map, and ratios of volumes stay. In one dimension the set
+    is the lattice. Rectangular and even kernels are served too.
 
     Parameters
     ----------
-    kernel_size : int or pair of int
-        Numbers of rows and columns.
+    kernel_size : int or sequence of int
+        Numbers of taps along each of one to three axes (one number: both axes of an image).
 
     Returns
     -------
     ReferenceSet
         In row-major order of the grid: rows stay above and below, columns left and right. A weight
-        is the area of the tap's cell inside the disc.
+        is the volume of the tap's cell inside the ball.
+
+    References
+    ----------
+    Shirley, Chiu, "A low distortion map between disk and square" (1997); Roşca, Plonka, "Uniform
+    spherical grids via equal area projection from the cube to the sphere" (2011).
     """
-    grid = lattice(_pair("concentric", kernel_size))
-    a, b = grid.points[:, 0], grid.points[:, 1]
-    ring = np.maximum(np.abs(a), np.abs(b))
-    # The place on the square ring, an eighth of which spans an angle of pi / 4.
-    safe = np.where(ring > 0, ring, 1.0)
-    by_column = np.abs(b) >= np.abs(a)
+    grid = lattice(_kernel_shape(kernel_size, "concentric", dims=(1, 2, 3)))
+    ring = np.abs(grid.points).max(axis=-1, keepdims=True)
+    # The place on the surface of the cube [-1, 1]^d; any, for a tap at the centre.
+    place = np.where(ring > 0, grid.points / np.where(ring > 0, ring, 1.0), 1.0)
+    directions, share = _ROUND[grid.dim]
+    points = ring * directions(place)
+    return ReferenceSet("concentric", grid.kernel_shape, points, share * grid.weights)
+
+
+def _on_circle(place: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2"]:
+    """Return the unit vectors at the places on the edge of a square: arcs as long as segments."""
+    a, b = place.T
+    # An eighth of the edge spans an angle of pi / 4.
     quarter = math.pi / 4
     angle = np.where(
-        by_column,
-        np.where(b >= 0, quarter * a / safe, math.pi - quarter * a / safe),
-        np.where(a >= 0, 2 * quarter - quarter * b / safe, -2 * quarter + quarter * b / safe),
+        np.abs(b) >= np.abs(a),
+        np.where(b >= 0, quarter * a, math.pi - quarter * a),
+        np.where(a >= 0, 2 * quarter - quarter * b, -2 * quarter + quarter * b),
     )
-    points = ring[:, None] * np.stack((np.sin(angle), np.cos(angle)), axis=-1)
-    return ReferenceSet("concentric", grid.kernel_shape, points, math.pi / 4 * grid.weights)
+    return np.stack((np.sin(angle), np.cos(angle)), axis=-1)
+
+
+def _on_sphere(place: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
+    """Return the unit vectors at the places on the surface of a cube, by an equal-area map."""
+    face = np.abs(place).argmax(axis=-1)
+    axes = np.stack((face, (face + 1) % 3, (face + 2) % 3), axis=-1)
+    height, u, v = np.take_along_axis(place, axes, axis=-1).T
+    # Within the face: along its larger coordinate, and beside it by an angle of at most pi / 12.
+    swapped = np.abs(v) > np.abs(u)
+    along, beside = np.where(swapped, (v, u), (u, v))
+    angle = math.pi / 12 * beside / np.where(along == 0, 1.0, along)
+    length = 2**0.25 * along / np.sqrt(math.sqrt(2) - np.cos(angle))
+    along = length * (math.sqrt(2) * np.cos(angle) - 1)
+    beside = length * math.sqrt(2) * np.sin(angle)
+    u, v = np.where(swapped, (beside, along), (along, beside))
+    # From the plane of Lambert's equal-area projection back to the sphere.
+    square = u * u + v * v
+    shrink = np.sqrt(1 - square / 4)
+    directions = np.empty_like(place)
+    found = np.stack((height * (1 - square / 2), shrink * u, shrink * v), axis=-1)
+    np.put_along_axis(directions, axes, found, axis=-1)
+    return directions
+
+
+# What carries the surface of the cube [-1, 1]^d onto the sphere, and the ball's share of the cube.
+_ROUND: dict[int, tuple[Callable[[Any], Any], float]] = {
+    1: (lambda place: place, 1.0),
+    2: (_on_circle, math.pi / 4),
+    3: (_on_sphere, math.pi / 6),
+}
 
 
 def polar(n_radii: int, n_angles: int, *, centre: bool = False) -> ReferenceSet:
@@ -189,35 +232,70 @@ def sunflower(n: int) -> ReferenceSet:
     return ReferenceSet("sunflower", (n,), points, np.full(n, math.pi / n))
 
 
-def reference_set(name: str, kernel_size: int | Sequence[int]) -> ReferenceSet:
-    """Return the reference set called ``name`` for a two-dimensional kernel.
+def fibonacci_ball(n: int) -> ReferenceSet:
+    """Return ``n`` points of the ball in space, one in each of ``n`` shells of equal volume.
+
+    The counterpart of :func:`sunflower`: directions of the Fibonacci sphere, each with a shell of
+    its own. Direction ``j`` is at height ``1 - (2 j + 1) / n`` along the first axis, and at ``j``
+    golden angles around it; the shells go to the directions in the order of the fractional parts
+    of ``j sqrt(3)``.
 
     Parameters
     ----------
-    name : {"lattice", "concentric", "polar", "sunflower"}
+    n : int
+        Number of points.
+
+    Returns
+    -------
+    ReferenceSet
+        From the inside out, for kernels of shape ``(n,)``; point ``i`` is at radius
+        ``((i + 1/2) / n)^(1/3)``. All weights are ``4 pi / (3 n)``.
+    """
+    (n,) = _counts("fibonacci_ball", n=n)
+    i = np.arange(n)
+    radii = np.cbrt((i + 0.5) / n)
+    j = np.argsort(i * math.sqrt(3) % 1)
+    heights = 1 - (2 * j + 1) / n
+    angles = j * math.pi * (3 - math.sqrt(5))
+    beside = np.sqrt(1 - heights**2)
+    directions = np.stack((heights, beside * np.sin(angles), beside * np.cos(angles)), axis=-1)
+    weights = np.full(n, 4 * math.pi / (3 * n))
+    return ReferenceSet("fibonacci_ball", (n,), radii[:, None] * directions, weights)
+
+
+def reference_set(name: str, kernel_size: int | Sequence[int]) -> ReferenceSet:
+    """Return the reference set called ``name`` for a kernel of one to three axes.
+
+    Parameters
+    ----------
+    name : {"lattice", "concentric", "polar", "sunflower", "fibonacci_ball"}
+        ``polar`` and ``sunflower`` are sets of the plane, ``fibonacci_ball`` is one of space.
         ``polar`` takes the kernel's rows as radii and its columns as angles.
-    kernel_size : int or pair of int
-        Numbers of rows and columns.
+    kernel_size : int or sequence of int
+        Numbers of taps along each axis (one number: both axes of an image).
 
     Raises
     ------
     ValueError
-        If there is no set of that name.
+        If there is no set of that name, or none in that dimension.
     """
-    rows, columns = _pair(name, kernel_size)
-    match name:
-        case "lattice":
-            return lattice((rows, columns))
-        case "concentric":
-            return concentric((rows, columns))
-        case "polar":
-            return polar(rows, columns)
-        case "sunflower":
-            spiral = sunflower(rows * columns)
-            return ReferenceSet(name, (rows, columns), spiral.points, spiral.weights)
-    raise ValueError(
-        f"reference: expected 'lattice', 'concentric', 'polar' or 'sunflower', got {name!r}"
-    )
+    if name not in _SETS:
+        *names, last = map(repr, _SETS)
+        raise ValueError(f"reference: expected {', '.join(names)} or {last}, got {name!r}")
+    dims, make = _SETS[name]
+    sizes = _kernel_shape(kernel_size, name, dims)
+    made = make(sizes)
+    return ReferenceSet(name, sizes, made.points, made.weights)
+
+
+#: The sets by name: the numbers of axes that each serves, and what makes it for a kernel size.
+_SETS: dict[str, tuple[Sequence[int], Callable[[tuple[int, ...]], ReferenceSet]]] = {
+    "lattice": ((1, 2, 3), lattice),
+    "concentric": ((1, 2, 3), concentric),
+    "polar": ((2,), lambda sizes: polar(*sizes)),
+    "sunflower": ((2,), lambda sizes: sunflower(math.prod(sizes))),
+    "fibonacci_ball": ((3,), lambda sizes: fibonacci_ball(math.prod(sizes))),
+}
 
 
 def radius(kernel_size: int | Sequence[int]) -> int:
@@ -225,18 +303,18 @@ def radius(kernel_size: int | Sequence[int]) -> int:
     return max(1, max(_kernel_shape(kernel_size)) // 2)
 
 
-def _kernel_shape(kernel_size: int | Sequence[int]) -> tuple[int, ...]:
+def _kernel_shape(
+    kernel_size: int | Sequence[int], name: str = "", dims: Sequence[int] = ()
+) -> tuple[int, ...]:
+    """Return checked sizes of a kernel; of the set ``name``, for the numbers of axes ``dims``."""
     sizes = tuple(kernel_size) if isinstance(kernel_size, Sequence) else (kernel_size,) * 2
     if not sizes or not all(is_integer(k) and k >= 1 for k in sizes):
         raise ValueError(f"kernel_size: expected positive integers, got {shown(kernel_size)}")
+    if dims and len(sizes) not in dims:
+        words = {2: "two-dimensional", 3: "three-dimensional"}
+        kind = words[dims[0]] if len(dims) == 1 else "for one to three dimensions"
+        raise ValueError(f"kernel_size: {name} is {kind}, got {kernel_size!r}")
     return tuple(int(k) for k in sizes)
-
-
-def _pair(name: str, kernel_size: int | Sequence[int]) -> tuple[int, int]:
-    sizes = _kernel_shape(kernel_size)
-    if len(sizes) != 2:
-        raise ValueError(f"kernel_size: {name} is two-dimensional, got {kernel_size!r}")
-    return sizes[0], sizes[1]
 
 
 def _counts(name: str, **counts: Any) -> list[int]:

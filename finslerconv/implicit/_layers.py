@@ -13,7 +13,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from finslerconv._models import evaluating
-from finslerconv.implicit._positions import KernelPositions, deformable_positions, reader_of
+from finslerconv.implicit._positions import (
+    KernelPositions,
+    deformable_positions,
+    is_no_image_layer,
+    reader_of,
+)
 from finslerconv.ops import ConvGeometry, convolution_of
 
 
@@ -174,6 +179,9 @@ class _Search(TorchDispatchMode):
     ) -> None:
         reader = reader_of(module)
         if reader is None:
+            if is_no_image_layer(module):
+                # The call of its operator is not to be read either.
+                self._inside = module
             return
         arguments = inspect.signature(module.forward).bind(*args, **kwargs).args
         self._inside = module
@@ -230,7 +238,7 @@ def _torchvisions(
 
 def _ours(*arguments: Any) -> _Call | None:
     conv = convolution_of(*arguments)
-    if conv.positions.kind != "offsets":
+    if conv.positions.kind != "offsets" or conv.dims != 2:
         return None
     size = (conv.input.shape[-2], conv.input.shape[-1])
     return _Call(size, conv.geometry, conv.positions.field, conv.mask, conv.weight)
@@ -238,7 +246,7 @@ def _ours(*arguments: Any) -> _Call | None:
 
 _OPERATORS: dict[str, Callable[..., _Call | None]] = {
     "torchvision.deform_conv2d.default": _torchvisions,
-    "finslerconv.sampled_conv2d.default": _ours,
+    "finslerconv.sampled_conv.default": _ours,
 }
 
 

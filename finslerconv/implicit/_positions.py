@@ -14,6 +14,7 @@ from finslerconv._models import torchvision_deform
 from finslerconv.balls import ReferenceSet, lattice
 from finslerconv.metrics import Randers, Riemannian
 from finslerconv.nn import (
+    AdaptiveConv,
     DeformConv2d,
     GeodesicConv2d,
     GivenOffsetConv2d,
@@ -106,7 +107,8 @@ class KernelPositions:
 
     def centres(self) -> tuple[Float[Tensor, "rows 1"], Float[Tensor, "1 columns"]]:
         """Return the rows (Ho, 1) and columns (1, Wo) of the kernels' centres, in input pixels."""
-        return self.geometry.centres(self.output_size, self.points)
+        rows, columns = self.geometry.centres(self.output_size, self.points)
+        return rows, columns
 
     def every(self, step: int) -> "KernelPositions":
         """Return the positions at every ``step``-th output pixel along both axes."""
@@ -213,7 +215,8 @@ def kernel_positions(layer: nn.Module, x: Tensor | Sequence[Any]) -> KernelPosit
         - a pack, which holds the convolution of its offsets (``conv_offset`` or
           ``conv_offset_mask``, with 2 or 3 channels a tap), as mmcv's ``DeformConv2dPack`` and
           ``ModulatedDeformConv2dPack``;
-        - a layer that tells its positions (:class:`Positioned`), as those of this library do;
+        - a layer for images that tells its positions (:class:`Positioned`), as those of this
+          library do;
         - a layer of a class given to :func:`register_positions`.
     x : Tensor or tuple
         The input (B, C, H, W) or (C, H, W); or the tuple of the arguments of the layer's
@@ -243,6 +246,12 @@ def kernel_positions(layer: nn.Module, x: Tensor | Sequence[Any]) -> KernelPosit
     tensor([-2., -2.])
     """
     reader = reader_of(layer)
+    if reader is None and is_no_image_layer(layer):
+        raise TypeError(
+            f"layer: {type(layer).__name__} is over {layer.dims} axes, and implicit metrics are "
+            "read from layers for images, over two; layer.positions(x) returns its samples, and "
+            "layer.metric(x) the metrics of a metric convolution"
+        )
     if reader is None:
         raise TypeError(
             f"layer: {type(layer).__name__} is not known; find_adaptive_layers(model, x) finds the "
@@ -262,6 +271,8 @@ def reader_of(layer: nn.Module) -> Reader | None:
     for kind in type(layer).__mro__:
         if kind in _readers:
             return _readers[kind]
+    if is_no_image_layer(layer):
+        return None
     if isinstance(layer, Positioned):
         return _read_positioned
     if isinstance(layer, nn.Conv2d) and (density_of(layer) is not None or _runs(layer, nn.Conv2d)):
@@ -277,6 +288,11 @@ def reader_of(layer: nn.Module) -> Reader | None:
     torchvisions = torchvision_deform(layer)
     own = torchvisions is not None and _runs(layer, torchvisions)
     return _read_deformable if named or own else None
+
+
+def is_no_image_layer(layer: nn.Module) -> bool:
+    """Return whether a layer is one of this library's for sequences or volumes."""
+    return isinstance(layer, AdaptiveConv) and layer.dims != 2
 
 
 def deformable_positions(

@@ -3,6 +3,8 @@
 :class:`MetricConv2d` samples the unit balls of metrics that it computes from its input,
 :class:`GeodesicConv2d` their unit geodesic balls; :class:`DeformConv2d` and :class:`ShiftedConv2d`
 are their relatives without a metric; the weighted convolutions put a density on a kernel's taps.
+:class:`MetricConv1d`, :class:`MetricConv3d`, :class:`DeformConv1d` and :class:`DeformConv3d` are
+for sequences and volumes.
 :func:`convert` puts any of them into a whole model.
 """
 
@@ -14,13 +16,18 @@ from finslerconv._parametrization import (
     Spectral,
     SpectralScaled,
 )
-from finslerconv.nn._adaptive import AdaptiveConv2d
+from finslerconv.nn._adaptive import (
+    AdaptiveConv,
+    AdaptiveConv1d,
+    AdaptiveConv2d,
+    AdaptiveConv3d,
+)
 from finslerconv.nn._aggregation import DCNv3, DCNv4, MSDeformAttn, Samples
 from finslerconv.nn._geodesic_conv import GeodesicConv2d
 from finslerconv.nn._given_offset_conv import DeformAlign2d, GivenOffsetConv2d
 from finslerconv.nn._head import MetricHead, metric_penalty
-from finslerconv.nn._metric_conv import MetricConv2d
-from finslerconv.nn._offset_conv import DeformConv2d, ShiftedConv2d
+from finslerconv.nn._metric_conv import MetricConv1d, MetricConv2d, MetricConv3d
+from finslerconv.nn._offset_conv import DeformConv1d, DeformConv2d, DeformConv3d, ShiftedConv2d
 from finslerconv.nn.conversion import (
     Conversion,
     ConversionReport,
@@ -63,9 +70,13 @@ from finslerconv.nn.weighted import (
 )
 
 __all__ = [
+    "MetricConv1d",
     "MetricConv2d",
+    "MetricConv3d",
     "GeodesicConv2d",
+    "DeformConv1d",
     "DeformConv2d",
+    "DeformConv3d",
     "GivenOffsetConv2d",
     "DeformAlign2d",
     "ShiftedConv2d",
@@ -73,7 +84,10 @@ __all__ = [
     "DCNv4",
     "MSDeformAttn",
     "Samples",
+    "AdaptiveConv",
+    "AdaptiveConv1d",
     "AdaptiveConv2d",
+    "AdaptiveConv3d",
     "MetricHead",
     "metric_penalty",
     "MatrixParametrization",

@@ -1,6 +1,7 @@
 """The base class of the layers that sample balls of metrics computed from their own input."""
 
 import abc
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,12 +13,12 @@ from finslerconv import ops
 from finslerconv._parametrization import MatrixParametrization
 from finslerconv.balls import ReferenceSet, ball_map, lattice, radius, reference_set
 from finslerconv.metrics import FinslerMetric
-from finslerconv.nn._adaptive import AdaptiveConv2d, Size, nonzero, own_tensor
+from finslerconv.nn._adaptive import AdaptiveConv, Size, nonzero, own_tensor
 from finslerconv.nn._constructor import constructor
 from finslerconv.nn._head import MetricHead, channels_per_group, parametrization
 
 
-class BallConv2d(AdaptiveConv2d):
+class BallConv(AdaptiveConv):
     """A convolution that samples balls of metrics: the base class, with MetricConv2d's arguments.
 
     It holds the head, which computes the metrics, and the reference points, which a subclass
@@ -65,7 +66,7 @@ class BallConv2d(AdaptiveConv2d):
         self.register_buffer("points", None, persistent=False)
         self._place_points()
         if metric is None:
-            kind = parametrization(head)
+            kind = parametrization(head, self.dims)
             channels = metric_groups * channels_per_group(kind, eps_omega)
             metric = MetricHead(
                 self._conv_over_output(channels), kind, eps_omega, omega_constraint, metric_groups,
@@ -82,19 +83,19 @@ class BallConv2d(AdaptiveConv2d):
     def _positions_in(self, metric: FinslerMetric, x: Tensor) -> Tensor:
         """Return the positions of a batched input whose metrics are known."""
 
-    def metric(self, x: Float[Tensor, "*batch channels height width"]) -> FinslerMetric:
+    def metric(self, x: Float[Tensor, "..."]) -> FinslerMetric:
         """Return the metrics whose balls the layer samples for the input ``x``.
 
         Parameters
         ----------
-        x : Tensor, shape (B, C, H, W) or (C, H, W)
+        x : Tensor, shape (B, C, *size) or (C, *size)
 
         Returns
         -------
         FinslerMetric
-            Over the output pixels, of batch (B, Ho, Wo), or (B, metric_groups, Ho, Wo) if there is
-            more than one group (B = 1 for an input without batch); lengths in spacings between
-            taps (pixels, at dilation 1).
+            Over the output pixels, of batch (B, *out), or (B, metric_groups, *out) if there is more
+            than one group (B = 1 for an input without batch); lengths in spacings between taps
+            (pixels, at dilation 1).
         """
         return self._metric(self._batched(x))
 
@@ -105,7 +106,9 @@ class BallConv2d(AdaptiveConv2d):
                 "metric: expected the module to return a FinslerMetric, got "
                 f"{type(metric).__name__}"
             )
-        size = self.geometry().output_size(x.shape[2], x.shape[3])
+        if metric.dim != self.dims:
+            raise ValueError(f"metric: expected metrics of dimension {self.dims}, got {metric.dim}")
+        size = self.geometry().output_size(*x.shape[2:])
         groups = () if self.metric_groups == 1 else (self.metric_groups,)
         expected = (x.shape[0], *groups, *size)
         if metric.batch_shape != expected:
@@ -164,7 +167,7 @@ class BallConv2d(AdaptiveConv2d):
                 self.points = points
         return points
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "BallConv2d":
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "BallConv":
         # Made again from float64: a change of dtype must not round the points, and on the meta
         # device they have no values to move.
         self.points = None
@@ -173,17 +176,19 @@ class BallConv2d(AdaptiveConv2d):
         return self
 
 
-def _as_reference(reference: str | ReferenceSet, kernel_size: tuple[int, int]) -> ReferenceSet:
+def _as_reference(reference: str | ReferenceSet, kernel_size: tuple[int, ...]) -> ReferenceSet:
     if isinstance(reference, str):
         return reference_set(reference, kernel_size)
     if not isinstance(reference, ReferenceSet):
         raise TypeError(
             f"reference: expected a name or a ReferenceSet, got {type(reference).__name__}"
         )
-    if reference.dim != 2 or len(reference) != kernel_size[0] * kernel_size[1]:
+    taps, dims = math.prod(kernel_size), len(kernel_size)
+    if reference.dim != dims or len(reference) != taps:
+        where = {1: "on the line", 2: "in the plane", 3: "in space"}[dims]
         raise ValueError(
-            f"reference: expected {kernel_size[0] * kernel_size[1]} points in the plane for a "
-            f"kernel of {kernel_size[0]} x {kernel_size[1]}, got {len(reference)} in dimension "
+            f"reference: expected {taps} points {where} for a kernel of "
+            f"{' x '.join(map(str, kernel_size))}, got {len(reference)} in dimension "
             f"{reference.dim}"
         )
     return reference

@@ -12,12 +12,12 @@ from finslerconv._parametrization import MatrixParametrization
 from finslerconv.balls import ReferenceSet
 from finslerconv.geodesics.balls import fan, geodesic_positions, metric_positions
 from finslerconv.metrics import FinslerMetric
-from finslerconv.nn._adaptive import Size
-from finslerconv.nn._ball_conv import BallConv2d
+from finslerconv.nn._adaptive import AdaptiveConv2d, Size
+from finslerconv.nn._ball_conv import BallConv
 from finslerconv.nn._constructor import constructor
 
 
-class GeodesicConv2d(BallConv2d):
+class GeodesicConv2d(BallConv, AdaptiveConv2d):
     """A convolution that samples the unit geodesic balls of a metric field.
 
     A sample of :class:`MetricConv2d` lies at ``x + v``, ``v`` in the unit ball of the metric at the

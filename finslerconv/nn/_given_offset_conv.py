@@ -63,7 +63,8 @@ device, dtype
         super().__init__()
         # The arguments are checked, and the weights initialised, as those of nn.Conv2d.
         sizes = ops.ConvGeometry.of(kernel_size, stride, padding, dilation)
-        conv = nn.Conv2d(
+        plain: Any = nn.Conv2d
+        conv = plain(
             in_channels, out_channels, sizes.kernel_size, groups=groups, bias=bias,
             padding_mode=padding_mode, device=device, dtype=dtype,
         )  # fmt: skip
@@ -176,7 +177,8 @@ device, dtype
         samples = offset_groups * self.geometry().n_taps
 
         def head(channels: int) -> nn.Conv2d:
-            conv = nn.Conv2d(
+            plain: Any = nn.Conv2d
+            conv: nn.Conv2d = plain(
                 feature_channels or in_channels, channels, self.kernel_size, self.stride,
                 self.padding, self.dilation, padding_mode=padding_mode, device=device, dtype=dtype,
             )  # fmt: skip

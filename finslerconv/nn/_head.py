@@ -12,15 +12,15 @@ from finslerconv.metrics import Randers, Riemannian
 class MetricHead(nn.Module):
     """Compute a field of metrics from features, equivariantly under shifts.
 
-    With weights and biases of zero the metric is ``I / radius^2``, whose unit ball is the disc
+    With weights and biases of zero the metric is ``I / radius^2``, whose unit ball is the round one
     of ``radius`` pixels: so it starts.
 
     Parameters
     ----------
-    conv : nn.Conv2d
+    conv : nn.Conv1d, nn.Conv2d or nn.Conv3d
         From the features to ``groups * channels_per_group(...)`` channels. It is initialised here.
     parametrization : MatrixParametrization
-        From channels to ``M``.
+        From channels to ``M``, of as many rows as ``conv`` has axes (its ``dim``).
     eps_omega : float
         How far ``|omega|_{M^-1}`` stays below 1, in [0.01, 1]; at 1 the metric is Riemannian and
         has no channels for omega.
@@ -33,7 +33,7 @@ class MetricHead(nn.Module):
 
     def __init__(
         self,
-        conv: nn.Conv2d,
+        conv: nn.Conv1d | nn.Conv2d | nn.Conv3d,
         parametrization: MatrixParametrization,
         eps_omega: float = 0.1,
         omega_constraint: str = "sigmoid",
@@ -42,6 +42,11 @@ class MetricHead(nn.Module):
     ) -> None:
         super().__init__()
         formula = HeadFormula(parametrization, eps_omega, omega_constraint, radius)
+        if len(conv.kernel_size) != formula.dim:
+            raise ValueError(
+                f"conv: expected a convolution over {formula.dim} axes, the dimension of "
+                f"{parametrization}, got {type(conv).__name__}"
+            )
         channels = groups * formula.n_channels
         if conv.out_channels != channels:
             raise ValueError(f"conv: expected {channels} output channels, got {conv.out_channels}")
@@ -70,17 +75,17 @@ class MetricHead(nn.Module):
             if tensor is not None:
                 tensor.unflatten(0, (self.groups, -1))[:, directions:] = 0
 
-    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Randers | Riemannian:
+    def forward(self, x: Float[Tensor, "batch channels *size"]) -> Randers | Riemannian:
         """Return the metrics at the output pixels.
 
         Parameters
         ----------
-        x : Tensor, shape (B, C, H, W)
+        x : Tensor, shape (B, C, *size)
 
         Returns
         -------
         Randers or Riemannian
-            Of batch (B, Ho, Wo), or (B, G, Ho, Wo) for ``G > 1`` groups; in float32 at least.
+            Of batch (B, *out), or (B, G, *out) for ``G > 1`` groups; in float32 at least.
         """
         M, omega = self.formula.metrics(self.conv(x))
         if self.groups == 1:
@@ -113,23 +118,28 @@ def channels_per_group(parametrization: MatrixParametrization, eps_omega: float)
     return HeadFormula(parametrization, eps_omega).n_channels
 
 
-def parametrization(head: str | MatrixParametrization) -> MatrixParametrization:
-    """Return the parametrisation of a name, with its default options, or the one given."""
+def parametrization(head: str | MatrixParametrization, dims: int) -> MatrixParametrization:
+    """Return the parametrisation of a name, with its default options, or the one given; checked."""
     if isinstance(head, MatrixParametrization):
+        if head.dim != dims:
+            raise ValueError(
+                f"head: expected a parametrisation of {dims} x {dims} matrices, got {head}; make "
+                f"it with dim={dims}"
+            )
         return head
     if head not in PARAMETRIZATIONS:
         raise ValueError(
             f"head: expected one of {list(PARAMETRIZATIONS)} or a MatrixParametrization such as "
             f"Cholesky(eps_L=0.1), got {head!r}"
         )
-    return PARAMETRIZATIONS[head]()
+    return PARAMETRIZATIONS[head](dim=dims)
 
 
 def metric_penalty(model: nn.Module, strength: float = 0.01) -> Float[Tensor, ""]:
     """Return the paper's regularisation of the metrics of a model, to be added to the loss.
 
     ``strength`` times the mean absolute value of the weights and biases of all metric heads in
-    the model (a shared head counts once): it draws every metric towards the disc at which it
+    the model (a shared head counts once): it draws every metric towards the round one at which it
     started.
 
     Parameters

@@ -1,6 +1,7 @@
 """The deformable and the shifted convolution as modules: offsets from a convolution inside."""
 
 import abc
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,11 +10,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from finslerconv import ops
-from finslerconv.nn._adaptive import AdaptiveConv2d, Size, nonzero, zero_
+from finslerconv.nn._adaptive import (
+    AdaptiveConv,
+    AdaptiveConv1d,
+    AdaptiveConv2d,
+    AdaptiveConv3d,
+    Size,
+    nonzero,
+    zero_,
+)
 from finslerconv.nn._constructor import constructor
 
 
-class OffsetConv2d(AdaptiveConv2d):
+class OffsetConv(AdaptiveConv):
     """A convolution whose taps are displaced by offsets that it predicts: the base class.
 
     A subclass says how many offsets there are for a kernel. The parameters are those of
@@ -47,7 +56,9 @@ class OffsetConv2d(AdaptiveConv2d):
             modulation=modulation,
         )  # fmt: skip
         self.offset_groups = offset_groups = self.sample_groups
-        self.offset_conv = self._conv_over_output(2 * offset_groups * self._offsets_per_kernel)
+        self.offset_conv = self._conv_over_output(
+            self.dims * offset_groups * self._offsets_per_kernel
+        )
         zero_(self.offset_conv)
 
     @property
@@ -55,20 +66,19 @@ class OffsetConv2d(AdaptiveConv2d):
     def _offsets_per_kernel(self) -> int:
         """How many offsets displace the taps of a kernel: one for each, or one for all."""
 
-    def offsets(
-        self, x: Float[Tensor, "*batch channels height width"]
-    ) -> Float[Tensor, "batch offset_channels out_height out_width"]:
+    def offsets(self, x: Float[Tensor, "..."]) -> Float[Tensor, "batch offset_channels *out"]:
         """Return the offsets for the input ``x``, as ``ops.deform_conv2d`` takes them.
 
         Parameters
         ----------
-        x : Tensor, shape (B, C, H, W) or (C, H, W)
+        x : Tensor, shape (B, C, *size) or (C, *size)
 
         Returns
         -------
-        Tensor, shape (B, 2 * offset_groups * kh * kw, Ho, Wo)
-            Displacements (dy, dx) of every tap from its place in the standard convolution, in
-            pixels, in float32 at least. torchvision's ``deform_conv2d`` takes the same.
+        Tensor, shape (B, dims * offset_groups * taps, *out)
+            Displacements of every tap from its place in the standard convolution, in the order of
+            the axes (for images dy, dx), in pixels, in float32 at least. torchvision's
+            ``deform_conv2d`` takes the same.
         """
         return self._offsets(self._batched(x))
 
@@ -77,22 +87,20 @@ class OffsetConv2d(AdaptiveConv2d):
         # Positions are geometry: half precision would move them by pixels.
         offsets = offsets.to(torch.promote_types(offsets.dtype, torch.float32))
         if self._offsets_per_kernel == 1:
-            taps = self.kernel_size[0] * self.kernel_size[1]
-            offsets = offsets.unflatten(1, (self.offset_groups, 1, 2))
-            offsets = offsets.expand(-1, -1, taps, -1, -1, -1).flatten(1, 3)
+            offsets = offsets.unflatten(1, (self.offset_groups, 1, self.dims))
+            taps = (-1, -1, math.prod(self.kernel_size), *(-1,) * (1 + self.dims))
+            offsets = offsets.expand(taps).flatten(1, 3)
         return offsets
 
     def _positions(self, x: Tensor) -> Tensor:
-        offsets = self._offsets(x).unflatten(1, (self.offset_groups, -1, 2))
+        offsets = self._offsets(x).unflatten(1, (self.offset_groups, -1, self.dims))
         offsets = offsets.movedim((2, 3), (-2, -1))
         if self.offset_groups == 1:
             offsets = offsets.squeeze(1)
         return offsets + self.geometry().taps(offsets)
 
     def _convolve(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        return ops.deform_conv2d(
-            x, self._offsets(x), *self._arguments(mask), padding_mode=self.padding_mode
-        )
+        return self._deform(x, self._offsets(x), mask)
 
     def _reset_sampling(self) -> None:
         zero_(self.offset_conv)
@@ -105,7 +113,32 @@ class OffsetConv2d(AdaptiveConv2d):
         return [] if self.offset_groups == 1 else [f"offset_groups={self.offset_groups}"]
 
 
-class DeformConv2d(OffsetConv2d):
+class DeformConv(OffsetConv):
+    """A convolution each of whose taps is displaced by an offset computed from its own input."""
+
+    @property
+    def _offsets_per_kernel(self) -> int:
+        return math.prod(self.kernel_size)
+
+
+class DeformConv1d(DeformConv, AdaptiveConv1d):
+    """A convolution over one axis with an offset for each tap, computed from its own input.
+
+    :class:`DeformConv2d` in the place of ``nn.Conv1d``: same arguments and attributes, with one
+    axis and ``k`` offsets at each place.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.nn import DeformConv1d
+    >>> layer = DeformConv1d(3, 8, kernel_size=5, padding=2)
+    >>> x = torch.randn(2, 3, 50)
+    >>> layer(x).shape, layer.positions(x).shape
+    (torch.Size([2, 8, 50]), torch.Size([2, 50, 5, 1]))
+    """
+
+
+class DeformConv2d(DeformConv, AdaptiveConv2d):
     """A convolution each of whose taps is displaced by an offset computed from its own input.
 
     A drop-in for ``nn.Conv2d``, with its arguments, its weight and its bias, and unlike
@@ -148,12 +181,25 @@ device, dtype, fixed_kernel, modulation
     (torch.Size([2, 8, 16, 16]), torch.Size([2, 16, 16, 9, 2]))
     """
 
-    @property
-    def _offsets_per_kernel(self) -> int:
-        return self.kernel_size[0] * self.kernel_size[1]
+
+class DeformConv3d(DeformConv, AdaptiveConv3d):
+    """A convolution over three axes with an offset for each tap, computed from its own input.
+
+    :class:`DeformConv2d` in the place of ``nn.Conv3d``: same arguments and attributes, with three
+    axes and ``3 kd kh kw`` numbers at each voxel, the offsets in the order of the axes (D, H, W).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.nn import DeformConv3d
+    >>> layer = DeformConv3d(1, 4, kernel_size=3, padding=1)
+    >>> x = torch.randn(1, 1, 6, 7, 8)
+    >>> layer(x).shape, layer.positions(x).shape
+    (torch.Size([1, 4, 6, 7, 8]), torch.Size([1, 6, 7, 8, 27, 3]))
+    """
 
 
-class ShiftedConv2d(OffsetConv2d):
+class ShiftedConv2d(OffsetConv, AdaptiveConv2d):
     """A convolution whose entire kernel is displaced by an offset computed from its own input.
 
     :class:`DeformConv2d` with one offset, 2 numbers at every pixel, for all taps (the "entire

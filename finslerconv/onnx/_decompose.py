@@ -52,7 +52,7 @@ def decompose(program: ExportedProgram) -> ExportedProgram:
         # PyTorch warns of its own use of what it deprecates.
         warnings.simplefilter("ignore", FutureWarning)
         program = program.run_decompositions(
-            {torch.ops.finslerconv.sampled_conv2d.default: _convolve}
+            {torch.ops.finslerconv.sampled_conv.default: _convolve}
         )
     left = sorted(
         str(node.target)

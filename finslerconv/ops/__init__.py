@@ -19,9 +19,13 @@ from finslerconv.ops._aggregation import (
 from finslerconv.ops._autotune import autotune
 from finslerconv.ops._checks import multiplied_dtype
 from finslerconv.ops._functions import (
+    deform_conv1d,
     deform_conv2d,
+    deform_conv3d,
     head_conv2d,
+    metric_conv1d,
     metric_conv2d,
+    metric_conv3d,
     metric_positions,
 )
 from finslerconv.ops._geometry import ConvGeometry, PaddingMode
@@ -47,8 +51,12 @@ from finslerconv.ops.backends import (
 )
 
 __all__ = [
+    "deform_conv1d",
     "deform_conv2d",
+    "deform_conv3d",
+    "metric_conv1d",
     "metric_conv2d",
+    "metric_conv3d",
     "head_conv2d",
     "HeadFormula",
     "metric_positions",

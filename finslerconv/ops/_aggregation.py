@@ -10,7 +10,7 @@ from torch import Tensor
 from finslerconv._tracing import recorded
 from finslerconv.ops._aggregation_operator import call_operator
 from finslerconv.ops._checks import check_tensors
-from finslerconv.ops._geometry import ConvGeometry, IntPair, pair
+from finslerconv.ops._geometry import ConvGeometry, Ints, int_tuple
 from finslerconv.ops.backends import Aggregation
 
 
@@ -72,10 +72,10 @@ def dcnv3(
     input: Float[Tensor, "batch height width channels"],
     offset: Float[Tensor, "batch out_height out_width offset_channels"],
     mask: Float[Tensor, "batch out_height out_width mask_channels"],
-    kernel_size: IntPair = 3,
-    stride: IntPair = 1,
-    pad: IntPair = 1,
-    dilation: IntPair = 1,
+    kernel_size: Ints = 3,
+    stride: Ints = 1,
+    pad: Ints = 1,
+    dilation: Ints = 1,
     group: int = 4,
     offset_scale: float = 1.0,
     remove_center: bool = False,
@@ -152,10 +152,10 @@ def dcnv3(
 def dcnv4(
     input: Float[Tensor, "batch height width channels"],
     offset_mask: Float[Tensor, "batch out_height out_width offset_mask_channels"],
-    kernel_size: IntPair = 3,
-    stride: IntPair = 1,
-    pad: IntPair = 1,
-    dilation: IntPair = 1,
+    kernel_size: Ints = 3,
+    stride: Ints = 1,
+    pad: Ints = 1,
+    dilation: Ints = 1,
     group: int = 4,
     offset_scale: float = 1.0,
     remove_center: bool = False,
@@ -350,10 +350,10 @@ def level_table(
 
 
 def aggregation_geometry(
-    kernel_size: IntPair, stride: IntPair, pad: IntPair, dilation: IntPair, remove_center: bool
+    kernel_size: Ints, stride: Ints, pad: Ints, dilation: Ints, remove_center: bool
 ) -> ConvGeometry:
     """Return the geometry of the arguments of :func:`dcnv3`, checked."""
-    geometry = ConvGeometry.of(kernel_size, stride, pair("pad", pad, least=0), dilation)
+    geometry = ConvGeometry.of(kernel_size, stride, int_tuple("pad", pad, 2, least=0), dilation)
     if remove_center and any(k % 2 == 0 for k in geometry.kernel_size):
         raise ValueError(
             "remove_center: expected a kernel of odd size, which has a tap at its centre, got "
@@ -408,7 +408,7 @@ def _aggregate_taps(
     return _call(aggregation).reshape(batch, rows, columns, channels)
 
 
-def _out_size(input: Tensor, group: int, geometry: ConvGeometry) -> tuple[int, int]:
+def _out_size(input: Tensor, group: int, geometry: ConvGeometry) -> tuple[int, ...]:
     """Return the size of the output for a checked input."""
     if input.ndim != 4:
         raise ValueError(

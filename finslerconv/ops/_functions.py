@@ -13,12 +13,13 @@ from finslerconv.balls import MapName, ball_map
 from finslerconv.ops._checks import (
     check_convolution,
     check_field,
-    check_sample_groups,
+    check_metric_mask,
+    check_points,
     check_tensors,
-    kernel_size,
-    n_points,
+    geometry_of,
+    with_groups,
 )
-from finslerconv.ops._geometry import ConvGeometry, IntPair, PaddingMode, pair
+from finslerconv.ops._geometry import Ints, PaddingMode, int_tuple
 from finslerconv.ops._onnx import for_onnx
 from finslerconv.ops._operator import call_operator, takes_channels
 from finslerconv.ops.backends import Convolution, Positions, in_balls, is_compiled, reference
@@ -30,9 +31,9 @@ def deform_conv2d(
     offset: Float[Tensor, "batch offset_channels out_height out_width"],
     weight: Float[Tensor, "out_channels group_channels kernel_height kernel_width"],
     bias: Float[Tensor, " out_channels"] | None = None,
-    stride: IntPair = 1,
-    padding: IntPair | str = 0,
-    dilation: IntPair = 1,
+    stride: Ints = 1,
+    padding: Ints | str = 0,
+    dilation: Ints = 1,
     mask: Float[Tensor, "batch mask_channels out_height out_width"] | None = None,
     *,
     padding_mode: PaddingMode = "zeros",
@@ -75,20 +76,99 @@ def deform_conv2d(
     Dai et al., "Deformable Convolutional Networks" (ICCV 2017); Zhu et al., "Deformable ConvNets
     v2" (CVPR 2019).
     """
-    check_tensors(input=input, offset=offset, weight=weight, bias=bias, mask=mask)
-    geometry = ConvGeometry.of(kernel_size(weight), stride, padding, dilation)
-    output_size = check_convolution(input, weight, bias, geometry, padding_mode)
-    taps = geometry.n_taps
-    groups = check_field("offset", offset, input, 2 * taps, output_size)
-    if mask is not None:
-        mask_groups = check_field("mask", mask, input, taps, output_size)
-        if mask_groups != groups:
-            raise ValueError(
-                f"mask: expected {groups * taps} channels, {taps} for each of the {groups} offset "
-                f"groups, got {mask.shape[1]}"
-            )
-    positions = Positions("offsets", offset)
-    return _convolve(Convolution(input, positions, weight, bias, mask, geometry, padding_mode))
+    return _deform(2, input, offset, weight, bias, stride, padding, dilation, mask, padding_mode)
+
+
+@recorded
+def deform_conv1d(
+    input: Float[Tensor, "batch channels length"],
+    offset: Float[Tensor, "batch offset_channels out_length"],
+    weight: Float[Tensor, "out_channels group_channels kernel_length"],
+    bias: Float[Tensor, " out_channels"] | None = None,
+    stride: Ints = 1,
+    padding: Ints | str = 0,
+    dilation: Ints = 1,
+    mask: Float[Tensor, "batch mask_channels out_length"] | None = None,
+    *,
+    padding_mode: PaddingMode = "zeros",
+) -> Float[Tensor, "batch out_channels out_length"]:
+    """Convolve signals at displaced taps: :func:`deform_conv2d` in one dimension.
+
+    Parameters
+    ----------
+    input : Tensor, shape (B, C, L)
+        Of any floating dtype.
+    offset : Tensor, shape (B, G * k, Lo)
+        The displacement of every tap from its place in the standard convolution, in samples of the
+        signal, for each of ``G`` offset groups, among which the channels are split evenly.
+    weight : Tensor, shape (O, C // groups, k)
+        The weight groups are inferred.
+    bias : Tensor, shape (O,), optional
+    stride, padding, dilation : int
+        As in ``torch.nn.functional.conv1d``, ``padding="same"`` and ``"valid"`` included.
+    mask : Tensor, shape (B, G * k, Lo), optional
+        A factor for every sample.
+    padding_mode : {"zeros", "reflect", "replicate", "circular"}
+        The signal's continuation, for every sample that falls outside.
+
+    Returns
+    -------
+    Tensor, shape (B, O, Lo)
+        Samples at NaN or infinite positions count as zero.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`deform_conv2d`.
+    """
+    return _deform(1, input, offset, weight, bias, stride, padding, dilation, mask, padding_mode)
+
+
+@recorded
+def deform_conv3d(
+    input: Float[Tensor, "batch channels depth height width"],
+    offset: Float[Tensor, "batch offset_channels out_depth out_height out_width"],
+    weight: Float[Tensor, "out_channels group_channels kernel_depth kernel_height kernel_width"],
+    bias: Float[Tensor, " out_channels"] | None = None,
+    stride: Ints = 1,
+    padding: Ints | str = 0,
+    dilation: Ints = 1,
+    mask: Float[Tensor, "batch mask_channels out_depth out_height out_width"] | None = None,
+    *,
+    padding_mode: PaddingMode = "zeros",
+) -> Float[Tensor, "batch out_channels out_depth out_height out_width"]:
+    """Convolve volumes at displaced taps: :func:`deform_conv2d` in three dimensions.
+
+    The volume is read between voxels by trilinear interpolation.
+
+    Parameters
+    ----------
+    input : Tensor, shape (B, C, D, H, W)
+        Of any floating dtype and memory format.
+    offset : Tensor, shape (B, 3 * G * kd * kh * kw, Do, Ho, Wo)
+        Displacements (dz, dy, dx) of every tap from its place in the standard convolution, in
+        voxels, for each of ``G`` offset groups, among which the channels are split evenly.
+    weight : Tensor, shape (O, C // groups, kd, kh, kw)
+        The weight groups are inferred.
+    bias : Tensor, shape (O,), optional
+    stride, padding, dilation : int or three of int
+        As in ``torch.nn.functional.conv3d``, ``padding="same"`` and ``"valid"`` included.
+    mask : Tensor, shape (B, G * kd * kh * kw, Do, Ho, Wo), optional
+        A factor for every sample.
+    padding_mode : {"zeros", "reflect", "replicate", "circular"}
+        The volume's continuation, for every sample that falls outside.
+
+    Returns
+    -------
+    Tensor, shape (B, O, Do, Ho, Wo)
+        Samples at NaN or infinite positions count as zero.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`deform_conv2d`.
+    """
+    return _deform(3, input, offset, weight, bias, stride, padding, dilation, mask, padding_mode)
 
 
 @recorded
@@ -99,9 +179,9 @@ def metric_conv2d(
     points: Float[Tensor, "taps 2"],
     weight: Float[Tensor, "out_channels group_channels kernel_height kernel_width"],
     bias: Float[Tensor, " out_channels"] | None = None,
-    stride: IntPair = 1,
-    padding: IntPair | str = 0,
-    dilation: IntPair = 1,
+    stride: Ints = 1,
+    padding: Ints | str = 0,
+    dilation: Ints = 1,
     mask: Float[Tensor, "batch mask_channels out_height out_width"] | None = None,
     *,
     map: MapName = "radial",
@@ -146,20 +226,130 @@ def metric_conv2d(
     ----------
     Dagès, Lindenbaum, Bruckstein, "Metric Convolutions" (ICCV 2025).
     """
-    check_tensors(input=input, M=M, omega=omega, points=points, weight=weight, bias=bias, mask=mask)
-    geometry = ConvGeometry.of(kernel_size(weight), stride, padding, dilation)
-    output_size = check_convolution(input, weight, bias, geometry, padding_mode)
-    ball_map(map)  # raises if there is no such map
-    taps = n_points(points, geometry)
-    M = _with_groups("M", M, input, output_size, 2)
-    groups = M.shape[1]
-    if omega is not None:
-        omega = _with_groups("omega", omega, input, output_size, 1)
-        if omega.shape[1] != groups:
-            raise ValueError(f"omega: expected the {groups} groups of M, got {omega.shape[1]}")
-    _check_mask(mask, input, groups, taps, output_size)
-    positions = Positions(map, M, omega, points)
-    return _convolve(Convolution(input, positions, weight, bias, mask, geometry, padding_mode))
+    return _metric(
+        2, input, M, omega, points, weight, bias, stride, padding, dilation, mask, map, padding_mode
+    )
+
+
+@recorded
+def metric_conv1d(
+    input: Float[Tensor, "batch channels length"],
+    M: Float[Tensor, "batch *groups out_length 1 1"],
+    omega: Float[Tensor, "batch *groups out_length 1"] | None,
+    points: Float[Tensor, "taps 1"],
+    weight: Float[Tensor, "out_channels group_channels kernel_length"],
+    bias: Float[Tensor, " out_channels"] | None = None,
+    stride: Ints = 1,
+    padding: Ints | str = 0,
+    dilation: Ints = 1,
+    mask: Float[Tensor, "batch mask_channels out_length"] | None = None,
+    *,
+    map: MapName = "radial",
+    padding_mode: PaddingMode = "zeros",
+) -> Float[Tensor, "batch out_channels out_length"]:
+    """Convolve signals at samples of the unit balls of metrics: :func:`metric_conv2d` in one axis.
+
+    The unit ball of ``F(v) = sqrt(M) |v| + omega v`` is the interval from
+    ``-1 / (sqrt(M) - omega)`` to ``1 / (sqrt(M) + omega)``: with ``omega``, the convolution looks
+    farther to one side.
+
+    Parameters
+    ----------
+    input : Tensor, shape (B, C, L)
+        Of any floating dtype.
+    M : Tensor, shape (B, Lo, 1, 1) or (B, G, Lo, 1, 1)
+        Positive numbers, in 1 / samples^2 (at dilation 1; lengths are in spacings between taps).
+        With ``G``, one for each of the groups among which the channels are split evenly.
+    omega : Tensor, shape (B, Lo, 1) or (B, G, Lo, 1), or None
+        ``omega^2 < M``; None for symmetric intervals.
+    points : Tensor, shape (k, 1)
+        Reference points ``g_k`` of the interval from -1 to 1, in the order of the kernel.
+    weight, bias, stride, padding, dilation, padding_mode
+        As in :func:`deform_conv1d`.
+    mask : Tensor, shape (B, G * k, Lo), optional
+        A factor for every sample: a density on the ball.
+    map : {"radial", "affine"}
+        The map of the points into the ball. ``radial`` scales each side of the interval by itself
+        and leaves 0 at its place; ``affine`` moves 0 to the interval's centre.
+
+    Returns
+    -------
+    Tensor, shape (B, O, Lo)
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`deform_conv2d`.
+    """
+    return _metric(
+        1, input, M, omega, points, weight, bias, stride, padding, dilation, mask, map, padding_mode
+    )
+
+
+@recorded
+def metric_conv3d(
+    input: Float[Tensor, "batch channels depth height width"],
+    M: Float[Tensor, "batch *groups out_depth out_height out_width 3 3"],
+    omega: Float[Tensor, "batch *groups out_depth out_height out_width 3"] | None,
+    points: Float[Tensor, "taps 3"],
+    weight: Float[Tensor, "out_channels group_channels kernel_depth kernel_height kernel_width"],
+    bias: Float[Tensor, " out_channels"] | None = None,
+    stride: Ints = 1,
+    padding: Ints | str = 0,
+    dilation: Ints = 1,
+    mask: Float[Tensor, "batch mask_channels out_depth out_height out_width"] | None = None,
+    *,
+    map: MapName = "radial",
+    padding_mode: PaddingMode = "zeros",
+) -> Float[Tensor, "batch out_channels out_depth out_height out_width"]:
+    """Convolve volumes at samples of the unit balls of metrics: :func:`metric_conv2d` in space.
+
+    The unit balls are ellipsoids, displaced from their centres where there is an ``omega``.
+
+    Parameters
+    ----------
+    input : Tensor, shape (B, C, D, H, W)
+        Of any floating dtype and memory format.
+    M : Tensor, shape (B, Do, Ho, Wo, 3, 3) or (B, G, Do, Ho, Wo, 3, 3)
+        Symmetric positive definite matrices, in 1 / voxels^2 (at dilation 1; lengths are in
+        spacings between taps). With ``G``, one metric for each of the groups among which the
+        channels are split evenly. Values are taken as valid: check with
+        ``Randers(M, omega).validate()``.
+    omega : Tensor, shape (B, Do, Ho, Wo, 3) or (B, G, Do, Ho, Wo, 3), or None
+        One-forms, ``|omega|_{M^-1} < 1``; None for a Riemannian metric.
+    points : Tensor, shape (kd * kh * kw, 3)
+        Reference points ``g_k`` of the Euclidean unit ball, in the order of the kernel (row-major).
+    weight, bias, stride, padding, dilation, padding_mode
+        As in :func:`deform_conv3d`.
+    mask : Tensor, shape (B, G * kd * kh * kw, Do, Ho, Wo), optional
+        A factor for every sample: a density on the ball.
+    map : {"radial", "affine"}
+        The map of the points into the ball.
+
+    Returns
+    -------
+    Tensor, shape (B, O, Do, Ho, Wo)
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`deform_conv2d`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv import ops
+    >>> x, weight = torch.randn(1, 2, 6, 6, 6), torch.randn(4, 2, 3, 3, 3)
+    >>> axis = torch.tensor([-1.0, 0.0, 1.0])
+    >>> points = torch.cartesian_prod(axis, axis, axis)
+    >>> M = torch.eye(3).expand(1, 6, 6, 6, 3, 3)  # unit balls: every point stays at its place
+    >>> y = ops.metric_conv3d(x, M, None, points, weight, padding=1)
+    >>> torch.allclose(y, torch.nn.functional.conv3d(x, weight, padding=1), atol=1e-5)
+    True
+    """
+    return _metric(
+        3, input, M, omega, points, weight, bias, stride, padding, dilation, mask, map, padding_mode
+    )
 
 
 @recorded
@@ -170,9 +360,9 @@ def head_conv2d(
     points: Float[Tensor, "taps 2"],
     weight: Float[Tensor, "out_channels group_channels kernel_height kernel_width"],
     bias: Float[Tensor, " out_channels"] | None = None,
-    stride: IntPair = 1,
-    padding: IntPair | str = 0,
-    dilation: IntPair = 1,
+    stride: Ints = 1,
+    padding: Ints | str = 0,
+    dilation: Ints = 1,
     mask: Float[Tensor, "batch mask_channels out_height out_width"] | None = None,
     *,
     map: MapName = "radial",
@@ -223,35 +413,36 @@ def head_conv2d(
     )
     if not isinstance(formula, HeadFormula):
         raise TypeError(f"formula: expected a HeadFormula, got {type(formula).__name__}")
-    geometry = ConvGeometry.of(kernel_size(weight), stride, padding, dilation)
+    geometry = geometry_of(weight, stride, padding, dilation, 2)
     output_size = check_convolution(input, weight, bias, geometry, padding_mode)
     ball_map(map)  # raises if there is no such map
-    taps = n_points(points, geometry)
+    check_points(points, geometry)
     groups = check_field("channels", channels, input, formula.n_channels, output_size)
-    _check_mask(mask, input, groups, taps, output_size)
+    check_metric_mask(mask, input, groups, geometry.n_taps, output_size)
     positions = Positions(map, channels, None, points, formula)
     return _convolve(Convolution(input, positions, weight, bias, mask, geometry, padding_mode))
 
 
 @recorded
 def metric_positions(
-    M: Float[Tensor, "*batch 2 2"],
-    omega: Float[Tensor, "*batch 2"] | None,
-    points: Float[Tensor, "taps 2"],
+    M: Float[Tensor, "*batch d d"],
+    omega: Float[Tensor, "*batch d"] | None,
+    points: Float[Tensor, "taps d"],
     *,
-    dilation: IntPair = 1,
+    dilation: Ints = 1,
     map: MapName = "radial",
-) -> Float[Tensor, "*batch taps 2"]:
+) -> Float[Tensor, "*batch taps d"]:
     """Return the displacements of a metric convolution's taps from the kernel's centre.
 
     Parameters
     ----------
     M, omega, points, dilation, map
-        As for :func:`metric_conv2d`, with any batch.
+        As for :func:`metric_conv1d`, :func:`metric_conv2d` and :func:`metric_conv3d`, with any
+        batch.
 
     Returns
     -------
-    Tensor, shape (..., taps, 2)
+    Tensor, shape (..., taps, d)
         In pixels, float32 at least.
 
     Raises
@@ -262,26 +453,78 @@ def metric_positions(
         If the shapes do not fit, or the tensors are on different devices.
     """
     check_tensors(M=M, omega=omega, points=points)
-    if M.ndim < 2 or M.shape[-2:] != (2, 2):
-        raise ValueError(f"M: expected shape (..., 2, 2), got {tuple(M.shape)}")
+    dims = M.shape[-1] if M.ndim > 1 else 0
+    if dims not in (1, 2, 3):
+        raise ValueError(f"M: expected shape (..., d, d) with d = 1, 2 or 3, got {tuple(M.shape)}")
+    if M.shape[-2] != dims:
+        raise ValueError(f"M: expected shape (..., {dims}, {dims}), got {tuple(M.shape)}")
     if omega is not None and omega.shape != M.shape[:-1]:
         raise ValueError(f"omega: expected shape {tuple(M.shape[:-1])}, got {tuple(omega.shape)}")
-    if points.ndim != 2 or points.shape[1] != 2:
-        raise ValueError(f"points: expected shape (taps, 2), got {tuple(points.shape)}")
+    if points.ndim != 2 or points.shape[1] != dims:
+        raise ValueError(f"points: expected shape (taps, {dims}), got {tuple(points.shape)}")
     ball_map(map)
-    return in_balls(M, omega, points, pair("dilation", dilation, least=1), map)
+    return in_balls(M, omega, points, int_tuple("dilation", dilation, dims, least=1), map)
 
 
-def _check_mask(
-    mask: Tensor | None, input: Tensor, groups: int, taps: int, output_size: tuple[int, int]
-) -> None:
-    """Check the mask of a convolution with ``groups`` metrics at a pixel."""
-    expected = (input.shape[0], groups * taps, *output_size)
-    if mask is not None and mask.shape != expected:
-        raise ValueError(
-            f"mask: expected shape {expected}, {taps} channels for each of the {groups} metrics, "
-            f"got {tuple(mask.shape)}"
-        )
+def _deform(
+    dims: int,
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Ints,
+    padding: Ints | str,
+    dilation: Ints,
+    mask: Tensor | None,
+    padding_mode: PaddingMode,
+) -> Tensor:
+    """Run :func:`deform_conv2d` in ``dims`` dimensions."""
+    check_tensors(input=input, offset=offset, weight=weight, bias=bias, mask=mask)
+    geometry = geometry_of(weight, stride, padding, dilation, dims)
+    output_size = check_convolution(input, weight, bias, geometry, padding_mode)
+    taps = geometry.n_taps
+    groups = check_field("offset", offset, input, dims * taps, output_size)
+    if mask is not None:
+        mask_groups = check_field("mask", mask, input, taps, output_size)
+        if mask_groups != groups:
+            raise ValueError(
+                f"mask: expected {groups * taps} channels, {taps} for each of the {groups} offset "
+                f"groups, got {mask.shape[1]}"
+            )
+    positions = Positions("offsets", offset)
+    return _convolve(Convolution(input, positions, weight, bias, mask, geometry, padding_mode))
+
+
+def _metric(
+    dims: int,
+    input: Tensor,
+    M: Tensor,
+    omega: Tensor | None,
+    points: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Ints,
+    padding: Ints | str,
+    dilation: Ints,
+    mask: Tensor | None,
+    map: MapName,
+    padding_mode: PaddingMode,
+) -> Tensor:
+    """Run :func:`metric_conv2d` in ``dims`` dimensions."""
+    check_tensors(input=input, M=M, omega=omega, points=points, weight=weight, bias=bias, mask=mask)
+    geometry = geometry_of(weight, stride, padding, dilation, dims)
+    output_size = check_convolution(input, weight, bias, geometry, padding_mode)
+    ball_map(map)  # raises if there is no such map
+    check_points(points, geometry)
+    M = with_groups("M", M, input, output_size, 2)
+    groups = M.shape[1]
+    if omega is not None:
+        omega = with_groups("omega", omega, input, output_size, 1)
+        if omega.shape[1] != groups:
+            raise ValueError(f"omega: expected the {groups} groups of M, got {omega.shape[1]}")
+    check_metric_mask(mask, input, groups, geometry.n_taps, output_size)
+    positions = Positions(map, M, omega, points)
+    return _convolve(Convolution(input, positions, weight, bias, mask, geometry, padding_mode))
 
 
 def _convolve(conv: Convolution) -> Tensor:
@@ -293,31 +536,14 @@ def _convolve(conv: Convolution) -> Tensor:
         return for_onnx(conv)
     if not is_compiled(conv.input.device) or needs_formulas(*tensors):
         return reference.forward(conv)
+    if conv.dims == 1:
+        return _convolve(conv.as_image()).squeeze(2)
     if where.points is not None and where.points.requires_grad and torch.is_grad_enabled():
         # The operator differentiates in the metric alone: the positions of learned reference
         # points are computed in PyTorch and given to it as offsets.
-        displacements = conv.displacements()
-        offsets = displacements - conv.geometry.taps(displacements)[..., None, None]
-        conv = replace(conv, positions=Positions("offsets", offsets.flatten(1, 3)))
+        conv = conv.with_offsets()
     elif where.formula is not None and not (
         where.formula.name is not None and takes_channels(conv.input.device)
     ):
         conv = replace(conv, positions=where.with_metrics())
     return call_operator(conv)
-
-
-def _with_groups(
-    name: str, field: Tensor, input: Tensor, output_size: tuple[int, int], trailing: int
-) -> Tensor:
-    """Return a checked metric field with its group axis, (B, G, Ho, Wo, 2[, 2])."""
-    tail = (*output_size, *(2,) * trailing)
-    shape = tuple(field.shape)
-    if len(shape) == 3 + trailing and shape == (input.shape[0], *tail):
-        return field.unsqueeze(1)
-    if len(shape) == 4 + trailing and shape[0] == input.shape[0] and shape[2:] == tail:
-        check_sample_groups(name, shape[1], input)
-        return field
-    raise ValueError(
-        f"{name}: expected shape {(input.shape[0], *tail)}, or with an axis of G metric groups "
-        f"after the first, got {shape}"
-    )

@@ -24,12 +24,15 @@ def for_onnx(conv: Convolution) -> Tensor:
     """Return the convolution by operators that ONNX has, in as few as there are for it.
 
     It is one ``DeformConv`` after what computes its offsets, unless that is impossible: the
-    operator knows no padding but zeros, and the exporter through TorchScript, and PyTorch before
-    ``torch.onnx.ops``, cannot name it. Otherwise, and where the reference backend is chosen, it is
-    made of elementary operators.
+    operator knows no volumes and no padding but zeros, and the exporter through TorchScript, and
+    PyTorch before ``torch.onnx.ops``, cannot name it. Otherwise, and where the reference backend is
+    chosen, it is made of elementary operators.
     """
+    if conv.dims == 1:
+        return for_onnx(conv.as_image()).squeeze(2)
     if (
-        conv.padding_mode != "zeros"
+        conv.dims != 2
+        or conv.padding_mode != "zeros"
         or current_backend() == "reference"
         or is_traced_by_torchscript()
         or not hasattr(torch.onnx, "ops")
@@ -63,14 +66,15 @@ def _deform_conv(conv: Convolution, offsets: Tensor) -> Tensor:
 
 
 def _offsets(conv: Convolution) -> Tensor:
-    """Return the offsets of the taps, (B, G * taps * 2, Ho, Wo).
+    """Return the offsets of the taps, (B, G * taps * d, *out).
 
-    As :mod:`finslerconv.balls` has them, in few operators: the entries of a metric are tensors of
-    their own, and what is linear in them is one product of matrices for all taps.
+    Those in the plane are computed as :mod:`finslerconv.balls` does, but in few operators: the
+    entries of a metric are tensors of their own, and what is linear in them is one product of
+    matrices for all taps.
     """
     where, geometry = conv.positions, conv.geometry
-    if where.kind == "offsets":
-        return where.field
+    if where.kind == "offsets" or conv.dims != 2:
+        return conv.with_offsets().positions.field
     radius, entries = _entries(where)
     g = conv.points.to(where.dtype)
     map = _radial if where.kind == "radial" else _affine

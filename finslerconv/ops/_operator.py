@@ -1,4 +1,4 @@
-"""The operator as PyTorch knows it: ``finslerconv::sampled_conv2d``, and its backward operator.
+"""The operator as PyTorch knows it: ``finslerconv::sampled_conv``, and its backward operator.
 
 The backends compute both. Fake kernels and rules for autograd, autocast and vmap are here; second
 derivatives are those of the reference, at its cost.
@@ -37,10 +37,10 @@ _N_ARGUMENTS = 16
 # The arguments that have a gradient from a backend, in the order of Gradients.
 _DIFFERENTIATED = (_INPUT, _FIELD, _OMEGA, _WEIGHT, _MASK)
 
-_library.define(f"sampled_conv2d({_ARGUMENTS}) -> Tensor")
+_library.define(f"sampled_conv({_ARGUMENTS}) -> Tensor")
 # ``needs`` holds the fields of Needs. A gradient that is not there is a tensor without elements.
 _library.define(
-    f"sampled_conv2d_backward(Tensor grad, {_ARGUMENTS}, bool[] needs) "
+    f"sampled_conv_backward(Tensor grad, {_ARGUMENTS}, bool[] needs) "
     "-> (Tensor input, Tensor field, Tensor omega, Tensor weight, Tensor mask)"
 )
 
@@ -51,7 +51,7 @@ def call_operator(conv: Convolution) -> Tensor:
     formula = where.formula
     # The formula by its name and numbers; no name says that there is none.
     name, numbers = ("", ()) if formula is None else (formula.name, formula.numbers)
-    return _ops.sampled_conv2d(
+    return _ops.sampled_conv(
         conv.input, where.field, where.omega, where.points, conv.weight, conv.bias, conv.mask,
         where.kind, geometry.stride, geometry.padding_before, geometry.padding_after,
         geometry.dilation, conv.padding_mode, name, numbers, current_backend(),
@@ -72,7 +72,7 @@ def convolution_of(
     input, field, omega, points, weight, bias, mask, kind, stride, padding_before, padding_after,
     dilation, padding_mode, formula, numbers, backend,
 ):  # fmt: skip
-    """Return the convolution that the arguments of ``finslerconv::sampled_conv2d`` describe."""
+    """Return the convolution that the arguments of ``finslerconv::sampled_conv`` describe."""
     sizes = (weight.shape[2:], stride, dilation, padding_before, padding_after)
     geometry = ConvGeometry(*map(tuple, sizes))
     positions = Positions(
@@ -104,17 +104,19 @@ def _backward(grad, *arguments):
 
 
 def _computed_by(backend: ConvBackend, conv: Convolution) -> ConvBackend:
-    """Return the backend, or the reference for channels that the backend does not take.
+    """Return the backend, or the reference for what the backend does not take.
 
-    Only exported programs, run by another backend than the one they were made for, come to that.
+    Channels that it does not take come only from exported programs, which another backend was to
+    run.
     """
-    if conv.positions.formula is None or backend.takes_channels:
-        return backend
-    return reference
+    takes = conv.dims in backend.dims
+    if conv.positions.formula is not None:
+        takes &= backend.takes_channels
+    return backend if takes else reference
 
 
-_library.impl("sampled_conv2d", _forward, "CompositeExplicitAutograd")
-_library.impl("sampled_conv2d_backward", _backward, "CompositeExplicitAutograd")
+_library.impl("sampled_conv", _forward, "CompositeExplicitAutograd")
+_library.impl("sampled_conv_backward", _backward, "CompositeExplicitAutograd")
 
 
 # Fake kernels: shapes, dtypes and layouts without data.
@@ -122,7 +124,8 @@ _library.impl("sampled_conv2d_backward", _backward, "CompositeExplicitAutograd")
 
 @no_type_check
 def _fake(*arguments):
-    input, size = arguments[_INPUT], arguments[_FIELD].shape[2:4]
+    input = arguments[_INPUT]
+    size = arguments[_FIELD].shape[2 : input.ndim]
     output = input.new_empty(input.shape[0], arguments[_WEIGHT].shape[0], *size)
     return output.to(memory_format=memory_format(input))
 
@@ -142,8 +145,8 @@ def _fake_backward(grad, *arguments):
     return tuple(found)
 
 
-torch.library.register_fake("finslerconv::sampled_conv2d", _fake, lib=_library)
-torch.library.register_fake("finslerconv::sampled_conv2d_backward", _fake_backward, lib=_library)
+torch.library.register_fake("finslerconv::sampled_conv", _fake, lib=_library)
+torch.library.register_fake("finslerconv::sampled_conv_backward", _fake_backward, lib=_library)
 
 
 # Autograd.
@@ -161,18 +164,18 @@ def _gradient(ctx, grad):
     wants = ctx.needs_input_grad
     if wants[_POINTS]:
         raise RuntimeError(
-            "finslerconv::sampled_conv2d has no derivative in the reference points; call "
+            "finslerconv::sampled_conv has no derivative in the reference points; call "
             "finslerconv.ops.metric_conv2d, which takes another way for points that require one"
         )
     positions = wants[_FIELD] or wants[_OMEGA] or wants[_MASK]
-    found = _ops.sampled_conv2d_backward(
+    found = _ops.sampled_conv_backward(
         grad, *ctx.saved_tensors, *ctx.rest, [wants[_INPUT], positions, wants[_WEIGHT]]
     )
     gradients = [None] * _N_ARGUMENTS
     for place, gradient in zip(_DIFFERENTIATED, found, strict=True):
         gradients[place] = gradient if wants[place] else None
     if wants[_BIAS]:
-        gradients[_BIAS] = grad.sum((0, 2, 3))
+        gradients[_BIAS] = grad.sum((0, *range(2, grad.ndim)))
     return tuple(gradients)
 
 
@@ -202,8 +205,8 @@ def _second_gradient(ctx, *seeds):
 
 
 for _name, _rule, _prepare in (
-    ("sampled_conv2d", _gradient, _setup),
-    ("sampled_conv2d_backward", _second_gradient, _setup_backward),
+    ("sampled_conv", _gradient, _setup),
+    ("sampled_conv_backward", _second_gradient, _setup_backward),
 ):
     torch.library.register_autograd(
         f"finslerconv::{_name}", _rule, setup_context=_prepare, lib=_library
@@ -211,7 +214,7 @@ for _name, _rule, _prepare in (
 
 
 # Autocast lowers what a convolution multiplies, never the positions of its samples.
-register_autocast(_library, "sampled_conv2d", (_INPUT, _WEIGHT, _BIAS))
+register_autocast(_library, "sampled_conv", (_INPUT, _WEIGHT, _BIAS))
 
-for _op in (_ops.sampled_conv2d, _ops.sampled_conv2d_backward):
+for _op in (_ops.sampled_conv, _ops.sampled_conv_backward):
     torch.library.register_vmap(_op.default, mapped(_op), lib=_library)

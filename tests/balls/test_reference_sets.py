@@ -12,6 +12,7 @@ from scipy.special import j1
 from finslerconv.balls import (
     ReferenceSet,
     concentric,
+    fibonacci_ball,
     lattice,
     polar,
     radial,
@@ -139,6 +140,65 @@ def test_concentric_weights_are_areas_of_cells(r):
     )
 
 
+@pytest.mark.parametrize("k", [1, 2, 5, 6])
+def test_concentric_on_a_line_is_the_lattice(k):
+    grid, reference = lattice((k,)), concentric((k,))
+    assert reference.name == "concentric"
+    np.testing.assert_array_equal(reference.points, grid.points)
+    np.testing.assert_array_equal(reference.weights, grid.weights)
+
+
+@pytest.mark.parametrize("k", [3, 5, 7])
+def test_concentric_cubes_become_spheres(k):
+    """Cube j: 24 j^2 + 2 points at radius j / r, in the places of the grid, each in its octant."""
+    reference = concentric((k, k, k))
+    r = k // 2
+    places = np.array(list(np.ndindex(k, k, k))) - r
+    cube = np.abs(places).max(-1)
+    np.testing.assert_allclose(np.linalg.norm(reference.points, axis=-1), cube / r, atol=1e-15)
+    for j in range(1, r + 1):
+        assert (cube == j).sum() == 24 * j**2 + 2
+    points = np.where(np.abs(reference.points) < 1e-12, 0, reference.points)
+    np.testing.assert_array_equal(np.sign(points), np.sign(places))
+    # Centres of faces, middles of edges and corners stay on their rays.
+    straight = (np.abs(places) == cube[:, None]) | (places == 0)
+    rays = places / np.maximum(np.linalg.norm(places, axis=-1), 1)[:, None]
+    kept = straight.all(-1)
+    np.testing.assert_allclose(points[kept], (rays * cube[:, None] / r)[kept], atol=1e-15)
+    # All symmetries of the cube are symmetries of the set.
+    grid = reference.points.reshape(k, k, k, 3)
+    turned = np.transpose(grid, (2, 0, 1, 3))[..., [2, 0, 1]]
+    np.testing.assert_allclose(turned, grid, atol=1e-15)
+    np.testing.assert_allclose(grid[::-1] * [-1, 1, 1], grid, atol=1e-15)
+
+
+@given(st.tuples(st.integers(1, 6), st.integers(1, 6), st.integers(1, 6)))
+def test_concentric_serves_boxes_and_even_kernels(sizes):
+    grid, reference = lattice(sizes), concentric(sizes)
+    assert reference.kernel_shape == sizes
+    length = np.linalg.norm(reference.points, axis=-1)
+    assert (length <= 1 + 1e-15).all()
+    np.testing.assert_allclose(length, np.abs(grid.points).max(-1), atol=1e-15)
+    np.testing.assert_allclose(reference.weights, math.pi / 6 * grid.weights, rtol=1e-15)
+
+
+def test_concentric_keeps_ratios_of_volumes():
+    """A small cell, measured between neighbours, has pi / 6 of its volume in the lattice."""
+    k = 62
+    images = concentric((k, k, k)).points.reshape(k, k, k, 3)
+    i, j, m = np.random.default_rng(0).integers(2, k - 2, (3, 1000))
+    place = np.sort(np.abs(np.stack((i, j, m)) - (k - 1) / 2), axis=0)
+    # Away from the centre and from where two coordinates are equal, where the map has an edge.
+    smooth = (np.diff(place, axis=0).min(0) > 1.5) & (place[2] > 12)
+    assert smooth.sum() > 500
+    edges = [
+        (images[i + a, j + b, m + c] - images[i - a, j - b, m - c]) / 2
+        for a, b, c in ((1, 0, 0), (0, 1, 0), (0, 0, 1))
+    ]
+    volumes = np.linalg.det(np.stack(edges, axis=-1)) * (k // 2) ** 3
+    np.testing.assert_allclose(volumes[smooth], math.pi / 6, rtol=0.01)
+
+
 @given(st.integers(1, 6), st.integers(1, 12), st.booleans())
 def test_polar_order_radii_and_weights(n_radii, n_angles, centre):
     reference = polar(n_radii, n_angles, centre=centre)
@@ -221,6 +281,51 @@ def test_sunflower_spreads_its_points_evenly():
     assert abs(moments[1]) < abs(moments[0]) / 4 < 0.01
 
 
+@given(st.integers(1, 200))
+def test_fibonacci_ball_has_a_point_in_every_shell_of_equal_volume(n):
+    reference = fibonacci_ball(n)
+    assert reference.kernel_shape == (n,)
+    np.testing.assert_allclose(reference.weights, 4 * math.pi / 3 / n, rtol=1e-15)
+    length = np.linalg.norm(reference.points, axis=-1)
+    np.testing.assert_allclose(length**3, (np.arange(n) + 0.5) / n, rtol=1e-12)
+    # The directions are those of the Fibonacci sphere: evenly spaced heights, turned from the
+    # third axis towards the second by a golden angle from each to the next.
+    directions = reference.points / length[:, None]
+    directions = directions[np.argsort(-directions[:, 0])]
+    np.testing.assert_allclose(directions[:, 0], 1 - (2 * np.arange(n) + 1) / n, atol=1e-12)
+    golden = 2 * math.pi * (1 - 2 / (1 + math.sqrt(5)))
+    turned = directions[:, 2] + 1j * directions[:, 1]
+    np.testing.assert_allclose(
+        turned / np.abs(turned), np.exp(1j * golden * np.arange(n)), atol=1e-11
+    )
+
+
+@pytest.mark.parametrize("n", [27, 125, 343])
+def test_fibonacci_ball_spreads_its_points_evenly(n):
+    """The mean of exp(i s . g) over the ball is 3 (sin s - s cos s) / s^3.
+
+    Random points miss it by about 1 / sqrt(n).
+    """
+    points = fibonacci_ball(n).points
+    apart = np.linalg.norm(points[:, None] - points, axis=-1) + 9 * np.eye(n)
+    assert apart.min() > 0.6 * (4 * math.pi / 3 / n) ** (1 / 3)
+    directions = fibonacci_ball(100).points
+    directions = directions / np.linalg.norm(directions, axis=-1)[:, None]
+    for s, share in ((1, 0.1), (3, 0.3), (6, 0.5)):
+        means = np.exp(1j * s * points @ directions.T).mean(0)
+        error = np.abs(means - 3 * (math.sin(s) - s * math.cos(s)) / s**3)
+        assert np.sqrt(np.mean(error**2)) < share / math.sqrt(n)
+
+
+@pytest.mark.parametrize("n", [8, 27, 125])
+def test_fibonacci_ball_fills_every_half_of_the_ball(n):
+    """By each plane through the centre, to within a share of the points that falls with n."""
+    points = fibonacci_ball(n).points
+    normals = np.random.default_rng(0).normal(size=(500, 3))
+    share = (points @ normals.T > 0).mean(0)
+    assert np.abs(share - 0.5).max() < n ** (-2 / 3)
+
+
 @pytest.mark.parametrize(
     ("frequency", "equal", "best"),
     [
@@ -261,6 +366,16 @@ def test_reference_set_by_name():
         assert (reference.points == same.points).all()
         assert (reference.weights == same.weights).all()
     assert reference_set("lattice", 3).kernel_shape == (3, 3)
+    for name, sizes, same in (
+        ("lattice", (5,), lattice((5,))),
+        ("concentric", (5,), concentric((5,))),
+        ("lattice", (3, 1, 2), lattice((3, 1, 2))),
+        ("concentric", (3, 1, 2), concentric((3, 1, 2))),
+        ("fibonacci_ball", (3, 1, 2), fibonacci_ball(6)),
+    ):
+        reference = reference_set(name, sizes)
+        assert (reference.name, reference.kernel_shape) == (name, sizes)
+        assert (reference.points == same.points).all()
     again = pickle.loads(pickle.dumps(reference_set("polar", 3)))
     assert (again.points == polar(3, 3).points).all()
 
@@ -275,8 +390,20 @@ def test_reference_set_by_name():
         (lambda: lattice(()), r"kernel_size: expected positive integers, got \(\)"),
         (lambda: lattice("35"), "kernel_size: expected positive integers, got '35'"),
         (lambda: radius((3, -1)), r"kernel_size: expected positive integers, got \(3, -1\)"),
-        (lambda: concentric((3, 3, 3)), "kernel_size: concentric is two-dimensional, got"),
+        (
+            lambda: concentric((3, 3, 3, 3)),
+            "kernel_size: concentric is for one to three dimensions, got",
+        ),
         (lambda: reference_set("polar", (3,)), "kernel_size: polar is two-dimensional, got"),
+        (
+            lambda: reference_set("sunflower", (3, 3, 3)),
+            "kernel_size: sunflower is two-dimensional, got",
+        ),
+        (
+            lambda: reference_set("fibonacci_ball", 3),
+            "kernel_size: fibonacci_ball is three-dimensional, got 3",
+        ),
+        (lambda: fibonacci_ball(0), "n: fibonacci_ball needs a positive integer, got 0"),
         (lambda: reference_set("hexagonal", 3), "expected 'lattice', .* got 'hexagonal'"),
         (lambda: polar(0, 3), "n_radii: polar needs a positive integer, got 0"),
         (lambda: polar(3, 2.0), "n_angles: polar needs a positive integer, got 2.0"),

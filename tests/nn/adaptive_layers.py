@@ -2,13 +2,31 @@
 
 import torch
 
-from finslerconv.nn import DeformConv2d, GeodesicConv2d, MetricConv2d, ShiftedConv2d
+from finslerconv.nn import (
+    DeformConv1d,
+    DeformConv2d,
+    DeformConv3d,
+    GeodesicConv2d,
+    MetricConv1d,
+    MetricConv2d,
+    MetricConv3d,
+    ShiftedConv2d,
+)
 
+#: The layers for images, and what each calls its groups.
 GROUPS_ARGUMENT = {
     MetricConv2d: "metric_groups",
     GeodesicConv2d: "metric_groups",
     DeformConv2d: "offset_groups",
     ShiftedConv2d: "offset_groups",
+}
+
+#: The layers for sequences and volumes.
+LINE_AND_SPACE = {
+    MetricConv1d: "metric_groups",
+    MetricConv3d: "metric_groups",
+    DeformConv1d: "offset_groups",
+    DeformConv3d: "offset_groups",
 }
 
 

@@ -1,7 +1,7 @@
 """Every kind of layer of the library, with every kind of density, and ways to make them."""
 
 import torch
-from adaptive_layers import GROUPS_ARGUMENT, stirred
+from adaptive_layers import GROUPS_ARGUMENT, LINE_AND_SPACE, stirred
 from torch import nn
 
 from finslerconv.metrics import Euclidean
@@ -60,8 +60,16 @@ WEIGHTED = {
 #: Constructors of layers that take inputs (B, 4, H, W).
 LAYERS = ADAPTIVE | WEIGHTED
 
-#: The weighted layers of other dimensions, and the spatial axes of their inputs.
+#: Constructors of the layers of other dimensions, and the numbers of axes of their inputs.
 OTHER_DIMENSIONS = {
     "WeightedConv1d": (lambda: WeightedConv1d(4, 6, 3, density=[0.7]), 1),
     "WeightedConv3d": (lambda: WeightedConv3d(4, 6, 3, density=[0.7]), 3),
+} | {
+    family.__name__: (
+        lambda family=family: stirred(
+            family(4, 6, 3, padding=1, modulation=True, **{LINE_AND_SPACE[family]: 2})
+        ),
+        family.dims,
+    )
+    for family in LINE_AND_SPACE
 }

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from adaptive_layers import GROUPS_ARGUMENT, stirred
+from adaptive_layers import GROUPS_ARGUMENT, LINE_AND_SPACE, stirred
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -28,7 +28,8 @@ def sampling_parameters(layer):
 
 
 def test_the_families_that_a_model_can_be_converted_to_are_tested_here():
-    assert set(ADAPTIVE.values()) == set(GROUPS_ARGUMENT)
+    families = {family for classes in ADAPTIVE.values() for family in classes}
+    assert families == {*GROUPS_ARGUMENT, *LINE_AND_SPACE}
 
 
 @every_layer

@@ -235,7 +235,7 @@ class TestWhatIsLeftAlone:
                 "plain": nn.Conv2d(2, 2, 3),
                 "single": nn.Conv2d(2, 2, 1),
                 "transposed": nn.ConvTranspose2d(2, 2, 3),
-                "line": nn.Conv1d(2, 2, 3),
+                "line": nn.ConvTranspose1d(2, 2, 3),
                 "lazy": nn.LazyConv2d(2, 3),
                 "own": Standardised(2, 2, 3),
                 "patched": patched,
@@ -252,7 +252,7 @@ class TestWhatIsLeftAlone:
         expected = {
             "single": "its single tap has no support to shape",
             "transposed": "transposed",
-            "line": "expected an nn.Conv2d, got Conv1d",
+            "line": "transposed",
             "lazy": "is lazy and has no weights yet",
             "own": "Standardised computes something else than nn.Conv2d",
             "patched": "its forward was replaced on the object",

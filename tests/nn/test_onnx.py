@@ -11,7 +11,15 @@ from torch import nn
 
 import finslerconv.onnx
 from finslerconv import ops
-from finslerconv.nn import DeformConv2d, GeodesicConv2d, MetricConv2d, convert
+from finslerconv.nn import (
+    DeformConv1d,
+    DeformConv2d,
+    GeodesicConv2d,
+    MetricConv1d,
+    MetricConv2d,
+    MetricConv3d,
+    convert,
+)
 
 pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -123,6 +131,30 @@ def test_a_metric_layer_is_a_few_dozen_operators():
     torch.testing.assert_close(onnx(x)[0], layer(x), rtol=0, atol=1e-5)
 
 
+@pytest.mark.uninstrumented
+def test_layers_for_sequences_are_deformable_convolutions_of_images_of_one_row():
+    torch.manual_seed(0)
+    model = Beside(deform=DeformConv1d(4, 3, 2, stride=2), metric=MetricConv1d(4, 3, 2))
+    stirred(model, 0.1).eval().requires_grad_(False)
+    free = dict.fromkeys((0, 2), torch.export.Dim.DYNAMIC)
+    onnx = Exported(model, (torch.randn(2, 4, 9),), dynamic_shapes=(free,))
+    assert onnx.operators["DeformConv"] == 2
+    for size in ((2, 4, 9), (3, 4, 21)):
+        x = torch.randn(size)
+        for found, expected in zip(onnx(x), model(x), strict=True):
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.uninstrumented
+def test_layers_for_volumes_become_elementary_operators():
+    torch.manual_seed(0)
+    layer = stirred(MetricConv3d(4, 3, (1, 1, 2)), 0.1).eval().requires_grad_(False)
+    x = torch.randn(2, 4, 3, 4, 5)
+    onnx = Exported(layer, (x,))
+    assert "DeformConv" not in onnx.operators
+    torch.testing.assert_close(onnx(x)[0], layer(x), rtol=0, atol=1e-5)
+
+
 class Operators(nn.Module):
     """The operators themselves, with all that they take as inputs."""
 
@@ -161,3 +193,33 @@ def test_what_cannot_be_decomposed_says_what_to_do():
     program = torch.export.export(GeodesicConv2d(4, 4, 2), (torch.randn(SIZES[0]),))
     with pytest.raises(ValueError, match=r"finslerconv\.geodesic_rays.*the module itself"):
         finslerconv.onnx.decompose(program)
+
+
+class Signals(nn.Module):
+    def forward(self, x, offset, M, omega, points, weight):
+        first = ops.deform_conv1d(x, offset, weight, padding=1)
+        return first, ops.metric_conv1d(x, M, omega, points, weight, padding=1, map="affine")
+
+
+class Volumes(nn.Module):
+    def forward(self, x, offset, M, omega, points, weight):
+        first = ops.deform_conv3d(x, offset, weight, padding=1)
+        return first, ops.metric_conv3d(x, M, omega, points, weight, padding=1)
+
+
+@pytest.mark.uninstrumented
+@pytest.mark.parametrize(("model", "size"), [(Signals(), (9,)), (Volumes(), (3, 4, 3))], ids=str)
+def test_signals_and_volumes(model, size):
+    torch.manual_seed(0)
+    dims = len(size)
+    taps = 3**dims
+    arguments = (
+        torch.randn(2, 3, *size), torch.randn(2, dims * taps, *size),
+        torch.eye(dims).expand(2, *size, dims, dims), 0.3 * torch.rand(2, *size, dims),
+        2 * torch.rand(taps, dims) - 1, torch.randn(4, 3, *(3,) * dims),
+    )  # fmt: skip
+    onnx = Exported(model, arguments)
+    # A signal is an image of one row; for volumes there is no such operator.
+    assert onnx.operators["DeformConv"] == (2 if dims == 1 else 0)
+    for found, expected in zip(onnx(*arguments), model(*arguments), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)

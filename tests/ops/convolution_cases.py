@@ -22,9 +22,9 @@ class Case:
     kind: str = "offsets"
     batch: int = 2
     channels: int = 4
-    size: tuple[int, int] = (7, 8)
+    size: tuple[int, ...] = (7, 8)
     out_channels: int = 6
-    kernel: tuple[int, int] = (3, 3)
+    kernel: tuple[int, ...] = (3, 3)
     groups: int = 1
     sample_groups: int = 1
     stride: Any = 1
@@ -40,12 +40,18 @@ class Case:
     seed: int = 0
 
     @property
+    def dims(self):
+        return len(self.size)
+
+    @property
     def out_size(self):
         return self.geometry.output_size(*self.size)
 
     @property
     def geometry(self):
-        return ConvGeometry.of(self.kernel, self.stride, self.padding, self.dilation)
+        return ConvGeometry.of(
+            self.kernel, self.stride, self.padding, self.dilation, dims=self.dims
+        )
 
     def tensors(self):
         """Return input, field, omega, weight, bias, mask; absent ones are None."""
@@ -55,16 +61,17 @@ class Case:
             return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
         taps, groups, out_size = self.geometry.n_taps, self.sample_groups, self.out_size
+        dims = self.dims
         input = normal(self.batch, self.channels, *self.size)
         weight = normal(self.out_channels, self.channels // self.groups, *self.kernel)
         omega = None
         if self.kind == "offsets":
-            where = self.spread * normal(self.batch, groups * taps * 2, *out_size)
+            where = self.spread * normal(self.batch, groups * taps * dims, *out_size)
         else:
-            root = normal(self.batch, groups, *out_size, 2, 2)
-            where = (root @ root.mT + 0.3 * torch.eye(2)) / self.spread**2
+            root = normal(self.batch, groups, *out_size, dims, dims)
+            where = (root @ root.mT + 0.3 * torch.eye(dims)) / self.spread**2
             if self.omega:
-                omega = normal(self.batch, groups, *out_size, 2)
+                omega = normal(self.batch, groups, *out_size, dims)
                 norm = (omega * torch.linalg.solve(where, omega)).sum(-1, keepdim=True).sqrt()
                 omega = 0.9 * omega / (1 + norm)
         tensors = [
@@ -78,15 +85,16 @@ class Case:
             else None,
         ]
         tensors = [None if t is None else t.to(self.dtype) for t in tensors]
-        if self.channels_last:
-            tensors[0] = tensors[0].contiguous(memory_format=torch.channels_last)
+        if self.channels_last and self.dims > 1:
+            last = torch.channels_last if self.dims == 2 else torch.channels_last_3d
+            tensors[0] = tensors[0].contiguous(memory_format=last)
         return tensors
 
     @cached_property
     def points(self):
-        """Reference points in the unit square, the first at the origin."""
+        """Reference points in the cube of half side 1, the first at the origin."""
         generator = torch.Generator().manual_seed(self.seed + 1)
-        points = 2 * torch.rand(self.geometry.n_taps, 2, generator=generator) - 1
+        points = 2 * torch.rand(self.geometry.n_taps, self.dims, generator=generator) - 1
         points[0] = 0
         return points.to(self.dtype)
 
@@ -94,8 +102,10 @@ class Case:
         """Return the convolution of such tensors, by the current backend."""
         common = (weight, bias, self.stride, self.padding, self.dilation, mask)
         if self.kind == "offsets":
-            return ops.deform_conv2d(input, where, *common, padding_mode=self.padding_mode)
-        return ops.metric_conv2d(
+            deform = (ops.deform_conv1d, ops.deform_conv2d, ops.deform_conv3d)[self.dims - 1]
+            return deform(input, where, *common, padding_mode=self.padding_mode)
+        metric = (ops.metric_conv1d, ops.metric_conv2d, ops.metric_conv3d)[self.dims - 1]
+        return metric(
             input, where, omega, self.points, *common, map=self.kind, padding_mode=self.padding_mode
         )
 
@@ -121,24 +131,43 @@ class Case:
         return [output.detach(), *gradients]
 
 
-def as_pair(value):
-    return value if isinstance(value, tuple) else (value, value)
+def as_tuple(value, dims):
+    return value if isinstance(value, tuple) else (value,) * dims
+
+
+# Kernels, strides, paddings and dilations to draw from, by the number of axes.
+SHAPES = {
+    1: (((3,), (1,), (2,), (5,)), (1, 1, 2, (3,)), (0, 1, (2,), "same"), (1, 1, 2)),
+    2: (
+        ((3, 3), (1, 1), (2, 2), (1, 3), (5, 4)),
+        (1, 1, 2, (2, 1)),
+        (0, 1, (2, 3), "same"),
+        (1, 1, 2, (1, 2)),
+    ),
+    3: (
+        ((3, 3, 3), (1, 1, 1), (2, 2, 2), (1, 3, 2), (2, 1, 4)),
+        (1, 1, 2, (2, 1, 3)),
+        (0, 1, (2, 0, 1), "same"),
+        (1, 1, 2, (1, 2, 1)),
+    ),
+}
 
 
 @st.composite
-def cases(draw, dtypes=(torch.float64, torch.float32), most=20):
+def cases(draw, dtypes=(torch.float64, torch.float32), most=20, dims=2):
     """Draw a convolution of any shape and arguments."""
     groups, sample_groups = draw(st.sampled_from((1, 1, 2, 4))), draw(st.sampled_from((1, 1, 2, 4)))
     channels = 4 * draw(st.integers(1, most // 4))
-    kernel = draw(st.sampled_from(((3, 3), (1, 1), (2, 2), (1, 3), (5, 4))))
-    stride = draw(st.sampled_from((1, 1, 2, (2, 1))))
-    padding = draw(st.sampled_from((0, 1, (2, 3), "same"))) if stride == 1 else 1
-    dilation = draw(st.sampled_from((1, 1, 2, (1, 2))))
+    kernels, strides, paddings, dilations = SHAPES[dims]
+    kernel = draw(st.sampled_from(kernels))
+    stride = draw(st.sampled_from(strides))
+    padding = draw(st.sampled_from(paddings)) if stride == 1 else 1
+    dilation = draw(st.sampled_from(dilations))
     # From the least size upwards, so that a single row or pixel of output comes now and then.
-    reach = [d * (k - 1) for k, d in zip(kernel, as_pair(dilation), strict=True)]
-    around = reach if padding == "same" else [2 * p for p in as_pair(padding)]
+    reach = [d * (k - 1) for k, d in zip(kernel, as_tuple(dilation, dims), strict=True)]
+    around = reach if padding == "same" else [2 * p for p in as_tuple(padding, dims)]
     size = tuple(
-        max(1, r + 1 - a) + draw(st.integers(0, most // 2))
+        max(1, r + 1 - a) + draw(st.integers(0, most // dims))
         for r, a in zip(reach, around, strict=True)
     )
     return Case(
@@ -186,49 +215,53 @@ def assert_equal_results(found, expected, dtype):
 def slow_convolution(input, positions, weight, bias, mask, groups, padding_mode):
     """Convolve with loops over everything, sample by sample.
 
-    ``positions`` (B, G, taps, 2, Ho, Wo) are absolute, ``mask`` (B, G, taps, Ho, Wo).
+    ``positions`` (B, G, taps, d, *out) are absolute, ``mask`` (B, G, taps, *out).
     """
-    batch, channels, height, width = input.shape
+    batch, channels, *size = input.shape
     sample_groups, taps = positions.shape[1:3]
-    rows, columns = positions.shape[-2:]
+    out_size = positions.shape[4:]
     out_channels = weight.shape[0]
-    output = torch.zeros(batch, out_channels, rows, columns, dtype=input.dtype)
-    pixel = Pixels(input.tolist(), (height, width), padding_mode)
-    for b, o, r, c in itertools.product(*map(range, (batch, out_channels, rows, columns))):
+    output = torch.zeros(batch, out_channels, *out_size, dtype=input.dtype)
+    pixel = Pixels(input, size, padding_mode)
+    for b, o, *place in itertools.product(*map(range, (batch, out_channels, *out_size))):
         group = o // (out_channels // groups)
         total = 0.0 if bias is None else float(bias[o])
         for i, k in itertools.product(range(channels // groups), range(taps)):
             channel = group * (channels // groups) + i
             s = channel // (channels // sample_groups)
-            y, x = positions[b, s, k, :, r, c].tolist()
-            factor = 1.0 if mask is None else float(mask[b, s, k, r, c])
+            factor = 1.0 if mask is None else float(mask[(b, s, k, *place)])
             tap = weight[o, i].flatten()[k]
-            total += float(tap) * factor * pixel.between(b, channel, y, x)
-        output[b, o, r, c] = total
+            where = positions[(b, s, k, slice(None), *place)].tolist()
+            total += float(tap) * factor * pixel.between(b, channel, where)
+        output[(b, o, *place)] = total
     return output
 
 
 class Pixels:
-    """An image continued over the whole plane."""
+    """An image continued over the whole plane, line or space."""
 
     def __init__(self, values, size, mode):
-        self.values, self.size, self.mode = values, size, mode
+        self.values, self.size, self.mode = values.tolist(), size, mode
 
-    def between(self, b, channel, y, x):
-        if not (math.isfinite(y) and math.isfinite(x)):
+    def between(self, b, channel, where):
+        if not all(map(math.isfinite, where)):
             return 0.0
-        top, left = math.floor(y), math.floor(x)
+        first = map(math.floor, where)
+        corners = itertools.product(*((i, i + 1) for i in first))
         return sum(
-            (1 - abs(y - i)) * (1 - abs(x - j)) * self.at(b, channel, i, j)
-            for i in (top, top + 1)
-            for j in (left, left + 1)
+            math.prod(1 - abs(x - i) for x, i in zip(where, corner, strict=True))
+            * self.at(b, channel, corner)
+            for corner in corners
         )
 
-    def at(self, b, channel, i, j):
-        folded = [self.fold(index, n) for index, n in zip((i, j), self.size, strict=True)]
-        if None in folded:
-            return 0.0
-        return self.values[b][channel][folded[0]][folded[1]]
+    def at(self, b, channel, index):
+        value = self.values[b][channel]
+        for i, n in zip(index, self.size, strict=True):
+            folded = self.fold(i, n)
+            if folded is None:
+                return 0.0
+            value = value[folded]
+        return value
 
     def fold(self, index, n):
         if 0 <= index < n:
@@ -239,6 +272,8 @@ class Pixels:
             return 0 if index < 0 else n - 1
         if self.mode == "circular":
             return index % n
+        if n == 1:
+            return 0
         while not 0 <= index < n:  # reflect: bounce until inside
             index = -index if index < 0 else 2 * (n - 1) - index
         return index

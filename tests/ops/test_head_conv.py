@@ -153,7 +153,7 @@ def test_opcheck():
         input, channels, None, POINTS, weight, None, mask, "radial", (1, 1), (1, 1), (1, 1),
         (1, 1), "zeros", formula.name, formula.numbers, "auto",
     )  # fmt: skip
-    torch.library.opcheck(torch.ops.finslerconv.sampled_conv2d, arguments)
+    torch.library.opcheck(torch.ops.finslerconv.sampled_conv, arguments)
 
 
 @pytest.mark.uninstrumented
@@ -175,7 +175,7 @@ def test_compiles_and_exports_as_one_operator():
         torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
     program = torch.export.export(Layer(), arguments)
     called = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
-    assert called.count("finslerconv.sampled_conv2d.default") == 1
+    assert called.count("finslerconv.sampled_conv.default") == 1
     assert not any("tanh" in name or "sigmoid" in name for name in called)
     torch.testing.assert_close(program.module()(*arguments), expected[0])
 

@@ -48,10 +48,8 @@ class Loops(ops.ConvBackend):
 
     def forward(self, conv):
         displacements = conv.displacements()
-        rows, columns = conv.geometry.centres(conv.out_size, displacements)
-        positions = torch.stack(
-            (displacements[:, :, :, 0] + rows, displacements[:, :, :, 1] + columns), 3
-        )
+        centres = conv.geometry.centres(conv.out_size, displacements)
+        positions = torch.stack([displacements[:, :, :, i] + c for i, c in enumerate(centres)], 3)
         mask = conv.mask
         if mask is not None:
             mask = mask.unflatten(1, (conv.sample_groups, -1))

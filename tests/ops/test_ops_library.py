@@ -1,7 +1,6 @@
 """The operators in PyTorch's own machinery: opcheck, compile, export, autocast, vmap, choice."""
 
 import dataclasses
-import itertools
 
 import pytest
 import torch
@@ -20,11 +19,15 @@ def live(case):
     return [t if t is None else t.requires_grad_() for t in case.tensors()]
 
 
+VOLUME = Case(batch=1, channels=2, size=(2, 3, 2), out_channels=2, kernel=(2, 1, 2), padding=0)
+LINE = Case(batch=1, channels=2, size=(5,), out_channels=2, kernel=(2,), padding=0)
+
+
 def operator(case, tensors):
     input, where, omega, weight, bias, mask = tensors
     points = None if case.kind == "offsets" else case.points
     geometry = case.geometry
-    return torch.ops.finslerconv.sampled_conv2d, (
+    return torch.ops.finslerconv.sampled_conv, (
         input, where, omega, points, weight, bias, mask, case.kind, geometry.stride,
         geometry.padding_before, geometry.padding_after, geometry.dilation, case.padding_mode,
         "", (), "auto",
@@ -33,23 +36,24 @@ def operator(case, tensors):
 
 @pytest.mark.uninstrumented
 def test_opcheck():
-    for kind, channels_last in (*itertools.product(KINDS, (False,)), ("radial", True)):
-        case = dataclasses.replace(SMALL, kind=kind, channels_last=channels_last)
+    plane = (dataclasses.replace(SMALL, kind=kind) for kind in KINDS)
+    last = (dataclasses.replace(c, kind="radial", channels_last=True) for c in (SMALL, VOLUME))
+    for case in (*plane, VOLUME, *last):
         op, arguments = operator(case, live(case))
         torch.library.opcheck(op, arguments)
         # Second derivatives go through the reference, whose tracing takes minutes and says nothing
         # about the operator: gradgradcheck is their test.
         _, plain = operator(case, case.tensors())
-        backward = torch.ops.finslerconv.sampled_conv2d_backward
+        backward = torch.ops.finslerconv.sampled_conv_backward
         grad = torch.randn_like(op(*plain))
         torch.library.opcheck(backward, (grad, *plain, [True, True, True]))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_derivatives_of_first_and_second_order(kind):
-    case = Case(
-        kind=kind, batch=1, channels=2, size=(3, 2), out_channels=2, kernel=(2, 1), padding=0
-    )
+@pytest.mark.parametrize("size", [(4,), (3, 2), (2, 2, 2)], ids=str)
+def test_derivatives_of_first_and_second_order(kind, size):
+    kernel = (2, 1, 1)[: len(size)]
+    case = Case(kind=kind, batch=1, channels=2, size=size, out_channels=2, kernel=kernel, padding=0)
     tensors = live(case)
 
     def function(*wanted):
@@ -80,9 +84,9 @@ def test_only_what_is_wanted_gets_a_gradient():
 
 @pytest.mark.uninstrumented
 def test_compiles_in_one_graph():
-    for kind in KINDS:
-        case = Case(kind=kind)
-        assert len(case.points) == 9  # drawn before the tracing, which knows no generators
+    plane = (Case(kind=kind) for kind in KINDS)
+    for case in (*plane, VOLUME, dataclasses.replace(LINE, kind="radial"), LINE):
+        case.points  # noqa: B018 - drawn before the tracing, which knows no generators
 
         def function(*tensors, case=case):
             return case(*tensors).sin()
@@ -106,14 +110,13 @@ def test_compiled_code_notices_another_choice():
     for backend in ("auto", "reference"):
         with ops.use_backend(backend), profile() as found:
             compiled(*tensors)
-        calls.append(any("finslerconv::sampled_conv2d" in e.name for e in found.events()))
+        calls.append(any("finslerconv::sampled_conv" in e.name for e in found.events()))
     assert calls == [True, False]
 
 
 @pytest.mark.uninstrumented
-def test_exports_as_one_operator():
-    case = Case(kind="affine")
-
+@pytest.mark.parametrize("case", [Case(kind="affine"), VOLUME, LINE], ids=str)
+def test_exports_as_one_operator(case):
     class Layer(torch.nn.Module):
         def forward(self, *tensors):
             return case(*tensors)
@@ -122,7 +125,7 @@ def test_exports_as_one_operator():
     tensors, expected = tuple(case.tensors()), case(*case.tensors())
     program = torch.export.export(Layer(), tensors)
     called = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
-    assert "finslerconv.sampled_conv2d.default" in called
+    assert "finslerconv.sampled_conv.default" in called
     torch.testing.assert_close(program.module()(*tensors), expected)
 
 
@@ -164,8 +167,8 @@ def test_autocast_does_not_bring_float64_together_with_others(backend):
 
 
 @pytest.mark.unchecked
-def test_transforms_of_torch_func():
-    case = Case()
+@pytest.mark.parametrize("case", [Case(), dataclasses.replace(VOLUME, batch=2), LINE], ids=str)
+def test_transforms_of_torch_func(case):
     input, offset, _, weight, bias, mask = case.tensors()
 
     def loss(weight, x, o, m):
@@ -198,7 +201,7 @@ def test_backends_are_chosen_by_context_and_call():
         with ops.use_backend("numba"):
             assert ops.current_backend() == "numba"
             output = Case()(*live(Case()))
-            assert "finslerconv_sampled_conv2d" in type(output.grad_fn).__name__
+            assert "finslerconv_sampled_conv" in type(output.grad_fn).__name__
         assert ops.current_backend() == "reference"
     ops.use_backend("reference")
     assert ops.current_backend() == "reference"

@@ -14,6 +14,7 @@ import pytest
 import torch
 from convolution_cases import Case, assert_equal_results, cases
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import finslerconv
 from finslerconv import ops
@@ -35,7 +36,16 @@ def test_equals_the_reference(case):
     assert_equal_results(case.results("numba"), case.results("reference"), case.dtype)
 
 
+@pytest.mark.parametrize("dims", [1, 3])
+@settings(max_examples=25)
+@given(data=st.data())
+def test_equals_the_reference_on_lines_and_in_space(dims, data):
+    case = data.draw(cases(most=8, dims=dims))
+    assert_equal_results(case.results("numba"), case.results("reference"), case.dtype)
+
+
 LARGE = [
+    Case(channels=40, out_channels=34, size=(9, 12, 10), kernel=(3, 3, 3), groups=2, batch=2),
     Case(channels=48, out_channels=70, size=(40, 37), batch=3),
     Case(channels=32, out_channels=34, size=(61, 50), batch=1, sample_groups=2, groups=2),
     Case(kind="radial", channels=3, out_channels=16, size=(70, 60), batch=1, kernel=(7, 7)),

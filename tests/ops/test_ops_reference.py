@@ -7,6 +7,7 @@ import pytest
 import torch
 from convolution_cases import MODES, Case, cases, slow_convolution
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.nn import functional
 
 from finslerconv import ops
@@ -26,18 +27,21 @@ SHAPES = [
 
 
 def absolute_positions(case, displacements):
-    rows, columns = case.geometry.centres(case.out_size, displacements)
-    return torch.stack((displacements[:, :, :, 0] + rows, displacements[:, :, :, 1] + columns), 3)
+    centres = case.geometry.centres(case.out_size, displacements)
+    return torch.stack([displacements[:, :, :, i] + c for i, c in enumerate(centres)], 3)
 
 
-@settings(max_examples=15)
-@given(case=cases(dtypes=(torch.float64,), most=4))
-def test_samples_are_where_the_loops_say(case):
-    case = dataclasses.replace(case, kind="offsets", size=tuple(min(n, 9) for n in case.size))
+@pytest.mark.parametrize("dims", [1, 2, 3])
+@settings(max_examples=8)
+@given(data=st.data())
+def test_samples_are_where_the_loops_say(dims, data):
+    case = data.draw(cases(dtypes=(torch.float64,), most=4, dims=dims))
+    case = dataclasses.replace(case, kind="offsets")
     input, offset, _, weight, bias, mask = case.tensors()
     taps, groups = case.geometry.n_taps, case.sample_groups
     shape = (case.batch, groups, taps, -1, *case.out_size)
-    displacements = offset.reshape(shape) + case.geometry.taps(offset)[..., None, None]
+    at = (..., *(None,) * dims)
+    displacements = offset.reshape(shape) + case.geometry.taps(offset)[at]
     expected = slow_convolution(
         input,
         absolute_positions(case, displacements),

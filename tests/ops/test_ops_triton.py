@@ -1,5 +1,6 @@
 """The Triton kernels, proved right in Triton's interpreter; on a GPU where there is one."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -52,7 +53,7 @@ def kernel_results(case, tensors=None):
     generator = torch.Generator().manual_seed(case.seed + 2)
     direction = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output)
     found = TritonBackend().backward(direction, conv, ops.Needs())
-    g_bias = None if conv.bias is None else direction.sum((0, 2, 3))
+    g_bias = None if conv.bias is None else direction.sum((0, *range(2, direction.ndim)))
     everything = (output, found.input, found.field, found.omega, found.weight, g_bias, found.mask)
     return [t for t in everything if t is not None]
 
@@ -61,6 +62,25 @@ def kernel_results(case, tensors=None):
 @settings(max_examples=12)
 @given(case=cases(most=4))
 def test_equals_the_reference(case):
+    assert_equal_results(kernel_results(case), case.results("reference"), case.dtype)
+
+
+# The interpreter takes two seconds for a volume of this size.
+IN_SPACE = Case(kernel=(2, 1, 2), size=(3, 2, 4), batch=1, padding=0, out_channels=4)
+
+
+@interpreted
+@pytest.mark.parametrize(
+    "case",
+    [
+        dataclasses.replace(IN_SPACE, stride=(1, 2, 1), padding=1, dtype=torch.float32),
+        dataclasses.replace(IN_SPACE, kind="radial", dilation=(2, 1, 1), padding="same"),
+        dataclasses.replace(IN_SPACE, kind="affine", padding_mode="reflect", batch=2, spread=6.0),
+        dataclasses.replace(IN_SPACE, kernel=(1, 3, 1), padding=(0, 1, 0), channels_last=True),
+    ],
+    ids=str,
+)
+def test_equals_the_reference_in_space(case):
     assert_equal_results(kernel_results(case), case.results("reference"), case.dtype)
 
 
@@ -101,6 +121,20 @@ def test_groups_of_every_kind(groups, kind, mode, dtype):
     case = Case(
         channels=channels, out_channels=outputs, groups=groups, sample_groups=sample_groups,
         kind=kind, padding_mode=mode, dtype=dtype, mask=sample_groups > 1, **SMALL,
+    )  # fmt: skip
+    assert_equal_results(kernel_results(case), case.results("reference"), case.dtype)
+
+
+@interpreted
+@pytest.mark.parametrize(
+    ("groups", "mode"), [(GROUPS[i], MODES[i % 4]) for i in (0, 1, 3, 5, 6)], ids=str
+)
+def test_groups_of_every_kind_in_space(groups, mode):
+    channels, outputs, groups, sample_groups = groups
+    case = Case(
+        channels=channels, out_channels=outputs, groups=groups, sample_groups=sample_groups,
+        padding_mode=mode, mask=sample_groups > 1, kernel=(1, 1, 2), size=(2, 2, 3), batch=1,
+        padding=0,
     )  # fmt: skip
     assert_equal_results(kernel_results(case), case.results("reference"), case.dtype)
 

@@ -32,6 +32,8 @@ SHAPES = {
     "odd": ((4, 20, 28, 10), {"mask": True, "bias": True}),
     "depthwise": ((16, 64, 28, 64), {"groups": 64}),
     "odd depthwise": ((4, 20, 28, 20), {"groups": 20, "bias": True}),
+    "volume": ((2, 32, 24, 64), {"dims": 3, "mask": True}),
+    "odd volume": ((2, 3, 24, 10), {"dims": 3, "bias": True}),
     "grouped": ((16, 128, 28, 128), {"groups": 32, "sample_groups": 2, "mask": True}),
 }
 FEW = [
@@ -45,6 +47,12 @@ FEW = [
     ("sm_90", "odd", "radial", FLOAT, "ieee"),
     ("sm_90", "odd depthwise", "affine", HALF, "tf32"),
     ("sm_90", "square", "affine", DOUBLE, "ieee"),
+    ("sm_90", "volume", "offsets", HALF, "tf32"),
+    ("sm_90", "volume", "offsets", FLOAT, "tf32"),
+    ("sm_90", "volume", "offsets", DOUBLE, "ieee"),
+    ("sm_90", "odd volume", "offsets", FLOAT, "ieee"),
+    ("sm_80", "volume", "offsets", BF16, "tf32"),
+    ("sm_80", "odd volume", "offsets", FLOAT, "tf32"),
     ("sm_80", "square", "affine", FLOAT, "tf32"),
     ("sm_80", "wide", "radial", HALF, "tf32"),
     ("sm_80", "depthwise", "offsets", HALF, "tf32"),
@@ -58,6 +66,7 @@ ALL = [
     for target, shape, kind, dtype in itertools.product(
         static.TARGETS, SHAPES, KINDS, (HALF, BF16, FLOAT, DOUBLE)
     )
+    if kind == "offsets" or "volume" not in shape
     for precision in (("tf32", "ieee") if dtype == FLOAT else ("ieee",))
 ]
 CASES = ALL if os.environ.get("FINSLERCONV_ALL_KERNELS") == "1" else FEW

@@ -48,7 +48,7 @@ def convert(
         Any model, or a single convolution.
     to : {"metric", "geodesic", "deform", "shifted", "weighted", "native"}, class or callable
         What they become: :class:`MetricConv2d`, :class:`GeodesicConv2d`, :class:`DeformConv2d`,
-        :class:`ShiftedConv2d`, a weighted convolution, an :class:`AdaptiveConv2d` of your own, or
+        :class:`ShiftedConv2d`, a weighted convolution, an :class:`AdaptiveConv` of your own, or
         what a function makes of a convolution (it is given the options, and keeps weights, device
         and dtype itself). ``"native"`` replaces the deformable layers of other libraries, and no
         other convolutions, by layers of this library with equal outputs (see the notes).
@@ -58,7 +58,7 @@ def convert(
     start : {"weights", "constant"}
         How the kernels of adaptive layers start: from the weights (with the reference set
         ``"lattice"``, which is the default, the model computes what it did), or at the constant
-        ``1 / (kh kw in_channels / groups)``, as the paper's do. Biases stay.
+        ``1 / (taps in_channels / groups)``, as the paper's do. Biases stay.
     inplace : bool
         Whether to change the model itself, with the same parameter objects, so that an optimiser
         lacks only the new ones. By default a copy is changed.
@@ -85,6 +85,10 @@ def convert(
 
     Notes
     -----
+    ``"metric"``, ``"deform"`` and ``"weighted"`` serve convolutions over one, two and three axes,
+    each by its own class (:class:`MetricConv1d`, :class:`MetricConv3d`, ...); ``"geodesic"`` and
+    ``"shifted"`` are for ``nn.Conv2d`` only.
+
     Every convolution is in the report. Left alone, with the reason, are transposed, lazy and
     single-tap (1 x 1) ones, adaptive ones (torchvision's too) and all inside them, convolutions
     beside such a layer that are named after its offsets, classes that compute something of their

@@ -11,11 +11,11 @@ from torch.nn.utils import parametrize
 
 from finslerconv._arrays import has_values
 from finslerconv._models import named
-from finslerconv.nn._adaptive import _CONV_ARGUMENTS, AdaptiveConv2d, own_tensor, unlike_conv2d
+from finslerconv.nn._adaptive import _CONV_ARGUMENTS, AdaptiveConv, own_tensor, unlike_plain
 from finslerconv.nn._constructor import arguments_of
 from finslerconv.nn._geodesic_conv import GeodesicConv2d
-from finslerconv.nn._metric_conv import MetricConv2d
-from finslerconv.nn._offset_conv import DeformConv2d, ShiftedConv2d
+from finslerconv.nn._metric_conv import MetricConv1d, MetricConv2d, MetricConv3d
+from finslerconv.nn._offset_conv import DeformConv1d, DeformConv2d, DeformConv3d, ShiftedConv2d
 from finslerconv.nn.conversion._found import is_foreign, is_ours
 from finslerconv.nn.conversion._report import described
 from finslerconv.nn.weighted import (
@@ -28,9 +28,9 @@ from finslerconv.nn.weighted import (
 )
 
 #: What a user may ask for: a name, an adaptive class, or a function from a convolution to a module.
-To = str | type[AdaptiveConv2d] | Callable[..., nn.Module]
+To = str | type[AdaptiveConv] | Callable[..., nn.Module]
 
-#: How the kernels start: as those that they replace, or at the constant ``1 / (k^2 C_in)``.
+#: How the kernels start: as those that they replace, or at the constant ``1 / (taps C_in)``.
 Start = Literal["weights", "constant"]
 
 #: A new layer that has taken over the old one's parameters, and the notes for the report.
@@ -41,12 +41,12 @@ Finish = Callable[[], Made]
 
 Modules = Collection[nn.Module]
 
-#: The adaptive layers by the names that ``convert(to=...)`` takes.
-ADAPTIVE: dict[str, type[AdaptiveConv2d]] = {
-    "metric": MetricConv2d,
-    "geodesic": GeodesicConv2d,
-    "deform": DeformConv2d,
-    "shifted": ShiftedConv2d,
+#: The adaptive layers by the names that ``convert(to=...)`` takes, that for images first.
+ADAPTIVE: dict[str, tuple[type[AdaptiveConv], ...]] = {
+    "metric": (MetricConv2d, MetricConv1d, MetricConv3d),
+    "geodesic": (GeodesicConv2d,),
+    "deform": (DeformConv2d, DeformConv1d, DeformConv3d),
+    "shifted": (ShiftedConv2d,),
 }
 
 # The hooks of a module that a replacement takes over, and those that it cannot.
@@ -105,19 +105,17 @@ def family(to: To, start: Start, options: dict[str, Any]) -> Family:
                 f"to: expected one of {sorted([*ADAPTIVE, 'native', 'weighted'])}, a class of "
                 f"adaptive layers or a function from a convolution to a module, got {to!r}"
             )
-        to = ADAPTIVE[to]
+        classes = ADAPTIVE[to]
+        _check_layer_options(classes[0], options)
+        return _Adaptive(classes, start == "constant", options)
     if isinstance(to, type):
-        if not issubclass(to, AdaptiveConv2d):
+        if not issubclass(to, AdaptiveConv):
             raise TypeError(
                 f"to: expected a class of adaptive layers, got {to.__name__}; give a function "
                 f"that makes one from a convolution, such as lambda conv: {to.__name__}(...)"
             )
-        taken = set(arguments_of(to)) - {"bias", "device", "dtype", *_CONV_ARGUMENTS}
-        if to._groups_argument != "sample_groups":
-            taken.discard("sample_groups")
-        if "..." not in taken:  # it takes any option
-            _check_options(to.__name__, taken, options)
-        return _Adaptive(to, start == "constant", options)
+        _check_layer_options(to, options)
+        return _Adaptive((to,), start == "constant", options)
     if isinstance(to, nn.Module):
         raise TypeError(
             f"to: expected a function that makes a module from each convolution, got a module, "
@@ -133,21 +131,31 @@ def family(to: To, start: Start, options: dict[str, Any]) -> Family:
 
 
 class _Adaptive(Family):
-    """Layers of one adaptive class."""
+    """Layers of one adaptive kind: of one class for each number of axes that the kind serves."""
 
-    def __init__(self, cls: type[AdaptiveConv2d], constant: bool, options: dict[str, Any]) -> None:
-        self._class, self._constant, self._options = cls, constant, options
+    def __init__(
+        self, classes: tuple[type[AdaptiveConv], ...], constant: bool, options: dict[str, Any]
+    ) -> None:
+        self._classes, self._constant, self._options = classes, constant, options
+
+    def _class_for(self, module: nn.Module) -> type[AdaptiveConv]:
+        """Return the class for a convolution's axes; the first if there is none."""
+        fitting = (cls for cls in self._classes if isinstance(module, cls._plain))
+        return next(fitting, self._classes[0])
+
+    def _unlike_plain(self, module: nn.Module) -> str | None:
+        return unlike_plain(module, self._class_for(module)._plain)
 
     def refuse(self, module: nn.Module) -> str | None:
-        checks = _wrong_kind, unlike_conv2d, _hidden_weight, _single_tap, _has_more
+        checks = _wrong_kind, self._unlike_plain, _hidden_weight, _single_tap, _has_more
         reason = next(filter(None, (check(module) for check in checks)), None)
         if reason is None and self._constant and parametrize.is_parametrized(module, "weight"):
             reason = "its weight is parametrised, which a constant start would undo"
         return reason
 
-    def prepare(self, name: str, conv: nn.Conv2d) -> Finish:
+    def prepare(self, name: str, conv: Any) -> Finish:
         try:
-            layer = self._class._with_arguments_of(conv, **self._options)
+            layer = self._class_for(conv)._with_arguments_of(conv, **self._options)
             if layer.fixed_kernel and not self._constant:
                 raise ValueError(
                     'fixed_kernel: would discard the weights; say so by start="constant"'
@@ -190,7 +198,7 @@ class _Weighted(Family):
     def refuse(self, module: Any) -> str | None:
         reason = _wrong_kind(module)
         if reason is None and parametrize.type_before_parametrizations(module) not in WEIGHTED:
-            reason = unlike_conv2d(module)
+            reason = unlike_plain(module, nn.Conv2d)
         if not reason and isinstance(module._parameters.get("weight"), nn.UninitializedParameter):
             reason = "is lazy and has no weights yet; run it once first"
         reason = reason or _hidden_weight(module) or _single_tap(module)
@@ -254,7 +262,7 @@ class Plain(Family):
         return None
 
     def prepare(self, name: str, conv: nn.Module) -> Finish | str:
-        if not isinstance(conv, AdaptiveConv2d):
+        if not isinstance(conv, AdaptiveConv):
             self._weighted.append(conv)
 
             def fold() -> Made:
@@ -284,10 +292,10 @@ class Plain(Family):
 
 
 @torch.no_grad()
-def _standard(layer: AdaptiveConv2d) -> Made:
+def _standard(layer: AdaptiveConv) -> Made:
     """Return the standard convolution of a layer whose positions are the standard ones."""
     like = own_tensor(layer)
-    conv = nn.Conv2d(
+    conv = layer._plain(
         **{name: getattr(layer, name) for name in _CONV_ARGUMENTS},
         bias=layer.bias is not None,
         device=like.device,
@@ -302,7 +310,7 @@ def _standard(layer: AdaptiveConv2d) -> Made:
     modulation = _constant_modulation(layer)
     if modulation is not None:
         notes = ("its constant modulation is multiplied into the weights",)
-        # From a factor of every sample to one of every weight, (O, C / groups, kh, kw).
+        # From a factor of every sample to one of every weight, (O, C / groups, *kernel_size).
         taps = modulation.view(layer.sample_groups, *layer.kernel_size)
         per_channel = taps.repeat_interleave(layer.in_channels // layer.sample_groups, dim=0)
         per_group = per_channel.unflatten(0, (layer.groups, -1))
@@ -310,10 +318,19 @@ def _standard(layer: AdaptiveConv2d) -> Made:
     return conv, (*notes, *take_over_surroundings(layer, conv))
 
 
-def _constant_modulation(layer: AdaptiveConv2d) -> torch.Tensor | None:
+def _constant_modulation(layer: AdaptiveConv) -> torch.Tensor | None:
     """Return the constant factors of a layer's samples; None if they are 1."""
     bias = None if layer.modulation_conv is None else layer.modulation_conv.bias
     return None if bias is None or not bias.any() else 2 * torch.sigmoid(bias)
+
+
+def _check_layer_options(cls: type[AdaptiveConv], options: dict[str, Any]) -> None:
+    """Raise if an option is none of the class's keyword arguments after ``dtype``."""
+    taken = set(arguments_of(cls)) - {"bias", "device", "dtype", *_CONV_ARGUMENTS}
+    if cls._groups_argument != "sample_groups":
+        taken.discard("sample_groups")
+    if "..." not in taken:  # it takes any option
+        _check_options(cls.__name__, taken, options)
 
 
 def _check_options(to: str, taken: Collection[str], options: Collection[str]) -> None:
@@ -331,7 +348,7 @@ def _check_start(start: Start, to: str) -> None:
 
 
 def _wrong_kind(module: nn.Module) -> str | None:
-    if isinstance(module, AdaptiveConv2d) or is_foreign(module):
+    if isinstance(module, AdaptiveConv) or is_foreign(module):
         return "adaptive already"
     if density_of(module) is not None:
         return "weighted already"

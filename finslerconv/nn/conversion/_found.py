@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from finslerconv._models import named, torchvision_deform
-from finslerconv.nn._adaptive import AdaptiveConv2d
+from finslerconv.nn._adaptive import AdaptiveConv
 from finslerconv.nn._given_offset_conv import GivenOffsetConv2d
 from finslerconv.nn.weighted import density_of
 
@@ -68,7 +68,7 @@ def is_adaptive(module: nn.Module) -> bool:
 
 def is_ours(module: nn.Module) -> bool:
     """Whether a module is a convolution of this library."""
-    return isinstance(module, AdaptiveConv2d) or density_of(module) is not None
+    return isinstance(module, AdaptiveConv) or density_of(module) is not None
 
 
 def is_foreign(module: nn.Module) -> bool:
@@ -77,7 +77,7 @@ def is_foreign(module: nn.Module) -> bool:
     It is known by torchvision's class, attributes of mmcv's, detectron2's, DCNv2's and BasicSR's,
     or the methods of this library's layers.
     """
-    if isinstance(module, AdaptiveConv2d | GivenOffsetConv2d):
+    if isinstance(module, AdaptiveConv | GivenOffsetConv2d):
         return False
     if all(callable(getattr(module, name, None)) for name in ("positions", "geometry")):
         return True

@@ -10,13 +10,13 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from finslerconv._models import named
-from finslerconv.nn._adaptive import AdaptiveConv2d
+from finslerconv.nn._adaptive import AdaptiveConv
 
 # Columns of the printed report, as in a terminal.
 _WIDTH = 80
 
-# Bilinear interpolation: four pixels, each times its share.
-_INTERPOLATION = 4
+# Multiply-adds of an interpolation: the pixels at the corners of a cell, each times its share.
+_CORNERS = {1: 2, 2: 4, 3: 8}
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Cost:
         For one output pixel: the kernel, the convolutions inside, and the interpolation of the
         samples; not the few operations per sample that make a position.
     output_size : tuple of int, or None
-        Rows and columns of the output, where an example was run.
+        The output's size along its axes, where an example was run.
     seconds : float or None
         Of one pass forward, where an example was run: the quickest of several.
     """
@@ -223,16 +223,16 @@ def cost(module: nn.Module) -> Cost:
     if own is not module and isinstance(weight, nn.Parameter) and weight.ndim == 4:
         # A deformable layer that is no convolution of PyTorch.
         channels = weight.shape[1] * getattr(module, "groups", 1)
-        total = weight.numel() + _INTERPOLATION * channels * weight.shape[2:].numel()
+        total = weight.numel() + _CORNERS[2] * channels * weight.shape[2:].numel()
     for conv in convolutions:
         taps = torch.Size(conv.kernel_size).numel()
         mine = conv.in_channels * conv.out_channels // conv.groups * taps
         if isinstance(conv, _ConvTransposeNd):
             mine //= torch.Size(conv.stride).numel()
-        if isinstance(conv, AdaptiveConv2d):
+        if isinstance(conv, AdaptiveConv):
             samples = conv.in_channels * taps
-            mine += (_INTERPOLATION + (conv.modulation_conv is not None)) * samples
-        elif own is not None and own is not conv and isinstance(own, AdaptiveConv2d):
+            mine += (_CORNERS[conv.dims] + (conv.modulation_conv is not None)) * samples
+        elif own is not None and own is not conv and isinstance(own, AdaptiveConv):
             # A head runs over the pixels of the input, which may be more than those of the output.
             mine = mine * torch.Size(own.stride).numel() // torch.Size(conv.stride).numel()
         total += mine

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
 
 from finslerconv._head_formula import HeadFormula
 from finslerconv._transforms import is_transformed
@@ -28,25 +29,23 @@ class Positions:
     ----------
     kind : {"offsets", "radial", "affine"}
         Offsets, or the map that carries the points into the unit balls.
-    field : Tensor, shape (B, G * taps * 2, Ho, Wo), (B, G, Ho, Wo, 2, 2) or (B, G * n, Ho, Wo)
-        Offsets (dy, dx) of every tap from its standard place in pixels, or the matrices of the
-        metrics, or the ``n`` channels of each metric, for each of the ``G`` groups among which the
-        channels are split evenly.
-    omega : Tensor, shape (B, G, Ho, Wo, 2), or None
+    field : Tensor, shape (B, G * taps * d, *out), (B, G, *out, d, d) or (B, G * n, *out)
+        Offsets of every tap from its standard place in pixels, axis by axis ((dy, dx) in the
+        plane), or the matrices of the metrics, or the ``n`` channels of each metric, for each of
+        the ``G`` groups among which the channels are split evenly.
+    omega : Tensor, shape (B, G, *out, d), or None
         The one-forms of Randers metrics; None for Riemannian metrics, channels and offsets.
-    points : Tensor, shape (taps, 2), or None
+    points : Tensor, shape (taps, d), or None
         Reference points in the Euclidean unit ball; None for offsets.
     formula : HeadFormula or None
         What makes metrics of channels, if the field holds these.
     """
 
     kind: PositionKind
-    field: (
-        Float[Tensor, "batch field_channels out_height out_width"]
-        | Float[Tensor, "batch groups out_height out_width 2 2"]
-    )
-    omega: Float[Tensor, "batch groups out_height out_width 2"] | None = None
-    points: Float[Tensor, "taps 2"] | None = None
+    # Offsets and channels have other axes than metrics: the docstring says which.
+    field: Float[Tensor, "batch ..."]
+    omega: Float[Tensor, "batch groups *out_size d"] | None = None
+    points: Float[Tensor, "taps d"] | None = None
     formula: HeadFormula | None = None
 
     @property
@@ -67,36 +66,42 @@ class Convolution:
     """One call of the operator, its arguments checked.
 
     ``output(x) = bias + sum_k weight_k mask_k(x) input(centre(x) + displacement_k(x))``, read
-    between pixels by bilinear interpolation, and beyond the image by ``padding_mode``. Samples at
-    NaN or infinite positions are zero.
+    between pixels by linear interpolation along each axis, and beyond the image by
+    ``padding_mode``. Samples at NaN or infinite positions are zero. The image has ``d`` axes, of
+    ``size`` (H, W in the plane).
 
     Parameters
     ----------
-    input : Tensor, shape (B, C, H, W)
+    input : Tensor, shape (B, C, *size)
     positions : Positions
         For ``sample_groups`` groups of channels.
-    weight : Tensor, shape (O, C // weight_groups, kh, kw)
+    weight : Tensor, shape (O, C // weight_groups, *kernel_size)
     bias : Tensor, shape (O,), or None
-    mask : Tensor, shape (B, sample_groups * taps, Ho, Wo), or None
+    mask : Tensor, shape (B, sample_groups * taps, *out), or None
         A factor for every sample.
     geometry : ConvGeometry
     padding_mode : {"zeros", "reflect", "replicate", "circular"}
     """
 
-    input: Float[Tensor, "batch channels height width"]
+    input: Float[Tensor, "batch channels *size"]
     positions: Positions
-    weight: Float[Tensor, "out_channels group_channels kernel_height kernel_width"]
+    weight: Float[Tensor, "out_channels group_channels *kernel_size"]
     bias: Float[Tensor, " out_channels"] | None
-    mask: Float[Tensor, "batch mask_channels out_height out_width"] | None
+    mask: Float[Tensor, "batch mask_channels *out_size"] | None
     geometry: ConvGeometry
     padding_mode: PaddingMode
+
+    @property
+    def dims(self) -> int:
+        """The number ``d`` of the image's axes."""
+        return self.geometry.dims
 
     @property
     def sample_groups(self) -> int:
         """The number of sets of positions at a pixel."""
         channels = self.positions.field.shape[1]
         if self.positions.kind == "offsets":
-            return channels // (2 * self.geometry.n_taps)
+            return channels // (self.dims * self.geometry.n_taps)
         formula = self.positions.formula
         return channels if formula is None else channels // formula.n_channels
 
@@ -106,13 +111,12 @@ class Convolution:
         return self.input.shape[1] // self.weight.shape[1]
 
     @property
-    def out_size(self) -> tuple[int, int]:
-        """Rows and columns of the output."""
-        rows, columns = self.positions.field.shape[2:4]
-        return rows, columns
+    def out_size(self) -> tuple[int, ...]:
+        """The output's size: rows and columns in the plane."""
+        return tuple(self.positions.field.shape[2 : 2 + self.dims])
 
     @property
-    def points(self) -> Float[Tensor, "taps 2"]:
+    def points(self) -> Float[Tensor, "taps d"]:
         """The reference points, or for offsets the taps' standard places around the centre."""
         if self.positions.points is not None:
             return self.positions.points
@@ -136,18 +140,69 @@ class Convolution:
         positions = replace(self.positions, field=field, omega=omega)
         return replace(self, input=input, positions=positions, weight=weight, bias=None, mask=mask)
 
-    def displacements(self) -> Float[Tensor, "batch groups taps 2 out_height out_width"]:
+    def displacements(self) -> Float[Tensor, "batch groups taps d *out_size"]:
         """Return the taps' displacements from the kernel's centre in pixels, in plain PyTorch."""
         field, kind = self.positions.field, self.positions.kind
         if kind == "offsets":
-            groups, taps = self.sample_groups, self.geometry.n_taps
-            offsets = field.to(self.positions.dtype).unflatten(1, (groups, taps, 2))
-            return offsets + self.points[..., None, None]
+            shape = (self.sample_groups, self.geometry.n_taps, self.dims)
+            offsets = field.to(self.positions.dtype)
+            offsets = offsets.unflatten(1, shape)
+            return offsets + self._everywhere(self.points)
         metrics = self.positions.with_metrics()
         positions = in_balls(
             metrics.field, metrics.omega, self.points, self.geometry.dilation, kind
         )
         return positions.movedim((-2, -1), (2, 3))
+
+    def with_offsets(self) -> "Convolution":
+        """Return the convolution with offsets in the place of metrics, by plain PyTorch."""
+        if self.positions.kind == "offsets":
+            return self
+        displacements = self.displacements()
+        offsets = displacements - self._everywhere(self.geometry.taps(displacements))
+        return replace(self, positions=Positions("offsets", offsets.flatten(1, 3)))
+
+    def as_image(self) -> "Convolution":
+        """Return a convolution of one axis as that of an image of one row, which is the same.
+
+        Every sample lies on the row, whose two neighbours have no share in it.
+        """
+        where, geometry = self.positions, self.geometry
+        if where.kind == "offsets":
+            both = functional.pad(where.field.unsqueeze(2), (0, 0, 1, 0)).flatten(1, 2)
+            positions = Positions("offsets", both.unsqueeze(2))
+        else:
+            # The ball's extent across the row is of no account; that of the unit disc will do.
+            across = functional.pad(where.field.new_ones(1, 1), (0, 1, 0, 1))
+            omega, points = (
+                None if t is None else functional.pad(t, (1, 0))
+                for t in (where.omega, where.points)
+            )
+            positions = Positions(
+                where.kind,
+                functional.pad(where.field, (1, 0, 1, 0)).unsqueeze(2) + across,
+                None if omega is None else omega.unsqueeze(2),
+                points,
+            )
+        return Convolution(
+            self.input.unsqueeze(2),
+            positions,
+            self.weight.unsqueeze(2),
+            self.bias,
+            None if self.mask is None else self.mask.unsqueeze(2),
+            ConvGeometry(
+                (1, *geometry.kernel_size),
+                (1, *geometry.stride),
+                (1, *geometry.dilation),
+                (0, *geometry.padding_before),
+                (0, *geometry.padding_after),
+            ),
+            self.padding_mode,
+        )
+
+    def _everywhere(self, points: Float[Tensor, "taps d"]) -> Float[Tensor, "taps d *ones"]:
+        """Return points with an axis of one entry for each of the output's."""
+        return points.reshape(*points.shape, *(1,) * self.dims)
 
 
 class Needs(NamedTuple):
@@ -166,11 +221,11 @@ class Needs(NamedTuple):
 class Gradients(NamedTuple):
     """The gradients of a convolution's arguments, in their shapes; None where not needed."""
 
-    input: Float[Tensor, "batch channels height width"] | None = None
+    input: Float[Tensor, "batch channels *size"] | None = None
     field: Float[Tensor, "..."] | None = None
-    omega: Float[Tensor, "batch groups out_height out_width 2"] | None = None
-    weight: Float[Tensor, "out_channels group_channels kernel_height kernel_width"] | None = None
-    mask: Float[Tensor, "batch mask_channels out_height out_width"] | None = None
+    omega: Float[Tensor, "batch groups *out_size d"] | None = None
+    weight: Float[Tensor, "out_channels group_channels *kernel_size"] | None = None
+    mask: Float[Tensor, "batch mask_channels *out_size"] | None = None
 
 
 class ConvBackend(abc.ABC):
@@ -186,19 +241,21 @@ class ConvBackend(abc.ABC):
     takes_channels : bool
         Whether positions may come as the channels of a head with their formula
         (``Positions.formula``); otherwise they come as metrics.
+    dims : tuple of int
+        The numbers of axes of the images that it takes, two at least. Images of one axis come as
+        images of one row; the reference computes what it does not take.
     """
 
     takes_channels = False
+    dims: tuple[int, ...] = (2,)
 
     @abc.abstractmethod
-    def forward(
-        self, conv: Convolution
-    ) -> Float[Tensor, "batch out_channels out_height out_width"]:
+    def forward(self, conv: Convolution) -> Float[Tensor, "batch out_channels *out_size"]:
         """Return the output, in the dtype and memory format of the input."""
 
     def backward(
         self,
-        grad: Float[Tensor, "batch out_channels out_height out_width"],
+        grad: Float[Tensor, "batch out_channels *out_size"],
         conv: Convolution,
         needs: Needs,
     ) -> Gradients:
@@ -214,6 +271,32 @@ class ConvBackend(abc.ABC):
         )
         return Gradients(*found)
 
+    def backward_of_offsets(
+        self,
+        grad: Float[Tensor, "batch out_channels *out_size"],
+        conv: Convolution,
+        needs: Needs,
+    ) -> Gradients:
+        """Return the gradients of a convolution of metrics from those of its offsets.
+
+        For backends whose kernels take offsets only.
+        """
+        found = self.backward(grad, conv.with_offsets(), needs)
+        if not needs.positions:
+            return found
+        assert found.field is not None
+        where = conv.positions
+
+        def offsets(metrics: Sequence[Any]) -> Tensor:
+            field, omega = metrics
+            given = replace(conv, positions=replace(where, field=field, omega=omega))
+            return given.with_offsets().positions.field
+
+        field, omega = differentiate(
+            offsets, (where.field, where.omega), (True, where.omega is not None), found.field
+        )
+        return found._replace(field=field, omega=omega)
+
 
 def promoted(dtype: torch.dtype, *tensors: Tensor | None) -> torch.dtype:
     """Return the dtype to which all are promoted; None does not count."""
@@ -224,12 +307,12 @@ def promoted(dtype: torch.dtype, *tensors: Tensor | None) -> torch.dtype:
 
 
 def in_balls(
-    M: Float[Tensor, "*batch 2 2"],
-    omega: Float[Tensor, "*batch 2"] | None,
-    points: Float[Tensor, "taps 2"],
-    dilation: tuple[int, int],
+    M: Float[Tensor, "*batch d d"],
+    omega: Float[Tensor, "*batch d"] | None,
+    points: Float[Tensor, "taps d"],
+    dilation: tuple[int, ...],
     map: str,
-) -> Float[Tensor, "*batch taps 2"]:
+) -> Float[Tensor, "*batch taps d"]:
     """Return the points in the unit balls of the metrics, in pixels, float32 at least."""
     dtype = promoted(torch.float32, M, omega, points)
     M = M.to(dtype)
@@ -238,9 +321,9 @@ def in_balls(
         metric = Riemannian(M, validate=False)
     else:
         metric = Randers(M, omega.to(dtype), validate=False)
-    g = points.to(dtype).reshape(-1, *(1,) * (M.ndim - 2), 2)
+    g = points.to(dtype).reshape(-1, *(1,) * (M.ndim - 2), M.shape[-1])
     positions = ball_map(map)(metric, g).movedim(0, -2)
-    if dilation == (1, 1):
+    if max(dilation) == 1:
         return positions
     return positions * torch.tensor(dilation, dtype=dtype, device=positions.device)
 
@@ -250,5 +333,13 @@ def memory_format(x: Tensor) -> torch.memory_format:
     # Inside vmap the question has no answer.
     if is_transformed() or x.is_contiguous():
         return torch.contiguous_format
-    last = x.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if last else torch.contiguous_format
+    last = channels_last(x.ndim - 2)
+    return last if x.is_contiguous(memory_format=last) else torch.contiguous_format
+
+
+def channels_last(dims: int) -> torch.memory_format:
+    """Return the layout that PyTorch calls channels last, for images of ``dims`` axes.
+
+    It has none for one axis.
+    """
+    return {2: torch.channels_last, 3: torch.channels_last_3d}.get(dims, torch.contiguous_format)

@@ -4,6 +4,12 @@ It runs on every device and is differentiable any number of times. A convolution
 only the columns are as large as the image times the kernel.
 """
 
+import functools
+import itertools
+import math
+import operator
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -21,42 +27,43 @@ class Reference(ConvBackend, AggregationBackend):
     """Plain PyTorch, for all devices."""
 
     takes_channels = True
+    dims = (1, 2, 3)
 
-    def forward(
-        self, conv: Convolution
-    ) -> Float[Tensor, "batch out_channels out_height out_width"]:
+    def forward(self, conv: Convolution) -> Float[Tensor, "batch out_channels *out_size"]:
         """Return the convolution, differentiable by whatever PyTorch offers."""
         return self.convolve(conv, taps_at_once=1)
 
     def convolve(
         self, conv: Convolution, taps_at_once: int
-    ) -> Float[Tensor, "batch out_channels out_height out_width"]:
+    ) -> Float[Tensor, "batch out_channels *out_size"]:
         """Return the convolution; with all taps at once, by the fewest operations."""
-        batch, channels, height, width = conv.input.shape
+        batch, channels, *size = conv.input.shape
         groups, taps, weight = conv.sample_groups, conv.geometry.n_taps, conv.weight
         displacements = conv.displacements()
-        rows, columns = conv.geometry.centres(conv.out_size, displacements)
-        pixels = conv.input.reshape(batch, groups, channels // groups, height * width)
+        centres = conv.geometry.centres(conv.out_size, displacements)
+        pixels = conv.input.reshape(batch, groups, channels // groups, math.prod(size))
         mask = conv.mask
         if mask is not None:
             mask = mask.reshape(batch, groups, taps, *conv.out_size)
         samples = []
         for first in range(0, taps, taps_at_once):
             chosen = slice(first, first + taps_at_once)
-            positions = displacements[:, :, chosen]
-            sample = _bilinear(
+            moved = displacements[:, :, chosen]
+            sample = _interpolate(
                 pixels,
-                (rows + positions[:, :, :, 0]).flatten(2, 3),
-                (columns + positions[:, :, :, 1]).flatten(2, 3),
-                (height, width),
+                [(c + moved[:, :, :, i]).flatten(2, 3) for i, c in enumerate(centres)],
+                size,
                 conv.padding_mode,
-            ).unflatten(3, (positions.shape[2], -1))
+            ).unflatten(3, (moved.shape[2], -1))
             if mask is not None:
                 sample = sample * mask[:, :, None, chosen]
             samples.append(sample.to(conv.input.dtype))
         stacked = torch.cat(samples, dim=3).reshape(batch, channels * taps, *conv.out_size)
-        output = functional.conv2d(
-            stacked, weight.reshape(weight.shape[0], -1, 1, 1), conv.bias, groups=conv.weight_groups
+        output = _PLAIN[conv.dims](
+            stacked,
+            weight.reshape(weight.shape[0], -1, *(1,) * conv.dims),
+            conv.bias,
+            groups=conv.weight_groups,
         )
         return output.contiguous(memory_format=memory_format(conv.input))
 
@@ -100,32 +107,38 @@ class Reference(ConvBackend, AggregationBackend):
         return total.transpose(1, 2).to(value.dtype).contiguous()
 
 
-def _bilinear(
+# PyTorch's convolutions by the number of axes.
+_PLAIN = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
+
+
+def _interpolate(
     pixels: Float[Tensor, "batch groups channels pixels"],
-    rows: Float[Tensor, "batch groups out_height out_width"],
-    columns: Float[Tensor, "batch groups out_height out_width"],
-    size: tuple[int, int],
+    positions: Sequence[Float[Tensor, "batch groups *out_size"]],
+    size: Sequence[int],
     padding_mode: PaddingMode,
-) -> Float[Tensor, "batch groups channels out_height out_width"]:
+) -> Float[Tensor, "batch groups channels *out_size"]:
+    """Return samples of an image of ``size``; ``positions`` are given axis by axis."""
     # NaN, infinity and absurd coordinates are outside: zero, with zero gradients.
-    known = (rows.abs() < _FAR) & (columns.abs() < _FAR)
-    rows, columns = torch.where(known, rows, 0.0), torch.where(known, columns, 0.0)
-    top, left = rows.floor(), columns.floor()
-    below, right = rows - top, columns - left
-    corners = (
-        (top, left, (1 - below) * (1 - right)),
-        (top, left + 1, (1 - below) * right),
-        (top + 1, left, below * (1 - right)),
-        (top + 1, left + 1, below * right),
-    )
+    known = functools.reduce(operator.and_, (x.abs() < _FAR for x in positions))
+    positions = [torch.where(known, x, 0.0) for x in positions]
+    floors = [x.floor() for x in positions]
+    fractions = [x - floor for x, floor in zip(positions, floors, strict=True)]
     total: Tensor | None = None
-    for row, column, share in corners:
-        i, inside_rows = _wrap(row.long(), size[0], padding_mode)
-        j, inside_columns = _wrap(column.long(), size[1], padding_mode)
-        share = torch.where(known & inside_rows & inside_columns, share, 0.0)
-        index = (i * size[1] + j).flatten(2)[:, :, None]
-        values = pixels.gather(3, index.expand(-1, -1, pixels.shape[2], -1))
-        term = values.reshape(*values.shape[:3], *rows.shape[2:]) * share[:, :, None]
+    for corner in itertools.product((0, 1), repeat=len(size)):
+        index = share = None
+        inside = known
+        for n, floor, fraction, far in zip(size, floors, fractions, corner, strict=True):
+            i, counts = _wrap((floor + 1 if far else floor).long(), n, padding_mode)
+            part = fraction if far else 1 - fraction
+            inside = inside & counts
+            index = i if index is None else index * n + i
+            share = part if share is None else share * part
+        assert index is not None
+        assert share is not None
+        share = torch.where(inside, share, 0.0)
+        index = index.flatten(2)[:, :, None].expand(-1, -1, pixels.shape[2], -1)
+        values = pixels.gather(3, index)
+        term = values.reshape(*values.shape[:3], *share.shape[2:]) * share[:, :, None]
         total = term if total is None else total + term
     assert total is not None
     return total

@@ -14,11 +14,19 @@ from torch.nn import functional
 
 from finslerconv._memory import array_of
 from finslerconv._threads import run, share
-from finslerconv.ops.backends import ConvBackend, Convolution, Gradients, Needs, memory_format
+from finslerconv.ops.backends import (
+    ConvBackend,
+    Convolution,
+    Gradients,
+    Needs,
+    channels_last,
+    memory_format,
+)
 from finslerconv.ops.backends import _head_numbers as heads
 from finslerconv.ops.backends.numba import _kernels as kernels
 from finslerconv.ops.backends.numba import _places as places
 from finslerconv.ops.backends.numba import _simd as simd
+from finslerconv.ops.backends.numba import _volumes as volumes
 from finslerconv.ops.backends.numba._aggregation import NumbaAggregation
 
 _KINDS = {"offsets": places.OFFSETS, "radial": places.RADIAL, "affine": places.AFFINE}
@@ -26,6 +34,9 @@ _MODES = {
     "zeros": places.ZEROS, "replicate": places.REPLICATE, "reflect": places.REFLECT,
     "circular": places.CIRCULAR,
 }  # fmt: skip
+
+# The kernels by the number of axes.
+_COMPILED = {2: kernels, 3: volumes}
 
 _DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
 
@@ -58,8 +69,19 @@ class _Job:
     dtype: torch.dtype
 
     @property
+    def image_pixels(self) -> int:
+        """Pixels of an image."""
+        return self.plan.depth * self.plan.height * self.plan.width
+
+    @property
+    def out_pixels(self) -> int:
+        """Pixels of an output."""
+        return self.plan.out_depth * self.plan.out_height * self.plan.out_width
+
+    @property
     def pixels(self) -> int:
-        return self.plan.batch * self.plan.out_height * self.plan.out_width
+        """Pixels of all outputs."""
+        return self.plan.batch * self.out_pixels
 
     @property
     def work(self) -> int:
@@ -72,9 +94,12 @@ class NumbaBackend(NumbaAggregation, ConvBackend):
     """Kernels compiled by Numba, on the threads of PyTorch."""
 
     takes_channels = True
+    dims = (2, 3)
 
     def forward(self, conv: Convolution) -> Tensor:
         """Return the convolution."""
+        conv = conv.with_offsets() if conv.dims == 3 else conv
+        compiled: Any = _COMPILED[conv.dims]
         input, weight, bias = conv.input, conv.weight, conv.bias
         layout = memory_format(input)
         out = torch.empty(
@@ -98,11 +123,11 @@ class NumbaBackend(NumbaAggregation, ConvBackend):
         if bias is not None:
             shift = _flat(bias, job.dtype)
         result = out if out.dtype == job.dtype else torch.empty_like(out, dtype=job.dtype)
-        last = layout == torch.channels_last
+        last = layout != torch.contiguous_format
         result_flat = _flat_pixels(result, last)
 
         def convolve(part: int) -> None:
-            kernels.forward(
+            compiled.forward(
                 plan, *share(job.pixels, part, parts, simd.TILE_ROWS), job.image, job.field,
                 job.omega, job.head, job.points, job.centre, job.dilation, job.mask, packed, shift,
                 result_flat, last,
@@ -113,6 +138,9 @@ class NumbaBackend(NumbaAggregation, ConvBackend):
 
     def backward(self, grad: Tensor, conv: Convolution, needs: Needs) -> Gradients:
         """Return the gradients that are needed."""
+        if conv.dims == 3 and conv.positions.kind != "offsets":
+            return self.backward_of_offsets(grad, conv, needs)
+        compiled: Any = _COMPILED[conv.dims]
         input, weight = conv.input, conv.weight
         job = _job(conv)
         plan = job.plan
@@ -141,11 +169,11 @@ class NumbaBackend(NumbaAggregation, ConvBackend):
             kernels.pack_columns(plan, job.weight, packed, *share(groups * chunks, part, parts))
 
         job = _with_image(input, job, parts, pack)
-        slope_last = memory_format(grad) == torch.channels_last
+        slope_last = memory_format(grad) != torch.contiguous_format
         slope = _flat_pixels(grad.to(job.dtype), slope_last)
 
-        image_size = plan.channels * plan.height * plan.width
-        out_pixels = plan.out_height * plan.out_width
+        image_size = plan.channels * job.image_pixels
+        out_pixels = job.out_pixels
         ranges = [share(job.pixels, part, parts, simd.TILE_ROWS) for part in range(parts)]
         total = torch.zeros(plan.batch * image_size if needs.input else 0, dtype=job.dtype)
         total_flat = array_of(total)
@@ -167,7 +195,7 @@ class NumbaBackend(NumbaAggregation, ConvBackend):
 
         def differentiate(part: int) -> None:
             own = private[part]
-            kernels.backward(
+            compiled.backward(
                 plan, *ranges[part], job.image, slope, slope_last, job.field, job.omega,
                 job.head, job.points, job.centre, job.dilation, job.mask, packed, total_flat,
                 _empty(0, job) if own is None else own, array_of(weights[part]), field_flat,
@@ -196,12 +224,17 @@ def _job(conv: Convolution) -> _Job:
     weight, geometry, dtype = conv.weight, conv.geometry, conv.dtype
     formula = conv.positions.formula
     head, constraint = heads.codes(formula)
-    batch, channels, height, width = conv.input.shape
+    batch, channels = conv.input.shape[:2]
+    # An image is a volume of one layer.
+    layers = (1,) * (3 - conv.dims)
+    depth, height, width = (*layers, *conv.input.shape[2:])
+    out_depth, out_height, out_width = (*layers, *conv.out_size)
+    stride_z, stride_y, stride_x = (*layers, *geometry.stride)
     taps, groups = geometry.n_taps, conv.weight_groups
     if groups == conv.sample_groups == 1 and 2 < channels < 8:
         # With channels of zeros a sample is one vector.
         channels = next(few for few in simd.FEW if channels <= few)
-        weight = functional.pad(weight, (0, 0, 0, 0, 0, channels - weight.shape[1]))
+        weight = functional.pad(weight, (*(0, 0) * conv.dims, 0, channels - weight.shape[1]))
     lanes = simd.lanes(dtype.itemsize)
     line = weight.shape[1] * dtype.itemsize
     # Large weights are read once for every tile: then larger tiles.
@@ -211,17 +244,20 @@ def _job(conv: Convolution) -> _Job:
     chunk = _ceil(taps, _ceil(taps, chunk))
     plan = places.Plan(
         batch=batch,
+        depth=depth,
         height=height,
         width=width,
         channels=channels,
-        out_height=conv.out_size[0],
-        out_width=conv.out_size[1],
+        out_depth=out_depth,
+        out_height=out_height,
+        out_width=out_width,
         out_channels=weight.shape[0],
         taps=taps,
         sample_groups=conv.sample_groups,
         weight_groups=groups,
-        stride_y=geometry.stride[0],
-        stride_x=geometry.stride[1],
+        stride_z=stride_z,
+        stride_y=stride_y,
+        stride_x=stride_x,
         kind=_KINDS[conv.positions.kind],
         mode=_MODES[conv.padding_mode],
         has_omega=int(conv.positions.omega is not None or constraint > 0),
@@ -254,14 +290,14 @@ def _with_image(input: Tensor, job: _Job, parts: int, pack: Any) -> _Job:
     """Pack the weights and add the image, channels last; it is copied only if it is not so yet."""
     plan = job.plan
     tensor = input.detach().to(job.dtype)
-    if tensor.is_contiguous(memory_format=torch.channels_last) and (
+    if tensor.is_contiguous(memory_format=channels_last(tensor.ndim - 2)) and (
         plan.channels == tensor.shape[1]
     ):
         run(pack, parts)
         return replace(job, image=_flat_pixels(tensor, True))
     source = array_of(tensor.contiguous()).reshape(-1)
-    image = _empty(plan.batch * plan.height * plan.width * plan.channels, job)
-    pixels = plan.height * plan.width
+    image = _empty(plan.batch * job.image_pixels * plan.channels, job)
+    pixels = job.image_pixels
 
     def prepare(part: int) -> None:
         begin, end = share(plan.batch * pixels, part, parts)
@@ -275,13 +311,13 @@ def _with_image(input: Tensor, job: _Job, parts: int, pack: Any) -> _Job:
 def _image_gradient(total: Tensor, input: Tensor, job: _Job, parts: int) -> Tensor:
     """Return the gradient, which comes channels last, in the layout and dtype of the input."""
     plan = job.plan
-    batch, channels, height, width = input.shape
-    if memory_format(input) == torch.channels_last or channels == 1:
-        gradient = total.reshape(batch, height, width, plan.channels)[..., :channels]
-        return gradient.contiguous().permute(0, 3, 1, 2).to(input.dtype)
+    batch, channels, *size = input.shape
+    if memory_format(input) != torch.contiguous_format or channels == 1:
+        gradient = total.reshape(batch, *size, plan.channels)[..., :channels]
+        return gradient.contiguous().movedim(-1, 1).to(input.dtype)
     gradient = torch.empty(input.shape, dtype=job.dtype)
     source, flat = array_of(total), array_of(gradient).reshape(-1)
-    pixels = height * width
+    pixels = job.image_pixels
 
     def turn(part: int) -> None:
         begin, end = share(plan.batch * pixels, part, parts)
@@ -313,7 +349,7 @@ def _flat(tensor: Tensor | None, dtype: torch.dtype) -> np.ndarray:
 
 def _flat_pixels(tensor: Tensor, last: bool) -> np.ndarray:
     if last:
-        return array_of(tensor.permute(0, 2, 3, 1)).reshape(-1)
+        return array_of(tensor.movedim(1, -1)).reshape(-1)
     return array_of(tensor.contiguous()).reshape(-1)
 
 

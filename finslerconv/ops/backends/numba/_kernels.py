@@ -31,7 +31,7 @@ _PRODUCT_1 = simd.product_tiles[1]
 _ROWS_4 = simd.tile_rows.get(4, simd.tile_rows[2])
 _ROWS_2 = simd.tile_rows[2]
 _ROWS_1 = simd.tile_rows[1]
-_SPARE_ROWS = simd.TILE_ROWS
+SPARE_ROWS = simd.TILE_ROWS
 
 _LINE = np.uint64(LINE)
 
@@ -52,7 +52,7 @@ def _product(vectors, a, a_at, a_row, a_k, b, b_at, b_k, c, c_at, c_row, depth, 
 
 @jit
 @no_type_check
-def _multiply(a, a_at, a_row, a_k, b, b_at, b_panel, b_k, c, c_at, c_row, rows, depth, panels,
+def multiply(a, a_at, a_row, a_k, b, b_at, b_panel, b_k, c, c_at, c_row, rows, depth, panels,
               vectors, lanes, add, spare):  # fmt: skip
     """``c (+)= a @ b``, b in panels of ``vectors * lanes`` columns; c has room for whole panels.
 
@@ -127,7 +127,7 @@ def _blend_backward(scatters, source, i0, i1, i2, i3, w0, w1, w2, w3, column, at
 
 @jit
 @no_type_check
-def _rounded(n, step):
+def rounded(n, step):
     return (n + step - 1) // step * step
 
 
@@ -206,7 +206,7 @@ def pack_columns(plan, weight, out, begin, end):
     outputs = plan.out_channels // plan.weight_groups
     wide = plan.column_vectors * plan.lanes
     chunks = (plan.taps + plan.chunk - 1) // plan.chunk
-    line = _rounded(plan.chunk * channels, wide)
+    line = rounded(plan.chunk * channels, wide)
     for pair in range(begin, end):
         group = pair // chunks
         first = (pair - group * chunks) * plan.chunk
@@ -240,11 +240,11 @@ def forward(plan, begin, end, image_data, field, omega, head, points, centre, di
     wide = plan.out_vectors * lanes
     panels = (outputs + wide - 1) // wide
     depth = plan.taps * channels
-    line = _rounded(chunk * channels, lanes)
-    columns = np.empty((tile + _SPARE_ROWS) * line, kind)
+    line = rounded(chunk * channels, lanes)
+    columns = np.empty((tile + SPARE_ROWS) * line, kind)
     sums = np.empty(tile * panels * wide, kind)
     sums_line = np.uint64(panels * wide)
-    spare = np.empty(_SPARE_ROWS * wide, kind)
+    spare = np.empty(SPARE_ROWS * wide, kind)
     matrices = np.empty(6 * LINE, kind)
     metric = matrices if plan.kind == RADIAL else np.empty(6 * LINE, kind)
     work = np.zeros(LINES * LINE)
@@ -288,7 +288,7 @@ def forward(plan, begin, end, image_data, field, omega, head, points, centre, di
                                 np.int64(p) * line + column, length,
                             )  # fmt: skip
                     channel += length
-                _multiply(
+                multiply(
                     columns, 0, line, 1, packed,
                     group * panels * depth * wide + first * channels * wide, depth * wide, wide,
                     sums, 0, panels * wide, count, (last - first) * channels, panels,
@@ -328,12 +328,12 @@ def backward(plan, begin, end, image_data, g_out, g_out_channels_last, field, om
     out_panels = (outputs + out_wide - 1) // out_wide
     out_line = out_panels * out_wide
     wide = plan.column_vectors * lanes
-    line = _rounded(chunk * channels, wide)
+    line = rounded(chunk * channels, wide)
     chunks = (plan.taps + chunk - 1) // chunk
-    columns = np.empty((tile + _SPARE_ROWS) * line, kind)
-    slope = np.zeros((tile + _SPARE_ROWS) * out_line, kind)
+    columns = np.empty((tile + SPARE_ROWS) * line, kind)
+    slope = np.zeros((tile + SPARE_ROWS) * out_line, kind)
     slope_line = np.uint64(out_line)
-    spare = np.empty(_SPARE_ROWS * max(wide, out_wide), kind)
+    spare = np.empty(SPARE_ROWS * max(wide, out_wide), kind)
     matrices = np.empty(6 * LINE, kind)
     metric = matrices if plan.kind == RADIAL else np.empty(6 * LINE, kind)
     totals, spare_lines = np.empty(6 * LINE, kind), np.empty(4 * LINE, kind)
@@ -374,7 +374,7 @@ def backward(plan, begin, end, image_data, g_out, g_out_channels_last, field, om
             for first in range(0, plan.taps, chunk):
                 last = min(plan.taps, first + chunk)
                 width = (last - first) * channels
-                _multiply(
+                multiply(
                     slope, 0, out_line, 1, packed,
                     (group * chunks + first // chunk) * outputs * line, outputs * wide, wide,
                     columns, 0, line, count, outputs, (width + wide - 1) // wide,
@@ -422,7 +422,7 @@ def backward(plan, begin, end, image_data, g_out, g_out_channels_last, field, om
                         )  # fmt: skip
                     channel += length
                 if needs_weight:
-                    _multiply(
+                    multiply(
                         columns, 0, 1, line, slope, 0, out_wide, out_line, g_weight,
                         (group * plan.taps + first) * channels * out_line, out_line, width, count,
                         out_panels, plan.out_vectors, lanes, 1, spare,

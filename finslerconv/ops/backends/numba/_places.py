@@ -11,8 +11,8 @@ import numpy as np
 from finslerconv._compiled import jit
 from finslerconv.ops.backends.numba._metrics import LINE, add_metric_gradients, read_metrics
 
-# Coordinates beyond this are outside every image; integers and floats hold it exactly.
-_FAR = 2.0**30
+#: Coordinates beyond this are outside every image; integers and floats hold it exactly.
+FAR = 2.0**30
 
 # Lines of an array. Indices without a sign spare a test for negative ones, and with a constant
 # distance between lines LLVM need not ask whether they overlap.
@@ -29,15 +29,19 @@ class Plan(NamedTuple):
     """The sizes of a convolution, and how it is cut up."""
 
     batch: int
+    depth: int
+    """Layers of a volume; 1 for images, whose kernels do not look at it."""
     height: int
     width: int
     channels: int
+    out_depth: int
     out_height: int
     out_width: int
     out_channels: int
     taps: int
     sample_groups: int
     weight_groups: int
+    stride_z: int
     stride_y: int
     stride_x: int
     kind: int
@@ -63,7 +67,7 @@ class Plan(NamedTuple):
 
 @jit
 @no_type_check
-def _locate(position, other, count, size, mode, near_pixel, shares, at):
+def locate(position, other, count, size, mode, near_pixel, shares, at):
     """Find the two pixels of an axis between which each position lies, and their shares.
 
     ``near_pixel`` takes two lines, ``shares`` four at ``at``: the shares, and whether each pixel
@@ -75,7 +79,7 @@ def _locate(position, other, count, size, mode, near_pixel, shares, at):
     size = np.int32(size)
     one = shares.dtype.type(1)
     zero = shares.dtype.type(0)
-    limit = shares.dtype.type(_FAR)
+    limit = shares.dtype.type(FAR)
     # Two pixels before the image: an unknown position's corners are both outside.
     nowhere = shares.dtype.type(-2)
     pixel = near_pixel
@@ -220,7 +224,7 @@ def place(plan, field, omega, head, points, dilation, mask, image, group, pixel,
 
     For each tap ``corner`` takes four lines, where the four pixels of each sample begin in the
     image, and ``weight`` their weights; ``shares`` takes eight (``keep``), or the same eight for
-    all taps: the shares along each axis, and whether they count, as of :func:`_locate`.
+    all taps: the shares along each axis, and whether they count, as of :func:`locate`.
     """
     pixels = plan.out_height * plan.out_width
     zero = y.dtype.type(0)
@@ -263,8 +267,8 @@ def place(plan, field, omega, head, points, dilation, mask, image, group, pixel,
                 x[p] = centre_x[p] + shift * dilation[1]
         here = np.uint64((tap - first) * 4 * LINE)
         own = here + here if keep else _0
-        _locate(y, x, n, plan.height, plan.mode, rows, shares, own)
-        _locate(x, y, n, plan.width, plan.mode, columns, shares, own + _4)
+        locate(y, x, n, plan.height, plan.mode, rows, shares, own)
+        locate(x, y, n, plan.width, plan.mode, columns, shares, own + _4)
         for i in range(4):
             line = here + np.uint64(i * LINE)
             row, column = np.uint64(i // 2 * LINE), np.uint64(i % 2 * LINE)

@@ -375,6 +375,114 @@ blend_backward_4, blend_backward_8 = (_blend_backward(False, few) for few in FEW
 blend_scatter_4, blend_scatter_8 = (_blend_backward(True, few) for few in FEW)
 
 
+# The same for samples of eight corners. Their places and weights are in arrays, the first of each
+# at ``at`` and the others ``line`` apart.
+
+
+def _eight(builder: Any, array: Any, at: Any, line: Any, element: Any) -> list[Any]:
+    """Load the number of each corner."""
+    index = [builder.add(at, builder.mul(line, ir.Constant(at.type, j))) for j in range(8)]
+    return [builder.load(_at(builder, array, i, element)) for i in index]
+
+
+@intrinsic
+@no_type_check
+def blend_corners(typing, source, shift, places, weights, at, line, out, out_at, count):
+    """``out[c] = sum_j weights[j] source[shift + places[j] + c]`` over ``count`` channels."""
+    signature = types.void(source, shift, places, weights, at, line, out, out_at, count)
+
+    @no_type_check
+    def codegen(context, builder, signature, arguments):
+        source, shift, places, weights, at, line, out, out_at, count = arguments
+        types_, element = signature.args, context.get_value_type(signature.args[0].dtype)
+        data = _at(builder, _data(context, builder, types_[0], source), shift, element)
+        places = _data(context, builder, types_[2], places)
+        weights = _data(context, builder, types_[3], weights)
+        places = _eight(builder, places, at, line, ir.IntType(64))
+        places = [_at(builder, data, i, element) for i in places]
+        weights = _eight(builder, weights, at, line, element)
+        out = _at(builder, _data(context, builder, types_[6], out), out_at, element)
+
+        def body(offset, width):
+            _, total = _corner_sum(builder, places, weights, offset, element, width)
+            _store(builder, total, _at(builder, out, offset, element), element)
+
+        _each_vector(builder, count, lanes(_bytes(element)), body)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+def _blend_corners_backward(scatters: bool) -> Any:
+    @no_type_check
+    def blend_corners_backward(
+        typing, source, shift, places, weights, at, line, column, column_at, products, products_at,
+        target, target_shift, count,
+    ):  # fmt: skip
+        """Run :func:`blend_corners` and its derivative in one pass over the channels.
+
+        As :func:`blend_backward`; ``target`` has the places of ``source``, after ``target_shift``.
+        """
+        signature = types.void(
+            source, shift, places, weights, at, line, column, column_at, products, products_at,
+            target, target_shift, count,
+        )  # fmt: skip
+
+        @no_type_check
+        def codegen(context, builder, signature, arguments):
+            (source, shift, places, weights, at, line, column, column_at, products, products_at,
+             target, target_shift, count) = arguments  # fmt: skip
+            types_, element = signature.args, context.get_value_type(signature.args[0].dtype)
+            data = _at(builder, _data(context, builder, types_[0], source), shift, element)
+            places = _data(context, builder, types_[2], places)
+            weights = _data(context, builder, types_[3], weights)
+            corners = _eight(builder, places, at, line, ir.IntType(64))
+            places = [_at(builder, data, i, element) for i in corners]
+            weights = _eight(builder, weights, at, line, element)
+            column = _at(builder, _data(context, builder, types_[6], column), column_at, element)
+            target = _at(
+                builder, _data(context, builder, types_[10], target), target_shift, element
+            )
+            targets = [_at(builder, target, i, element) for i in corners]
+            widest = lanes(_bytes(element))
+            zero = ir.Constant(ir.VectorType(element, widest), [0.0] * widest)
+            sums = [cgutils.alloca_once_value(builder, zero) for _ in corners]
+            for total in sums:
+                builder.store(zero, total)
+
+            def body(offset, width):
+                here = _at(builder, column, offset, element)
+                gradient = _load(builder, here, element, width)
+                values, total = _corner_sum(builder, places, weights, offset, element, width)
+                _store(builder, total, here, element)
+                for place, value in zip(sums, values, strict=True):
+                    before = _load(builder, place, element, width)
+                    _store(builder, _fma(builder, gradient, value, before), place, element)
+                if scatters:
+                    for place, weight in zip(targets, weights, strict=True):
+                        there = _at(builder, place, offset, element)
+                        value = _load(builder, there, element, width)
+                        weight = _splat(builder, weight, width)
+                        _store(builder, _fma(builder, weight, gradient, value), there, element)
+
+            _each_vector(builder, count, widest, body)
+            vectors = [_load(builder, place, element, widest) for place in sums]
+            products = _data(context, builder, types_[8], products)
+            for j in (0, 4):
+                four = _sum_four(builder, vectors[j : j + 4], element)
+                place = builder.add(products_at, ir.Constant(products_at.type, j))
+                _store(builder, four, _at(builder, products, place, element), element)
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    return intrinsic(blend_corners_backward)
+
+
+blend_corners_backward = _blend_corners_backward(scatters=False)
+blend_corners_scatter = _blend_corners_backward(scatters=True)
+
+
 # The intrinsics of the aggregation. A tile of samples is placed: ``lines`` (int32) gets the pixels
 # at which the upper and the lower line of each begin, and its left and right columns, ``shares``
 # the shares of its four corners. Then the samples of a query, ``first`` to ``first + samples``, are

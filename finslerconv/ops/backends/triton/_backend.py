@@ -24,6 +24,7 @@ from finslerconv.ops.backends import (
     reference,
 )
 from finslerconv.ops.backends.triton import _kernels as kernels
+from finslerconv.ops.backends.triton import _volumes as volumes
 from finslerconv.ops.backends.triton._aggregation import TritonAggregation
 from finslerconv.ops.backends.triton._tiles import Arithmetic, Tile, choose
 
@@ -36,6 +37,9 @@ _KERNELS: dict[str, Any] = {
     "backward_samples_depthwise": kernels.backward_samples,
     "backward_weight": kernels.backward_weight,
     "backward_weight_depthwise": kernels.backward_weight_depthwise,
+    "forward_volume": volumes.forward,
+    "backward_samples_volume": volumes.backward_samples,
+    "backward_weight_volume": volumes.backward_weight,
 }
 
 # The interpreter runs the kernels on the CPU, to prove them right: there is no driver to ask.
@@ -50,15 +54,15 @@ _INT32 = 2**31 - 2**20
 
 @dataclass(frozen=True)
 class _Sizes:
-    """What every kernel takes: the fields are those of ``kernels.SIZES``, in order."""
+    """What every kernel takes, in the order of ``SIZES``; tuples have a number for each axis."""
 
     total: int
     """Output pixels of all images."""
     channels: int
-    height: int
-    width: int
+    size: tuple[int, ...]
     out_channels: int
-    out_width: int
+    out_lines: tuple[int, ...]
+    """The output's size without the first axis."""
     pixels: int
     """Output pixels of an image."""
     taps: int
@@ -71,13 +75,15 @@ class _Sizes:
     """Outputs of a weight group."""
     run: int
     """Channels that share both groups."""
-    stride_y: int
-    stride_x: int
-    dilation_y: int
-    dilation_x: int
-    origin_y: float
-    """The row of the kernel's centre at output pixel 0."""
-    origin_x: float
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    origin: tuple[float, ...]
+    """The kernel's centre at output pixel 0."""
+
+    def flat(self) -> tuple[float, ...]:
+        """Return all the numbers."""
+        parts = (v if isinstance(v, tuple) else (v,) for v in astuple(self))
+        return tuple(number for part in parts for number in part)
 
 
 @dataclass(frozen=True)
@@ -118,6 +124,8 @@ class _Job:
         """Run a kernel on a tile of its table; ``added_to`` is emptied first."""
         if self.depthwise:
             name += "_depthwise"
+        elif len(self.sizes.size) == 3:
+            name += "_volume"
         kernel, s = _KERNELS[name], self.sizes
 
         def run(tile: Tile) -> None:
@@ -133,7 +141,7 @@ class _Job:
             }
             kernel[grid(tile)](
                 *tensors,
-                *astuple(s),
+                *s.flat(),
                 **{name: value for name, value in constants.items() if name in kernel.arg_names},
                 **_options(tile),
             )
@@ -143,7 +151,7 @@ class _Job:
             self.arithmetic,
             aligned=self.constants["C_UNIT"] > 1,
             outputs=s.outputs_of,
-            key=(astuple(s), self.constants["KIND"]),
+            key=(s, self.constants["KIND"]),
             run=run,
         )
         if added_to is not None:
@@ -178,13 +186,18 @@ class _Job:
 class TritonBackend(TritonAggregation, ConvBackend):
     """Kernels compiled by Triton when first used."""
 
+    dims = (2, 3)
+
     def forward(self, conv: Convolution) -> Tensor:
         """Return the convolution."""
+        conv = conv.with_offsets() if conv.dims == 3 else conv
         with torch.cuda.device_of(conv.input):
             return self._forward(conv)
 
     def backward(self, grad: Tensor, conv: Convolution, needs: Needs) -> Gradients:
         """Return the gradients that are needed."""
+        if conv.dims == 3 and conv.positions.kind != "offsets":
+            return self.backward_of_offsets(grad, conv, needs)
         with torch.cuda.device_of(conv.input):
             return self._backward(grad, conv, needs)
 
@@ -206,7 +219,7 @@ class TritonBackend(TritonAggregation, ConvBackend):
                 job.packed(conv.weight, outputs_last=False),
                 None if conv.bias is None else conv.bias.contiguous(), out,
             )  # fmt: skip
-        return out.permute(0, 3, 1, 2).contiguous(memory_format=memory_format(conv.input))
+        return out.movedim(-1, 1).contiguous(memory_format=memory_format(conv.input))
 
     def _backward(self, grad: Tensor, conv: Convolution, needs: Needs) -> Gradients:
         input, weight = conv.input, conv.weight
@@ -220,13 +233,13 @@ class TritonBackend(TritonAggregation, ConvBackend):
             g_input = torch.zeros_like(input) if needs.input else None
             g_weight = torch.zeros_like(weight) if needs.weight else None
             return Gradients(g_input, g_field, g_omega, g_weight, g_mask)
-        slope = grad.permute(0, 2, 3, 1).to(job.image.dtype).contiguous()
+        slope = grad.movedim(1, -1).to(job.image.dtype).contiguous()
         if needs.input and not torch.are_deterministic_algorithms_enabled():
             g_image = torch.empty_like(job.image, dtype=job.points.dtype)
         if needs.positions or g_image is not None:
             _backward_samples(job, slope, weight, g_image, g_field, g_omega, g_mask)
         if g_image is not None:
-            g_input = g_image.permute(0, 3, 1, 2).to(input.dtype)
+            g_input = g_image.movedim(-1, 1).to(input.dtype)
             g_input = g_input.contiguous(memory_format=memory_format(input))
         elif needs.input:
             g_input = reference.backward(grad, conv, Needs(True, False, False)).input
@@ -296,10 +309,10 @@ def _job(conv: Convolution) -> _Job:
     input, positions = conv.input, conv.positions
     real = conv.dtype
     low = real if real == torch.float64 else input.dtype
-    batch, channels, height, width = input.shape
+    batch, channels, *size = input.shape
     outputs, channels_of = conv.weight.shape[:2]
     groups = conv.weight_groups
-    depthwise = channels_of == 1 and outputs == groups
+    depthwise = conv.dims == 2 and channels_of == 1 and outputs == groups
     merged = 1 if depthwise else _merged(groups, channels_of, outputs // groups)
     channels_of, outputs_of = merged * channels_of, merged * outputs // groups
     sampled = channels // conv.sample_groups
@@ -315,15 +328,15 @@ def _job(conv: Convolution) -> _Job:
         return tensor.detach().to(real).contiguous()
 
     return _Job(
-        image=input.detach().to(low).permute(0, 2, 3, 1).contiguous(),
+        image=input.detach().to(low).movedim(1, -1).contiguous(),
         field=in_order(positions.field),
         omega=None if positions.omega is None else in_order(positions.omega),
         points=in_order(conv.points),
         mask=None if conv.mask is None else in_order(conv.mask),
         sizes=_Sizes(
-            batch * pixels, channels, height, width, outputs, conv.out_size[1], pixels, taps,
-            conv.sample_groups, sampled, channels_of, outputs_of, run, *conv.geometry.stride,
-            *conv.geometry.dilation, *conv.geometry.origin,
+            batch * pixels, channels, tuple(size), outputs, conv.out_size[1:], pixels, taps,
+            conv.sample_groups, sampled, channels_of, outputs_of, run, conv.geometry.stride,
+            conv.geometry.dilation, conv.geometry.origin,
         ),
         constants={
             "KIND": _KINDS[positions.kind],

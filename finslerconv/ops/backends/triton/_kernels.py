@@ -39,7 +39,7 @@ REFLECT = tl.constexpr(2)
 CIRCULAR = tl.constexpr(3)
 
 # Coordinates beyond this are outside every image; integers and floats hold it exactly.
-_FAR = tl.constexpr(2.0**30)
+FAR = tl.constexpr(2.0**30)
 
 # Run-time sizes, in the order in which every kernel takes them.
 SIZES = (
@@ -51,14 +51,14 @@ SIZES = (
 
 @triton.jit
 @no_type_check
-def _multiple(size, UNIT: tl.constexpr):
+def multiple(size, UNIT: tl.constexpr):
     """Return ``size``, which ``UNIT`` divides, in a form in which the compiler sees that."""
     return size // UNIT * UNIT
 
 
 @triton.jit
 @no_type_check
-def _product(a, b, total, PRECISION: tl.constexpr):
+def product(a, b, total, PRECISION: tl.constexpr):
     """Return ``total + a @ b``; in double precision without ``tl.dot``, which may not take it."""
     if a.dtype == tl.float64:
         total += tl.sum(a[:, :, None] * b[None, :, :], axis=1)
@@ -169,7 +169,7 @@ def _position(
 
 @triton.jit
 @no_type_check
-def _axis(position, known, size, MODE: tl.constexpr):
+def axis(position, known, size, MODE: tl.constexpr):
     """Return the two pixels around each position, the share of the second, and which count."""
     position = tl.where(known, position, 0.0)
     floor = tl.floor(position)
@@ -202,9 +202,9 @@ def _corners(y, x, image, height, width, channels, MODE: tl.constexpr, INDEX: tl
 
     Then which rows and columns count. Positions that are not finite, or absurd, count nowhere.
     """
-    known = (tl.abs(y) < _FAR) & (tl.abs(x) < _FAR)
-    top, bottom, below, top_in, bottom_in = _axis(y, known, height, MODE)
-    left, right, beside, left_in, right_in = _axis(x, known, width, MODE)
+    known = (tl.abs(y) < FAR) & (tl.abs(x) < FAR)
+    top, bottom, below, top_in, bottom_in = axis(y, known, height, MODE)
+    left, right, beside, left_in, right_in = axis(x, known, width, MODE)
     upper = (image.to(INDEX) * height + top) * width
     lower = (image.to(INDEX) * height + bottom) * width
     return (
@@ -255,9 +255,9 @@ def forward(
     ``weight`` is [group][tap][output][channel]; ``out`` is channels last.
     """
     real = points.dtype.element_ty
-    channels, out_channels = _multiple(channels, C_UNIT), _multiple(out_channels, O_UNIT)
-    channels_of, outputs_of = _multiple(channels_of, C_UNIT), _multiple(outputs_of, O_UNIT)
-    run = _multiple(run, C_UNIT)
+    channels, out_channels = multiple(channels, C_UNIT), multiple(out_channels, O_UNIT)
+    channels_of, outputs_of = multiple(channels_of, C_UNIT), multiple(outputs_of, O_UNIT)
+    run = multiple(run, C_UNIT)
     blocks = tl.cdiv(outputs_of, BLOCK_O)
     group = tl.program_id(1) // blocks
     o = tl.program_id(1) % blocks * BLOCK_O + tl.arange(0, BLOCK_O)
@@ -292,7 +292,7 @@ def forward(
                     mask=inside[:, None] & o_inside[None, :],
                     other=0.0,
                 )
-                sums = _product(samples.to(w.dtype), w, sums, PRECISION)
+                sums = product(samples.to(w.dtype), w, sums, PRECISION)
     if bias is not None:
         b = tl.load(bias + group * outputs_of + o, mask=o_inside, other=0.0)
         sums += b.to(sums.dtype)[None, :]
@@ -317,7 +317,7 @@ def forward_depthwise(
     ``weight`` is [tap][channel]. The sums of products need no tensor cores.
     """
     real = points.dtype.element_ty
-    channels, sampled = _multiple(channels, C_UNIT), _multiple(sampled, C_UNIT)
+    channels, sampled = multiple(channels, C_UNIT), multiple(sampled, C_UNIT)
     blocks = tl.cdiv(sampled, BLOCK_C)
     s = tl.program_id(1) // blocks
     within = tl.program_id(1) % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -355,7 +355,7 @@ def forward_depthwise(
 
 @triton.jit
 @no_type_check
-def _quads(at, corner, counts, inside):
+def quads(at, corner, counts, inside):
     """Load four channels a thread [pixels, quads, 4] of each pixel's corner."""
     mask = counts[:, None, None] & inside
     return tl.load(at + corner[:, None, None], mask=mask, other=0.0)
@@ -363,8 +363,8 @@ def _quads(at, corner, counts, inside):
 
 @triton.jit
 @no_type_check
-def _add(at, corner, share, g, counts, inside):
-    """Add the corner's share of the gradients, laid out as by :func:`_quads`."""
+def scatter(at, corner, share, g, counts, inside):
+    """Add the corner's share of the gradients, laid out as by :func:`quads`."""
     g = (g * share[:, None, None]).to(at.dtype.element_ty)
     mask = counts[:, None, None] & inside
     tl.atomic_add(at + corner[:, None, None], g, mask=mask, sem="relaxed")
@@ -391,11 +391,11 @@ def backward_samples(
     holds all that the sample group has part in, so that the slopes are loaded once.
     """
     real = points.dtype.element_ty
-    channels, out_channels = _multiple(channels, C_UNIT), _multiple(out_channels, O_UNIT)
+    channels, out_channels = multiple(channels, C_UNIT), multiple(out_channels, O_UNIT)
     if not DEPTHWISE:
-        channels_of = _multiple(channels_of, C_UNIT)
-        outputs_of = _multiple(outputs_of, O_UNIT)
-    sampled, run = _multiple(sampled, C_UNIT), _multiple(run, C_UNIT)
+        channels_of = multiple(channels_of, C_UNIT)
+        outputs_of = multiple(outputs_of, O_UNIT)
+    sampled, run = multiple(sampled, C_UNIT), multiple(run, C_UNIT)
     s = tl.program_id(1)
     flat, valid, image, pixel, centre_y, centre_x = _pixels(
         tl.program_id(0), total, pixels, out_width, stride_y, stride_x, origin_y, origin_x,
@@ -446,25 +446,23 @@ def backward_samples(
                 second = first + BLOCK_C // 2
                 if g_field is not None:
                     at_first, at_second = x + begin + first, x + begin + second
-                    u00 = _quads(at_first, c00, in00, first < run)
-                    u01 = _quads(at_first, c01, in01, first < run)
-                    u10 = _quads(at_first, c10, in10, first < run)
-                    u11 = _quads(at_first, c11, in11, first < run)
-                    v00 = _quads(at_second, c00, in00, second < run)
-                    v01 = _quads(at_second, c01, in01, second < run)
-                    v10 = _quads(at_second, c10, in10, second < run)
-                    v11 = _quads(at_second, c11, in11, second < run)
+                    u00 = quads(at_first, c00, in00, first < run)
+                    u01 = quads(at_first, c01, in01, first < run)
+                    u10 = quads(at_first, c10, in10, first < run)
+                    u11 = quads(at_first, c11, in11, first < run)
+                    v00 = quads(at_second, c00, in00, second < run)
+                    v01 = quads(at_second, c01, in01, second < run)
+                    v10 = quads(at_second, c10, in10, second < run)
+                    v11 = quads(at_second, c11, in11, second < run)
                 if DEPTHWISE:
                     line = weight + tap * channels + begin
-                    g = _quads(slope + begin + first, flat * channels, valid, first < run).to(real)
+                    g = quads(slope + begin + first, flat * channels, valid, first < run).to(real)
                     g *= tl.load(line + first, mask=first < run, other=0.0).to(real)
-                    h = _quads(slope + begin + second, flat * channels, valid, second < run).to(
-                        real
-                    )
+                    h = quads(slope + begin + second, flat * channels, valid, second < run).to(real)
                     h *= tl.load(line + second, mask=second < run, other=0.0).to(real)
                 else:
                     group = begin // channels_of
-                    product = tl.zeros((BLOCK_P, BLOCK_C), real)
+                    gradient = tl.zeros((BLOCK_P, BLOCK_C), real)
                     channel = c + columns
                     inside = channel < run
                     line = (
@@ -476,7 +474,7 @@ def backward_samples(
                             mask=inside[None, :] & (o < outputs_of)[:, None],
                             other=0.0,
                         )
-                        product = _product(d, w, product, PRECISION)
+                        gradient = product(d, w, gradient, PRECISION)
                     else:
                         for o_begin in range(0, outputs_of, BLOCK_O):
                             o = o_begin + tl.arange(0, BLOCK_O)
@@ -490,9 +488,9 @@ def backward_samples(
                                 mask=valid[:, None] & (o < outputs_of)[None, :],
                                 other=0.0,
                             )
-                            product = _product(d, w, product, PRECISION)
-                    product = tl.reshape(product, (BLOCK_P, BLOCK_C // 8, 2, 4))
-                    g, h = tl.split(tl.permute(product, (0, 1, 3, 2)))
+                            gradient = product(d, w, gradient, PRECISION)
+                    gradient = tl.reshape(gradient, (BLOCK_P, BLOCK_C // 8, 2, 4))
+                    g, h = tl.split(tl.permute(gradient, (0, 1, 3, 2)))
                 if g_field is not None:
                     p00 += tl.sum(u00.to(real) * g + v00.to(real) * h, axis=2)
                     p01 += tl.sum(u01.to(real) * g + v01.to(real) * h, axis=2)
@@ -501,14 +499,14 @@ def backward_samples(
                 if g_x is not None:
                     above, before = factor * (1.0 - below), 1.0 - beside
                     at_first, at_second = g_x + begin + first, g_x + begin + second
-                    _add(at_first, c00, above * before, g, in00 & valid, first < run)
-                    _add(at_second, c00, above * before, h, in00 & valid, second < run)
-                    _add(at_first, c01, above * beside, g, in01 & valid, first < run)
-                    _add(at_second, c01, above * beside, h, in01 & valid, second < run)
-                    _add(at_first, c10, factor * below * before, g, in10 & valid, first < run)
-                    _add(at_second, c10, factor * below * before, h, in10 & valid, second < run)
-                    _add(at_first, c11, factor * below * beside, g, in11 & valid, first < run)
-                    _add(at_second, c11, factor * below * beside, h, in11 & valid, second < run)
+                    scatter(at_first, c00, above * before, g, in00 & valid, first < run)
+                    scatter(at_second, c00, above * before, h, in00 & valid, second < run)
+                    scatter(at_first, c01, above * beside, g, in01 & valid, first < run)
+                    scatter(at_second, c01, above * beside, h, in01 & valid, second < run)
+                    scatter(at_first, c10, factor * below * before, g, in10 & valid, first < run)
+                    scatter(at_second, c10, factor * below * before, h, in10 & valid, second < run)
+                    scatter(at_first, c11, factor * below * beside, g, in11 & valid, first < run)
+                    scatter(at_second, c11, factor * below * beside, h, in11 & valid, second < run)
         if g_field is not None:
             p00 = tl.sum(p00, axis=1)
             p01 = tl.sum(p01, axis=1)
@@ -659,9 +657,9 @@ def backward_weight(
     second axis, are added up afterwards, in order.
     """
     real = points.dtype.element_ty
-    channels, out_channels = _multiple(channels, C_UNIT), _multiple(out_channels, O_UNIT)
-    channels_of, outputs_of = _multiple(channels_of, C_UNIT), _multiple(outputs_of, O_UNIT)
-    run = _multiple(run, C_UNIT)
+    channels, out_channels = multiple(channels, C_UNIT), multiple(out_channels, O_UNIT)
+    channels_of, outputs_of = multiple(channels_of, C_UNIT), multiple(outputs_of, O_UNIT)
+    run = multiple(run, C_UNIT)
     o_blocks = tl.cdiv(outputs_of, BLOCK_O)
     c_blocks = tl.cdiv(run, BLOCK_C)
     block = tl.program_id(0)
@@ -699,7 +697,7 @@ def backward_weight(
             x, mask, c00, c01, c10, c11, in00, in01, in10, in11, below, beside,
             (at * taps + tap) * pixels + pixel, channel, inside, real,
         )  # fmt: skip
-        sums = _product(tl.trans(samples.to(d.dtype)), d, sums, PRECISION)
+        sums = product(tl.trans(samples.to(d.dtype)), d, sums, PRECISION)
     size = channels * taps * outputs_of
     line = (group * taps + tap) * channels_of + channel - group * channels_of
     tl.store(
@@ -723,7 +721,7 @@ def backward_weight_depthwise(
     ``g_weight`` is [share][tap][channel], as for :func:`backward_weight`.
     """
     real = points.dtype.element_ty
-    channels, sampled = _multiple(channels, C_UNIT), _multiple(sampled, C_UNIT)
+    channels, sampled = multiple(channels, C_UNIT), multiple(sampled, C_UNIT)
     c_blocks = tl.cdiv(sampled, BLOCK_C)
     tap = tl.program_id(0) % taps
     block = tl.program_id(0) // taps

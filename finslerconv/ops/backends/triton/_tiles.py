@@ -75,6 +75,13 @@ for _kernel in ("forward_depthwise", "backward_samples_depthwise", "backward_wei
         "double": (Tile(16, 16, 0, 128, 255),),
     }
 
+# A sample of a volume has twice the corners, whose addresses take registers.
+for _kernel in ("forward", "backward_samples", "backward_weight"):
+    TILES[f"{_kernel}_volume"] = dict(TILES[_kernel])
+TILES["forward_volume"]["tf32"] = (
+    Tile(32, 16, 64, 128, 255), Tile(32, 32, 64, 128, 255), Tile(32, 32, 128, 128, 255),
+)  # fmt: skip
+
 _fastest: dict[Any, Tile] = {}
 
 

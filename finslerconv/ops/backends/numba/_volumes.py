@@ -1,0 +1,326 @@
+"""The compiled CPU kernels of convolutions of volumes: those of :mod:`_kernels`, for three axes.
+
+A sample has eight corners, and positions come as offsets. Arrays of a tile have lines of ``LINE``
+numbers, one for each voxel: three for what has a number for each axis, eight for corners.
+"""
+
+from typing import no_type_check
+
+import numpy as np
+
+from finslerconv._compiled import entry, jit
+from finslerconv.ops.backends.numba import _simd as simd
+from finslerconv.ops.backends.numba._kernels import SPARE_ROWS, multiply, rounded
+from finslerconv.ops.backends.numba._metrics import LINE
+from finslerconv.ops.backends.numba._places import FAR, locate
+
+_LINE = np.uint64(LINE)
+_SHARES = np.uint64(12 * LINE)
+_CORNERS = np.uint64(8 * LINE)
+
+
+@jit
+@no_type_check
+def _centres(plan, centre, pixel, count, centre_at):
+    """Write the kernel's centre at the voxels of a tile."""
+    layer = pixel // (plan.out_height * plan.out_width)
+    row = pixel // plan.out_width - layer * plan.out_height
+    column = pixel % plan.out_width
+    for p in range(count):
+        centre_at[p] = centre[0] + layer * plan.stride_z
+        centre_at[LINE + p] = centre[1] + row * plan.stride_y
+        centre_at[2 * LINE + p] = centre[2] + column * plan.stride_x
+        column += 1
+        if column == plan.out_width:
+            column = 0
+            row += 1
+            if row == plan.out_height:
+                row = 0
+                layer += 1
+
+
+@jit
+@no_type_check
+def _place(plan, field, points, mask, image, group, pixel, count, first, last, centre_at, where,
+           reach, cells, shares, keep, corner, weight):  # fmt: skip
+    """Place the taps ``first`` to ``last`` of the voxels of a tile: corners and their weights.
+
+    The shares along the axes, of which the weights are products, are kept for all taps or only for
+    one.
+    """
+    pixels = plan.out_depth * plan.out_height * plan.out_width
+    at = image * plan.sample_groups + group
+    n = np.uint64(count)
+    limit, nothing = reach.dtype.type(FAR), reach.dtype.type(0)
+    channels = plan.channels
+    row_size = channels * plan.width
+    layer_size = row_size * plan.height
+    for tap in range(first, last):
+        for axis in range(3):
+            line = np.uint64(axis * LINE)
+            there = np.uint64((3 * (at * plan.taps + tap) + axis) * pixels + pixel)
+            g = points[3 * tap + axis]
+            for p in range(n):
+                where[line + p] = centre_at[line + p] + (field[there + p] + g)
+        own = np.uint64(tap - first) * _SHARES if keep else np.uint64(0)
+        for axis in range(3):
+            line = np.uint64(axis * LINE)
+            other, third = np.uint64((axis + 1) % 3 * LINE), np.uint64((axis + 2) % 3 * LINE)
+            for p in range(n):
+                near = (abs(where[other + p]) < limit) & (abs(where[third + p]) < limit)
+                reach[p] = nothing if near else limit
+            size = plan.depth if axis == 0 else (plan.height if axis == 1 else plan.width)
+            locate(
+                where[axis * LINE : (axis + 1) * LINE], reach, n, size, plan.mode,
+                cells[2 * axis * LINE : 2 * (axis + 1) * LINE], shares,
+                own + np.uint64(4 * axis * LINE),
+            )  # fmt: skip
+        here = np.uint64(tap - first) * _CORNERS
+        for i in range(8):
+            z, y, x = i // 4, i // 2 % 2, i % 2
+            line = here + np.uint64(i * LINE)
+            layer = np.uint64(z * LINE)
+            row, column = np.uint64((2 + y) * LINE), np.uint64((4 + x) * LINE)
+            for p in range(n):
+                corner[line + p] = (
+                    np.int64(cells[layer + p]) * layer_size
+                    + np.int64(cells[row + p]) * row_size
+                    + np.int64(cells[column + p]) * channels
+                )
+            layer = own + np.uint64(z * LINE)
+            row, column = own + np.uint64((4 + y) * LINE), own + np.uint64((8 + x) * LINE)
+            for p in range(n):
+                weight[line + p] = shares[layer + p] * shares[row + p] * shares[column + p]
+            if plan.has_mask:
+                there = np.uint64((at * plan.taps + tap) * pixels + pixel)
+                for p in range(n):
+                    weight[line + p] *= mask[there + p]
+
+
+@jit
+@no_type_check
+def _blend_backward(plan, products, shares, at, mask, factors, count, here, g_field, g_mask):
+    """Add the gradients of a tap's offsets and factors, from those of the corners' weights.
+
+    ``products`` has eight numbers a voxel. The shares of the tap begin at ``at``, and its factors
+    at ``factors`` in the mask. Its offsets are at ``here``.
+    """
+    pixels = np.uint64(plan.out_depth * plan.out_height * plan.out_width)
+    front, back = at, at + _LINE
+    front_in, back_in = back + _LINE, back + _LINE + _LINE
+    top, bottom = back_in + _LINE, back_in + _LINE + _LINE
+    top_in, bottom_in = bottom + _LINE, bottom + _LINE + _LINE
+    left, right = bottom_in + _LINE, bottom_in + _LINE + _LINE
+    left_in, right_in = right + _LINE, right + _LINE + _LINE
+    for p in range(np.uint64(count)):
+        i = np.uint64(8) * p
+        d000, d001, d010, d011 = (
+            products[i], products[i + np.uint64(1)], products[i + np.uint64(2)],
+            products[i + np.uint64(3)],
+        )  # fmt: skip
+        d100, d101, d110, d111 = (
+            products[i + np.uint64(4)], products[i + np.uint64(5)], products[i + np.uint64(6)],
+            products[i + np.uint64(7)],
+        )  # fmt: skip
+        above, below, before, behind = (
+            shares[top + p], shares[bottom + p], shares[front + p], shares[back + p]
+        )  # fmt: skip
+        west, east = shares[left + p], shares[right + p]
+        r00, r01 = west * d000 + east * d001, west * d010 + east * d011
+        r10, r11 = west * d100 + east * d101, west * d110 + east * d111
+        near, far = above * r00 + below * r01, above * r10 + below * r11
+        g_z = shares[back_in + p] * far - shares[front_in + p] * near
+        inner, outer = shares[top_in + p], shares[bottom_in + p]
+        g_y = before * (outer * r01 - inner * r00) + behind * (outer * r11 - inner * r10)
+        # Along the rows: the corners at the right, less those at the left.
+        at_left = before * (above * d000 + below * d010) + behind * (above * d100 + below * d110)
+        at_right = before * (above * d001 + below * d011) + behind * (above * d101 + below * d111)
+        g_x = shares[right_in + p] * at_right - shares[left_in + p] * at_left
+        if plan.has_mask:
+            factor = mask[factors + p]
+            g_mask[factors + p] += before * near + behind * far
+            g_z, g_y, g_x = g_z * factor, g_y * factor, g_x * factor
+        g_field[here + p] += g_z
+        g_field[here + pixels + p] += g_y
+        g_field[here + pixels + pixels + p] += g_x
+
+
+@entry
+@no_type_check
+def forward(plan, begin, end, image_data, field, omega, head, points, centre, dilation, mask,
+            packed, bias, out, out_channels_last):  # fmt: skip
+    """Convolve the voxels ``begin <= voxel of all images < end``."""
+    kind = image_data.dtype
+    tile, chunk, lanes = plan.tile, plan.chunk, plan.lanes
+    pixels = plan.out_depth * plan.out_height * plan.out_width
+    channels = plan.channels // plan.weight_groups
+    outputs = plan.out_channels // plan.weight_groups
+    sampled = plan.channels // plan.sample_groups
+    wide = plan.out_vectors * lanes
+    panels = (outputs + wide - 1) // wide
+    depth = plan.taps * channels
+    line = rounded(chunk * channels, lanes)
+    columns = np.empty((tile + SPARE_ROWS) * line, kind)
+    sums = np.empty(tile * panels * wide, kind)
+    spare = np.empty(SPARE_ROWS * wide, kind)
+    centre_at, where, reach = (
+        np.empty(3 * LINE, kind),
+        np.empty(3 * LINE, kind),
+        np.empty(LINE, kind),
+    )
+    cells, shares = np.empty(6 * LINE, np.int32), np.empty(12 * LINE, kind)
+    corner, weight = np.empty(chunk * 8 * LINE, np.int64), np.empty(chunk * 8 * LINE, kind)
+    at = begin
+    while at < end:
+        image = at // pixels
+        pixel = at - image * pixels
+        count = min(tile, end - at, pixels - pixel)
+        base = image * plan.depth * plan.height * plan.width * plan.channels
+        _centres(plan, centre, pixel, count, centre_at)
+        placed_group = placed_first = -1
+        for group in range(plan.weight_groups):
+            for first in range(0, plan.taps, chunk):
+                last = min(plan.taps, first + chunk)
+                channel = group * channels
+                while channel < (group + 1) * channels:
+                    sample_group = channel // sampled
+                    length = min((sample_group + 1) * sampled, (group + 1) * channels) - channel
+                    if sample_group != placed_group or first != placed_first:
+                        _place(
+                            plan, field, points, mask, image, sample_group, pixel, count, first,
+                            last, centre_at, where, reach, cells, shares, False, corner, weight,
+                        )  # fmt: skip
+                        placed_group, placed_first = sample_group, first
+                    for tap in range(first, last):
+                        column = (tap - first) * channels + channel - group * channels
+                        here = (tap - first) * 8 * LINE
+                        for p in range(count):
+                            simd.blend_corners(
+                                image_data, base + channel, corner, weight, here + p, LINE,
+                                columns, p * line + column, length,
+                            )  # fmt: skip
+                    channel += length
+                multiply(
+                    columns, 0, line, 1, packed,
+                    group * panels * depth * wide + first * channels * wide, depth * wide, wide,
+                    sums, 0, panels * wide, count, (last - first) * channels, panels,
+                    plan.out_vectors, lanes, int(first > 0), spare,
+                )  # fmt: skip
+            for o in range(outputs):
+                b = bias[group * outputs + o]
+                if out_channels_last:
+                    there = (image * pixels + pixel) * plan.out_channels + group * outputs + o
+                    step = plan.out_channels
+                else:
+                    there = (image * plan.out_channels + group * outputs + o) * pixels + pixel
+                    step = 1
+                for p in range(count):
+                    out[there + p * step] = sums[p * panels * wide + o] + b
+        at += count
+
+
+@entry
+@no_type_check
+def backward(plan, begin, end, image_data, g_out, g_out_channels_last, field, omega, head, points,
+             centre, dilation, mask, packed, g_image, g_image_private, g_weight, g_field, g_omega,
+             g_mask, needs_image, needs_weight, needs_field):  # fmt: skip
+    """Add the gradients that come from the voxels ``begin <= voxel of all images < end``.
+
+    The gradient of an image whose first voxel lies in another range goes to ``g_image_private``
+    (one image: only the first image of a range can be such). ``g_weight`` is the range's own.
+    """
+    kind = image_data.dtype
+    tile, chunk, lanes = plan.tile, plan.chunk, plan.lanes
+    pixels = plan.out_depth * plan.out_height * plan.out_width
+    channels = plan.channels // plan.weight_groups
+    outputs = plan.out_channels // plan.weight_groups
+    sampled = plan.channels // plan.sample_groups
+    out_wide = plan.out_vectors * lanes
+    out_panels = (outputs + out_wide - 1) // out_wide
+    out_line = out_panels * out_wide
+    wide = plan.column_vectors * lanes
+    line = rounded(chunk * channels, wide)
+    chunks = (plan.taps + chunk - 1) // chunk
+    columns = np.empty((tile + SPARE_ROWS) * line, kind)
+    slope = np.zeros((tile + SPARE_ROWS) * out_line, kind)
+    spare = np.empty(SPARE_ROWS * max(wide, out_wide), kind)
+    centre_at, where, reach = (
+        np.empty(3 * LINE, kind),
+        np.empty(3 * LINE, kind),
+        np.empty(LINE, kind),
+    )
+    cells, shares = np.empty(6 * LINE, np.int32), np.empty(chunk * 12 * LINE, kind)
+    corner, weight = np.empty(chunk * 8 * LINE, np.int64), np.empty(chunk * 8 * LINE, kind)
+    products = np.empty(8 * tile, kind)
+    at = begin
+    while at < end:
+        image = at // pixels
+        pixel = at - image * pixels
+        count = min(tile, end - at, pixels - pixel)
+        base = image * plan.depth * plan.height * plan.width * plan.channels
+        if image * pixels >= begin:
+            target, target_at = g_image, base
+        else:
+            target, target_at = g_image_private, 0
+        _centres(plan, centre, pixel, count, centre_at)
+        placed_group = placed_first = -1
+        for group in range(plan.weight_groups):
+            for o in range(outputs):
+                if g_out_channels_last:
+                    there = (image * pixels + pixel) * plan.out_channels + group * outputs + o
+                    step = plan.out_channels
+                else:
+                    there = (image * plan.out_channels + group * outputs + o) * pixels + pixel
+                    step = 1
+                for p in range(count):
+                    slope[p * out_line + o] = g_out[there + p * step]
+            for first in range(0, plan.taps, chunk):
+                last = min(plan.taps, first + chunk)
+                width = (last - first) * channels
+                multiply(
+                    slope, 0, out_line, 1, packed,
+                    (group * chunks + first // chunk) * outputs * line, outputs * wide, wide,
+                    columns, 0, line, count, outputs, (width + wide - 1) // wide,
+                    plan.column_vectors, lanes, 0, spare,
+                )  # fmt: skip
+                channel = group * channels
+                while channel < (group + 1) * channels:
+                    sample_group = channel // sampled
+                    length = min((sample_group + 1) * sampled, (group + 1) * channels) - channel
+                    if sample_group != placed_group or first != placed_first:
+                        _place(
+                            plan, field, points, mask, image, sample_group, pixel, count, first,
+                            last, centre_at, where, reach, cells, shares, True, corner, weight,
+                        )  # fmt: skip
+                        placed_group, placed_first = sample_group, first
+                    for tap in range(first, last):
+                        column = (tap - first) * channels + channel - group * channels
+                        here = (tap - first) * 8 * LINE
+                        for p in range(count):
+                            if needs_image:
+                                simd.blend_corners_scatter(
+                                    image_data, base + channel, corner, weight, here + p, LINE,
+                                    columns, p * line + column, products, 8 * p, target,
+                                    target_at + channel, length,
+                                )  # fmt: skip
+                            else:
+                                simd.blend_corners_backward(
+                                    image_data, base + channel, corner, weight, here + p, LINE,
+                                    columns, p * line + column, products, 8 * p, target,
+                                    target_at + channel, length,
+                                )  # fmt: skip
+                        if needs_field:
+                            sample = (image * plan.sample_groups + sample_group) * plan.taps + tap
+                            _blend_backward(
+                                plan, products, shares, np.uint64(tap - first) * _SHARES, mask,
+                                np.uint64(sample * pixels + pixel), count,
+                                np.uint64(3 * sample * pixels + pixel), g_field, g_mask,
+                            )  # fmt: skip
+                    channel += length
+                if needs_weight:
+                    multiply(
+                        columns, 0, 1, line, slope, 0, out_wide, out_line, g_weight,
+                        (group * plan.taps + first) * channels * out_line, out_line, width, count,
+                        out_panels, plan.out_vectors, lanes, 1, spare,
+                    )  # fmt: skip
+        at += count
