@@ -61,6 +61,9 @@ def _compile(function: Callable[..., Any], **options: Any) -> Any:
 #: Decorates the parts of a kernel: no lock, no error for a division by zero, fused multiply-adds.
 jit: Any = partial(_compile, **OPTIONS)
 
+#: The same for what is to become a part of each caller's loop, however long it is.
+inlined: Any = partial(jit, forceinline=True)
+
 #: Decorates a kernel that Python calls, with the options of its parts.
 entry: Any = partial(compile_and_keep, **OPTIONS)
 
