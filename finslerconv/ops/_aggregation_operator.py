@@ -66,7 +66,8 @@ def _by_formula(aggregation: Aggregation) -> Tensor:
 
 
 @no_type_check
-def _aggregation(value, locations, weights, frames, levels, size, grid, backend):
+def aggregation_of(value, locations, weights, frames, levels, size, grid, backend):
+    """Return the aggregation of the arguments of the operator ``aggregate``."""
     levels = tuple(size) if levels is None else levels
     return Aggregation(value, locations, weights, levels, frames, tuple(grid) or None)
 
@@ -78,14 +79,14 @@ def _backend(name: str, device: torch.device) -> AggregationBackend:
 
 @no_type_check
 def _forward(*arguments):
-    return _backend(arguments[-1], arguments[_VALUE].device).aggregate(_aggregation(*arguments))
+    return _backend(arguments[-1], arguments[_VALUE].device).aggregate(aggregation_of(*arguments))
 
 
 @no_type_check
 def _backward(grad, *arguments):
     *arguments, needs = arguments
     backend = _backend(arguments[-1], grad.device)
-    found = backend.aggregate_backward(grad, _aggregation(*arguments), *needs)
+    found = backend.aggregate_backward(grad, aggregation_of(*arguments), *needs)
     return tuple(
         argument.new_empty(0) if gradient is None else gradient.to(argument.dtype)
         for argument, gradient in zip(arguments, found, strict=False)
@@ -142,7 +143,7 @@ def _setup_backward(ctx, inputs, output):
 @no_type_check
 def _second_gradient(ctx, *seeds):
     grad, *tensors = ctx.saved_tensors
-    aggregation = _aggregation(*tensors, *ctx.rest)
+    aggregation = aggregation_of(*tensors, *ctx.rest)
     found = second_gradients(
         lambda live: reference.aggregate(aggregation.with_differentiated(live)),
         grad,

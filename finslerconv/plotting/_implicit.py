@@ -248,7 +248,7 @@ def implicit_field(
     drawn: Any
     if result.positions.geometry is None:
         # Each query is a dot; all together cover the picture, if they are spread over it.
-        size = 0.5 * 72 * ax.get_window_extent().width / ax.figure.dpi / math.sqrt(good.size)
+        size = 0.8 * 72 * ax.get_window_extent().width / ax.figure.dpi / math.sqrt(good.size)
         row, column = centres[good].T
         drawn = ax.scatter(column, row, s=size**2, c=shown, cmap=cmap, norm=norm, lw=0)
     else:
@@ -407,11 +407,14 @@ def _apart(
         row, column = np.meshgrid(*both, indexing="ij")
         return row.ravel(), column.ravel()
     # Of the queries in a cell, the one that is nearest to its middle.
-    flat = centres.reshape(-1, 2) / spacing
-    cell = np.floor(flat)
-    order = np.lexsort((((flat - cell - 0.5) ** 2).sum(-1), cell[:, 1], cell[:, 0]))
-    first = np.unique(cell[order], axis=0, return_index=True)[1]
-    row, column = np.unravel_index(order[first], centres.shape[:2])
+    flat = centres.reshape(-1, 2)
+    first, extent = flat.min(axis=0), np.ptp(flat, axis=0)
+    counts = np.maximum(1, np.round(extent / spacing))
+    place = (flat - first) / np.where(extent > 0, extent, 1.0) * counts
+    cell = np.minimum(np.floor(place), counts - 1)
+    order = np.lexsort((((place - cell - 0.5) ** 2).sum(-1), cell[:, 1], cell[:, 0]))
+    nearest = np.unique(cell[order], axis=0, return_index=True)[1]
+    row, column = np.unravel_index(order[nearest], centres.shape[:2])
     return row, column
 
 
