@@ -118,10 +118,12 @@ def _head(state: Mapping[str, Any], layer: str, name: str, weight: Tensor) -> Of
     kind, groups, offsets = "metrics", None, channels
     if not name.endswith("head.conv"):
         apart = any(f"{prefix}{factors}.weight" in state for factors in _FACTORS)
+        plain = channels // (2 * samples) if channels % (2 * samples) == 0 else 0
+        if not plain or weight.shape[1] % plain != 0:
+            # Groups of offsets share the channels evenly.
+            plain = channels == 2
         # Six channels a sample are three groups, or two with factors: a name may tell.
-        joint = not apart and (
-            name.endswith("mask") or (channels % (2 * samples) != 0 and channels != 2)
-        )
+        joint = not apart and (name.endswith("mask") or not plain)
         kind = "offsets and factors" if apart or joint else "offsets"
         each = (3 if joint else 2) * samples
         if channels == 2:
