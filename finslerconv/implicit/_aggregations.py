@@ -24,10 +24,10 @@ def read_taps(layer: DCNv3 | DCNv4, input: Tensor, *shape: Any) -> KernelPositio
     """Return the positions of DCNv3 or DCNv4: taps in rows, around the kernel's middle."""
     points, weights = layer.samples(input, *shape)
     geometry = layer.geometry()
-    if isinstance(layer, DCNv3):
-        size = input.shape[1:3]
-    else:
-        size = next(filter(None, shape), (math.isqrt(input.shape[1]),) * 2)
+    rows, columns = input.shape[1:3]
+    if isinstance(layer, DCNv4):
+        rows, columns = next(filter(None, shape), (math.isqrt(input.shape[1]),) * 2)
+    size = rows, columns
     # Kernels of even size are centred on a tap there, and between taps here.
     origin, taps = tap_grid(geometry, layer.remove_center, points.new_empty(0))
     shift = origin.flip(-1) - origin.new_tensor(geometry.origin)
@@ -48,14 +48,16 @@ def read_taps(layer: DCNv3 | DCNv4, input: Tensor, *shape: Any) -> KernelPositio
     if layer.group == 1:
         points, weights = points[:, 0], weights[:, 0]
     return KernelPositions(
-        points, geometry, (size[0], size[1]), type(layer).__name__.lower(), True, weights,
+        points, geometry, size, type(layer).__name__.lower(), True, weights,
         reference=reference, standard=(standard + shift)[order],
     )  # fmt: skip
 
 
 def is_attention(layer: Any) -> bool:
     """Return whether a layer is multi-scale deformable attention, ours or another library's."""
-    heads = [getattr(layer, name, None) for name in ("sampling_offsets", "attention_weights")]
+    heads: list[Any] = [
+        getattr(layer, name, None) for name in ("sampling_offsets", "attention_weights")
+    ]
     if not all(isinstance(head, nn.Linear) for head in heads):
         return False
     counts = [_count(layer, names) for names in _COUNTS]

@@ -265,7 +265,7 @@ def _fit(
     map = options.get("map", positions.map)
     if objective is None and reference is None:
         objective = "moments"
-    elif objective is None:
+    elif objective is None and reference is not None:
         centred = options.get("kind") == "riemannian"
         enough = "map" in options or determines(reference, map or "radial", centred)
         objective = "reference" if enough else "enclosing"

@@ -19,6 +19,7 @@ from finslerconv.nn import (
     MetricConv2d,
     MSDeformAttn,
     convert,
+    select,
 )
 
 pytest.importorskip("onnxscript")
@@ -130,6 +131,64 @@ def test_a_metric_layer_is_a_few_dozen_operators():
     onnx = Exported(layer, (x,))
     assert sum(onnx.operators.values()) < 90
     torch.testing.assert_close(onnx(x)[0], layer(x), rtol=0, atol=1e-5)
+
+
+class Block(nn.Module):
+    """A basic block of a ResNet."""
+
+    def __init__(self, channels, out, stride=1):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, out, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out)
+        self.conv2 = nn.Conv2d(out, out, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out)
+        self.downsample = nn.Conv2d(channels, out, 1, stride, bias=False)
+
+    def forward(self, x):
+        y = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))
+        return (y + self.downsample(x)).relu()
+
+
+class ResNet(nn.Module):
+    """Two stages of one block each."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 8, 3, 2, 1, bias=False)
+        self.layer1, self.layer2 = Block(8, 8), Block(8, 16, 2)
+        self.fc = nn.Linear(16, 5)
+
+    def forward(self, x):
+        return self.fc(self.layer2(self.layer1(self.conv1(x))).mean((2, 3)))
+
+
+@pytest.mark.uninstrumented
+def test_a_converted_resnet():
+    torch.manual_seed(0)
+    model = convert(ResNet(), "metric", where=select(kernel_size=3, stage=2)).model
+    model = stirred(model, 0.05).eval().requires_grad_(False)
+    onnx = Exported(model, (torch.randn(2, 3, 32, 24),), dynamic_shapes=(FREE,))
+    assert onnx.operators["DeformConv"] == 2
+    for size in ((2, 3, 32, 24), (1, 3, 20, 40)):
+        x = torch.randn(size)
+        torch.testing.assert_close(onnx(x)[0], model(x), rtol=0, atol=1e-5)
+
+
+@pytest.mark.uninstrumented
+def test_torchvisions_resnet_converted():
+    try:
+        from torchvision.models import resnet18
+    except (ImportError, RuntimeError, AttributeError) as error:
+        pytest.skip(f"torchvision cannot be used: {error}")
+    torch.manual_seed(0)
+    model = convert(resnet18(), "deform", where=select(kernel_size=3, stage=4)).model.eval()
+    for name, parameter in model.named_parameters():
+        if "offset_conv" in name:
+            nn.init.normal_(parameter, std=0.05)
+    x = torch.randn(2, 3, 64, 64)
+    onnx = Exported(model.requires_grad_(False), (x,))
+    assert onnx.operators["DeformConv"] == 4
+    torch.testing.assert_close(onnx(x)[0], model(x), rtol=0, atol=1e-5)
 
 
 class Aggregations(nn.Module):
