@@ -9,6 +9,7 @@ from typing import no_type_check
 import torch
 from torch import Tensor
 
+from finslerconv._tracing import is_traced_by_torchscript
 from finslerconv._transforms import needs_formulas
 from finslerconv.ops._checks import multiplied_dtype
 from finslerconv.ops._rules import mapped, register_autocast, second_gradients
@@ -46,7 +47,9 @@ _library.define(
 def call_operator(aggregation: Aggregation) -> Tensor:
     """Return the aggregation, by the backend that is chosen now or by plain PyTorch."""
     tensors, levels = aggregation.differentiated, aggregation.levels
-    if not is_compiled(aggregation.value.device) or needs_formulas(*tensors):
+    # torch.jit.trace records no lists of sizes that it traces, as the operator takes.
+    plain = not is_compiled(aggregation.value.device) or is_traced_by_torchscript()
+    if plain or needs_formulas(*tensors):
         return _by_formula(aggregation)
     table, size = (levels, ()) if isinstance(levels, Tensor) else (None, levels)
     return _ops.aggregate(

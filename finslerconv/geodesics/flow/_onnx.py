@@ -39,7 +39,8 @@ def shoot_by_scan(
     # Not public in PyTorch yet: only an export to ONNX may depend on it.
     from torch._higher_order_ops.scan import scan_op
 
-    fields, (height, width), dtype = len(velocities), shape, velocities.dtype
+    # Not len, which would tie the program to the number of images.
+    fields, (height, width), dtype = velocities.shape[0], shape, velocities.dtype
     if table.shape[1] == 9:
         # Riemannian: entries and slopes of omega are 0.
         table = pad(table.unflatten(1, (3, 3)), (0, 2)).flatten(1)
