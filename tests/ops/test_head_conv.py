@@ -242,15 +242,3 @@ def test_elementary_functions_are_exact(x):
     for name in ("expm1", "tanh", "sigmoid"):
         got = torch.as_tensor(getattr(numbers, name)(x))
         torch.testing.assert_close(got, getattr(torch, name)(wanted), rtol=1e-15, atol=0)
-
-
-def test_loops_have_names_of_their_own():
-    """Machine code from disk is linked by them: equal names would mix the formulas up."""
-    from finslerconv.ops.backends.numba import _metrics
-
-    names = [
-        getattr(_metrics, f"_{loop}{way}").py_func.__qualname__
-        for loop in (*PARAMETRIZATIONS, "sigmoid", "clip")
-        for way in ("", "_back")
-    ]
-    assert len(set(names)) == len(names)

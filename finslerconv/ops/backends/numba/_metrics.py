@@ -78,21 +78,11 @@ _head = heads.in_words_of(
 
 
 @no_type_check
-def _named(function, name):
-    """Compile a function under a name of its own.
-
-    Functions that are made several times have one name by themselves, and machine code that comes
-    from disk is linked by names: it could get another one of them.
-    """
-    function.__name__ = function.__qualname__ = name
-    return jit(function)
-
-
-@no_type_check
 def _loops(name):
     """Return the loops over a tile of a parametrisation and of its reverse."""
     matrix, matrix_back = _head[name], _head[f"{name}_back"]
 
+    @jit
     @no_type_check
     def forth(work, count, eps, least, span, shift):
         for p in range(np.uint64(count)):
@@ -101,6 +91,7 @@ def _loops(name):
                 eps, least, span, shift,
             )  # fmt: skip
 
+    @jit
     @no_type_check
     def back(work, count, eps, least, span, shift):
         for p in range(np.uint64(count)):
@@ -114,7 +105,7 @@ def _loops(name):
             work[_G3 + p] = g3
             work[_G4 + p] = g4
 
-    return _named(forth, f"{name}_forth"), _named(back, f"{name}_back")
+    return forth, back
 
 
 _cholesky, _cholesky_back = _loops("cholesky")
@@ -129,6 +120,7 @@ def _constraint_loops(name):
     """Return the loops over a tile of a constraint on omega and of its reverse."""
     dual, factor = _head["dual"], _head[name]
 
+    @jit
     @no_type_check
     def forth(work, count, keep):
         for p in range(np.uint64(count)):
@@ -138,6 +130,7 @@ def _constraint_loops(name):
             work[_W0 + p] = f * x
             work[_W1 + p] = f * y
 
+    @jit
     @no_type_check
     def back(work, count, keep, follows):
         """``follows`` is 0 if the factor counts as a constant, and else 1."""
@@ -153,7 +146,7 @@ def _constraint_loops(name):
             work[_GX + p] = f * g0 + 2.0 * g_square * u
             work[_GY + p] = f * g1 + 2.0 * g_square * v
 
-    return _named(forth, f"{name}_forth"), _named(back, f"{name}_back")
+    return forth, back
 
 
 _sigmoid, _sigmoid_back = _constraint_loops("sigmoid_factor")
