@@ -455,13 +455,19 @@ def inspect(
         ),
     ] = False,
     objective: Annotated[
-        Literal["reference", "enclosing", "gauge", "overlap"],
+        Literal["reference", "enclosing", "gauge", "overlap", "moments"],
         typer.Option(
             help="What the fit makes small: the distance of each tap from its place in the ball, "
-            "the ball around all samples, the error of their lengths, or what ball and hull do "
-            "not share."
+            "the ball around all samples, the error of their lengths, what ball and hull do not "
+            "share; or the ball of the weighted samples' moments."
         ),
     ] = "reference",
+    together: Annotated[
+        bool,
+        typer.Option(
+            "--together", help="Read all groups of a layer, all heads of an attention, as one."
+        ),
+    ] = False,
     output: Output = Path("finslerconv-inspect.png"),
     max_size: MaxSize = 384,
     device: Device = "cpu",
@@ -507,7 +513,11 @@ def inspect(
         layers, adaptive = _inspect.find(network, x, layer or [])
     with _progress(len(layers), "Fitting metrics") as advance:
         results = _inspect.read(
-            layers, x, None if objective == "reference" else objective, lambda: advance(1)
+            layers,
+            x,
+            None if objective == "reference" else objective,
+            lambda: advance(1),
+            together,
         )
     Console().print(_inspect.table(results))
     if adaptive:

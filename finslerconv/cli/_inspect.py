@@ -305,12 +305,14 @@ def read(
     image: Float[Tensor, "1 channels height width"],
     objective: ObjectiveName | None,
     advance: Callable[[], None],
+    together: bool = False,
 ) -> dict[str, ImplicitMetric]:
     """Return the implicit metrics of the layers; ``advance`` is called after each."""
     results = {}
     for layer in layers:
+        positions = layer.positions.together() if together else layer.positions
         results[layer.key] = metric_of_positions(
-            layer.key, layer.positions, image, objective=objective, max_size=RESOLUTION
+            layer.key, positions, image, objective=objective, max_size=RESOLUTION
         )
         advance()
     return results
@@ -330,7 +332,7 @@ def weights_table(state: Mapping[str, Tensor]) -> Table | None:
         view.add_row(
             head.layer or "(model)",
             head.kind if head.finite else f"{head.kind}; not finite",
-            f"{head.kernel_size[0]}x{head.kernel_size[1]}",
+            "-" if head.kernel_size is None else "{}x{}".format(*head.kernel_size),
             "-" if head.groups is None else str(head.groups),
             f"{head.in_channels} -> {head.channels}",
             f"{head.constant:.2f}",
@@ -359,7 +361,8 @@ def health_table(layers: Sequence[AdaptiveLayer]) -> Table:
             *(f"{100 * share:.0f} %" for share in shares),
         )
     view.caption = (
-        "offset: distance in pixels of a sample from its standard place, median and 99th "
+        "offset: distance in pixels of a sample from its standard place (of an attention, where it "
+        "is before training), median and 99th "
         "percentile. far: share of the samples farther than twice the kernel's extent. outside: "
         "share outside the picture, and of a standard kernel's. collapsed: share of the kernels "
         "that read one place. A mark says that something is not as it should be."
@@ -399,7 +402,6 @@ def table(results: Mapping[str, ImplicitMetric]) -> Table:
         view.add_column(name, justify="right", no_wrap=True)
     for name, result in results.items():
         s, where = result.summary, result.positions
-        rows, columns = where.geometry.kernel_size
         numbers = ["-"] * 5
         if s.explained > 0:
             numbers = [
@@ -409,9 +411,10 @@ def table(results: Mapping[str, ImplicitMetric]) -> Table:
                 "-" if s.edges is None else f"{s.edges:+.2f}",
                 f"{s.residual:.3f}",
             ]
-        groups = "" if where.groups == 1 else f", {where.groups} groups"
+        word = "heads" if where.kind == "attention" else "groups"
+        groups = "" if where.groups == 1 else f", {where.groups} {word}"
         shares = (f"{100 * s.explained:.0f} %", f"{100 * s.diverged:.0f} %")
-        view.add_row(name, f"{where.kind} {rows}x{columns}{groups}", *numbers, *shares)
+        view.add_row(name, f"{where.kind} {where.kernel_name}{groups}", *numbers, *shares)
     view.caption = (
         "size: radius in pixels of the layer's input. anisotropy: long over short half-axis. "
         "asymm.: asymmetry, 0 for a centred ball, below 1. edges: +1 if the balls lie along the "

@@ -8,10 +8,11 @@ from finslerconv.implicit._heads import OffsetHead, offset_heads
 from finslerconv.implicit._health import OffsetHealth, offset_health
 from finslerconv.implicit._implicit import ImplicitMetric, implicit_metric, metric_of_positions
 from finslerconv.implicit._layers import AdaptiveLayer, find_adaptive_layers
-from finslerconv.implicit._positions import (
-    KernelPositions,
+from finslerconv.implicit._positions import KernelPositions
+from finslerconv.implicit._readers import (
     Positioned,
     kernel_positions,
+    level_positions,
     register_positions,
 )
 from finslerconv.implicit._summary import MetricSummary
@@ -22,6 +23,7 @@ __all__ = [
     "metric_of_positions",
     "MetricSummary",
     "kernel_positions",
+    "level_positions",
     "KernelPositions",
     "Positioned",
     "register_positions",

@@ -18,7 +18,7 @@ from finslerconv.implicit._objectives import Objective, intersection_over_union,
 from finslerconv.implicit._samples import Samples, as_kind, flat_tensors
 from finslerconv.metrics import Randers, Riemannian
 
-ObjectiveName = Literal["reference", "enclosing", "gauge", "overlap"]
+ObjectiveName = Literal["reference", "enclosing", "gauge", "overlap", "moments"]
 Kind = Literal["randers", "riemannian"]
 
 #: Samples handled at once: intermediate arrays stay in the cache.
@@ -98,7 +98,8 @@ class RandersFit:
         What the objective makes small. ``"reference"``: the root mean square distance of the
         positions from those of the metric, in pixels. ``"gauge"``: the root mean square of
         ``F(v_i) - l_i``. ``"enclosing"``: the ball's area over the hull's, less 1 (infinite for a
-        hull without area). ``"overlap"``: ``1 - iou``.
+        hull without area). ``"overlap"``: ``1 - iou``. ``"moments"``: how far the ball had to be
+        drawn towards the pixel to hold it, in pixels.
     iou : array, shape (\*batch,)
         Intersection over union of the ball and the convex hull of the samples.
     inside : array, shape (\*batch,)
@@ -159,7 +160,7 @@ def fit_randers(
     weights : array, shape (\*batch, n) or (n,), optional
         Non-negative weights of the samples, such as a modulation; by default all alike. Samples of
         weight 0 are ignored.
-    objective : {"reference", "enclosing", "gauge", "overlap"}, optional
+    objective : {"reference", "enclosing", "gauge", "overlap", "moments"}, optional
         What is made small; ``"reference"`` if a reference set is given, else ``"enclosing"``.
 
         - ``"reference"``: the distances between the samples and the images of the known reference
@@ -168,6 +169,9 @@ def fit_randers(
         - ``"gauge"``: the squares of ``F(v_i) - l_i``, for samples on rings of known ``levels``.
         - ``"overlap"``: one less the intersection over union with the convex hull of the samples
           of non-zero weight.
+        - ``"moments"``: nothing; the ball over which a uniform density has the mean and the second
+          moments of the weighted samples. For clouds of points whose weights tell more than their
+          rim.
     kind : {"randers", "riemannian"}
         The kind of metric; a Riemannian ball is an ellipse around the pixel.
     reference : ReferenceSet, optional

@@ -13,6 +13,10 @@ _INSIDE = re.compile(r"(?P<layer>(.*\.)?)(conv_offset_mask|conv_offset|offset_co
 _BESIDE = re.compile(r"(?P<layer>.*)_offset(_mask)?$")
 _METRIC = re.compile(r"(?P<layer>(.*\.)?)head\.conv$")
 
+# Linear maps of DCNv3, DCNv4 and attention; beside the first and the last is one for the weights.
+_LINEAR = re.compile(r"(?P<layer>(.*\.)?)(?P<name>offset|offset_mask|sampling_offsets)$")
+_WEIGHTS = {"offset": "mask", "sampling_offsets": "attention_weights"}
+
 # Where the factors have a convolution of their own.
 _FACTORS = ("modulation_conv", "modulator_conv")
 
@@ -28,12 +32,14 @@ class OffsetHead:
     name : str
         That of the convolution.
     kind : str
-        ``"offsets"``, ``"offsets and factors"`` or ``"metrics"``.
-    kernel_size : tuple of int
-        Of the layer, or if its weights are not there, of the head.
+        ``"offsets"``, ``"offsets and factors"``, ``"metrics"``, ``"dcnv3"``, ``"dcnv4"`` or
+        ``"attention"``.
+    kernel_size : tuple of int, or None
+        Of the layer, or if its weights are not there, of the head. None where weights do not tell,
+        as of DCNv3 and of attention; of DCNv4 it is taken to be 3 x 3.
     groups : int or None
         The number of sets of offsets at a pixel; None for metrics, whose parametrisation weights do
-        not tell, and for numbers of channels that fit no such layer.
+        not tell, for numbers of channels that fit no such layer, and where there is no kernel size.
     in_channels, channels : int
     constant : float
         The largest offset, in pixels, that the bias alone makes; for metrics its largest entry.
@@ -48,7 +54,7 @@ class OffsetHead:
     layer: str
     name: str
     kind: str
-    kernel_size: tuple[int, int]
+    kernel_size: tuple[int, int] | None
     groups: int | None
     in_channels: int
     channels: int
@@ -62,7 +68,9 @@ def offset_heads(state_dict: Mapping[str, Any]) -> list[OffsetHead]:
 
     They are known by their names: ``conv_offset`` (mmcv, BasicSR), ``conv_offset_mask`` (DCNv2),
     ``conv2_offset`` beside ``conv2`` (detectron2), ``offset_conv`` (this library, and layers of
-    three convolutions), ``head.conv`` (:class:`~finslerconv.nn.MetricConv2d`).
+    three convolutions), ``head.conv`` (:class:`~finslerconv.nn.MetricConv2d`), and by their linear
+    maps: ``offset`` and ``mask`` (DCNv3), ``offset_mask`` (DCNv4), ``sampling_offsets`` and
+    ``attention_weights`` (multi-scale deformable attention).
 
     Parameters
     ----------
@@ -85,7 +93,11 @@ def offset_heads(state_dict: Mapping[str, Any]) -> list[OffsetHead]:
     found = []
     for key, weight in state_dict.items():
         name = key.removesuffix(".weight")
-        if name == key or not isinstance(weight, Tensor) or weight.ndim != 4:
+        if name == key or not isinstance(weight, Tensor):
+            continue
+        if weight.ndim == 2 and (linear := _LINEAR.match(name)):
+            found += _linear_head(state_dict, linear, name, weight)
+        if weight.ndim != 4:
             continue
         inside = _INSIDE.match(name) or _METRIC.match(name)
         beside = None if inside else _BESIDE.match(name)
@@ -106,10 +118,12 @@ def _head(state: Mapping[str, Any], layer: str, name: str, weight: Tensor) -> Of
     kind, groups, offsets = "metrics", None, channels
     if not name.endswith("head.conv"):
         apart = any(f"{prefix}{factors}.weight" in state for factors in _FACTORS)
+        plain = channels // (2 * samples) if channels % (2 * samples) == 0 else 0
+        if not plain or weight.shape[1] % plain != 0:
+            # Groups of offsets share the channels evenly.
+            plain = channels == 2
         # Six channels a sample are three groups, or two with factors: a name may tell.
-        joint = not apart and (
-            name.endswith("mask") or (channels % (2 * samples) != 0 and channels != 2)
-        )
+        joint = not apart and (name.endswith("mask") or not plain)
         kind = "offsets and factors" if apart or joint else "offsets"
         each = (3 if joint else 2) * samples
         if channels == 2:
@@ -117,15 +131,52 @@ def _head(state: Mapping[str, Any], layer: str, name: str, weight: Tensor) -> Of
         elif channels % each == 0:
             groups = channels // each
             offsets = 2 * samples * groups
-    weight = weight[:offsets].detach().float()
+    return _measured(state, layer, name, kind, (rows, columns), groups, weight, slice(offsets))
+
+
+def _linear_head(
+    state: Mapping[str, Any], match: re.Match[str], name: str, weight: Tensor
+) -> list[OffsetHead]:
+    """Return the head of DCNv3, DCNv4 or attention, if its channels fit."""
+    prefix, head = match["layer"], match["name"]
+    layer = prefix.removesuffix(".")
+    if head == "offset_mask":
+        # The paper's code has 3 x 3 taps: each group 18 channels of offsets and 9 of weights, their
+        # number rounded up to a multiple of 8.
+        channels = torch.arange(len(weight))
+        groups = len(weight) // 27
+        if -(-27 * groups // 8) * 8 != len(weight):
+            return [_measured(state, layer, name, "dcnv4", None, None, weight, channels)]
+        offsets = channels[(channels < 27 * groups) & (channels % 27 < 18)]
+        return [_measured(state, layer, name, "dcnv4", (3, 3), groups, weight, offsets)]
+    beside = state.get(f"{prefix}{_WEIGHTS[head]}.weight")
+    if not isinstance(beside, Tensor) or 2 * len(beside) != len(weight):
+        return []
+    kind = "dcnv3" if head == "offset" else "attention"
+    return [_measured(state, layer, name, kind, None, None, weight, slice(None))]
+
+
+def _measured(
+    state: Mapping[str, Any],
+    layer: str,
+    name: str,
+    kind: str,
+    kernel_size: tuple[int, int] | None,
+    groups: int | None,
+    weight: Tensor,
+    offsets: slice | Tensor,
+) -> OffsetHead:
+    """Return a head of a known kind with its statistics, over the channels that are offsets."""
+    channels = len(weight)
+    weight = weight[offsets].detach().float()
     bias = state.get(f"{name}.bias")
-    bias = torch.zeros(len(weight)) if bias is None else bias[:offsets].detach().float()
+    bias = torch.zeros(len(weight)) if bias is None else bias[offsets].detach().float()
     if kind != "metrics" and len(bias) % 2 == 0:
         constant = bias.unflatten(0, (-1, 2)).norm(dim=1).max()
     else:
         constant = bias.abs().max()
     return OffsetHead(
-        layer, name, kind, (rows, columns), groups, weight.shape[1], channels,
-        float(constant), float(weight.square().sum((1, 2, 3)).mean().sqrt()),
+        layer, name, kind, kernel_size, groups, weight.shape[1], channels,
+        float(constant), float(weight.flatten(1).square().sum(1).mean().sqrt()),
         bool(weight.isfinite().all() and bias.isfinite().all()),
     )  # fmt: skip

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from finslerconv.implicit._fit import RandersFit
 from finslerconv.implicit._positions import KernelPositions
 
 # A kernel is collapsed if its samples spread less than this share of the standard kernel's.
@@ -27,9 +28,11 @@ class OffsetHealth:
     ----------
     offset, offset_99 : float
         The median distance of a sample from its place in the standard kernel, and its 99th
-        percentile, in pixels of the layer's input.
+        percentile, in pixels of the layer's input. The standard kernel of an attention are its
+        points before it has learned: a ray for each head.
     exploded : float
-        The share of samples farther from that place than twice the standard kernel's extent.
+        The share of samples farther from that place than twice the standard kernel's extent (over
+        all heads of an attention).
     outside : float
         The share of samples outside the picture, where they read padding.
     outside_standard : float
@@ -39,6 +42,8 @@ class OffsetHealth:
         than a quarter of the standard kernel's: they read one place.
     not_finite : float
         The share of samples at NaN or infinite positions, which count for none of the above.
+    explained : float or None
+        The share of kernels that a metric explains; None where none was fitted.
     """
 
     offset: float
@@ -48,6 +53,7 @@ class OffsetHealth:
     outside_standard: float
     collapsed: float
     not_finite: float
+    explained: float | None = None
 
     @property
     def complaints(self) -> tuple[str, ...]:
@@ -73,17 +79,23 @@ class OffsetHealth:
             f"(standard {self.outside_standard:.1%}), {self.not_finite:.1%} not finite",
             f"kernels: {self.collapsed:.1%} collapsed",
         ]
+        if self.explained is not None:
+            lines[-1] += f", {self.explained:.1%} explained by a metric"
         return "\n".join([*lines, *(f"! {complaint}" for complaint in self.complaints)])
 
 
 @torch.no_grad()
-def offset_health(positions: KernelPositions) -> OffsetHealth:
+def offset_health(positions: KernelPositions, fit: RandersFit | None = None) -> OffsetHealth:
     """Return how sound the sampling positions of a layer are.
 
     Parameters
     ----------
     positions : KernelPositions
-        As of :func:`kernel_positions`, or in the layers of :func:`find_adaptive_layers`.
+        As of :func:`kernel_positions` or :func:`level_positions`, or in the layers of
+        :func:`find_adaptive_layers`.
+    fit : RandersFit, optional
+        Metrics of these positions, as in what :func:`implicit_metric` returns, for the share that
+        is explained.
 
     Returns
     -------
@@ -100,31 +112,34 @@ def offset_health(positions: KernelPositions) -> OffsetHealth:
     >>> health.complaints[0]
     'offsets explode: 100.0% of the samples are far away'
     """
-    points, geometry = positions.points, positions.geometry
-    taps = geometry.taps(points)
+    points, standard = positions.points, positions.standard
+    assert standard is not None
     finite = points.isfinite().all(-1)
-    known = points[finite]
-    away = (points - taps).norm(dim=-1)[finite]
-    extent = float((taps.amax(0) - taps.amin(0)).amax()) + 1
-    rows, columns = positions.centres()
-    centres = torch.stack(torch.broadcast_tensors(rows, columns), dim=-1)[..., None, :]
+    away = (points - standard).norm(dim=-1)[finite]
+    # Of several groups, the kernel is all of them together.
+    over = (-2, 1) if points.ndim == 6 else (-2,)
+    extent = (standard.amax(over, keepdim=True) - standard.amin(over, keepdim=True)).amax(-1) + 1
+    far = (points - standard).norm(dim=-1) > 2 * extent
+    centres = positions.centres()[..., None, :]
+    if points.ndim == 6:
+        centres = centres[:, None]
     last = points.new_tensor(positions.input_size) - 1
 
     def outside(places: torch.Tensor) -> torch.Tensor:
         return ((places < 0) | (places > last)).any(-1)
 
     whole = finite.all(-1)
-    spread = _spread(points[whole])
-    standard = float(_spread(taps))
-    nothing = not len(known)
+    collapsed = _spread(points) < _COLLAPSED * _spread(standard)
+    nothing = not len(away)
     return OffsetHealth(
         offset=math.nan if nothing else float(away.median()),
         offset_99=math.nan if nothing else float(away.kthvalue(math.ceil(0.99 * len(away))).values),
-        exploded=_share(away > 2 * extent),
+        exploded=_share(far[finite]),
         outside=_share(outside(centres + points)[finite]),
-        outside_standard=_share(outside(centres + taps)),
-        collapsed=_share(spread < _COLLAPSED * standard),
+        outside_standard=_share(outside(centres + standard)),
+        collapsed=_share(collapsed[whole]),
         not_finite=_share(~finite),
+        explained=None if fit is None else float(fit.explained.double().mean()),
     )
 
 

@@ -1,6 +1,5 @@
 """The metrics that a layer, or every layer of a model, implies: fitted, and summarised."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,12 +9,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from finslerconv._arrays import as_integer
+from finslerconv.implicit._aggregations import is_attention
 from finslerconv.implicit._fit import ObjectiveName, RandersFit, fit_randers, known_metric
 from finslerconv.implicit._layers import find_adaptive_layers
 from finslerconv.implicit._objectives import determines
-from finslerconv.implicit._positions import KernelPositions, kernel_positions, reader_of
+from finslerconv.implicit._positions import KernelPositions
+from finslerconv.implicit._readers import level_positions, reader_of
 from finslerconv.implicit._summary import MetricSummary, as_randers, picture_gradient, summarise
 from finslerconv.metrics import Randers, Riemannian
+from finslerconv.nn import DCNv3, DCNv4
 from finslerconv.ops import MapName
 
 
@@ -56,7 +58,7 @@ class ImplicitMetric:
 
     def in_picture(
         self, height: int, width: int
-    ) -> tuple[Randers, Float[Tensor, " rows"], Float[Tensor, " columns"]]:
+    ) -> tuple[Randers, Float[Tensor, "batch rows columns 2"]]:
         """Return the field in pixels of a picture that the layer's input is a reduced copy of.
 
         Parameters
@@ -68,8 +70,8 @@ class ImplicitMetric:
         -------
         metric : Randers
             The same balls, stretched; float64.
-        rows, columns : Tensor, shapes (Ho,) and (Wo,)
-            The kernels' centres in the picture.
+        centres : Tensor, shape (1, Ho, Wo, 2) or (B, Ho, Wo, 2)
+            The rows and columns of the kernels' centres in the picture.
         """
         inner_height, inner_width = self.positions.input_size
         ratios = height / inner_height, width / inner_width
@@ -78,11 +80,8 @@ class ImplicitMetric:
         stretched = Randers(
             shrink[:, None] * metric.M * shrink, shrink * metric.omega, validate=False
         )
-        rows, columns = (
-            (centre.flatten() + 0.5) * ratio - 0.5
-            for centre, ratio in zip(self.positions.centres(), ratios, strict=True)
-        )
-        return stretched, rows, columns
+        centres = self.positions.centres()
+        return stretched, (centres + 0.5) * centres.new_tensor(ratios) - 0.5
 
     def __repr__(self) -> str:
         s = self.summary
@@ -103,6 +102,7 @@ def implicit_metric(
     objective: ObjectiveName | None = None,
     max_size: int | None = None,
     include_fixed: bool = False,
+    together: bool = False,
     **options: Any,
 ) -> ImplicitMetric | dict[str, ImplicitMetric]:
     """Return the metrics that a layer implies, or all adaptive layers of a model.
@@ -113,13 +113,13 @@ def implicit_metric(
     Parameters
     ----------
     layer_or_model : nn.Module
-        A layer that :func:`kernel_positions` knows, or a model with such layers in it.
+        A layer that :func:`level_positions` knows, or a model with such layers in it.
     x : Tensor or tuple
         Its input, or the tuple of the arguments of its ``forward``.
     image : Tensor, shape (B, C, H, W), optional
         The picture whose gradient the balls are compared with; the first argument in ``x`` if
         that is of this shape.
-    objective : {"reference", "enclosing", "gauge", "overlap"}, optional
+    objective : {"reference", "enclosing", "gauge", "overlap", "moments"}, optional
         What :func:`fit_randers` makes small. If neither this nor any of its options is given:
 
         - the metrics of a metric convolution, if Randers or Riemannian, are its own, with nothing
@@ -132,12 +132,18 @@ def implicit_metric(
           (three axes for a Riemannian one), for the radial map, or all on one line. These are
           kernels of one tap, one row, one column or 2 x 2 taps, and polar sets of three or four
           angles. There it is ``"enclosing"``; for the standard convolution of 2 x 2 taps that
-          gives ``2 I / d^2``, the disc through them.
+          gives ``2 I / d^2``, the disc through them;
+        - and the points of an attention's head, which have no places of their own in a ball, are
+          fitted with ``"moments"``.
     max_size : int, optional
         Thin every field, taking each second (third, ...) output pixel along both axes, until it has
-        at most as many on its longer side.
+        at most as many on its longer side. Of the queries of an attention, ``max_size**2`` are
+        taken.
     include_fixed : bool
         Whether to list the standard, dilated and weighted convolutions of a model too.
+    together : bool
+        Whether the samples of all groups, or of all heads of an attention, are read as one kernel,
+        not each group by itself (:meth:`KernelPositions.together`).
     **options
         Of :func:`fit_randers`: ``kind="riemannian"``, ``refine=False``, ``margin``, ... With any of
         them, the metrics of a metric convolution are fitted too.
@@ -145,8 +151,9 @@ def implicit_metric(
     Returns
     -------
     ImplicitMetric or dict of str to ImplicitMetric
-        For a layer, or for a model by the names of the layers in the order of their calls.
-        Samples count by the magnitude of their modulation or density.
+        For a layer, or for a model by the names of the layers in the order of their calls. Of
+        attention over several levels there is one for each, ``"name@0"``, ``"name@1"``, ...
+        Samples count by the magnitude of their modulation, density or attention weight.
 
     Raises
     ------
@@ -171,15 +178,21 @@ def implicit_metric(
         )
     if max_size is not None:
         max_size = as_integer("max_size", max_size)
-    picture = _picture(image, x)
+    picture = _picture(image, x, layer_or_model)
 
     def read(name: str, positions: KernelPositions) -> ImplicitMetric:
+        if together:
+            positions = positions.together()
         return metric_of_positions(
             name, positions, picture, objective=objective, max_size=max_size, **options
         )
 
     if reader_of(layer_or_model) is not None:
-        return read(type(layer_or_model).__name__, kernel_positions(layer_or_model, x))
+        levels = level_positions(layer_or_model, x)
+        name = type(layer_or_model).__name__
+        if len(levels) == 1:
+            return read(name, levels[0])
+        return {f"{name}@{i}": read(f"{name}@{i}", level) for i, level in enumerate(levels)}
     layers = find_adaptive_layers(layer_or_model, x, include_fixed=include_fixed)
     if not layers:
         hint = "" if include_fixed else "; include_fixed=True lists the standard convolutions too"
@@ -215,7 +228,7 @@ def metric_of_positions(
         If there are no positions, or they cannot be fitted; the message names the layer.
     """
     if max_size is not None:
-        positions = positions.every(math.ceil(max(positions.output_size) / max_size))
+        positions = positions.thinned(max_size)
     if 0 in positions.points.shape:
         raise ValueError("x: expected at least one picture, got an empty batch")
     explicit = objective is None and not options and positions.metric is not None
@@ -237,10 +250,10 @@ def metric_of_positions(
             f"{len(picture)}"
         )
     height, width = picture.shape[2:]
-    _, rows, columns = result.in_picture(height, width)
+    _, centres = result.in_picture(height, width)
     # As smooth as the layer sees it.
     sigma = max(1.0, height / positions.input_size[0] / 2, width / positions.input_size[1] / 2)
-    gradient = picture_gradient(picture, rows[:, None], columns[None, :], sigma)
+    gradient = picture_gradient(picture, centres, sigma)
     return replace(result, summary=summarise(fit, gradient))
 
 
@@ -250,8 +263,9 @@ def _fit(
     """Return the fit, and the map if the objective has one."""
     reference = options.get("reference", positions.reference)
     map = options.get("map", positions.map)
-    if objective is None:
-        assert reference is not None
+    if objective is None and reference is None:
+        objective = "moments"
+    elif objective is None and reference is not None:
         centred = options.get("kind") == "riemannian"
         enough = "map" in options or determines(reference, map or "radial", centred)
         objective = "reference" if enough else "enclosing"
@@ -286,13 +300,19 @@ def _fit_field(positions: KernelPositions, known: dict[str, Any]) -> RandersFit:
     return replace(fit, metric=metric, **{name: getattr(fit, name).expand(batch) for name in names})
 
 
-def _picture(image: Tensor | None, x: Any) -> Tensor | None:
+def _picture(image: Tensor | None, x: Any, layer: nn.Module) -> Tensor | None:
     if image is not None:
         if not isinstance(image, Tensor) or image.ndim != 4 or not image.is_floating_point():
             got = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
             raise ValueError(f"image: expected a floating Tensor (B, C, H, W), got {got}")
         return image
     first = x[0] if isinstance(x, tuple | list) and x else x
-    if isinstance(first, Tensor) and first.ndim in (3, 4) and first.is_floating_point():
-        return first if first.ndim == 4 else first[None]
-    return None
+    if not isinstance(first, Tensor) or not first.is_floating_point():
+        return None
+    if isinstance(layer, DCNv3):
+        return first.permute(0, 3, 1, 2)
+    if first.ndim == 4:
+        return first
+    # DCNv4 and attention take rows of pixels (B, N, C).
+    tokens = isinstance(layer, DCNv4) or is_attention(layer)
+    return first[None] if first.ndim == 3 and not tokens else None

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from finslerconv._models import evaluating
-from finslerconv.implicit._positions import (
-    KernelPositions,
+from finslerconv.implicit._aggregations import read_attention
+from finslerconv.implicit._positions import KernelPositions
+from finslerconv.implicit._readers import (
     deformable_positions,
+    in_levels,
     is_no_image_layer,
     reader_of,
 )
@@ -40,6 +42,8 @@ class AdaptiveLayer:
         The name of the convolution whose output were the offsets (or a part of it, also put
         together again, as by ``chunk`` and ``cat``), where that is another module of the model;
         None where anything was computed in between.
+    level : int or None
+        Which of several levels, for attention over several; ``positions`` are those on it.
     """
 
     name: str
@@ -47,12 +51,17 @@ class AdaptiveLayer:
     module: nn.Module
     positions: KernelPositions
     offset_module: str | None = None
+    level: int | None = None
 
     @property
     def key(self) -> str:
-        """The name, with ``#2`` and so on for the second call; ``(model)`` for the model itself."""
-        name = self.name or "(model)"
-        return name if self.call == 0 else f"{name}#{self.call + 1}"
+        """The name, or ``(model)`` for the model itself; then the call and the level.
+
+        ``#2`` and so on for the second call; ``@0``, ``@1`` and so on for one of several levels.
+        """
+        call = "" if self.call == 0 else f"#{self.call + 1}"
+        level = "" if self.level is None else f"@{self.level}"
+        return f"{self.name or '(model)'}{call}{level}"
 
 
 def find_adaptive_layers(
@@ -60,7 +69,7 @@ def find_adaptive_layers(
 ) -> list[AdaptiveLayer]:
     """Run a model once and return its adaptive layers, in the order of their calls.
 
-    Found are all layers that :func:`kernel_positions` knows, and every call of
+    Found are all layers that :func:`level_positions` knows, and every call of
     ``torchvision.ops.deform_conv2d`` or :func:`finslerconv.ops.deform_conv2d` (by a compiled
     backend) in any module, with the offsets that were passed.
 
@@ -79,7 +88,8 @@ def find_adaptive_layers(
     Returns
     -------
     list of AdaptiveLayer
-        One for every call: a module that is called twice is there twice.
+        One for every call: a module that is called twice is there twice. Attention over several
+        levels is there once for each.
 
     Raises
     ------
@@ -160,7 +170,7 @@ class _Search(TorchDispatchMode):
         read = _OPERATORS.get(str(func))
         if read is not None and self._inside is None and (call := read(*args)) is not None:
             name, module = self._running[-1] if self._running else ("", nn.Identity())
-            self._add(name, module, deformable_positions(*call), call.offset)
+            self._add(name, module, (deformable_positions(*call),), call.offset)
         result = func(*args, **(kwargs or {}))
         if str(func) in _COPIES:
             parts = [args[0]] if isinstance(args[0], Tensor) else args[0]
@@ -183,28 +193,39 @@ class _Search(TorchDispatchMode):
                 # The call of its operator is not to be read either.
                 self._inside = module
             return
-        arguments = inspect.signature(module.forward).bind(*args, **kwargs).args
+        bound = inspect.signature(module.forward).bind(*args, **kwargs)
+        if reader is read_attention:
+            # Its arguments are told by their names: those after one that was left out count too.
+            bound.apply_defaults()
+        arguments = bound.args
         self._inside = module
         depth = len(self._running)
         try:
-            positions = reader(module, *arguments)
+            levels = in_levels(reader(module, *arguments))
         except (TypeError, ValueError) as error:
             raise ValueError(f"layer {name or '(model)'!r}: {error}") from error
         finally:
             del self._running[depth:]
-        if not positions.adaptive:
+        if not levels[0].adaptive:
             # A plain convolution has nothing inside, and its output may be offsets.
             self._inside = None
-            if not self._include_fixed or positions.geometry.n_taps == 1:
+            if not self._include_fixed or levels[0].points.shape[-2] == 1:
                 return
         offset = arguments[1] if len(arguments) > 1 else None
-        self._add(name, module, positions, offset if isinstance(offset, Tensor) else None)
+        self._add(name, module, levels, offset if isinstance(offset, Tensor) else None)
 
     def _add(
-        self, name: str, module: nn.Module, positions: KernelPositions, offset: Tensor | None
+        self,
+        name: str,
+        module: nn.Module,
+        levels: tuple[KernelPositions, ...],
+        offset: Tensor | None,
     ) -> None:
         source = None if offset is None else self._source(offset)
-        self._layers.append(AdaptiveLayer(name, self._calls[name], module, positions, source))
+        for i, positions in enumerate(levels):
+            level = None if len(levels) == 1 else i
+            call = self._calls[name]
+            self._layers.append(AdaptiveLayer(name, call, module, positions, source, level))
         self._calls[name] += 1
 
     def _source(self, offset: Tensor) -> str | None:

@@ -220,6 +220,21 @@ class Enclosing(Objective):
 
 
 @final
+class Moments(Objective):
+    """Nothing: the ball over which a uniform density has the samples' mean and second moments."""
+
+    def refine(self, samples: Samples, ellipse: Ellipse, how: Refinement) -> tuple[Ellipse, Tensor]:
+        return ellipse, torch.ones_like(samples.corners, dtype=torch.bool)
+
+    def residual(self, samples: Samples, ellipse: Ellipse, scale: Tensor) -> Tensor:
+        """Return how far the ball had to be drawn towards the pixel to hold it, in pixels."""
+        mean = (samples.weights[..., None] * samples.points).sum(1)
+        # Of a Riemannian metric the moments are about the pixel, where its ball is.
+        off = (ellipse.centre - mean).norm(dim=-1)
+        return scale * torch.where((ellipse.centre == 0).all(-1), 0.0, off)
+
+
+@final
 class Overlap(Smooth):
     """One less the intersection over union of the ball and the samples' hull."""
 
@@ -258,9 +273,10 @@ def objective_of(
 ) -> Objective:
     """Return the objective that the arguments of ``fit_randers`` describe, or raise."""
     name = name or ("enclosing" if reference is None else "reference")
-    if name not in ("reference", "enclosing", "gauge", "overlap"):
+    if name not in ("reference", "enclosing", "gauge", "overlap", "moments"):
         raise ValueError(
-            f"objective: expected 'reference', 'enclosing', 'gauge' or 'overlap', got {name!r}"
+            "objective: expected 'reference', 'enclosing', 'gauge', 'overlap' or 'moments', got "
+            f"{name!r}"
         )
     ball_map(map)  # raises if there is no such map
     if map == "affine" and name != "reference":
@@ -274,7 +290,7 @@ def objective_of(
             "the two out"
         )
     if reference is not None:
-        if name in ("enclosing", "overlap"):
+        if name in ("enclosing", "overlap", "moments"):
             raise ValueError(
                 f"reference: the objective {name!r} does not use it; leave it out, or choose "
                 "'reference' or 'gauge'"
@@ -294,6 +310,8 @@ def objective_of(
             return Enclosing()
         case "overlap":
             return Overlap()
+        case "moments":
+            return Moments()
         case "gauge":
             return Rings(_tensor(_levels(levels, reference, n), device))
     if reference is None:

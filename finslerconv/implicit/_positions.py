@@ -1,60 +1,61 @@
-"""Where the kernel of an existing layer takes its samples, at every output pixel."""
+"""The samples that a layer takes, at every place where it computes an output."""
 
-from collections.abc import Callable, Sequence
+import math
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
+from torch import Tensor
 
 from finslerconv._arrays import as_integer
-from finslerconv._models import torchvision_deform
 from finslerconv.balls import ReferenceSet, lattice
 from finslerconv.metrics import Randers, Riemannian
-from finslerconv.nn import (
-    AdaptiveConv,
-    DeformConv2d,
-    GeodesicConv2d,
-    GivenOffsetConv2d,
-    MetricConv2d,
-    ShiftedConv2d,
-)
-from finslerconv.nn.weighted import density_of
 from finslerconv.ops import ConvGeometry, MapName
+
+#: Multiples of it, modulo 1, are spread evenly, and in step with no row of a picture.
+_GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class KernelPositions:
-    """The samples that a layer takes around every output pixel.
+    """The samples that a layer takes around every output pixel, or around every query.
 
     Parameters
     ----------
     points : Tensor, shape (B, Ho, Wo, n, 2), or (B, G, Ho, Wo, n, 2) for ``G > 1`` groups
         Displacements (down, right) from the kernel's centre, in pixels of the layer's input, in
-        the order of the kernel (row-major); float32 at least.
-    geometry : ConvGeometry
-        Kernel, stride, padding and dilation; with them the centres.
+        the order of the kernel (row-major); float32 at least. The queries of an attention are one
+        row, ``Ho = 1``, and its heads are the groups.
+    geometry : ConvGeometry or None
+        Kernel, stride, padding and dilation; with them the centres. None for samples around given
+        ``places``.
     input_size : tuple of int
         Rows and columns of the layer's input.
     kind : str
         What the layer is: ``"standard"``, ``"dilated"``, ``"weighted"``, ``"shifted"``,
-        ``"deformable"``, ``"metric"``, ``"geodesic"``, or the name of a class from elsewhere.
+        ``"deformable"``, ``"metric"``, ``"geodesic"``, ``"dcnv3"``, ``"dcnv4"``, ``"attention"``,
+        or the name of a class from elsewhere.
     adaptive : bool
         Whether the positions depend on the input.
     modulation : Tensor, shape of ``points`` without the last axis, optional
-        A factor of every sample: DCNv2's mask, the density of a weighted convolution.
+        A factor of every sample: DCNv2's mask, the density of a weighted convolution, the weights
+        of an attention.
     weight : Tensor, shape (O, C // groups, kh, kw), optional
         The layer's kernel.
     reference : ReferenceSet, optional
         The places of the taps in the Euclidean unit ball; by default those of the lattice, which
-        are the taps divided by the kernel's radius.
+        are the taps divided by the kernel's radius. None if the samples have no such places.
     map : {"radial", "affine"}, optional
         How the layer's metric carries these into its ball; None for layers that have no metric.
     metric : Randers or Riemannian, optional
         The layer's own metric, whose unit balls it samples: batch (B, [G,] Ho, Wo), lengths in
         pixels. None for layers that have none, or one of another kind.
+    standard : Tensor, of a shape that broadcasts to that of ``points``, optional
+        Where the samples of a layer are that has learned nothing; by default the taps of the
+        standard convolution.
+    places : Tensor, shape (B, Ho, Wo, 2), optional
+        The centres (row, column) in pixels of the input, where there is no geometry.
 
     Raises
     ------
@@ -63,7 +64,7 @@ class KernelPositions:
     """
 
     points: Float[Tensor, "..."]
-    geometry: ConvGeometry
+    geometry: ConvGeometry | None
     input_size: tuple[int, int]
     kind: str
     adaptive: bool
@@ -72,10 +73,19 @@ class KernelPositions:
     reference: ReferenceSet | None = None
     map: MapName | None = None
     metric: Randers | Riemannian | None = None
+    standard: Float[Tensor, "..."] | None = None
+    places: Float[Tensor, "batch rows columns 2"] | None = None
 
     def __post_init__(self) -> None:
         shape = tuple(self.points.shape)
-        expected = (*self.geometry.output_size(*self.input_size), self.geometry.n_taps, 2)
+        if self.geometry is None:
+            if self.places is None or self.standard is None:
+                raise ValueError("geometry: without it, places and standard are needed")
+            sites, n = tuple(self.places.shape[1:3]), self.standard.shape[-2]
+        else:
+            sites = self.geometry.output_size(*self.input_size)
+            n = self.geometry.n_taps if self.standard is None else self.standard.shape[-2]
+        expected = (*sites, n, 2)
         if len(shape) not in (5, 6) or shape[-4:] != expected:
             raise ValueError(
                 f"points: expected shape (B, {', '.join(map(str, expected))}), with an axis of "
@@ -91,7 +101,12 @@ class KernelPositions:
                 f"metric: expected one for every kernel, batch shape {shape[:-2]}, got "
                 f"{self.metric.batch_shape}"
             )
-        if self.reference is None:
+        standard = self.standard
+        if standard is None:
+            assert self.geometry is not None
+            standard = self.geometry.taps(self.points)
+        object.__setattr__(self, "standard", standard.to(self.points).expand(shape))
+        if self.reference is None and self.geometry is not None and n == self.geometry.n_taps:
             object.__setattr__(self, "reference", lattice(self.geometry.kernel_size))
 
     @property
@@ -105,359 +120,107 @@ class KernelPositions:
         rows, columns = self.points.shape[-4:-2]
         return rows, columns
 
-    def centres(self) -> tuple[Float[Tensor, "rows 1"], Float[Tensor, "1 columns"]]:
-        """Return the rows (Ho, 1) and columns (1, Wo) of the kernels' centres, in input pixels."""
-        rows, columns = self.geometry.centres(self.output_size, self.points)
-        return rows, columns
+    @property
+    def kernel_name(self) -> str:
+        """The kernel's size, as ``"3x3"``, or the number of samples, as ``"4 points"``."""
+        n = self.points.shape[-2]
+        if self.geometry is None or self.geometry.n_taps not in (n, n + 1):
+            return f"{n} points"
+        return "{}x{}".format(*self.geometry.kernel_size)
+
+    def centres(self) -> Float[Tensor, "batch rows columns 2"]:
+        """Return (row, column) of each kernel's centre, in pixels of the input.
+
+        Of shape (1, Ho, Wo, 2), or (B, Ho, Wo, 2) for given ``places``.
+        """
+        if self.geometry is None:
+            assert self.places is not None
+            return self.places
+        axes = self.geometry.centres(self.output_size, self.points)
+        return torch.stack(torch.broadcast_tensors(*axes), dim=-1)[None]
 
     def every(self, step: int) -> "KernelPositions":
         """Return the positions at every ``step``-th output pixel along both axes."""
         step = as_integer("step", step)
         if step == 1:
             return self
-        rows, columns = self.geometry.stride
+        geometry = self.geometry
+        if geometry is not None:
+            rows, columns = geometry.stride
+            geometry = replace(geometry, stride=(step * rows, step * columns))
+        part = slice(None, None, step)
+        return self._at(part, part, geometry)
+
+    def thinned(self, max_size: int) -> "KernelPositions":
+        """Return the positions at so many output pixels on the longer side, evenly spread.
+
+        Of samples around given places, at ``max_size**2`` of these.
+        """
+        max_size = as_integer("max_size", max_size)
+        if self.geometry is not None:
+            return self.every(max(1, math.ceil(max(self.output_size) / max_size)))
+        rows, columns = self.output_size
+        most = max(1, max_size**2 // rows)
+        if columns <= most:
+            return self
+        # Every k-th query would be in the same few columns of the picture.
+        spread = np.unique((np.arange(1, most + 1) * _GOLDEN % 1 * columns).astype(int))
+        index = torch.as_tensor(spread, device=self.points.device)
+        return self._at(slice(None), index, None)
+
+    def _at(
+        self, row: slice, column: slice | Tensor, geometry: ConvGeometry | None
+    ) -> "KernelPositions":
+        """Return the positions at some output pixels."""
+        assert self.standard is not None
         return replace(
             self,
-            points=self.points[..., ::step, ::step, :, :],
-            geometry=replace(self.geometry, stride=(step * rows, step * columns)),
-            modulation=None if self.modulation is None else self.modulation[..., ::step, ::step, :],
-            metric=None if self.metric is None else self.metric[..., ::step, ::step],
+            points=self.points[..., row, column, :, :],
+            geometry=geometry,
+            modulation=None if self.modulation is None else self.modulation[..., row, column, :],
+            metric=None if self.metric is None else self.metric[..., row, column],
+            standard=self.standard[..., row, column, :, :],
+            places=None if self.places is None else self.places[:, row, column],
+        )
+
+    def together(self) -> "KernelPositions":
+        """Return the samples of all groups, or all heads, as those of one kernel.
+
+        The reference points of several groups are those of each; of an attention, the rays of its
+        heads as they start, together.
+        """
+        if self.groups == 1:
+            return self
+        assert self.standard is not None
+
+        def joined(each: Tensor) -> Tensor:
+            return each.movedim(1, 3).flatten(3, 4)
+
+        standard = joined(self.standard)
+        if self.reference is not None:
+            name = self.reference.name
+            g = np.tile(self.reference.points, (self.groups, 1))
+        else:
+            name = "rays"
+            each = standard.flatten(0, 2)
+            # In boxes the rays are as long as these are: a large one tells their directions best.
+            largest = each[each.abs().amax((1, 2)).argmax()] if len(each) else each.sum(0)
+            g = largest.double().cpu().numpy()
+            g = g / np.maximum(np.abs(g).max(axis=0), np.finfo(float).tiny)
+        weights = np.full(len(g), math.pi / len(g))
+        return replace(
+            self,
+            points=joined(self.points),
+            modulation=None if self.modulation is None else joined(self.modulation),
+            weight=None,
+            reference=ReferenceSet(name, (len(g),), g, weights),
+            metric=None,
+            standard=standard,
         )
 
     def __repr__(self) -> str:
-        rows, columns = self.geometry.kernel_size
         modulated = "" if self.modulation is None else ", modulated"
         return (
-            f"KernelPositions({self.kind} {rows}x{columns}, points={tuple(self.points.shape)}, "
+            f"KernelPositions({self.kind} {self.kernel_name}, points={tuple(self.points.shape)}, "
             f"dtype={self.points.dtype}, adaptive={self.adaptive}{modulated})"
         )
-
-
-@runtime_checkable
-class Positioned(Protocol):
-    """A layer that tells its positions itself, as ``finslerconv.nn.MetricConv2d`` does.
-
-    Any module with these two methods is understood. It may also have a method ``modulation(x)``
-    (a factor for every sample, shape (B, [G,] Ho, Wo, n), or None), and the attributes ``weight``,
-    ``reference`` (a ReferenceSet) and ``map``. Both methods get the arguments of ``forward``.
-    """
-
-    def positions(self, x: Any) -> Tensor:
-        """Return displacements (B, [G,] Ho, Wo, n, 2) from the kernel's centre, in pixels."""
-
-    def geometry(self) -> ConvGeometry:
-        """Return kernel size, stride, padding and dilation."""
-
-
-#: From a layer and the arguments of its forward method to its positions.
-Reader = Callable[..., KernelPositions]
-
-_Registered = TypeVar("_Registered", bound=Reader)
-
-_readers: dict[type[nn.Module], Reader] = {}
-
-
-def register_positions(kind: type[nn.Module]) -> Callable[[_Registered], _Registered]:
-    """Teach :func:`kernel_positions` a class of layers from elsewhere.
-
-    Parameters
-    ----------
-    kind : type
-        A class of modules; it holds for its subclasses too, unless they are registered themselves.
-
-    Returns
-    -------
-    callable
-        A decorator of a function ``(layer, *args) -> KernelPositions``, where ``args`` are what the
-        layer's ``forward`` takes. A second registration of a class replaces the first.
-
-    Raises
-    ------
-    TypeError
-        If ``kind`` is no class of modules.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from torch import nn
-    >>> from finslerconv.implicit import KernelPositions, kernel_positions, register_positions
-    >>> class Blur(nn.Module):
-    ...     def forward(self, x):
-    ...         return nn.functional.avg_pool2d(x, 3, 1, 1)
-    >>> @register_positions(Blur)
-    ... def read(layer, x):
-    ...     return kernel_positions(nn.Conv2d(1, 1, 3, padding=1), x[:, :1])
-    >>> kernel_positions(Blur(), torch.rand(1, 4, 6, 6)).points.shape
-    torch.Size([1, 6, 6, 9, 2])
-    """
-    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-        raise TypeError(f"kind: expected a class of nn.Module, got {kind!r}")
-
-    def register(reader: _Registered) -> _Registered:
-        _readers[kind] = reader
-        return reader
-
-    return register
-
-
-@torch.no_grad()
-def kernel_positions(layer: nn.Module, x: Tensor | Sequence[Any]) -> KernelPositions:
-    """Return where a layer takes its samples at every output pixel, for the input ``x``.
-
-    Parameters
-    ----------
-    layer : nn.Module
-        One of
-
-        - ``nn.Conv2d``, with stride and dilation, weighted or not;
-        - :class:`~finslerconv.nn.GivenOffsetConv2d`, ``torchvision.ops.DeformConv2d``, and the
-          layers of mmcv and detectron2 that are called with their offsets;
-        - a pack, which holds the convolution of its offsets (``conv_offset`` or
-          ``conv_offset_mask``, with 2 or 3 channels a tap), as mmcv's ``DeformConv2dPack`` and
-          ``ModulatedDeformConv2dPack``;
-        - a layer for images that tells its positions (:class:`Positioned`), as those of this
-          library do;
-        - a layer of a class given to :func:`register_positions`.
-    x : Tensor or tuple
-        The input (B, C, H, W) or (C, H, W); or the tuple of the arguments of the layer's
-        ``forward``, such as ``(x, offset)`` or ``(x, offset, mask)``.
-
-    Returns
-    -------
-    KernelPositions
-        Without gradient.
-
-    Raises
-    ------
-    TypeError
-        If the layer is of none of these kinds; :func:`find_adaptive_layers` finds those in it.
-    ValueError
-        If the input does not fit the layer, or the layer is lazy and was never called.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from torch import nn
-    >>> from finslerconv.implicit import kernel_positions
-    >>> where = kernel_positions(nn.Conv2d(3, 8, 3, dilation=2), torch.rand(1, 3, 16, 16))
-    >>> where.kind, where.points.shape
-    ('dilated', torch.Size([1, 12, 12, 9, 2]))
-    >>> where.points[0, 0, 0, 0]
-    tensor([-2., -2.])
-    """
-    reader = reader_of(layer)
-    if reader is None and is_no_image_layer(layer):
-        raise TypeError(
-            f"layer: {type(layer).__name__} is over {layer.dims} axes, and implicit metrics are "
-            "read from layers for images, over two; layer.positions(x) returns its samples, and "
-            "layer.metric(x) the metrics of a metric convolution"
-        )
-    if reader is None:
-        raise TypeError(
-            f"layer: {type(layer).__name__} is not known; find_adaptive_layers(model, x) finds the "
-            "layers inside a model, and register_positions teaches the positions of a class"
-        )
-    arguments = tuple(x) if isinstance(x, tuple | list) else (x,)
-    if not arguments or not isinstance(arguments[0], Tensor):
-        got = type(arguments[0]).__name__ if arguments else "nothing"
-        raise TypeError(f"x: expected a Tensor, or the tuple of the layer's arguments, got {got}")
-    return reader(layer, *arguments)
-
-
-def reader_of(layer: nn.Module) -> Reader | None:
-    """Return the function that reads a layer's positions, None if it is of no known kind."""
-    if not isinstance(layer, nn.Module):
-        raise TypeError(f"layer: expected an nn.Module, got {type(layer).__name__}")
-    for kind in type(layer).__mro__:
-        if kind in _readers:
-            return _readers[kind]
-    if is_no_image_layer(layer):
-        return None
-    if isinstance(layer, Positioned):
-        return _read_positioned
-    if isinstance(layer, nn.Conv2d) and (density_of(layer) is not None or _runs(layer, nn.Conv2d)):
-        return _read_conv2d
-    # What follows may also derive from nn.Conv2d, with a forward method of its own.
-    if not _has_kernel(layer):
-        return None
-    if _offset_conv(layer) is not None:
-        return _read_pack
-    named = isinstance(layer, GivenOffsetConv2d) or any(
-        hasattr(layer, name) for name in ("deform_groups", "deformable_groups")
-    )
-    torchvisions = torchvision_deform(layer)
-    own = torchvisions is not None and _runs(layer, torchvisions)
-    return _read_deformable if named or own else None
-
-
-def is_no_image_layer(layer: nn.Module) -> bool:
-    """Return whether a layer is one of this library's for sequences or volumes."""
-    return isinstance(layer, AdaptiveConv) and layer.dims != 2
-
-
-def deformable_positions(
-    input_size: tuple[int, int],
-    geometry: ConvGeometry,
-    offset: Tensor,
-    mask: Tensor | None,
-    weight: Tensor | None,
-) -> KernelPositions:
-    """Return the positions of offsets (B, G * n * 2, Ho, Wo) from the taps."""
-    n = geometry.n_taps
-    rows, columns = geometry.output_size(*input_size)
-    if offset.ndim != 4 or offset.shape[1] % (2 * n) or tuple(offset.shape[2:]) != (rows, columns):
-        raise ValueError(
-            f"offset: expected shape (B, {2 * n} * groups, {rows}, {columns}) for a kernel of "
-            f"{geometry.kernel_size[0]} x {geometry.kernel_size[1]}, got {tuple(offset.shape)}"
-        )
-    groups = offset.shape[1] // (2 * n)
-    if mask is not None and tuple(mask.shape) != (len(offset), groups * n, rows, columns):
-        raise ValueError(
-            f"mask: expected shape {(len(offset), groups * n, rows, columns)}, got "
-            f"{tuple(mask.shape)}"
-        )
-    offset = _exact(offset).unflatten(1, (groups, n, 2)).permute(0, 1, 4, 5, 2, 3)
-    points = offset + geometry.taps(offset)
-    if mask is not None:
-        mask = _exact(mask).unflatten(1, (groups, n)).movedim(2, -1)
-    if groups == 1:
-        points, mask = points[:, 0], None if mask is None else mask[:, 0]
-    return KernelPositions(points, geometry, input_size, "deformable", True, mask, weight)
-
-
-def _read_positioned(layer: Any, *args: Any) -> KernelPositions:
-    told = getattr(layer, "modulation", None)
-    factors = told(*args) if callable(told) else None
-    reference, weight, map = (getattr(layer, name, None) for name in ("reference", "weight", "map"))
-    kinds = (kind for cls, kind in _KINDS.items() if isinstance(layer, cls))
-    return KernelPositions(
-        _exact(layer.positions(*args)),
-        layer.geometry(),
-        _size(args[0]),
-        next(kinds, type(layer).__name__),
-        True,
-        None if factors is None else _exact(factors),
-        weight if isinstance(weight, Tensor) else None,
-        reference if isinstance(reference, ReferenceSet) else None,
-        map if map in ("radial", "affine") else None,
-        _own_metric(layer, args),
-    )
-
-
-def _own_metric(layer: Any, args: tuple[Any, ...]) -> Randers | Riemannian | None:
-    """Return the metric of a metric convolution in pixels, if it is of these kinds."""
-    form = layer.metric(*args).randers_form() if isinstance(layer, MetricConv2d) else None
-    if form is None:
-        return None
-    # The layer's lengths are in spacings between taps.
-    M = _exact(form.M)
-    shrink = 1 / torch.tensor(layer.dilation, dtype=M.dtype, device=M.device)
-    M = shrink[:, None] * M * shrink
-    if form.omega is None:
-        return Riemannian(M, validate=False)
-    return Randers(M, shrink * _exact(form.omega), validate=False)
-
-
-def _read_conv2d(layer: nn.Conv2d, x: Tensor, *_: Any) -> KernelPositions:
-    if isinstance(layer.weight, UninitializedParameter):
-        raise ValueError(
-            f"layer: {type(layer).__name__} is lazy and makes its weights in its first call; call "
-            "it once before"
-        )
-    _check_image(x, layer.in_channels)
-    padding: Any = layer.padding
-    geometry = ConvGeometry.of(layer.kernel_size, layer.stride, padding, layer.dilation)
-    rows, columns = geometry.output_size(*_size(x))
-    batch = len(x) if x.ndim == 4 else 1
-    taps = geometry.taps(_exact(x.new_empty(0)))
-    density = density_of(layer)
-    modulation = None
-    kind = "standard" if geometry.dilation == (1, 1) else "dilated"
-    if density is not None:
-        modulation = density().to(taps).reshape(-1).expand(batch, rows, columns, -1)
-        kind = "weighted"
-    points = taps.expand(batch, rows, columns, -1, -1)
-    return KernelPositions(points, geometry, _size(x), kind, False, modulation, layer.weight)
-
-
-def _read_deformable(layer: Any, x: Tensor, *rest: Any) -> KernelPositions:
-    if not rest or not isinstance(rest[0], Tensor):
-        raise ValueError(
-            f"x: {type(layer).__name__} is called with its offsets; pass the tuple (x, offset) or "
-            "(x, offset, mask)"
-        )
-    _check_image(x, getattr(layer, "in_channels", None))
-    mask = rest[1] if len(rest) > 1 else None
-    return deformable_positions(_size(x), _geometry_of(layer), rest[0], mask, layer.weight)
-
-
-def _read_pack(layer: Any, *args: Any) -> KernelPositions:
-    x = args[0]
-    _check_image(x, getattr(layer, "in_channels", None))
-    geometry = _geometry_of(layer)
-    conv = _offset_conv(layer)
-    assert conv is not None
-    # Where a pack takes the features for its offsets separately, they come last.
-    channels = conv(args[-1])
-    n = geometry.n_taps
-    groups = int(getattr(layer, "deform_groups", getattr(layer, "deformable_groups", 1)))
-    per_tap = conv.out_channels // (n * groups)
-    if per_tap * n * groups != conv.out_channels or per_tap not in (2, 3):
-        raise ValueError(
-            f"layer: the offsets' convolution of {type(layer).__name__} has {conv.out_channels} "
-            f"channels; expected 2 or 3 for each of {groups} x {n} samples"
-        )
-    offset, mask = channels, None
-    if per_tap == 3:
-        offset, mask = channels[:, : 2 * n * groups], channels[:, 2 * n * groups :].sigmoid()
-    return deformable_positions(_size(x), geometry, offset, mask, layer.weight)
-
-
-def _geometry_of(layer: Any) -> ConvGeometry:
-    kernel = layer.weight.shape[-2:]
-    return ConvGeometry.of(tuple(kernel), layer.stride, layer.padding, layer.dilation)
-
-
-def _has_kernel(layer: nn.Module) -> bool:
-    weight = getattr(layer, "weight", None)
-    names = ("stride", "padding", "dilation")
-    return isinstance(weight, Tensor) and weight.ndim == 4 and all(hasattr(layer, n) for n in names)
-
-
-def _offset_conv(layer: nn.Module) -> nn.Conv2d | None:
-    for name in ("conv_offset", "conv_offset_mask"):
-        conv = getattr(layer, name, None)
-        if isinstance(conv, nn.Conv2d):
-            return conv
-    return None
-
-
-def _runs(layer: nn.Module, kind: type[Any]) -> bool:
-    """Return whether a layer has the forward method of that class."""
-    return type(layer).forward is kind.forward
-
-
-#: What the layers of this library are called in :class:`KernelPositions`.
-_KINDS: dict[type[nn.Module], str] = {
-    MetricConv2d: "metric",
-    GeodesicConv2d: "geodesic",
-    DeformConv2d: "deformable",
-    ShiftedConv2d: "shifted",
-}
-
-
-def _size(x: Tensor) -> tuple[int, int]:
-    return x.shape[-2], x.shape[-1]
-
-
-def _check_image(x: Tensor, channels: int | None) -> None:
-    if x.ndim not in (3, 4) or (channels is not None and x.shape[-3] != channels):
-        wanted = "C" if channels is None else channels
-        raise ValueError(
-            f"x: expected shape (B, {wanted}, H, W) or ({wanted}, H, W), got {tuple(x.shape)}"
-        )
-
-
-def _exact(tensor: Tensor) -> Tensor:
-    """Return a tensor in float32 at least: half precision would move positions by pixels."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -165,17 +165,18 @@ def _weighted_cosine(u: Float[Tensor, "n 2"], v: Float[Tensor, "n 2"]) -> float 
 
 def picture_gradient(
     image: Float[Tensor, "batch channels height width"],
-    rows: Float[Tensor, "rows 1"],
-    columns: Float[Tensor, "1 columns"],
+    places: Float[Tensor, "places rows columns 2"],
     sigma: float,
 ) -> Gradient:
-    """Return edges and slope of a picture at rows and columns in pixels, at scale ``sigma``.
+    """Return edges and slope of a picture at places in pixels, at scale ``sigma``.
+
+    The pictures, or the places, are one for all or one for each of the batch.
 
     Edges are cosine and sine of twice the edges' angle (from right to down) times the gradient's
     strength, of the leading direction of the sum of ``g g'`` over the channels; the slope is the
     gradient (down, right) of the mean over the channels.
     """
-    image = image.to(rows)
+    image = image.to(places)
     margin = _filters.gaussian_radius(sigma)
     # Mirrored in value too, so that a ramp continues as a ramp.
     border = _filters.continued(image, margin, "replicate")
@@ -191,11 +192,10 @@ def picture_gradient(
     if length.amax().sqrt() <= 1e-6 * image.abs().amax():
         tensor, down, right = tensor * 0, down * 0, right * 0
     maps = torch.cat((tensor, down.mean(1, keepdim=True), right.mean(1, keepdim=True)), dim=1)
-    height, width = image.shape[2:]
-    places = torch.stack(
-        torch.broadcast_tensors((2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1), dim=-1
-    )
-    places = places.expand(len(image), -1, -1, -1)
-    at = functional.grid_sample(maps, places, padding_mode="border", align_corners=False)
+    size = places.new_tensor(image.shape[2:])
+    grid = ((2 * places + 1) / size - 1).flip(-1)
+    batch = max(len(image), len(grid))
+    maps, grid = maps.expand(batch, -1, -1, -1), grid.expand(batch, -1, -1, -1)
+    at = functional.grid_sample(maps, grid, padding_mode="border", align_corners=False)
     at = at.movedim(1, -1)
     return at[..., :2], at[..., 2:]

@@ -496,12 +496,19 @@ class MSDeformAttn(nn.Module):
         """Start anew: equal weights, and points that look from the centre into all directions."""
         _reset(self)
         bias = self.sampling_offsets.bias
-        angles = torch.arange(self.n_heads, device=bias.device) * (2 * math.pi / self.n_heads)
+        rays = self.rays(self.n_heads, self.n_points).to(bias.device)
+        bias.copy_(rays[:, None].expand(-1, self.n_levels, -1, -1).reshape(-1))
+
+    @staticmethod
+    def rays(n_heads: int, n_points: int) -> Float[Tensor, "heads points 2"]:
+        """Return the points (x, y) of each head before anything is learned, in pixels.
+
+        Each head's are on a ray of its own, of lengths 1, 2, ... along its longer axis.
+        """
+        angles = torch.arange(n_heads) * (2 * math.pi / n_heads)
         directions = torch.stack((angles.cos(), angles.sin()), -1)
         directions = directions / directions.abs().amax(-1, keepdim=True)
-        steps = torch.arange(1, self.n_points + 1, device=bias.device)
-        points = directions[:, None, None] * steps[:, None]
-        bias.copy_(points.expand(-1, self.n_levels, -1, -1).reshape(-1))
+        return directions[:, None] * torch.arange(1, n_points + 1)[:, None]
 
     def forward(
         self,

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from finslerconv.ops import convolution_of, for_onnx
+from finslerconv.ops import aggregation_for_onnx, aggregation_of, convolution_of, for_onnx
 
 
 def decompose(program: ExportedProgram) -> ExportedProgram:
-    """Return a program in which the library's convolutions are operators that ONNX has.
+    """Return a program in which the library's operators are those that ONNX has.
 
     Parameters
     ----------
@@ -52,7 +52,10 @@ def decompose(program: ExportedProgram) -> ExportedProgram:
         # PyTorch warns of its own use of what it deprecates.
         warnings.simplefilter("ignore", FutureWarning)
         program = program.run_decompositions(
-            {torch.ops.finslerconv.sampled_conv.default: _convolve}
+            {
+                torch.ops.finslerconv.sampled_conv.default: _convolve,
+                torch.ops.finslerconv.aggregate.default: _aggregate,
+            }
         )
     left = sorted(
         str(node.target)
@@ -70,3 +73,7 @@ def decompose(program: ExportedProgram) -> ExportedProgram:
 
 def _convolve(*arguments: Any) -> Tensor:
     return for_onnx(convolution_of(*arguments))
+
+
+def _aggregate(*arguments: Any) -> Tensor:
+    return aggregation_for_onnx(aggregation_of(*arguments))

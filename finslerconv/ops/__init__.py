@@ -16,6 +16,7 @@ from finslerconv.ops._aggregation import (
     ms_deform_attn,
     tap_grid,
 )
+from finslerconv.ops._aggregation_operator import aggregation_of
 from finslerconv.ops._autotune import autotune
 from finslerconv.ops._checks import multiplied_dtype
 from finslerconv.ops._functions import (
@@ -29,7 +30,7 @@ from finslerconv.ops._functions import (
     metric_positions,
 )
 from finslerconv.ops._geometry import ConvGeometry, PaddingMode
-from finslerconv.ops._onnx import for_onnx
+from finslerconv.ops._onnx import aggregation_for_onnx, for_onnx
 from finslerconv.ops._operator import convolution_of
 from finslerconv.ops._torchvision import replace_torchvision
 from finslerconv.ops.backends import (
@@ -88,6 +89,8 @@ __all__ = [
     "AggregationGradients",
     "memory_format",
     "convolution_of",
+    "aggregation_of",
     "for_onnx",
+    "aggregation_for_onnx",
     "reference",
 ]

@@ -11,6 +11,7 @@ from finslerconv._tracing import recorded
 from finslerconv.ops._aggregation_operator import call_operator
 from finslerconv.ops._checks import check_tensors
 from finslerconv.ops._geometry import ConvGeometry, Ints, int_tuple
+from finslerconv.ops._onnx import aggregation_for_onnx
 from finslerconv.ops.backends import Aggregation
 
 
@@ -319,7 +320,10 @@ def _call(aggregation: Aggregation) -> Float[Tensor, "batch queries groups chann
         )
     if pixels == 0:
         raise ValueError("value: expected one pixel at least, got none")
-    return call_operator(replace(aggregation, levels=levels))
+    aggregation = replace(aggregation, levels=levels)
+    if torch.onnx.is_in_onnx_export():
+        return aggregation_for_onnx(aggregation)
+    return call_operator(aggregation)
 
 
 def level_table(

@@ -9,6 +9,7 @@ from typing import no_type_check
 import torch
 from torch import Tensor
 
+from finslerconv._tracing import is_traced_by_torchscript
 from finslerconv._transforms import needs_formulas
 from finslerconv.ops._checks import multiplied_dtype
 from finslerconv.ops._rules import mapped, register_autocast, second_gradients
@@ -46,7 +47,9 @@ _library.define(
 def call_operator(aggregation: Aggregation) -> Tensor:
     """Return the aggregation, by the backend that is chosen now or by plain PyTorch."""
     tensors, levels = aggregation.differentiated, aggregation.levels
-    if not is_compiled(aggregation.value.device) or needs_formulas(*tensors):
+    # torch.jit.trace records no lists of sizes that it traces, as the operator takes.
+    plain = not is_compiled(aggregation.value.device) or is_traced_by_torchscript()
+    if plain or needs_formulas(*tensors):
         return _by_formula(aggregation)
     table, size = (levels, ()) if isinstance(levels, Tensor) else (None, levels)
     return _ops.aggregate(
@@ -66,7 +69,8 @@ def _by_formula(aggregation: Aggregation) -> Tensor:
 
 
 @no_type_check
-def _aggregation(value, locations, weights, frames, levels, size, grid, backend):
+def aggregation_of(value, locations, weights, frames, levels, size, grid, backend):
+    """Return the aggregation of the arguments of the operator ``aggregate``."""
     levels = tuple(size) if levels is None else levels
     return Aggregation(value, locations, weights, levels, frames, tuple(grid) or None)
 
@@ -78,14 +82,14 @@ def _backend(name: str, device: torch.device) -> AggregationBackend:
 
 @no_type_check
 def _forward(*arguments):
-    return _backend(arguments[-1], arguments[_VALUE].device).aggregate(_aggregation(*arguments))
+    return _backend(arguments[-1], arguments[_VALUE].device).aggregate(aggregation_of(*arguments))
 
 
 @no_type_check
 def _backward(grad, *arguments):
     *arguments, needs = arguments
     backend = _backend(arguments[-1], grad.device)
-    found = backend.aggregate_backward(grad, _aggregation(*arguments), *needs)
+    found = backend.aggregate_backward(grad, aggregation_of(*arguments), *needs)
     return tuple(
         argument.new_empty(0) if gradient is None else gradient.to(argument.dtype)
         for argument, gradient in zip(arguments, found, strict=False)
@@ -142,7 +146,7 @@ def _setup_backward(ctx, inputs, output):
 @no_type_check
 def _second_gradient(ctx, *seeds):
     grad, *tensors = ctx.saved_tensors
-    aggregation = _aggregation(*tensors, *ctx.rest)
+    aggregation = aggregation_of(*tensors, *ctx.rest)
     found = second_gradients(
         lambda live: reference.aggregate(aggregation.with_differentiated(live)),
         grad,

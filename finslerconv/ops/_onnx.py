@@ -1,13 +1,15 @@
-"""The operator in the words of ONNX: ``DeformConv``, known from opset 19 on, and others."""
+"""The operators in the words of ONNX: ``DeformConv``, ``GridSample``, and others."""
 
 from dataclasses import replace
 from typing import no_type_check
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from finslerconv._tracing import is_traced_by_torchscript
 from finslerconv.ops.backends import (
+    Aggregation,
     Convolution,
     Positions,
     current_backend,
@@ -40,6 +42,49 @@ def for_onnx(conv: Convolution) -> Tensor:
         conv = replace(conv, positions=Positions("offsets", _offsets(conv)))
         return reference.convolve(conv, taps_at_once=conv.geometry.n_taps)
     return _deform_conv(conv, _offsets(conv))
+
+
+def aggregation_for_onnx(aggregation: Aggregation) -> Tensor:
+    """Return an aggregation by operators that ONNX has: a ``GridSample`` for each level.
+
+    Where the reference backend is chosen, it is made of indices and products alone.
+    """
+    if current_backend() == "reference":
+        return reference.aggregate(aggregation)
+    value, dtype, weights = aggregation.value, aggregation.dtype, aggregation.weights
+    batch, queries, groups, _, points = weights.shape
+    positions = aggregation.positions()
+    # A runtime may take the integer of NaN, or of infinity, for a place in the image.
+    positions = torch.where(positions.abs() < _FAR, positions, -_FAR)
+    pixels = value.to(dtype).permute(0, 2, 3, 1).flatten(0, 1)
+    total: Tensor | None = None
+    for i, (rows, columns, first) in enumerate(_sizes(aggregation)):
+        maps = pixels.narrow(2, first, rows * columns).unflatten(2, (rows, columns))
+        size = torch.stack([torch.scalar_tensor(n, dtype=dtype) for n in (columns, rows)])
+        grid = (2 * positions[:, :, :, i] + 1) / size - 1
+        grid = grid.transpose(1, 2).reshape(batch * groups, queries, points, 2)
+        samples = functional.grid_sample(maps, grid, padding_mode="zeros", align_corners=False)
+        factors = weights[:, :, :, i].to(dtype).transpose(1, 2)
+        term = samples * factors.reshape(batch * groups, 1, queries, points)
+        total = term if total is None else total + term
+    assert total is not None
+    output = total.sum(-1).unflatten(0, (batch, groups)).permute(0, 3, 1, 2)
+    return output.to(value.dtype)
+
+
+def _sizes(aggregation: Aggregation) -> list[tuple[int, int, int]]:
+    """Return rows, columns and first pixel of each level, as numbers that a trace may not know."""
+    if not isinstance(aggregation.levels, Tensor):
+        return [(*aggregation.levels, 0)]
+    pixels = aggregation.value.shape[1]
+    found = []
+    for rows, columns, first in aggregation.levels.tolist():
+        for number in (rows, columns):
+            torch._check(number >= 1)
+        torch._check(first >= 0)
+        torch._check(first + rows * columns <= pixels)
+        found.append((rows, columns, first))
+    return found
 
 
 def _deform_conv(conv: Convolution, offsets: Tensor) -> Tensor:

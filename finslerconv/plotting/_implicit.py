@@ -144,23 +144,21 @@ def implicit_balls(
         raise ValueError(f"scale: expected a positive number, got {scale!r}")
     pixels = photograph("image", image)
     height, width = pixels.shape[:2]
-    metric, rows, columns, good, points = _field(result, height, width, batch, group)
+    metric, centres, good, points = _field(result, height, width, batch, group)
     longest = numpy_of("metric", Ellipse.of(metric).axes)[..., 0]
     typical = float(np.median(longest[good])) if good.any() else 1.0
     spacing = max(max(height, width) / 10, 2.3 * typical * (scale or 1.0))
     if at is None:
-        row, column = (_spread(places, spacing) for places in (rows, columns))
-        row, column = (grid.ravel() for grid in np.meshgrid(row, column, indexing="ij"))
+        row, column = _apart(result, centres, spacing)
     else:
-        wanted = _check_pixels(at, (height, width)).T
-        row, column = (
-            np.abs(places[:, None] - there).argmin(axis=0)
-            for places, there in zip((rows, columns), wanted, strict=True)
-        )
+        wanted = _check_pixels(at, (height, width))
+        squares = (centres[:, :, None] - wanted).astype(float) ** 2
+        nearest = squares.sum(axis=-1).reshape(-1, len(wanted)).argmin(axis=0)
+        row, column = np.unravel_index(nearest, centres.shape[:2])
     if scale is None:
         scale = max(1.0, _round_down(0.45 * spacing / typical))
     balls = metric[row, column]
-    centres = np.stack((rows[row], columns[column]), axis=-1)
+    centres = centres[row, column]
     ax = axes_or_new(ax)
     show(image, dim=0.45, ax=ax)
     ax.autoscale(False)
@@ -219,7 +217,7 @@ def implicit_field(
         raise ValueError(f"what: expected 'anisotropy' or 'drift', got {what!r}")
     pixels = photograph("image", image)
     height, width = pixels.shape[:2]
-    metric, rows, columns, good, _ = _field(result, height, width, batch, group)
+    metric, centres, good, _ = _field(result, height, width, batch, group)
     ellipse = Ellipse.of(metric)
     axes = numpy_of("metric", ellipse.axes)
     norm: Normalize
@@ -245,24 +243,32 @@ def implicit_field(
     if limit is None and np.ptp(shown) <= 1e-3 * max(1.0, shown.max()):
         _say(ax, f"the same everywhere:\n{what} {abs(round(float(shown[0]), 3)):g}")
         if what == "drift":
-            _arrows(ax, numpy_of("metric", ellipse.centre), values, good, rows, columns, top)
+            _arrows(ax, result, numpy_of("metric", ellipse.centre), values, good, centres, top)
         return ax
-    # Each output pixel fills its share of the picture.
-    half = [abs(p[-1] - p[0]) / max(1, len(p) - 1) / 2 or 0.5 for p in (rows, columns)]
-    extent = (
-        columns[0] - half[1], columns[-1] + half[1], rows[-1] + half[0], rows[0] - half[0],
-    )  # fmt: skip
-    drawn = ax.imshow(
-        np.ma.masked_array(values, ~good), cmap=cmap, norm=norm, extent=extent, alpha=0.72,
-        interpolation="nearest",
-    )  # fmt: skip
+    drawn: Any
+    if result.positions.geometry is None:
+        # Each query is a dot; all together cover the picture, if they are spread over it.
+        size = 0.8 * 72 * ax.get_window_extent().width / ax.figure.dpi / math.sqrt(good.size)
+        row, column = centres[good].T
+        drawn = ax.scatter(column, row, s=size**2, c=shown, cmap=cmap, norm=norm, lw=0)
+    else:
+        # Each output pixel fills its share of the picture.
+        rows, columns = centres[:, 0, 0], centres[0, :, 1]
+        half = [abs(p[-1] - p[0]) / max(1, len(p) - 1) / 2 or 0.5 for p in (rows, columns)]
+        extent = (
+            columns[0] - half[1], columns[-1] + half[1], rows[-1] + half[0], rows[0] - half[0],
+        )  # fmt: skip
+        drawn = ax.imshow(
+            np.ma.masked_array(values, ~good), cmap=cmap, norm=norm, extent=extent, alpha=0.72,
+            interpolation="nearest",
+        )  # fmt: skip
     bar = colour_bar(
         drawn, ax, 7, 2, orientation="horizontal", shrink=0.9, aspect=30, format="%.3g"
     )
     if what == "anisotropy":
         bar.set_ticks(_log_ticks(top))
     else:
-        _arrows(ax, numpy_of("metric", ellipse.centre), values, good, rows, columns, top)
+        _arrows(ax, result, numpy_of("metric", ellipse.centre), values, good, centres, top)
     return ax
 
 
@@ -302,7 +308,8 @@ def orientation_rose(
     ax.grid(color="#E6E8EB")
     ax.spines["polar"].set_visible(False)
     groups = result.positions.groups
-    ax.set_title("long axes" if groups == 1 else f"long axes, all {groups} groups", fontsize=8)
+    all_of_them = f", all {groups} {_word(result)}s" if groups > 1 else ""
+    ax.set_title(f"long axes{all_of_them}", fontsize=8)
     s = result.summary
     if s.orientation is None:
         text = "all balls\nare discs" if s.explained else "no pixel\nhas a metric"
@@ -331,7 +338,7 @@ def orientation_rose(
 
 def _title(result: "ImplicitMetric", group: int) -> str:
     where = result.positions
-    size = " x ".join(map(str, where.geometry.kernel_size))
+    size = where.kernel_name.replace("x", " x ")
     rows, columns = where.input_size
     good = result.summary.explained
     note = ", its own metric" if result.explicit else ""
@@ -347,7 +354,12 @@ def _title(result: "ImplicitMetric", group: int) -> str:
 def _of_group(result: "ImplicitMetric", group: int) -> str:
     """Return the group of a panel, if there are several, for its title."""
     groups = result.positions.groups
-    return "" if groups == 1 else f", group {group % groups}"
+    return "" if groups == 1 else f", {_word(result)} {group % groups}"
+
+
+def _word(result: "ImplicitMetric") -> str:
+    """Return what the layer's groups are called."""
+    return "head" if result.positions.kind == "attention" else "group"
 
 
 def _say(ax: Axes, text: str) -> None:
@@ -371,19 +383,39 @@ def _log_ticks(top: float) -> list[float]:
 
 def _field(
     result: "ImplicitMetric", height: int, width: int, batch: int, group: int
-) -> tuple[Randers, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return metric, rows, columns, what is explained, and samples, for one picture and group."""
+) -> tuple[Randers, np.ndarray, np.ndarray, np.ndarray]:
+    """Return metric, centres, what is explained, and samples, for one picture and group."""
     groups = result.positions.groups
     counts = ("batch", batch, len(result.positions.points)), ("group", group, groups)
     for name, i, count in counts:
         if not -count <= i < count:
             raise ValueError(f"{name}: expected an index below {count}, got {i}")
     index = (batch,) if groups == 1 else (batch, group)
-    metric, rows, columns = result.in_picture(height, width)
+    metric, centres = result.in_picture(height, width)
     ratios = np.array((height, width)) / np.array(result.positions.input_size)
     points = numpy_of("points", result.positions.points[index]).astype(float) * ratios
-    centres = (numpy_of("centres", places).astype(float) for places in (rows, columns))
-    return metric[index], *centres, numpy_of("explained", result.fit.explained[index]), points
+    there = numpy_of("centres", centres[batch if len(centres) > 1 else 0]).astype(float)
+    return metric[index], there, numpy_of("explained", result.fit.explained[index]), points
+
+
+def _apart(
+    result: "ImplicitMetric", centres: Float[np.ndarray, "rows columns 2"], spacing: float
+) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " m"]]:
+    """Return rows and columns of output pixels that are about ``spacing`` apart."""
+    if result.positions.geometry is not None:
+        both = _spread(centres[:, 0, 0], spacing), _spread(centres[0, :, 1], spacing)
+        row, column = np.meshgrid(*both, indexing="ij")
+        return row.ravel(), column.ravel()
+    # Of the queries in a cell, the one that is nearest to its middle.
+    flat = centres.reshape(-1, 2)
+    first, extent = flat.min(axis=0), np.ptp(flat, axis=0)
+    counts = np.maximum(1, np.round(extent / spacing))
+    place = (flat - first) / np.where(extent > 0, extent, 1.0) * counts
+    cell = np.minimum(np.floor(place), counts - 1)
+    order = np.lexsort((((place - cell - 0.5) ** 2).sum(-1), cell[:, 1], cell[:, 0]))
+    nearest = np.unique(cell[order], axis=0, return_index=True)[1]
+    row, column = np.unravel_index(order[nearest], centres.shape[:2])
+    return row, column
 
 
 def _spread(places: Float[np.ndarray, " n"], spacing: float) -> Int[np.ndarray, " m"]:
@@ -395,26 +427,25 @@ def _spread(places: Float[np.ndarray, " n"], spacing: float) -> Int[np.ndarray, 
 
 def _arrows(
     ax: Axes,
-    centre: np.ndarray,
+    result: "ImplicitMetric",
+    drift: np.ndarray,
     values: np.ndarray,
     good: np.ndarray,
-    rows: np.ndarray,
-    columns: np.ndarray,
+    centres: np.ndarray,
     top: float,
 ) -> None:
-    spacing = (max(columns[-1] - columns[0], rows[-1] - rows[0]) or 1.0) / 14
-    row, column = (_spread(places, spacing) for places in (rows, columns))
-    at = np.ix_(row, column)
+    spacing = (np.ptp(centres, axis=(0, 1)).max() or 1.0) / 14
+    at = _apart(result, centres, spacing)
     drawn = good[at] & (values[at] > 0.1 * top)
     if not drawn.any():
         return
-    length = np.linalg.norm(centre[at], axis=-1)
-    step = centre[at] / np.where(length > 0, length, 1.0)[..., None]
+    drift, values, centres = (each[at][drawn] for each in (drift, values, centres))
+    length = np.linalg.norm(drift, axis=-1)
+    step = drift / np.where(length > 0, length, 1.0)[..., None]
     # Arrows as long as the drift is strong, the strongest nearly as long as their spacing.
-    step = 0.8 * spacing * step * (values[at] / top)[..., None]
-    x, y = np.meshgrid(columns[column], rows[row])
+    step = 0.8 * spacing * step * (values / top)[..., None]
     ax.quiver(
-        x[drawn], y[drawn], step[drawn][:, 1], step[drawn][:, 0], angles="xy", scale_units="xy",
+        centres[:, 1], centres[:, 0], step[:, 1], step[:, 0], angles="xy", scale_units="xy",
         scale=1, color="white", width=0.006, headwidth=4, zorder=5,
     )  # fmt: skip
 

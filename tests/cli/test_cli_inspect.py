@@ -414,3 +414,51 @@ def test_health_of_the_offsets(here):
     first = rows_of(result.stdout, "0")[1]
     assert first.startswith("0 ! 56.57 56.57 100 % 100 % "), first
     assert "0: offsets explode: 100.0% of the samples are far away" in result.stdout
+
+
+ATTENTION = """
+import torch
+from torch import nn
+from finslerconv.nn import DCNv3, MSDeformAttn
+
+
+class Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.dcn = nn.Conv2d(3, 8, 4, stride=4), DCNv3(8, group=2)
+        self.attention = MSDeformAttn(8, n_levels=1, n_heads=4, n_points=2)
+
+    def forward(self, x):
+        x = self.dcn(self.stem(x).permute(0, 2, 3, 1))
+        shape = torch.tensor([x.shape[1:3]])
+        rows, columns = (torch.arange(n).add(0.5) / n for n in x.shape[1:3])
+        points = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1)
+        tokens = x.flatten(1, 2)
+        return self.attention(tokens, points.view(1, -1, 1, 2), tokens, shape)
+
+
+def make():
+    torch.manual_seed(0)
+    return Network()
+"""
+
+
+def test_attention_and_dcnv3(here):
+    """Group by group and head by head, or together; and as far as the weights alone tell."""
+    (here / "network_of_attention.py").write_text(ATTENTION)
+    result = run("network_of_attention:make", "photo.png", *SMALL)
+    assert result.exit_code == 0, result.output
+    assert "dcnv3 3x3, 2 groups 1.00" in row_of(result.stdout, "dcn")
+    row = row_of(result.stdout, "attention")
+    assert row.startswith("attention attention 2 points, 4 heads -")  # rays imply no metric
+    result = run("network_of_attention:make", "photo.png", "--together", *SMALL)
+    assert result.exit_code == 0, result.output
+    # The four heads' points at 1 and 2 pixels along the axes are on the circle of radius 2.
+    row = row_of(result.stdout, "attention")
+    assert row.startswith("attention attention 8 points"), row
+    module = sys.modules["network_of_attention"]
+    torch.save(module.make().state_dict(), "weights.pth")
+    result = run("weights.pth")
+    assert result.exit_code == 0, result.output
+    assert row_of(result.stdout, "dcn").split()[1:5] == ["dcnv3", "-", "-", "8"]
+    assert "attention attention - - 8 -> 16 2.00 0" in row_of(result.stdout, "attention")

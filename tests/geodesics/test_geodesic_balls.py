@@ -677,3 +677,16 @@ def test_a_ball_says_where_it_folds(gridded):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         geodesic_ball(field, start, reference, 0.98 * first, steps=32)
+
+
+@pytest.mark.parametrize("points", [lattice(5), polar(2, 3, centre=True)], ids=["lattice", "polar"])
+@pytest.mark.parametrize("riemannian", [False, True])
+def test_the_loop_for_onnx_takes_the_same_steps(points, riemannian, monkeypatch):
+    """Rays that leave the grid, and points that are reached on the way to others."""
+    M, omega = smooth_field(batch=2, shape=(5, 4))
+    omega = None if riemannian else omega
+    points = torch.as_tensor(points.points)
+    expected = geodesic_positions(M, omega, points, spacing=(1.0, 0.5), compiled=False)
+    monkeypatch.setattr("torch.onnx.is_in_onnx_export", lambda: True)
+    found = geodesic_positions(M, omega, points, spacing=(1.0, 0.5), compiled=False)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)

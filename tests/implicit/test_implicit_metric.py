@@ -317,9 +317,9 @@ def test_every_adaptive_layer_of_a_model():
 def test_layers_of_a_model_in_pixels_of_the_picture():
     """Behind a pooling by 2, a pixel is two of the picture."""
     result = implicit_metric(model(), X)["3"]
-    metric, rows, columns = result.in_picture(12, 14)
-    torch.testing.assert_close(rows, torch.arange(6).double() * 2 + 0.5)
-    torch.testing.assert_close(columns, torch.arange(7).double() * 2 + 0.5)
+    metric, centres = result.in_picture(12, 14)
+    torch.testing.assert_close(centres[0, :, 3, 0], torch.arange(6).double() * 2 + 0.5)
+    torch.testing.assert_close(centres[0, 2, :, 1], torch.arange(7).double() * 2 + 0.5)
     inner, outer = Ellipse.of(result.metric), Ellipse.of(metric)
     torch.testing.assert_close(outer.axes, 2 * inner.axes)
     torch.testing.assert_close(outer.centre, 2 * inner.centre)

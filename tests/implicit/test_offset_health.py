@@ -58,7 +58,7 @@ def test_exploded_collapsed_and_not_finite():
 def test_heads_by_the_names_of_their_weights():
     torch.manual_seed(0)
     pack, beside = nn.Module(), nn.Module()
-    pack.weight, pack.conv_offset = nn.Parameter(torch.zeros(4, 2, 3, 3)), nn.Conv2d(2, 54, 3)
+    pack.weight, pack.conv_offset = nn.Parameter(torch.zeros(4, 6, 3, 3)), nn.Conv2d(6, 54, 3)
     beside.conv2, beside.conv2_offset = nn.Conv2d(2, 4, 3), nn.Conv2d(2, 27, 1)
     beside.no_offset = nn.Conv2d(2, 4, 3)
     model = nn.ModuleDict(
@@ -89,3 +89,85 @@ def test_gain_is_the_deviation_of_the_offsets():
     (head,) = offset_heads(layer.state_dict())
     offsets = layer.offsets(torch.randn(64, 3, 40, 40, dtype=torch.float64))
     assert head.gain == pytest.approx(offsets.square().mean().sqrt().item(), rel=0.02)
+
+
+def published(shapes):
+    """Return a checkpoint of zeros under names as published."""
+    return {name: torch.zeros(shape) for name, shape in shapes.items()}
+
+
+#: Names and shapes in checkpoints of published models; layer, kind, kernel size and groups.
+PUBLISHED = {
+    "mmdetection, Mask R-CNN with DCNv2": (
+        {
+            "backbone.layer2.0.conv2.weight": (128, 128, 3, 3),
+            "backbone.layer2.0.conv2.conv_offset.weight": (27, 128, 3, 3),
+            "backbone.layer2.0.conv2.conv_offset.bias": (27,),
+        },
+        ("backbone.layer2.0.conv2", "offsets and factors", (3, 3), 1),
+    ),
+    "mmdetection of 2018": (
+        {
+            "backbone.layer2.0.conv2.weight": (128, 128, 3, 3),
+            "backbone.layer2.0.conv2_offset.weight": (18, 128, 3, 3),
+            "backbone.layer2.0.conv2_offset.bias": (18,),
+        },
+        ("backbone.layer2.0.conv2", "offsets", (3, 3), 1),
+    ),
+    "detectron2, ResNet": (
+        {
+            "backbone.bottom_up.res3.0.conv2_offset.weight": (27, 128, 3, 3),
+            "backbone.bottom_up.res3.0.conv2_offset.bias": (27,),
+            "backbone.bottom_up.res3.0.conv2.weight": (128, 128, 3, 3),
+            "backbone.bottom_up.res3.0.conv2.norm.weight": (128,),
+        },
+        ("backbone.bottom_up.res3.0.conv2", "offsets and factors", (3, 3), 1),
+    ),
+    "CenterNet, DLA with DCNv2": (
+        {
+            "dla_up.ida_0.proj_1.conv.weight": (256, 512, 3, 3),
+            "dla_up.ida_0.proj_1.conv.bias": (256,),
+            "dla_up.ida_0.proj_1.conv.conv_offset_mask.weight": (27, 512, 3, 3),
+            "dla_up.ida_0.proj_1.conv.conv_offset_mask.bias": (27,),
+        },
+        ("dla_up.ida_0.proj_1.conv", "offsets and factors", (3, 3), 1),
+    ),
+    "BasicSR, EDVR": (
+        {
+            "pcd_align.dcn_pack.l3.weight": (64, 64, 3, 3),
+            "pcd_align.dcn_pack.l3.bias": (64,),
+            "pcd_align.dcn_pack.l3.conv_offset.weight": (216, 64, 3, 3),
+            "pcd_align.dcn_pack.l3.conv_offset.bias": (216,),
+            "pcd_align.offset_conv1.l3.weight": (64, 128, 3, 3),
+        },
+        # 216 channels are 12 groups of offsets, or 8 with factors; 12 do not share 64 channels.
+        ("pcd_align.dcn_pack.l3", "offsets and factors", (3, 3), 8),
+    ),
+    "InternImage": (
+        {
+            "levels.0.blocks.0.dcn.offset.weight": (72, 64),
+            "levels.0.blocks.0.dcn.mask.weight": (36, 64),
+            "levels.0.blocks.0.dcn.dw_conv.0.weight": (64, 1, 3, 3),
+        },
+        ("levels.0.blocks.0.dcn", "dcnv3", None, None),
+    ),
+    "FlashInternImage": (
+        {"levels.0.blocks.0.dcn.offset_mask.weight": (112, 64)},
+        ("levels.0.blocks.0.dcn", "dcnv4", (3, 3), 4),
+    ),
+    "Deformable DETR": (
+        {
+            "transformer.encoder.layers.0.self_attn.sampling_offsets.weight": (256, 256),
+            "transformer.encoder.layers.0.self_attn.sampling_offsets.bias": (256,),
+            "transformer.encoder.layers.0.self_attn.attention_weights.weight": (128, 256),
+        },
+        ("transformer.encoder.layers.0.self_attn", "attention", None, None),
+    ),
+}
+
+
+@pytest.mark.parametrize("source", PUBLISHED)
+def test_names_of_published_checkpoints(source):
+    shapes, expected = PUBLISHED[source]
+    (head,) = offset_heads(published(shapes))
+    assert (head.layer, head.kind, head.kernel_size, head.groups) == expected

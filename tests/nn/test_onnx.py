@@ -12,13 +12,17 @@ from torch import nn
 import finslerconv.onnx
 from finslerconv import ops
 from finslerconv.nn import (
+    DCNv3,
+    DCNv4,
     DeformConv1d,
     DeformConv2d,
     GeodesicConv2d,
     MetricConv1d,
     MetricConv2d,
     MetricConv3d,
+    MSDeformAttn,
     convert,
+    select,
 )
 
 pytest.importorskip("onnxscript")
@@ -114,11 +118,12 @@ def test_the_reference_backend_is_elementary_operators():
 @pytest.mark.uninstrumented
 def test_geodesic_layers():
     torch.manual_seed(0)
-    layer = stirred(GeodesicConv2d(4, 3, (1, 2), padding=(0, 1), eps_omega=1, steps=1), 0.1).eval()
-    x = torch.randn(SIZES[0])
-    onnx = Exported(layer, (x,))  # of one size: many operators take long where sizes are unknown
-    assert onnx.operators["DeformConv"] == 1
-    torch.testing.assert_close(onnx(x)[0], layer(x), rtol=0, atol=1e-5)
+    model = Beside(layer=stirred(GeodesicConv2d(4, 3, 3, padding=1), 0.02))
+    onnx = exported(model)
+    # All stages of all steps are the body of one loop.
+    assert onnx.operators["Scan"] == onnx.operators["DeformConv"] == 1
+    assert sum(onnx.operators.values()) < 480
+    check(onnx, model)
 
 
 @pytest.mark.uninstrumented
@@ -153,6 +158,128 @@ def test_layers_for_volumes_become_elementary_operators():
     onnx = Exported(layer, (x,))
     assert "DeformConv" not in onnx.operators
     torch.testing.assert_close(onnx(x)[0], layer(x), rtol=0, atol=1e-5)
+
+
+class Block(nn.Module):
+    """A basic block of a ResNet."""
+
+    def __init__(self, channels, out, stride=1):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, out, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out)
+        self.conv2 = nn.Conv2d(out, out, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out)
+        self.downsample = nn.Conv2d(channels, out, 1, stride, bias=False)
+
+    def forward(self, x):
+        y = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))
+        return (y + self.downsample(x)).relu()
+
+
+class ResNet(nn.Module):
+    """Two stages of one block each."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 8, 3, 2, 1, bias=False)
+        self.layer1, self.layer2 = Block(8, 8), Block(8, 16, 2)
+        self.fc = nn.Linear(16, 5)
+
+    def forward(self, x):
+        return self.fc(self.layer2(self.layer1(self.conv1(x))).mean((2, 3)))
+
+
+@pytest.mark.uninstrumented
+def test_a_converted_resnet():
+    torch.manual_seed(0)
+    model = convert(ResNet(), "metric", where=select(kernel_size=3, stage=2)).model
+    model = stirred(model, 0.05).eval().requires_grad_(False)
+    onnx = Exported(model, (torch.randn(2, 3, 32, 24),), dynamic_shapes=(FREE,))
+    assert onnx.operators["DeformConv"] == 2
+    for size in ((2, 3, 32, 24), (1, 3, 20, 40)):
+        x = torch.randn(size)
+        torch.testing.assert_close(onnx(x)[0], model(x), rtol=0, atol=1e-5)
+
+
+@pytest.mark.uninstrumented
+def test_torchvisions_resnet_converted():
+    try:
+        from torchvision.models import resnet18
+    except (ImportError, RuntimeError, AttributeError) as error:
+        pytest.skip(f"torchvision cannot be used: {error}")
+    torch.manual_seed(0)
+    model = convert(resnet18(), "deform", where=select(kernel_size=3, stage=4)).model.eval()
+    for name, parameter in model.named_parameters():
+        if "offset_conv" in name:
+            nn.init.normal_(parameter, std=0.05)
+    x = torch.randn(2, 3, 64, 64)
+    onnx = Exported(model.requires_grad_(False), (x,))
+    assert onnx.operators["DeformConv"] == 4
+    torch.testing.assert_close(onnx(x)[0], model(x), rtol=0, atol=1e-5)
+
+
+class Aggregations(nn.Module):
+    """DCNv3, and attention over two levels of sizes that are an input."""
+
+    def __init__(self):
+        super().__init__()
+        self.dcnv3 = DCNv3(8, group=2, offset_scale=1.5, dilation=2, pad=2, remove_center=True)
+        self.attention = MSDeformAttn(8, n_levels=2, n_heads=2, n_points=3)
+
+    def forward(self, x, query, points, maps, shapes):
+        return self.dcnv3(x), self.attention(query, points, maps, shapes)
+
+
+def aggregation_inputs(batch, height, width, queries, sizes):
+    pixels = sum(rows * columns for rows, columns in sizes)
+    points = 1.4 * torch.rand(batch, queries, 2, 2) - 0.2  # some outside
+    query, maps = torch.randn(batch, queries, 8), torch.randn(batch, pixels, 8)
+    return torch.randn(batch, height, width, 8), query, points, maps, torch.tensor(sizes)
+
+
+@pytest.mark.uninstrumented
+def test_aggregations_become_samples_of_grids():
+    torch.manual_seed(0)
+    model = stirred(Aggregations(), 0.3).eval().requires_grad_(False)
+    inputs = aggregation_inputs(2, 6, 7, 5, [(6, 7), (3, 4)])
+    D = torch.export.Dim.DYNAMIC
+    sizes = {0: D, 1: D}, {0: D, 1: D, 2: D}
+    onnx = Exported(model, inputs, dynamic_shapes=(sizes[1], *[sizes[0]] * 3, None))
+    assert onnx.operators["GridSample"] == 3
+    assert not {"GatherElements", "GatherND", "Loop"} & set(onnx.operators)
+    assert sum(onnx.operators.values()) < 240
+    for case in ((2, 6, 7, 5, [(6, 7), (3, 4)]), (1, 9, 4, 11, [(2, 5), (8, 1)])):
+        inputs = aggregation_inputs(*case)
+        for found, expected in zip(onnx(*inputs), model(*inputs), strict=True):
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+class Aggregate(nn.Module):
+    """The operator itself, at positions that are NaN, infinite and far away too, and DCNv4."""
+
+    def __init__(self):
+        super().__init__()
+        self.dcnv4 = stirred(DCNv4(4, group=2, stride=2).double(), 0.3)
+
+    def forward(self, value, positions, weights):
+        found = ops.aggregate(value, positions, weights, (5, 6))
+        return found, self.dcnv4(value.flatten(2)[..., :4], (5, 6))
+
+
+@pytest.mark.uninstrumented
+def test_a_program_with_aggregations_decomposed():
+    generator = torch.Generator().manual_seed(0)
+    positions = 8 * torch.rand(2, 7, 2, 1, 4, 2, generator=generator, dtype=torch.float64) - 1
+    positions.view(-1)[::9] = torch.tensor([np.nan, np.inf, -np.inf, 1e300, 1e10]).repeat(5)
+    value = torch.randn(2, 30, 2, 3, generator=generator, dtype=torch.float64)
+    weights = torch.randn(2, 7, 2, 1, 4, generator=generator, dtype=torch.float64)
+    inputs = value, positions, weights
+    model = Aggregate().eval().requires_grad_(False)
+    program = finslerconv.onnx.decompose(torch.export.export(model, inputs))
+    onnx = Exported(program)
+    assert onnx.operators["GridSample"] == 2
+    for found, expected in zip(onnx(*inputs), model(*inputs), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
 class Operators(nn.Module):

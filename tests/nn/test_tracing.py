@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import shutil
 import warnings
 
 import pytest
@@ -12,7 +13,7 @@ from every_layer import LAYERS, OTHER_DIMENSIONS, WEIGHTED
 from torch import nn
 
 from finslerconv import ops
-from finslerconv.nn import DeformConv2d, GeodesicConv2d, MetricConv2d
+from finslerconv.nn import DCNv3, DCNv4, DeformConv2d, GeodesicConv2d, MetricConv2d, MSDeformAttn
 
 # The first is traced, the others are of other numbers, heights and widths.
 SIZES = ((2, 4, 9, 12), (1, 4, 8, 8), (5, 4, 21, 6))
@@ -201,3 +202,34 @@ def test_torchscript_by_tracing():
             assert torch.equal(function(x), layer(x))
     with pytest.raises(RuntimeError, match=r"torch\.jit\.trace cannot record.*torch\.export"):
         traced(small(GeodesicConv2d))
+
+
+@pytest.mark.uninstrumented
+def test_torchscript_by_tracing_of_aggregations():
+    shapes = torch.tensor([[5, 6], [3, 2]])
+    maps, query, points = torch.randn(2, 36, 8), torch.randn(2, 7, 8), torch.rand(2, 7, 2, 2)
+    cases = (
+        (DCNv3(8, group=2), (torch.randn(2, 5, 6, 8),)),
+        (DCNv4(8, group=2), (torch.randn(2, 36, 8),)),
+        (MSDeformAttn(8, 2, 2, 3), (query, points, maps, shapes)),
+    )
+    for layer, arguments in cases:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            function = torch.jit.trace(layer.eval(), arguments)
+        torch.testing.assert_close(function(*arguments), layer(*arguments), rtol=0, atol=1e-6)
+
+
+@pytest.mark.uninstrumented
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
+def test_a_package_of_aotinductor(tmp_path):
+    layer = stirred(DeformConv2d(4, 4, (1, 2), modulation=True)).eval().requires_grad_(False)
+    program = torch.export.export(layer, (torch.randn(SIZES[0]),), dynamic_shapes=(FREE,))
+    path = str(tmp_path / "layer.pt2")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch._inductor.aoti_compile_and_package(program, package_path=path)
+        package = torch._inductor.aoti_load_package(path)
+    for size in SIZES:
+        x = torch.randn(size)
+        torch.testing.assert_close(package(x), layer(x), rtol=1e-6, atol=1e-6)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from finslerconv import plotting
-from finslerconv.balls import lattice
+from finslerconv.balls import lattice, radial
 from finslerconv.implicit import (
     ImplicitMetric,
     KernelPositions,
@@ -254,3 +254,42 @@ def test_wrong_inputs(result, call, error, message):
     assert isinstance(result, ImplicitMetric)
     with pytest.raises(error, match=message):
         call(result)
+
+
+def test_queries_are_drawn_where_they_are(ax):
+    """Around given places, of two heads: balls at chosen queries, and one dot for each."""
+    places = torch.rand(1, 1, 60, 2, generator=torch.Generator().manual_seed(0)).double()
+    places = places * torch.tensor([7.0, 9.0])
+    M = torch.diag(torch.tensor([4.0, 1.0])).double().expand(1, 2, 1, 60, 2, 2)
+    points = radial(Randers(M, torch.zeros(1, 2, 1, 60, 2).double()), _taps()).movedim(0, -2)
+    where = KernelPositions(
+        points, None, (8, 10), "attention", True, standard=points, places=places
+    )
+    result = metric_of_positions("cloud", where, objective="enclosing")
+    pixels = 2 * places[0, 0].numpy() + 0.5
+    plotting.implicit_balls(result, PICTURE, pixels[7:8].round().astype(int), group=1, ax=ax)
+    assert ax.get_title().endswith(", head 1")
+    nearest = np.abs(pixels - pixels[7].round()).astype(float)
+    nearest = pixels[(nearest**2).sum(-1).argmin()]
+    (ball,) = outlines(ax)
+    np.testing.assert_allclose(ball.mean(axis=0), nearest, atol=0.05)
+    ax.clear()
+    plotting.implicit_balls(result, PICTURE, scale=1.0, ax=ax)
+    centres = np.array([ball.mean(axis=0) for ball in outlines(ax)])
+    gaps = np.linalg.norm(centres[:, None] - centres, axis=-1) + 99 * np.eye(len(centres))
+    assert 4 <= len(centres) < 60
+    assert gaps.min() > 0.5
+    for what in ("anisotropy", "drift"):
+        ax.clear()
+        plotting.implicit_field(result, PICTURE, what, limit=3.0, ax=ax)
+        dots = next(c for c in ax.collections if isinstance(c, PathCollection))
+        np.testing.assert_allclose(dots.get_offsets()[:, ::-1], pixels, atol=1e-6)
+        assert np.ptp(dots.get_array()) < 1e-6
+    figure = plotting.implicit_metric(result, PICTURE)
+    assert "head 0 of 0 to 1" in figure.subfigs[0].get_suptitle()
+
+
+def _taps():
+    """Return the four corners of a square, and its middle sides, (8, 1, 1, 1, 1, 2)."""
+    turn = torch.arange(8).double() * math.pi / 4
+    return torch.stack((turn.sin(), turn.cos()), -1).view(8, 1, 1, 1, 1, 2)

@@ -18,6 +18,7 @@ from finslerconv._tracing import is_traced_by_torchscript
 from finslerconv._transforms import is_transformed, needs_formulas
 from finslerconv.geodesics.flow import _numba as kernels
 from finslerconv.geodesics.flow._grid import Grid, grid_metric, grid_rates
+from finslerconv.geodesics.flow._onnx import shoot_by_scan
 from finslerconv.geodesics.flow._simd import WIDE
 from finslerconv.geodesics.flow._steps import rk4, segments
 
@@ -57,6 +58,17 @@ class Schedule(NamedTuple):
             places += [place for _, place in ray]
             bounds.append(len(places))
         return cls(bounds, counts, spans, places)
+
+    def unrolled(self) -> tuple[list[list[float]], list[tuple[int, int]]]:
+        """Return the lengths of each ray's steps, and for each record its ray and step."""
+        lengths: list[list[float]] = []
+        records = [(0, 0)] * len(self.places)
+        for ray, (begin, end) in enumerate(itertools.pairwise(self.segments)):
+            lengths.append([])
+            for s in range(begin, end):
+                lengths[ray] += [self.spans[s] / self.steps[s]] * self.steps[s]
+                records[self.places[s]] = ray, len(lengths[ray])
+        return lengths, records
 
 
 def shoot(
@@ -115,6 +127,10 @@ def shoot(
             [1 / s for s in grid.spacing], grid.outside == "reflect", *schedule, momenta,
         )  # fmt: skip
         return out.reshape(fields, n, *out.shape[1:])
+    if torch.onnx.is_in_onnx_export() and d == 2 and grid.outside == "constant" and not momenta:
+        return shoot_by_scan(
+            grid.shape, grid.spacing, table, starts, velocities, *schedule.unrolled()
+        )
     nodes = math.prod(grid.shape)
     first = torch.arange(fields, device=table.device)[:, None] * nodes
     parts = (first.expand(fields, n).flatten(), starts.flatten(0, 1), velocities.flatten(0, 1))

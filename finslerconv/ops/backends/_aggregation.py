@@ -74,9 +74,11 @@ class Aggregation:
             positions = positions * scale + origin
         if self.grid is not None:
             width, right, down = self.grid
-            query = torch.arange(positions.shape[1], device=positions.device)
-            places = torch.stack((query % width * right, query // width * down), -1)
-            positions = positions + places.to(self.dtype)[:, None, None, None]
+            positions = positions.unflatten(1, (-1, width))
+            rows, columns = (torch.arange(n, device=positions.device) for n in positions.shape[1:3])
+            places = torch.broadcast_tensors(columns * right, (rows * down)[:, None])
+            places = torch.stack(places, -1).to(self.dtype)[:, :, None, None, None]
+            positions = (positions + places).flatten(1, 2)
         return positions
 
     def level_table(self, device: torch.device | None = None) -> Int[Tensor, "levels 3"]:
