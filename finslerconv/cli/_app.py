@@ -7,6 +7,7 @@ import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, cast
 
@@ -18,6 +19,7 @@ from rich.table import Table
 from finslerconv import __version__
 from finslerconv._optional import needs
 from finslerconv.cli._options import SMALLEST, MetricOptions
+from finslerconv.cli._records import STDOUT, Record, write_csv, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -49,6 +51,14 @@ MaxSize = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="The figure to write.")]
+Json = Annotated[
+    Path | None,
+    typer.Option(help="Write the numbers here as JSON; - for standard output.", show_default=False),
+]
+Csv = Annotated[
+    Path | None,
+    typer.Option(help="Write the numbers here as CSV; - for standard output.", show_default=False),
+]
 
 # Within these bounds every metric of a picture is positive in float32.
 _radius = functools.partial(
@@ -321,8 +331,8 @@ def _require(good: bool, option: str, wanted: str, value: Any) -> None:
         fail(f"{option}: expected {wanted}, got {value}")
 
 
-def _check_files(output: Path) -> None:
-    """Fail if the figure could not be written, before anything is computed."""
+def _check_files(output: Path, json: Path | None = None, csv: Path | None = None) -> None:
+    """Fail if a file could not be written, before anything is computed."""
     from matplotlib.backend_bases import FigureCanvasBase
 
     formats = FigureCanvasBase.get_supported_filetypes()
@@ -330,10 +340,14 @@ def _check_files(output: Path) -> None:
         fail(
             f"--output: expected a file ending in one of {', '.join(sorted(formats))}, got {output}"
         )
-    if not output.parent.is_dir():
-        fail(f"--output: no such directory: {output.parent}")
-    if output.is_dir():
-        fail(f"--output: expected a file, got the directory {output}")
+    _require(json != STDOUT or csv != STDOUT, "--json, --csv", "one of them as -", "both")
+    for option, path in (("--output", output), ("--json", json), ("--csv", csv)):
+        if path is None or (path == STDOUT and path is not output):
+            continue
+        if not path.parent.is_dir():
+            fail(f"{option}: no such directory: {path.parent}")
+        if path.is_dir():
+            fail(f"{option}: expected a file, got the directory {path}")
 
 
 def _read(path: Path | None, max_size: int) -> Any:
@@ -389,7 +403,30 @@ def _print_scores(
     )
 
 
-def _save(figure: "Figure", path: Path) -> None:
+def _speaker(*records: Path | None) -> Callable[[Any], None]:
+    """Return what prints lines and tables: not where standard output is for records."""
+    aside = STDOUT in records
+
+    def say(what: Any) -> None:
+        if isinstance(what, str):
+            typer.echo(what, err=aside)
+        else:
+            Console(stderr=aside).print(what)
+
+    return say
+
+
+def _write_records(
+    records: Sequence[Record], json: Path | None, csv: Path | None, say: Callable[[Any], None]
+) -> None:
+    for path, write in ((json, write_json), (csv, write_csv)):
+        if path is not None:
+            write(path, records)
+            if path != STDOUT:
+                say(f"Wrote {path}")
+
+
+def _save(figure: "Figure", path: Path, say: Callable[[Any], None] = typer.echo) -> None:
     try:
         with _busy("Writing the figure"):
             figure.savefig(path, dpi=130)
@@ -397,7 +434,7 @@ def _save(figure: "Figure", path: Path) -> None:
         fail(f"--output: cannot write {path} ({error.strerror or error})")
     except RuntimeError as error:  # formats that need a program, such as LaTeX for .pgf
         fail(f"--output: cannot write {path} ({str(error).splitlines()[0]}); try .png or .pdf")
-    typer.echo(f"Wrote {path}")
+    say(f"Wrote {path}")
 
 
 @_command
@@ -462,6 +499,8 @@ def inspect(
             "not share."
         ),
     ] = "reference",
+    json: Json = None,
+    csv: Csv = None,
     output: Output = Path("finslerconv-inspect.png"),
     max_size: MaxSize = 384,
     device: Device = "cpu",
@@ -473,32 +512,35 @@ def inspect(
     convolutions, whose balls are all one disc. Of a checkpoint without a model, its deformable
     layers are listed as far as the weights tell. Nothing is downloaded.
     """
-    _check_files(output)
+    _check_files(output, json, csv)
     pixels = _read(image, max_size)
 
     from finslerconv.cli import _inspect
+    from finslerconv.implicit import offset_heads
 
     target = _device(device)
+    say = _speaker(json, csv)
     if trust:
         typer.echo(
             "finslerconv: warning: --trust: a saved module may run any code while it is loaded",
             err=True,
         )
     with _busy("Loading the model"):
-        network = _inspect.load_model(model, trust, weights, typer.echo)
+        network = _inspect.load_model(model, trust, weights, say)
     if isinstance(network, dict):
-        found = _inspect.weights_table(network)
-        if found is None:
+        heads = offset_heads(network)
+        if not heads:
             raise ValueError(
                 f"{model}: holds weights but no model, and no deformable layer by its names; name "
                 "the model and give the file to --weights: finslerconv inspect "
                 f"package.module:factory IMAGE --weights {model}"
             )
-        Console().print(found)
-        typer.echo(
+        say(_inspect.weights_table(heads))
+        say(
             "These are weights without a model. To see where it samples: finslerconv inspect "
             f"package.module:factory IMAGE --weights {model}"
         )
+        _write_records([asdict(head) for head in heads], json, csv, say)
         return
     with _busy("Loading the model"):
         network = network.to(target)
@@ -509,23 +551,22 @@ def inspect(
         results = _inspect.read(
             layers, x, None if objective == "reference" else objective, lambda: advance(1)
         )
-    Console().print(_inspect.table(results))
+    say(_inspect.table(results))
     if adaptive:
-        Console().print(_inspect.health_table(layers))
+        say(_inspect.health_table(layers))
         for complaint in _inspect.complaints(layers):
-            typer.echo(complaint)
+            say(complaint)
     if not adaptive:
-        typer.echo(
-            "The model has no adaptive layer: these convolutions sample the same disc everywhere."
-        )
+        say("The model has no adaptive layer: these convolutions sample the same disc everywhere.")
     if model.startswith(("torchvision:", "timm:")) and weights is None:
-        typer.echo("The weights are random ones; --weights loads trained ones.")
+        say("The weights are random ones; --weights loads trained ones.")
+    _write_records(_inspect.records(layers, results), json, csv, say)
     drawn = _inspect.for_the_figure(results, 5)
     if len(drawn) < len(results):
-        typer.echo(f"The figure has {len(drawn)} of {len(results)} layers; --layer chooses others.")
+        say(f"The figure has {len(drawn)} of {len(results)} layers; --layer chooses others.")
 
     from finslerconv import plotting
 
     with _busy("Drawing"):
         figure = plotting.implicit_metric(drawn, pixels)
-    _save(cast("Figure", figure), output)
+    _save(cast("Figure", figure), output, say)
