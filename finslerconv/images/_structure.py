@@ -12,11 +12,13 @@ from finslerconv import _filters
 from finslerconv._filters import Padding
 from finslerconv.images._checks import (
     Direction,
+    Picture,
     check_choice,
     check_image,
     check_number,
     check_spectrum,
     check_tau,
+    of_kind,
 )
 from finslerconv.images._tensor import TensorField, gradient_unit, largest_or_one, one_form
 from finslerconv.metrics import Randers
@@ -26,7 +28,7 @@ _EDGE = 3.31488
 
 
 def structure_tensor_metric(
-    image: Float[Tensor, "batch channels height width"],
+    image: Float[Picture, "batch channels height width"],
     *,
     law: Literal["edge", "coherence"] = "edge",
     scales: Sequence[tuple[float, float]] = ((1.0, 1.0), (2.0, 2.0)),
@@ -55,7 +57,7 @@ def structure_tensor_metric(
 
     Parameters
     ----------
-    image : Tensor, shape (batch, channels, height, width)
+    image : Tensor or ndarray, shape (batch, channels, height, width)
         Grey or colour pictures, float32 or float64, in any units.
     law : {"edge", "coherence"}
         Which diffusion.
@@ -77,14 +79,14 @@ def structure_tensor_metric(
     Returns
     -------
     Randers
-        Of batch shape (batch, height, width), on the device and in the dtype of the picture;
+        Of batch shape (batch, height, width), of the kind, device and dtype of the picture;
         ``symmetrize()`` is its Riemannian part. Differentiable in the picture, with finite
         derivatives in flat regions too, and smooth in ``J`` where its eigenvalues meet.
 
     Raises
     ------
     TypeError
-        If ``image`` is no tensor of float32 or float64.
+        If ``image`` is no array of float32 or float64.
     ValueError
         If it is not of four axes or not finite, or an option is out of range, or metrics of these
         eigenvalues would not stay positive in the picture's dtype.
@@ -110,7 +112,7 @@ def structure_tensor_metric(
     >>> float(Ellipse.of(metric[0, 32, 32]).axes[0]) > 9  # along the stripes
     True
     """
-    check_image(image)
+    picture = check_image(image)
     check_choice("law", law, ("edge", "coherence"))
     _check_scales(scales)
     check_number("contrast", contrast, above=0)
@@ -120,12 +122,12 @@ def structure_tensor_metric(
     check_number("scale", scale, above=0)
     check_tau(tau)
     check_spectrum(
-        "alpha, tau", "1 / alpha", least=scale, largest=scale / alpha, tau=tau, dtype=image.dtype
+        "alpha, tau", "1 / alpha", least=scale, largest=scale / alpha, tau=tau, dtype=picture.dtype
     )
     check_choice("omega", omega, ("along", "across"))
     check_choice("padding", padding, ("reflect", "replicate"))
 
-    tensors, hint = _structure(image, scales, contrast, padding)
+    tensors, hint = _structure(picture, scales, contrast, padding)
     if law == "edge":
         mu_1, mu_2 = tensors.mean + tensors.gap / 2, tensors.mean - tensors.gap / 2
         along, across = (scale / _edge_diffusivity(mu, alpha) for mu in (mu_1, mu_2))
@@ -136,8 +138,8 @@ def structure_tensor_metric(
         coherence = torch.exp(-1 / tensors.gap.clamp(min=0.03) ** 2)  # clamped as below
         across = scale / (alpha + (1 - alpha) * coherence)
         M = tensors.with_eigenvalues(along, across)
-    n = tensors.oriented(hint)
-    return Randers(M, one_form(n, along, across, omega, tau), validate=False)
+    form = one_form(tensors.oriented(hint), along, across, omega, tau)
+    return Randers(of_kind(M, image), of_kind(form, image), validate=False)
 
 
 def _structure(
