@@ -9,6 +9,7 @@ The subpackages, from the mathematics to the tools, are imported on first use, s
 ``finslerconv.symbolic``   the same formulas in sympy, with their proofs
 ``finslerconv.geodesics``  distances, geodesics and geodesic balls of metric fields
 ``finslerconv.images``     metrics computed from pictures
+``finslerconv.physics``    metrics of physical models: slopes, winds, diffusion
 ``finslerconv.ops``        the convolution operators
 ``finslerconv.onnx``       exported programs in operators that ONNX has
 ``finslerconv.nn``         PyTorch modules
@@ -31,6 +32,7 @@ _SUBPACKAGES = (
     "symbolic",
     "geodesics",
     "images",
+    "physics",
     "ops",
     "onnx",
     "nn",
