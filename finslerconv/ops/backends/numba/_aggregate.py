@@ -142,11 +142,11 @@ def forward(sizes, begin, end, value, table, frames, locations, weights, out):
 
 @entry
 @no_type_check
-def backward(sizes, begin, end, first, value, table, frames, locations, weights, slope, g_value,
+def backward(sizes, begin, end, part, value, table, frames, locations, weights, slope, g_value,
              g_private, g_locations, g_weights, needs_value, needs_samples):  # fmt: skip
     """Write the gradients that come from the queries ``begin <= query < end``, as in forward.
 
-    The range is a piece of a part that begins at the query ``first``. The gradient of the value is
+    The range is a piece of a part that begins at the query ``part``. The gradient of the value is
     added to ``g_value``; that of a group that begins in another part goes to ``g_private`` (one
     group of one image: only the first group of a part can be such).
     """
@@ -172,7 +172,7 @@ def backward(sizes, begin, end, first, value, table, frames, locations, weights,
         products[: 4 * rounded] = 0
         here = (image * sizes.pixels * sizes.groups + group) * sizes.channels
         target, target_at, target_stride = g_value, here, stride
-        if pair * sizes.queries < first:
+        if pair * sizes.queries < part:
             target, target_at, target_stride = g_private, 0, sizes.channels
         for q in range(count):
             there = ((image * sizes.queries + query + q) * sizes.groups + group) * sizes.channels

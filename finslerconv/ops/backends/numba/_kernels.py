@@ -269,12 +269,12 @@ def forward(plan, begin, end, image_data, field, omega, head, points, centre, di
 
 @entry
 @no_type_check
-def backward(plan, begin, end, first, image_data, g_out, g_out_channels_last, field, omega, head,
+def backward(plan, begin, end, part, image_data, g_out, g_out_channels_last, field, omega, head,
              points, centre, dilation, mask, packed, g_image, g_image_private, g_weight, g_field,
              g_omega, g_mask, needs_image, needs_weight, needs_field):  # fmt: skip
     """Add the gradients that come from the pixels ``begin <= pixel of all images < end``.
 
-    The range is a piece of a part that begins at the pixel ``first``. The gradient of an image that
+    The range is a piece of a part that begins at the pixel ``part``. The gradient of an image that
     begins in another part goes to ``g_image_private`` (only the first image of a part can be such).
     ``g_weight`` is the part's own.
     """
@@ -309,7 +309,7 @@ def backward(plan, begin, end, first, image_data, g_out, g_out_channels_last, fi
         pixel = at - image * pixels
         count = min(tile, end - at, pixels - pixel)
         base = image * plan.height * plan.width
-        if image * pixels >= first:
+        if image * pixels >= part:
             target = g_image
             target_at = base * plan.channels
         else:
