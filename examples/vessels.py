@@ -14,7 +14,16 @@ which all are compared are those of another filter (Sato's, thresholded and thin
 
 The photograph is in scikit-image's wheel: nothing is downloaded. It writes one picture.
 
-Result of ``python examples/vessels.py`` (RESULT)
+Result of ``python examples/vessels.py`` (10 s of processor time):
+
+    | way                 | pixels | by the metric | from the centre line (mean) | seconds |
+    |---------------------|--------|---------------|-----------------------------|---------|
+    | metric              | 589    | 36.6          | 0.43                        | 0.8     |
+    | route_through_array | 618    | 52.4          | 0.50                        | 0.1     |
+    | straight line       | 529    | 435.2         | 13.45                       | 0.0     |
+
+Both follow the vessels. The route steps from pixel to pixel in eight directions, so that it is 5 %
+longer than the path, and costs less time.
 """
 
 import argparse

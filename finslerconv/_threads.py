@@ -12,7 +12,6 @@ A compiled call is deaf to Ctrl-C. A long task is therefore a generator that pau
 a tenth of a second or so, its bands: there Python handles signals, and the other threads stop.
 """
 
-import contextlib
 import ctypes
 import os
 from collections.abc import Callable, Iterator
@@ -97,19 +96,24 @@ def _openmp() -> ctypes.CDLL | None:
 
 def _run_team(openmp: ctypes.CDLL, task: Task, parts: int) -> None:
     failed: list[BaseException] = []
+    ended: list[int] = []
 
     def outlined(_: object) -> None:
-        # What is raised cannot pass through OpenMP; it is in the list.
-        with contextlib.suppress(BaseException):
+        try:
             # The team may be smaller than asked for: within another parallel region it is one.
             size = openmp.omp_get_num_threads()
             for part in range(openmp.omp_get_thread_num(), parts, size):
                 _perform(task, part, failed)
+                ended.append(part)
+        except BaseException as error:  # it cannot pass through OpenMP
+            failed.append(error)
 
     # A team of PyTorch's own size, whatever the parts: OpenMP ends the threads of a larger one.
     openmp.GOMP_parallel(_OUTLINED(outlined), None, max(parts, torch.get_num_threads()), 0)
     if failed:
         raise failed[0]
+    if len(ended) < parts:  # Ctrl-C came while ``outlined`` was being entered or left
+        raise KeyboardInterrupt
 
 
 def _run_pool(task: Task, parts: int) -> None:

@@ -8,6 +8,8 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -170,7 +172,9 @@ def test_ctrl_c_ends_a_convolution(count, threads, monkeypatch, ctrl_c):
 
         def advance(self, task, done):
             told.append(done)
-            os.kill(os.getpid(), signal.SIGINT)
+            if threading.current_thread() is threading.main_thread():
+                signal.raise_signal(signal.SIGINT)
+            time.sleep(0.001)
 
         def remove_task(self, task):
             pass
@@ -181,7 +185,7 @@ def test_ctrl_c_ends_a_convolution(count, threads, monkeypatch, ctrl_c):
     with pytest.raises(KeyboardInterrupt):
         ops.metric_conv2d(x, M, None, points, weight, padding=1)
     total, *parts = told
-    assert sum(parts) < -total / 4
+    assert sum(parts) < -total / 2
 
 
 def test_two_threads_at_once():
