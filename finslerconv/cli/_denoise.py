@@ -110,6 +110,20 @@ def ball_filters(metric: Randers, kernel_size: int, radius: float) -> list[BallF
     ]
 
 
+def mean_over_balls(metric: Riemannian | Randers, kernel_size: int) -> BallFilter:
+    """Return the filter that removes noise: the mean over the balls of a metric of a picture."""
+    return BallFilter("ball", "ellipses along edges", metric, concentric(kernel_size))
+
+
+def middle(
+    image: Float[Tensor, "1 channels height width"], size: int = 512
+) -> Float[Tensor, "1 channels rows columns"]:
+    """Return the middle of a large picture, on which options are tried."""
+    height, width = image.shape[2:]
+    top, left = (max(0, (n - size) // 2) for n in (height, width))
+    return image[:, :, top : top + size, left : left + size]
+
+
 def chosen(
     image: Float[Tensor, "1 channels height width"],
     noise: float,

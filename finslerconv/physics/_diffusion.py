@@ -85,6 +85,7 @@ def diffusion_metric(
         sharp = sharp @ relative
     D = sharp * mean[..., None, None]
     M = inverse(D)
+    M = (M + xp.matrix_transpose(M)) / 2  # of nearly singular tensors the inverse is not symmetric
     if form == "adjugate":
         M = M * det(D)[..., None, None]
     return Riemannian(M, validate=False)

@@ -37,6 +37,13 @@ def test_what_is_masked_out_is_not_looked_at():
     np.testing.assert_allclose(metric.M[2], np.linalg.inv(D[2]))
 
 
+def test_nearly_singular_tensors_have_symmetric_metrics():
+    vectors = np.linalg.qr(np.random.default_rng(0).standard_normal((3, 3)))[0]
+    D = vectors @ np.diag([1e-3, 1e-4, 1e-13]) @ vectors.T
+    M = diffusion_metric((D + D.T) / 2).M
+    np.testing.assert_array_equal(M, M.T)
+
+
 def test_tensors_and_gradients():
     D = torch.from_numpy(tensors(2)).mul(1e3).requires_grad_()
     assert torch.autograd.gradcheck(
