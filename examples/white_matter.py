@@ -28,6 +28,7 @@ from dipy.io.gradients import read_bvals_bvecs
 from dipy.reconst.dti import TensorModel
 from matplotlib.figure import Figure
 from nibabel.affines import apply_affine
+from scipy.ndimage import label
 
 from finslerconv.geodesics import GridMetric, distance, path_length
 from finslerconv.physics import diffusion_metric
@@ -48,7 +49,9 @@ def main() -> None:
     table = gradient_table(values, bvecs=vectors)
     fit = TensorModel(table).fit(volume.get_fdata())
     zooms = tuple(float(z) for z in volume.header.get_zooms()[:3])
-    tissue = fit.evals.min(-1) > 5e-5  # mm^2 / s; fits of noise have smaller ones
+    # In mm^2 / s: fits of noise have smaller eigenvalues, and fluid has a larger mean.
+    regions, _ = label((fit.evals.min(-1) > 1e-4) & (fit.md < 1.1e-3))
+    tissue = regions == np.bincount(regions[regions > 0]).argmax()
     anisotropy = np.where(tissue, fit.fa, 0.0)
 
     metric = diffusion_metric(fit.quadratic_form, power=2, mask=tissue)
