@@ -65,10 +65,10 @@ def zermelo_metric(
 
     Notes
     -----
-    Zermelo, "Über das Navigationsproblem bei ruhender oder veränderlicher Windverteilung" (Z.
-    Angew. Math. Mech. 11, 1931); that the solutions are geodesics of Randers metrics is due to Bao,
-    Robles, Shen, "Zermelo navigation on Riemannian manifolds" (J. Differential Geom. 66, 2004). The
-    wind is that of all times: one that changes during the voyage is none of a metric.
+    Zermelo, "Über das Navigationsproblem" (Z. Angew. Math. Mech. 11, 1931); that the solutions are
+    geodesics of Randers metrics is due to Bao, Robles, Shen, "Zermelo navigation on Riemannian
+    manifolds" (J. Differential Geom. 66, 2004). The wind is that of all times: one that changes
+    during the voyage is none of a metric.
 
     :class:`finslerconv.metrics.Navigation` is the same for boats that are not equally quick in all
     directions, such as sailing boats.
