@@ -9,6 +9,7 @@ The subpackages, from the mathematics to the tools, are imported on first use, s
 ``finslerconv.symbolic``   the same formulas in sympy, with their proofs
 ``finslerconv.geodesics``  distances, geodesics and geodesic balls of metric fields
 ``finslerconv.images``     metrics computed from pictures
+``finslerconv.physics``    metrics of physical models: slopes, winds, diffusion
 ``finslerconv.ops``        the convolution operators
 ``finslerconv.onnx``       exported programs in operators that ONNX has
 ``finslerconv.nn``         PyTorch modules
@@ -17,7 +18,8 @@ The subpackages, from the mathematics to the tools, are imported on first use, s
 ``finslerconv.cli``        the command ``finslerconv``
 =========================  ==========================================================
 
-``finslerconv.doctor()`` checks the library on this machine.
+``finslerconv.doctor()`` checks the library on this machine; inside ``with finslerconv.progress():``
+long calls show how far they are.
 """
 
 from importlib import import_module
@@ -31,6 +33,7 @@ _SUBPACKAGES = (
     "symbolic",
     "geodesics",
     "images",
+    "physics",
     "ops",
     "onnx",
     "nn",
@@ -41,12 +44,14 @@ _SUBPACKAGES = (
 
 _DOCTOR = ("doctor", "Report", "Check")
 
-__all__ = ["__version__", *_DOCTOR, *_SUBPACKAGES]
+__all__ = ["__version__", *_DOCTOR, "progress", *_SUBPACKAGES]
 
 
 def __getattr__(name: str) -> Any:
     if name in _DOCTOR:
         return getattr(import_module(f"{__name__}._doctor"), name)
+    if name == "progress":
+        return import_module(f"{__name__}._progress").progress
     if name in _SUBPACKAGES:
         return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -51,6 +51,18 @@ def gaussian_gradient(
     return _gradient(image, _gaussian(sigma), _gaussian_slope(sigma))
 
 
+def gaussian_hessian(
+    image: Float[Tensor, "batch channels tall wide"], sigma: float
+) -> Float[Tensor, "batch channels height width 2 2"]:
+    """Return the second derivatives of the smoothed picture."""
+    kernel, slope, bend = _gaussian(sigma), _gaussian_slope(sigma), _gaussian_bend(sigma)
+    down = _correlate(_correlate(image, bend, -2), kernel, -1)
+    mixed = _correlate(_correlate(image, slope, -2), slope, -1)
+    right = _correlate(_correlate(image, kernel, -2), bend, -1)
+    rows = torch.stack((down, mixed), dim=-1), torch.stack((mixed, right), dim=-1)
+    return torch.stack(rows, dim=-2)
+
+
 def sobel_gradient(
     image: Float[Tensor, "batch channels tall wide"],
 ) -> Float[Tensor, "batch channels height width 2"]:
@@ -74,6 +86,16 @@ def _gaussian_slope(sigma: float) -> list[float]:
     samples = [i * math.exp(-((i / sigma) ** 2) / 2) for i in _offsets(sigma)]
     total = sum(i * sample for i, sample in zip(_offsets(sigma), samples, strict=True))
     return [sample / total for sample in samples]
+
+
+def _gaussian_bend(sigma: float) -> list[float]:
+    # Of sum 0, and scaled so that the second derivative of x^2 / 2 is 1, for every sigma.
+    samples = _gaussian(sigma)
+    offsets = list(_offsets(sigma))
+    spread = sum(i * i * sample for i, sample in zip(offsets, samples, strict=True))
+    bend = [(i * i - spread) * sample for i, sample in zip(offsets, samples, strict=True)]
+    total = sum(i * i * each for i, each in zip(offsets, bend, strict=True)) / 2
+    return [each / total for each in bend]
 
 
 def _offsets(sigma: float) -> range:

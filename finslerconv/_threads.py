@@ -7,11 +7,14 @@ with them, which doubles the time of a convolution.
 Elsewhere tasks run on ordinary Python threads, as many as ``torch.set_num_threads`` allows, started
 at the first call. So they do in a forked child, where OpenMP's threads do not exist and asking for
 them hangs. Numba's own parallel loops may not be entered from two threads at once.
+
+A compiled call is deaf to Ctrl-C. A long task is therefore a generator that pauses between calls of
+a tenth of a second or so, its bands: there Python handles signals, and the other threads stop.
 """
 
 import ctypes
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -27,14 +30,19 @@ _forked = False
 _OUTLINED = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
-def run(task: Callable[[int], object], parts: int) -> None:
+Task = Callable[[int], object]
+"""What computes a part, by its number; a generator pauses where it may be stopped."""
+
+
+def run(task: Task, parts: int) -> None:
     """Call ``task(0)``, ..., ``task(parts - 1)`` side by side, and return when all have ended.
 
-    The calling thread does its share. Tasks must not call :func:`run` themselves.
+    The calling thread does its share. Tasks must not call :func:`run` themselves. When one has
+    failed, those that are generators end where they pause.
     """
     if parts <= 1:
         if parts == 1:
-            task(0)
+            _perform(task, 0, [])
         return
     openmp = None if _forked else _openmp()
     if openmp is not None:
@@ -43,11 +51,30 @@ def run(task: Callable[[int], object], parts: int) -> None:
         _run_pool(task, parts)
 
 
+def _perform(task: Task, part: int, failed: list[BaseException]) -> None:
+    """Do one part of a task; note what it raises, and raise it."""
+    try:
+        steps = task(part)
+        if isinstance(steps, Iterator):
+            for _ in steps:
+                if failed:
+                    return
+    except BaseException as error:
+        failed.append(error)
+        raise
+
+
 def share(units: int, part: int, parts: int, multiple: int = 1) -> tuple[int, int]:
     """Return the range ``(begin, end)`` of the units that belongs to a part, cut at multiples."""
     pieces = -(-units // multiple)
     begin, end = (pieces * p // parts * multiple for p in (part, part + 1))
     return min(begin, units), min(end, units)
+
+
+def bands(begin: int, end: int, size: int) -> Iterator[tuple[int, int]]:
+    """Yield the pieces of a range, each of ``size`` units but for the last."""
+    for first in range(begin, end, size):
+        yield first, min(first + size, end)
 
 
 @cache
@@ -67,28 +94,33 @@ def _openmp() -> ctypes.CDLL | None:
     return None
 
 
-def _run_team(openmp: ctypes.CDLL, task: Callable[[int], object], parts: int) -> None:
-    errors: list[BaseException] = []
+def _run_team(openmp: ctypes.CDLL, task: Task, parts: int) -> None:
+    failed: list[BaseException] = []
+    ended: list[int] = []
 
     def outlined(_: object) -> None:
         try:
             # The team may be smaller than asked for: within another parallel region it is one.
             size = openmp.omp_get_num_threads()
             for part in range(openmp.omp_get_thread_num(), parts, size):
-                task(part)
+                _perform(task, part, failed)
+                ended.append(part)
         except BaseException as error:  # it cannot pass through OpenMP
-            errors.append(error)
+            failed.append(error)
 
     # A team of PyTorch's own size, whatever the parts: OpenMP ends the threads of a larger one.
     openmp.GOMP_parallel(_OUTLINED(outlined), None, max(parts, torch.get_num_threads()), 0)
-    if errors:
-        raise errors[0]
+    if failed:
+        raise failed[0]
+    if len(ended) < parts:  # Ctrl-C came while ``outlined`` was being entered or left
+        raise KeyboardInterrupt
 
 
-def _run_pool(task: Callable[[int], object], parts: int) -> None:
-    futures = _submit(task, parts)
+def _run_pool(task: Task, parts: int) -> None:
+    failed: list[BaseException] = []
+    futures = _submit(task, parts, failed)
     try:
-        task(0)
+        _perform(task, 0, failed)
     finally:
         # Buffers of the caller are in use until the last part has ended, whatever happened here.
         for future in futures:
@@ -97,7 +129,7 @@ def _run_pool(task: Callable[[int], object], parts: int) -> None:
         future.result()
 
 
-def _submit(task: Callable[[int], object], parts: int) -> list[Future[object]]:
+def _submit(task: Task, parts: int, failed: list[BaseException]) -> list[Future[None]]:
     global _pool, _workers
     with _lock:
         if _pool is None or _workers < parts - 1:
@@ -105,7 +137,7 @@ def _submit(task: Callable[[int], object], parts: int) -> list[Future[object]]:
                 _pool.shutdown(wait=False)  # what others have submitted still runs
             _workers = parts - 1
             _pool = ThreadPoolExecutor(_workers, thread_name_prefix="finslerconv")
-        return [_pool.submit(task, part) for part in range(1, parts)]
+        return [_pool.submit(_perform, task, part, failed) for part in range(1, parts)]
 
 
 def _forget() -> None:

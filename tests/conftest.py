@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -88,6 +89,14 @@ def pytest_pyfunc_call(pyfuncitem):
     if outcome == "failed":
         pytest.fail(text, pytrace=False)
     return True
+
+
+@pytest.fixture
+def ctrl_c():
+    """Let SIGINT interrupt, also where a shell has put the tests into the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @cache

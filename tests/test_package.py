@@ -23,6 +23,7 @@ from finslerconv import (
     nn,
     onnx,
     ops,
+    physics,
     plotting,
     symbolic,
 )
@@ -65,7 +66,9 @@ print(overlap(metric, Euclidean()) < 1)
     ]
 
 
-@pytest.mark.parametrize("name", ["finslerconv", "finslerconv.metrics", "finslerconv.balls"])
+@pytest.mark.parametrize(
+    "name", ["finslerconv", "finslerconv.metrics", "finslerconv.balls", "finslerconv.physics"]
+)
 def test_import_loads_nothing_heavy(name):
     loaded = run(f"import sys, {name}; print([m for m in {HEAVY!r} if m in sys.modules])")
     assert loaded.strip() == "[]"
@@ -86,7 +89,20 @@ def test_the_layers_hold():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-PACKAGES = [metrics, balls, symbolic, geodesics, images, ops, onnx, nn, implicit, plotting, cli]
+PACKAGES = [
+    metrics,
+    balls,
+    symbolic,
+    geodesics,
+    images,
+    physics,
+    ops,
+    onnx,
+    nn,
+    implicit,
+    plotting,
+    cli,
+]
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda p: p.__name__)

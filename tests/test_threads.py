@@ -2,6 +2,7 @@
 
 import functools
 import threading
+import time
 
 import pytest
 import torch
@@ -41,6 +42,45 @@ def test_little_work_stays_in_the_calling_thread(parts):
     threads = []
     _threads.run(lambda part: threads.append(threading.current_thread()), parts)
     assert threads == [threading.current_thread()] * parts
+
+
+@pytest.mark.parametrize("run", WAYS)
+@pytest.mark.parametrize("parts", [2, 5])
+def test_generators_run_to_their_end(run, parts):
+    steps = []
+
+    def task(part):
+        for step in range(4):
+            steps.append((part, step))
+            yield
+
+    run(task, parts)
+    assert sorted(steps) == [(part, step) for part in range(parts) for step in range(4)]
+
+
+@pytest.mark.parametrize("run", WAYS)
+def test_generators_stop_where_they_pause_when_another_failed(run):
+    failed = threading.Event()
+    steps = []
+
+    def task(part):
+        if part == 0:
+            failed.set()
+            raise RuntimeError("part 0")
+        for step in range(1000):
+            steps.append(step)
+            failed.wait(1)
+            time.sleep(0.001)
+            yield
+
+    with pytest.raises(RuntimeError, match="part 0"):
+        run(task, 2)
+    assert len(steps) < 500
+
+
+def test_bands():
+    assert list(_threads.bands(3, 10, 4)) == [(3, 7), (7, 10)]
+    assert list(_threads.bands(3, 3, 4)) == []
 
 
 @pytest.mark.parametrize("run", WAYS)

@@ -160,6 +160,7 @@ def core_cases() -> list[Case]:
             lambda x: images.structure_tensor_metric(x).M,
             random(1, 2, 7, 8),
         ),
+        Case("ridge_metric", lambda x: images.ridge_metric(x).M, random(1, 2, 7, 8)),
     ]
 
 

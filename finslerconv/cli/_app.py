@@ -7,6 +7,7 @@ import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, cast
 
@@ -18,6 +19,7 @@ from rich.table import Table
 from finslerconv import __version__
 from finslerconv._optional import needs
 from finslerconv.cli._options import SMALLEST, MetricOptions
+from finslerconv.cli._records import STDOUT, Record, write_csv, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -49,6 +51,14 @@ MaxSize = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="The figure to write.")]
+Json = Annotated[
+    Path | None,
+    typer.Option(help="Write the numbers here as JSON; - for standard output.", show_default=False),
+]
+Csv = Annotated[
+    Path | None,
+    typer.Option(help="Write the numbers here as CSV; - for standard output.", show_default=False),
+]
 
 # Within these bounds every metric of a picture is positive in float32.
 _radius = functools.partial(
@@ -119,37 +129,88 @@ def main(
 @_command
 def denoise(
     image: ImageArgument = None,
+    add_noise: Annotated[
+        bool,
+        typer.Option(
+            "--add-noise",
+            help="Add noise to a clean photograph, and compare filters by what they leave of it. "
+            "So it is without IMAGE.",
+        ),
+    ] = False,
     sigma: Annotated[
-        float,
+        float | None,
         typer.Option(
             min=1e-4,
             max=10,
-            help="Standard deviation of the noise that is added; the picture is in [0, 1].",
+            show_default="estimated; 0.1 with --add-noise",
+            help="Standard deviation of the noise; the picture is in [0, 1].",
         ),
-    ] = 0.1,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise that is added.")] = 0,
     kernel_size: Annotated[
         int,
         typer.Option(min=3, max=101, help="Boxes and balls have this many samples squared; odd."),
     ] = 11,
-    output: Output = Path("finslerconv-denoise.png"),
-    max_size: MaxSize = 512,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            show_default="finslerconv-denoised.png; finslerconv-denoise.png with --add-noise",
+            help="The filtered picture to write; with --add-noise the figure.",
+        ),
+    ] = None,
+    max_size: Annotated[
+        int | None,
+        typer.Option(
+            min=SMALLEST,
+            show_default="none; 512 with --add-noise",
+            help="Reduce larger photographs to this many pixels on their longer side.",
+        ),
+    ] = None,
     radius: Annotated[float | None, _radius(show_default=_CHOSEN)] = None,
     anisotropy: Annotated[float | None, _anisotropy(show_default=_CHOSEN)] = None,
-    tau: Tau = DEFAULT.tau,
+    tau: Annotated[
+        float | None,
+        typer.Option(
+            min=-0.95,
+            max=0.95,
+            show_default=f"0; {DEFAULT.tau:g} with --add-noise",
+            help="Strength of the drift along the edges.",
+        ),
+    ] = None,
     smoothing: Annotated[float | None, _smoothing(show_default=_CHOSEN)] = None,
     device: Device = "cpu",
 ) -> None:
-    """Add noise to a photograph and remove it by averaging over unit balls.
+    """Denoise a photograph by averaging over the unit balls of its metric.
 
-    Boxes and balls take the mean of as many samples. They differ in the metric whose ball they
-    sample: a square, a larger square, a disc, ellipses along the edges, and these off
+    The noise is estimated from the picture, the balls are chosen for it, and the filtered picture
+    is written at full size, with 8 bits a channel.
+
+    With --add-noise, or without IMAGE, it is a demonstration: noise is added, and removed in
+    several ways. Boxes and balls take the mean of as many samples. They differ in the metric whose
+    ball they sample: a square, a larger square, a disc, ellipses along the edges, and these off
     centre. The metrics are computed from the noisy picture. Beside them are the usual filters:
     the best of the small boxes, a Gaussian, total variation and non-local means.
     """
     _require(kernel_size % 2 == 1, "--kernel-size", "an odd number", kernel_size)
+    given = {"radius": radius, "anisotropy": anisotropy}
+    free = [name for name, value in given.items() if value is None]
+    if image is not None and not add_noise:
+        target = output or Path("finslerconv-denoised.png")
+        _check_picture(target)
+        pixels = _read(image, max_size or sys.maxsize)
+        where = _device(device)
+        start = functools.partial(
+            MetricOptions.for_noise, kernel_size=kernel_size, radius=radius, anisotropy=anisotropy,
+            tau=tau or 0.0, smoothing=smoothing,
+        )  # fmt: skip
+        _denoise_picture(pixels, sigma, kernel_size, start, free, target, where)
+        return
+    sigma, tau = 0.1 if sigma is None else sigma, DEFAULT.tau if tau is None else tau
+    output = output or Path("finslerconv-denoise.png")
     _check_files(output)
-    pixels = _read(image, max_size)
+    pixels = _read(image, max_size or 512)
 
     import torch
 
@@ -163,19 +224,17 @@ def denoise(
     )
     from finslerconv.cli._figures import denoise_figure
 
-    target = _device(device)
+    where = _device(device)
     noisy = with_noise(pixels, sigma, seed)
     noise = estimated_noise(noisy)
-    start = MetricOptions.for_noise(noise, kernel_size, radius, anisotropy, tau, smoothing)
-    given = {"radius": radius, "anisotropy": anisotropy}
-    free = [name for name, value in given.items() if value is None]
+    options = MetricOptions.for_noise(noise, kernel_size, radius, anisotropy, tau, smoothing)
     results = [Result.of("noisy", "no filter", noisy, pixels)]
     with _busy("The usual filters"):
         results += baselines(noisy, pixels, noise)
     with torch.inference_mode():
-        tensor = torch.as_tensor(noisy, device=target)[None]
+        tensor = torch.as_tensor(noisy, device=where)[None]
         with _progress(6 * len(free) * kernel_size**2, "Choosing the balls") as advance:
-            options = chosen(tensor, noise, kernel_size, start, free, advance)
+            options = chosen(tensor, noise, kernel_size, options, free, advance)
         metric = options.of(tensor)
         filters = ball_filters(metric, kernel_size, options.radius)
         with _progress(len(filters) * kernel_size**2) as advance:
@@ -185,6 +244,43 @@ def denoise(
         figure = denoise_figure(results, pixels, metric, cast("GeodesicFilter", filters[-1]))
     _print_scores(results, sigma, noise, options)
     _save(figure, output)
+
+
+def _denoise_picture(
+    pixels: Any,
+    sigma: float | None,
+    kernel_size: int,
+    start: Callable[[float], MetricOptions],
+    free: Sequence[str],
+    output: Path,
+    device: "torch.device",
+) -> None:
+    """Filter a picture that is noisy, and write it."""
+    import torch
+
+    from finslerconv.cli._denoise import chosen, estimated_noise, mean_over_balls, middle
+    from finslerconv.cli._picture import write_picture
+
+    noise = estimated_noise(pixels) if sigma is None else sigma
+    with torch.inference_mode():
+        tensor = torch.as_tensor(pixels, device=device)[None]
+        options = start(noise)
+        if noise > 0:
+            with _progress(6 * len(free) * kernel_size**2, "Choosing the balls") as advance:
+                options = chosen(middle(tensor), noise, kernel_size, options, free, advance)
+        with _progress(kernel_size**2) as advance:
+            metric = options.of(tensor)
+            balls = metric if options.tau else metric.symmetrize()
+            filtered = mean_over_balls(balls, kernel_size)(tensor, advance)
+    how = "estimated" if sigma is None else "as told"
+    typer.echo(f"Noise of standard deviation {noise:.3g}, {how}")
+    _print_balls(options)
+    try:
+        write_picture(filtered[0].cpu().numpy(), output)
+    except OSError as error:
+        fail(f"--output: cannot write {output} ({error.strerror or error})")
+    height, width = pixels.shape[1:]
+    typer.echo(f"Wrote {output}, {height} x {width}")
 
 
 @_command
@@ -241,7 +337,25 @@ def path(
             "--from", help="The pixel to start from, ROW,COLUMN; unless given, on an edge."
         ),
     ] = None,
-    end: Annotated[str | None, typer.Option("--to", help="The pixel to go to, ROW,COLUMN.")] = None,
+    end: Annotated[
+        list[str] | None,
+        typer.Option("--to", help="The pixel to go to, ROW,COLUMN; may be given several times."),
+    ] = None,
+    json: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the paths here as JSON, with their coordinates and lengths; - for standard "
+            "output.",
+            show_default=False,
+        ),
+    ] = None,
+    csv: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the coordinates here as CSV, a row for each point; - for standard output.",
+            show_default=False,
+        ),
+    ] = None,
     output: Output = Path("finslerconv-path.png"),
     max_size: MaxSize = 512,
     radius: Radius = DEFAULT.radius,
@@ -251,42 +365,50 @@ def path(
     smoothing: Smoothing = DEFAULT.smoothing,
     device: Device = "cpu",
 ) -> None:
-    """Find the shortest paths between two pixels, there and back, which follow edges.
+    """Find the shortest paths from a pixel to others, there and back, which follow edges.
 
     Along an edge the unit balls of the picture's metric are long, so that a step there is cheap;
     the drift makes it cheaper one way than the other. Pixels are those of the picture after
     --max-size has reduced it.
     """
     options = MetricOptions(radius, anisotropy, tau, smoothing)
-    _check_files(output)
+    _check_files(output, json, csv)
     pixels = _read(image, max_size)
-    _require((start is None) == (end is None), "--from, --to", "both or neither", "one of them")
+    _require((start is None) == (not end), "--from, --to", "both or neither", "one of them")
 
     import torch
 
-    from finslerconv.cli._path import default_ends, journey, path_figure
+    from finslerconv.cli._path import coordinates, default_ends, journey, path_figure
 
     target = _device(device)
+    say = _speaker(json, csv)
     with _busy("Following the fronts"), torch.inference_mode():
         metric = options.of(torch.as_tensor(pixels, device=target)[None])
-        if start is None or end is None:
-            ends = default_ends(metric)
+        if start is None or not end:
+            first, *ends = default_ends(metric)
         else:
             height, width = pixels.shape[1:]
             first = _pixel("--from", start, height, width, image)
-            ends = first, _pixel("--to", end, height, width, image)
-        _require(ends[0] != ends[1], "--to", "another pixel than --from", end)
-        ways, distances = journey(metric, *ends)
+            ends = [_pixel("--to", each, height, width, image) for each in end]
+        _require(first not in ends, "--to", "another pixel than --from", start)
+        ways, distances = journey(metric, first, ends)
     with _busy("Drawing"):
         figure = path_figure(pixels, ways, distances)
-    names = (f"({row:g}, {column:g})" for row, column in ends)
-    table = _table(
-        f"from {' to '.join(names)}", ["path"], ["length by the metric (balls)", "length in pixels"]
-    )
-    for way in ways:
-        table.add_row(way.name, f"{way.length:.2f}", f"{way.pixels:.1f}")
-    Console().print(table)
-    _save(figure, output)
+    for number, last in enumerate(ends):
+        names = (f"({row:g}, {column:g})" for row, column in (first, last))
+        table = _table(
+            f"from {' to '.join(names)}",
+            ["path"],
+            ["length by the metric (balls)", "length in pixels"],
+        )
+        for way in ways[3 * number : 3 * number + 3]:
+            table.add_row(way.name, f"{way.length:.2f}", f"{way.pixels:.1f}")
+        say(table)
+    if json is not None:
+        _write_records([way.to_dict() for way in ways], json, None, say)
+    if csv is not None:
+        _write_records(coordinates(ways), None, csv, say)
+    _save(figure, output, say)
 
 
 def _pixel(
@@ -321,8 +443,8 @@ def _require(good: bool, option: str, wanted: str, value: Any) -> None:
         fail(f"{option}: expected {wanted}, got {value}")
 
 
-def _check_files(output: Path) -> None:
-    """Fail if the figure could not be written, before anything is computed."""
+def _check_files(output: Path, json: Path | None = None, csv: Path | None = None) -> None:
+    """Fail if a file could not be written, before anything is computed."""
     from matplotlib.backend_bases import FigureCanvasBase
 
     formats = FigureCanvasBase.get_supported_filetypes()
@@ -330,10 +452,28 @@ def _check_files(output: Path) -> None:
         fail(
             f"--output: expected a file ending in one of {', '.join(sorted(formats))}, got {output}"
         )
-    if not output.parent.is_dir():
-        fail(f"--output: no such directory: {output.parent}")
-    if output.is_dir():
-        fail(f"--output: expected a file, got the directory {output}")
+    _require(json != STDOUT or csv != STDOUT, "--json, --csv", "one of them as -", "both")
+    for option, path in (("--output", output), ("--json", json), ("--csv", csv)):
+        if path is not None and (path != STDOUT or path is output):
+            _check_folder(option, path)
+
+
+def _check_picture(output: Path) -> None:
+    """Fail if a picture could not be written, before anything is computed."""
+    from PIL import Image
+
+    Image.init()
+    endings = sorted({ending for ending, name in Image.EXTENSION.items() if name in Image.SAVE})
+    if output.suffix.lower() not in endings:
+        fail(f"--output: expected a picture file such as .png, .jpg or .tif, got {output}")
+    _check_folder("--output", output)
+
+
+def _check_folder(option: str, path: Path) -> None:
+    if not path.parent.is_dir():
+        fail(f"{option}: no such directory: {path.parent}")
+    if path.is_dir():
+        fail(f"{option}: expected a file, got the directory {path}")
 
 
 def _read(path: Path | None, max_size: int) -> Any:
@@ -383,13 +523,40 @@ def _print_scores(
             style="bold green" if result is best else None,
         )
     Console().print(table)
+    _print_balls(options)
+
+
+def _print_balls(options: MetricOptions) -> None:
     typer.echo(
         f"The balls: --radius {options.radius:.2g} --anisotropy {options.anisotropy:.2g} "
         f"--smoothing {options.smoothing:.2g} --tau {options.tau:.2g}"
     )
 
 
-def _save(figure: "Figure", path: Path) -> None:
+def _speaker(*records: Path | None) -> Callable[[Any], None]:
+    """Return what prints lines and tables: not where standard output is for records."""
+    aside = STDOUT in records
+
+    def say(what: Any) -> None:
+        if isinstance(what, str):
+            typer.echo(what, err=aside)
+        else:
+            Console(stderr=aside).print(what)
+
+    return say
+
+
+def _write_records(
+    records: Sequence[Record], json: Path | None, csv: Path | None, say: Callable[[Any], None]
+) -> None:
+    for path, write in ((json, write_json), (csv, write_csv)):
+        if path is not None:
+            write(path, records)
+            if path != STDOUT:
+                say(f"Wrote {path}")
+
+
+def _save(figure: "Figure", path: Path, say: Callable[[Any], None] = typer.echo) -> None:
     try:
         with _busy("Writing the figure"):
             figure.savefig(path, dpi=130)
@@ -397,7 +564,7 @@ def _save(figure: "Figure", path: Path) -> None:
         fail(f"--output: cannot write {path} ({error.strerror or error})")
     except RuntimeError as error:  # formats that need a program, such as LaTeX for .pgf
         fail(f"--output: cannot write {path} ({str(error).splitlines()[0]}); try .png or .pdf")
-    typer.echo(f"Wrote {path}")
+    say(f"Wrote {path}")
 
 
 @_command
@@ -468,6 +635,8 @@ def inspect(
             "--together", help="Read all groups of a layer, all heads of an attention, as one."
         ),
     ] = False,
+    json: Json = None,
+    csv: Csv = None,
     output: Output = Path("finslerconv-inspect.png"),
     max_size: MaxSize = 384,
     device: Device = "cpu",
@@ -479,32 +648,35 @@ def inspect(
     convolutions, whose balls are all one disc. Of a checkpoint without a model, its deformable
     layers are listed as far as the weights tell. Nothing is downloaded.
     """
-    _check_files(output)
+    _check_files(output, json, csv)
     pixels = _read(image, max_size)
 
     from finslerconv.cli import _inspect
+    from finslerconv.implicit import offset_heads
 
     target = _device(device)
+    say = _speaker(json, csv)
     if trust:
         typer.echo(
             "finslerconv: warning: --trust: a saved module may run any code while it is loaded",
             err=True,
         )
     with _busy("Loading the model"):
-        network = _inspect.load_model(model, trust, weights, typer.echo)
+        network = _inspect.load_model(model, trust, weights, say)
     if isinstance(network, dict):
-        found = _inspect.weights_table(network)
-        if found is None:
+        heads = offset_heads(network)
+        if not heads:
             raise ValueError(
                 f"{model}: holds weights but no model, and no deformable layer by its names; name "
                 "the model and give the file to --weights: finslerconv inspect "
                 f"package.module:factory IMAGE --weights {model}"
             )
-        Console().print(found)
-        typer.echo(
+        say(_inspect.weights_table(heads))
+        say(
             "These are weights without a model. To see where it samples: finslerconv inspect "
             f"package.module:factory IMAGE --weights {model}"
         )
+        _write_records([asdict(head) for head in heads], json, csv, say)
         return
     with _busy("Loading the model"):
         network = network.to(target)
@@ -519,23 +691,22 @@ def inspect(
             lambda: advance(1),
             together,
         )
-    Console().print(_inspect.table(results))
+    say(_inspect.table(results))
     if adaptive:
-        Console().print(_inspect.health_table(layers))
+        say(_inspect.health_table(layers))
         for complaint in _inspect.complaints(layers):
-            typer.echo(complaint)
+            say(complaint)
     if not adaptive:
-        typer.echo(
-            "The model has no adaptive layer: these convolutions sample the same disc everywhere."
-        )
+        say("The model has no adaptive layer: these convolutions sample the same disc everywhere.")
     if model.startswith(("torchvision:", "timm:")) and weights is None:
-        typer.echo("The weights are random ones; --weights loads trained ones.")
+        say("The weights are random ones; --weights loads trained ones.")
+    _write_records(_inspect.records(layers, results), json, csv, say)
     drawn = _inspect.for_the_figure(results, 5)
     if len(drawn) < len(results):
-        typer.echo(f"The figure has {len(drawn)} of {len(results)} layers; --layer chooses others.")
+        say(f"The figure has {len(drawn)} of {len(results)} layers; --layer chooses others.")
 
     from finslerconv import plotting
 
     with _busy("Drawing"):
         figure = plotting.implicit_metric(drawn, pixels)
-    _save(cast("Figure", figure), output)
+    _save(cast("Figure", figure), output, say)

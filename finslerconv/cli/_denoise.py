@@ -1,4 +1,7 @@
-"""The filters that ``denoise`` compares: means over unit balls, the usual filters; scores."""
+"""The filters that ``denoise`` compares: means over unit balls, the usual filters; scores.
+
+scikit-image and the geodesics, which take seconds to import, are imported by what needs them.
+"""
 
 import math
 from collections.abc import Callable, Collection
@@ -7,14 +10,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.ndimage import gaussian_filter, uniform_filter
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
-from skimage.restoration import denoise_nl_means, denoise_tv_chambolle
 from torch import Tensor
 
 from finslerconv.balls import ReferenceSet, concentric, lattice
 from finslerconv.cli._options import MetricOptions
-from finslerconv.geodesics.balls import geodesic_positions
 from finslerconv.metrics import Randers, Riemannian
 from finslerconv.ops import ConvGeometry, deform_conv2d, metric_conv2d
 
@@ -82,6 +81,8 @@ class GeodesicFilter(BallFilter):
         self, points: Float[Tensor, "n 2"], centres: Float[Tensor, "m 2"] | None = None
     ) -> Float[Tensor, "1 *centres n 2"]:
         """Return where reference points lie around some pixels, or around all, as displacements."""
+        from finslerconv.geodesics.balls import geodesic_positions
+
         M, omega = self.metric.randers_form()
         return geodesic_positions(M, omega, points, centres=centres, steps=self.steps)
 
@@ -108,6 +109,20 @@ def ball_filters(metric: Randers, kernel_size: int, radius: float) -> list[BallF
         BallFilter("Randers ball", "the same, shifted along them", metric, rings),
         GeodesicFilter("geodesic ball", "bent with the edges", metric.symmetrize(), rings),
     ]
+
+
+def mean_over_balls(metric: Riemannian | Randers, kernel_size: int) -> BallFilter:
+    """Return the filter that removes noise: the mean over the balls of a metric of a picture."""
+    return BallFilter("ball", "ellipses along edges", metric, concentric(kernel_size))
+
+
+def middle(
+    image: Float[Tensor, "1 channels height width"], size: int = 512
+) -> Float[Tensor, "1 channels rows columns"]:
+    """Return the middle of a large picture, on which options are tried."""
+    height, width = image.shape[2:]
+    top, left = (max(0, (n - size) // 2) for n in (height, width))
+    return image[:, :, top : top + size, left : left + size]
 
 
 def chosen(
@@ -178,6 +193,8 @@ class Result:
     @classmethod
     def of(cls, name: str, how: str, picture: Picture, clean: Picture) -> "Result":
         """Score a picture against the clean one, both in the range [0, 1]."""
+        from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
         psnr = peak_signal_noise_ratio(clean, picture, data_range=1.0)
         ssim = structural_similarity(clean, picture, data_range=1.0, channel_axis=0)
         return cls(name, how, picture, float(psnr), float(ssim))
@@ -189,6 +206,9 @@ def baselines(noisy: Picture, clean: Picture, noise: float) -> list[Result]:
     The size of the box is the best for the clean picture, which no other filter sees. The factors
     of the others were chosen on the pictures that :class:`MetricOptions` names.
     """
+    from scipy.ndimage import gaussian_filter, uniform_filter
+    from skimage.restoration import denoise_tv_chambolle
+
     boxes = [
         Result.of(
             "best small box",
@@ -212,6 +232,8 @@ def baselines(noisy: Picture, clean: Picture, noise: float) -> list[Result]:
 
 
 def _non_local_means(picture: Picture, noise: float) -> Picture:
+    from skimage.restoration import denoise_nl_means
+
     options = {"h": 0.6 * noise, "sigma": noise, "patch_size": 5, "patch_distance": 6}
     if len(picture) == 1:  # with one channel scikit-image returns the transpose
         return denoise_nl_means(picture[0], **options)[None]

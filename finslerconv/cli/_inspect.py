@@ -6,6 +6,7 @@ import pickle
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,9 @@ from finslerconv.implicit import (
     AdaptiveLayer,
     ImplicitMetric,
     ObjectiveName,
+    OffsetHead,
     find_adaptive_layers,
     metric_of_positions,
-    offset_heads,
     offset_health,
 )
 
@@ -318,11 +319,21 @@ def read(
     return results
 
 
-def weights_table(state: Mapping[str, Tensor]) -> Table | None:
-    """Return one row for each deformable or metric layer of a checkpoint; None without any."""
-    heads = offset_heads(state)
-    if not heads:
-        return None
+def records(
+    layers: Sequence[AdaptiveLayer], results: Mapping[str, ImplicitMetric]
+) -> list[dict[str, Any]]:
+    """Return the numbers of both tables, and those that have no room in them."""
+    found = []
+    for layer in layers:
+        health = offset_health(layer.positions)
+        sound = {**asdict(health), "complaints": list(health.complaints)}
+        del sound["explained"]  # It is in the summary.
+        found.append({**results[layer.key].to_dict(), "health": sound})
+    return found
+
+
+def weights_table(heads: Sequence[OffsetHead]) -> Table:
+    """Return one row for each head of a deformable or metric layer of a checkpoint."""
     view = _table("Deformable and metric layers, as far as weights tell")
     view.add_column("layer", overflow="fold")
     view.add_column("its head computes")

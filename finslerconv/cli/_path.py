@@ -1,6 +1,8 @@
 """The shortest path between two pixels of a photograph, there and back, and its figure."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,24 +20,44 @@ Curve = Float[np.ndarray, "n 2"]
 
 @dataclass(frozen=True, eq=False)
 class Way:
-    """A path, and its length by the metric and in pixels beside the straight one's."""
+    """A path between the start and one of the ends, its length by the metric and in pixels."""
 
     name: str
+    end: int
     curve: Curve
     length: float
     pixels: float
 
     @classmethod
-    def along(cls, name: str, curve: Curve, field: GridMetric) -> "Way":
+    def along(cls, name: str, end: int, curve: Curve, field: GridMetric) -> "Way":
         """Measure a curve."""
-        length = float(path_length(field, curve))
-        return cls(name, curve, length, float(np.linalg.norm(np.diff(curve, axis=0), axis=1).sum()))
+        pixels = float(np.linalg.norm(np.diff(curve, axis=0), axis=1).sum())
+        return cls(name, end, curve, float(path_length(field, curve)), pixels)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the path as plain Python: its points are pairs (row, column), as it runs."""
+        return {
+            "path": self.name,
+            "end": self.end,
+            "length": self.length,
+            "pixels": self.pixels,
+            "points": self.curve.tolist(),
+        }
 
 
-def journey(metric: Randers, start: Pixel, end: Pixel) -> tuple[list[Way], DistanceMap]:
-    """Find the shortest paths from ``start`` to ``end`` and back, and the distances from ``start``.
+def coordinates(ways: Sequence[Way]) -> list[dict[str, Any]]:
+    """Return the points of all paths, one after another."""
+    return [
+        {"path": way.name, "end": way.end, "row": row, "column": column}
+        for way in ways
+        for row, column in way.curve.tolist()
+    ]
 
-    The third way is the straight line.
+
+def journey(metric: Randers, start: Pixel, ends: Sequence[Pixel]) -> tuple[list[Way], DistanceMap]:
+    """Find the shortest paths from ``start`` to each end and back, and the distances from it.
+
+    The third way to each is the straight line. Two marches serve all ends.
     """
     pixels = GridMetric(metric.M[0].double(), metric.omega[0].double())
     # The metric of a photograph turns from pixel to pixel: two nodes a pixel resolve that.
@@ -44,13 +66,16 @@ def journey(metric: Randers, start: Pixel, end: Pixel) -> tuple[list[Way], Dista
     field = GridMetric.from_function(
         pixels.at, nodes, spacing=0.5, device=metric.M.device, validate=False
     ).numpy()
-    there, back = (distance(field, at, full=True) for at in (start, end))
-    straight = np.linspace(start, end, max(2, 4 * int(np.hypot(*np.subtract(start, end)))))
-    ways = [
-        Way.along("there", np.asarray(there.path(end)), field),
-        Way.along("back", np.asarray(back.path(start)), field),
-        Way.along("straight line there", straight, field),
-    ]
+    there = distance(field, start, full=True)
+    back = distance(field, start, reverse=True, targets=ends, full=True)
+    ways = []
+    for number, end in enumerate(ends):
+        straight = np.linspace(start, end, max(2, 4 * int(np.hypot(*np.subtract(start, end)))))
+        ways += [
+            Way.along("there", number, np.asarray(there.path(end)), field),
+            Way.along("back", number, np.asarray(back.path(end)), field),
+            Way.along("straight line there", number, straight, field),
+        ]
     return ways, there
 
 
@@ -59,15 +84,17 @@ def path_figure(image: Picture, ways: list[Way], distances: DistanceMap) -> Figu
     height, width = image.shape[1:]
     figure = Figure(figsize=(12, 0.8 + 5.2 * height / width), layout="constrained")
     left, right = figure.subplots(1, 2)
-    there, back, _ = ways
+    there, back = ([way.curve for way in ways[i::3]] for i in (0, 1))
     ends = ("from", "to")
-    plotting.paths(
-        [there.curve, back.curve], labels=["there", "back"], ends=ends, image=image, ax=left
-    )
+    if len(there) == 1:
+        labels = ["there", "back"]
+    else:
+        labels = [f"{way} {n}" for way in ("there", "back") for n in range(len(there))]
+    plotting.paths([*there, *back], labels=labels, ends=ends, image=image, ax=left)
     left.set_title("shortest paths", fontsize=11)
     plotting.distance_map(distances, image=image, label="distance (balls)", ax=right)
-    plotting.paths([there.curve], ends=ends, ax=right)
-    right.set_title('distances from "from", and the path there', fontsize=11)
+    plotting.paths(there, ends=ends, ax=right)
+    right.set_title('distances from "from", and the paths there', fontsize=11)
     for ax in (left, right):
         ax.set_xlim(-0.5, width - 0.5)
         ax.set_ylim(height - 0.5, -0.5)

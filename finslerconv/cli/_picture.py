@@ -39,6 +39,12 @@ def read_picture(path: Path | None, max_size: int) -> Float[np.ndarray, "channel
     return pixels
 
 
+def write_picture(pixels: Float[np.ndarray, "channels height width"], path: Path) -> None:
+    """Write a picture in [0, 1] with 8 bits a channel, in the format that the ending names."""
+    levels = np.rint(255 * np.clip(pixels, 0, 1)).astype(np.uint8)
+    Image.fromarray(levels[0] if len(levels) == 1 else np.moveaxis(levels, 0, -1)).save(path)
+
+
 def _decode(path: Path) -> Float[np.ndarray, "channels height width"]:
     if not path.exists():
         raise PictureError(f"{path}: no such file")

@@ -1,8 +1,9 @@
 """Checks of the arguments that the image metrics share."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,12 +13,21 @@ Direction = Literal["along", "across"]
 """A direction relative to the gradient: along it, or across it (along the edge)."""
 
 
-def check_image(image: Tensor) -> None:
-    """Raise an error unless ``image`` is a finite, non-empty (B, C, H, W) tensor of floats."""
-    if not isinstance(image, Tensor):
+Picture = Tensor | np.ndarray
+"""What a picture may be; the metric comes in the same kind."""
+
+
+def check_image(image: Picture) -> Tensor:
+    """Return a finite, non-empty picture (B, C, H, W) of floats as a tensor; raise otherwise."""
+    if isinstance(image, np.ndarray):
+        native = image.dtype.newbyteorder("=")
+        if native in (np.float32, np.float64):
+            # PyTorch warns of arrays that may not be written to.
+            image = torch.from_numpy(np.require(image, native, ("C", "W")))
+    elif not isinstance(image, Tensor):
         raise TypeError(
-            f"image: expected a torch.Tensor, got {type(image).__name__}; convert it first, for "
-            "example with torch.as_tensor"
+            f"image: expected a torch.Tensor or a NumPy array, got {type(image).__name__}; convert "
+            "it first, for example with torch.as_tensor"
         )
     if image.dtype not in (torch.float32, torch.float64):
         raise TypeError(
@@ -29,14 +39,21 @@ def check_image(image: Tensor) -> None:
             "image: expected shape (batch, channels, height, width), none of the last three zero, "
             f"got {tuple(image.shape)}; add axes with image[None, None] to a single grey picture"
         )
+    assert isinstance(image, Tensor)
     if is_mapped():  # no value can be looked at
-        return
+        return image
     bad = ~torch.isfinite(image.detach())
     if bool(bad.any()):
         index = tuple(int(i) for i in bad.nonzero()[0])
         raise ValueError(
             f"image: expected finite values, got {float(image[index].detach())} at index {index}"
         )
+    return image
+
+
+def of_kind(entries: Tensor, image: Picture) -> Any:
+    """Return the entries of a metric as a NumPy array if the picture was one."""
+    return entries if isinstance(image, Tensor) else entries.numpy()
 
 
 def check_number(

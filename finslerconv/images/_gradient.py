@@ -4,25 +4,26 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
 
 from finslerconv import _filters
 from finslerconv._arrays import safe_sqrt
 from finslerconv._filters import Padding
 from finslerconv.images._checks import (
     Direction,
+    Picture,
     check_choice,
     check_image,
     check_number,
     check_spectrum,
     check_tau,
+    of_kind,
 )
 from finslerconv.images._tensor import TensorField, gradient_unit, largest_or_one, one_form
 from finslerconv.metrics import Randers
 
 
 def gradient_metric(
-    image: Float[Tensor, "batch channels height width"],
+    image: Float[Picture, "batch channels height width"],
     *,
     stretch: Direction = "across",
     anisotropy: float = 100.0,
@@ -47,7 +48,7 @@ def gradient_metric(
 
     Parameters
     ----------
-    image : Tensor, shape (batch, channels, height, width)
+    image : Tensor or ndarray, shape (batch, channels, height, width)
         Grey or colour pictures, float32 or float64, in any units: only the gradient relative to
         the largest of each picture counts.
     stretch : {"across", "along"}
@@ -78,13 +79,13 @@ def gradient_metric(
     Returns
     -------
     Randers
-        Of batch shape (batch, height, width), on the device and in the dtype of the picture.
+        Of batch shape (batch, height, width), of the kind, device and dtype of the picture.
         Differentiable in the picture, with finite derivatives in flat regions too.
 
     Raises
     ------
     TypeError
-        If ``image`` is no tensor of float32 or float64.
+        If ``image`` is no array of float32 or float64.
     ValueError
         If it is not of four axes or not finite, or an option is out of range, or metrics of these
         eigenvalues would not stay positive in the picture's dtype.
@@ -112,7 +113,7 @@ def gradient_metric(
     >>> [round(float(metric[0, 16, 16].norm(v)), 3) for v in (down, right)]
     [0.5, 2.0]
     """
-    check_image(image)
+    picture = check_image(image)
     check_choice("stretch", stretch, ("across", "along"))
     check_number("anisotropy", anisotropy, least=0)
     check_number("scale", scale, above=0)
@@ -120,7 +121,7 @@ def gradient_metric(
     most = 1.0 + anisotropy
     check_spectrum(
         "anisotropy, tau", "(1 + anisotropy)^2", least=scale / most, largest=scale * most, tau=tau,
-        dtype=image.dtype,
+        dtype=picture.dtype,
     )  # fmt: skip
     check_choice("omega", omega, ("along", "across"))
     check_choice("derivative", derivative, ("gaussian", "sobel"))
@@ -130,15 +131,16 @@ def gradient_metric(
 
     margin = _filters.gaussian_radius(sigma)
     if derivative == "gaussian":
-        picture = _filters.continued(image, margin, padding)
-        gradients = _filters.gaussian_gradient(picture, sigma)
+        wide = _filters.continued(picture, margin, padding)
+        gradients = _filters.gaussian_gradient(wide, sigma)
     else:
-        picture = _filters.continued(image, margin + _filters.SOBEL_RADIUS, padding)
-        gradients = _filters.sobel_gradient(_filters.smooth(picture, sigma))
-    gradients = gradients / gradient_unit(image, [gradients])
+        wide = _filters.continued(picture, margin + _filters.SOBEL_RADIUS, padding)
+        gradients = _filters.sobel_gradient(_filters.smooth(wide, sigma))
+    gradients = gradients / gradient_unit(picture, [gradients])
     tensors = TensorField.of(torch.einsum("bchwi,bchwj->bhwij", gradients, gradients))
     u = 1 + anisotropy * safe_sqrt(tensors.gap / largest_or_one(tensors.gap))
     along, across = (scale * u, scale / u) if stretch == "across" else (scale / u, scale * u)
     M = tensors.with_eigenvalues(along, across)
     n = tensors.oriented(gradients.sum(dim=1))
-    return Randers(M, one_form(n, along, across, omega, tau), validate=False)
+    form = one_form(n, along, across, omega, tau)
+    return Randers(of_kind(M, image), of_kind(form, image), validate=False)

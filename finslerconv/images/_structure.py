@@ -10,13 +10,16 @@ from torch import Tensor
 
 from finslerconv import _filters
 from finslerconv._filters import Padding
+from finslerconv._transforms import is_transformed
 from finslerconv.images._checks import (
     Direction,
+    Picture,
     check_choice,
     check_image,
     check_number,
     check_spectrum,
     check_tau,
+    of_kind,
 )
 from finslerconv.images._tensor import TensorField, gradient_unit, largest_or_one, one_form
 from finslerconv.metrics import Randers
@@ -24,9 +27,12 @@ from finslerconv.metrics import Randers
 #: The constant for which the flux s g(s^2) of Weickert's edge-enhancing diffusivity peaks at s = 1.
 _EDGE = 3.31488
 
+# Numbers of a picture, all channels and pictures, that a strip of rows has.
+_STRIP = 1 << 20
+
 
 def structure_tensor_metric(
-    image: Float[Tensor, "batch channels height width"],
+    image: Float[Picture, "batch channels height width"],
     *,
     law: Literal["edge", "coherence"] = "edge",
     scales: Sequence[tuple[float, float]] = ((1.0, 1.0), (2.0, 2.0)),
@@ -55,7 +61,7 @@ def structure_tensor_metric(
 
     Parameters
     ----------
-    image : Tensor, shape (batch, channels, height, width)
+    image : Tensor or ndarray, shape (batch, channels, height, width)
         Grey or colour pictures, float32 or float64, in any units.
     law : {"edge", "coherence"}
         Which diffusion.
@@ -77,14 +83,14 @@ def structure_tensor_metric(
     Returns
     -------
     Randers
-        Of batch shape (batch, height, width), on the device and in the dtype of the picture;
+        Of batch shape (batch, height, width), of the kind, device and dtype of the picture;
         ``symmetrize()`` is its Riemannian part. Differentiable in the picture, with finite
         derivatives in flat regions too, and smooth in ``J`` where its eigenvalues meet.
 
     Raises
     ------
     TypeError
-        If ``image`` is no tensor of float32 or float64.
+        If ``image`` is no array of float32 or float64.
     ValueError
         If it is not of four axes or not finite, or an option is out of range, or metrics of these
         eigenvalues would not stay positive in the picture's dtype.
@@ -110,7 +116,7 @@ def structure_tensor_metric(
     >>> float(Ellipse.of(metric[0, 32, 32]).axes[0]) > 9  # along the stripes
     True
     """
-    check_image(image)
+    picture = check_image(image)
     check_choice("law", law, ("edge", "coherence"))
     _check_scales(scales)
     check_number("contrast", contrast, above=0)
@@ -120,47 +126,100 @@ def structure_tensor_metric(
     check_number("scale", scale, above=0)
     check_tau(tau)
     check_spectrum(
-        "alpha, tau", "1 / alpha", least=scale, largest=scale / alpha, tau=tau, dtype=image.dtype
+        "alpha, tau", "1 / alpha", least=scale, largest=scale / alpha, tau=tau, dtype=picture.dtype
     )
     check_choice("omega", omega, ("along", "across"))
     check_choice("padding", padding, ("reflect", "replicate"))
 
-    tensors, hint = _structure(image, scales, contrast, padding)
+    strips = _strips(picture, scales)
+    structure = _structure(picture, scales, contrast, padding, strips)
+    parts = []
+    for _ in strips:
+        J, hint = structure.pop(0)  # which frees its memory
+        tensors = TensorField.of(J)
+        M, along, across = _law(tensors, law, scale, alpha)
+        parts.append((M, one_form(tensors.oriented(hint), along, across, omega, tau)))
+    M, form = (
+        each[0] if len(strips) == 1 else torch.cat(each, dim=1) for each in zip(*parts, strict=True)
+    )
+    return Randers(of_kind(M, image), of_kind(form, image), validate=False)
+
+
+def _law(
+    tensors: TensorField, law: str, scale: float, alpha: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the matrices, and their eigenvalues along and across the gradient."""
     if law == "edge":
         mu_1, mu_2 = tensors.mean + tensors.gap / 2, tensors.mean - tensors.gap / 2
         along, across = (scale / _edge_diffusivity(mu, alpha) for mu in (mu_1, mu_2))
         slope = scale * _edge_slope(tensors.mean, alpha)
-        M = tensors.function(along, across, slope)
-    else:
-        along = torch.full_like(tensors.gap, scale / alpha)
-        coherence = torch.exp(-1 / tensors.gap.clamp(min=0.03) ** 2)  # clamped as below
-        across = scale / (alpha + (1 - alpha) * coherence)
-        M = tensors.with_eigenvalues(along, across)
-    n = tensors.oriented(hint)
-    return Randers(M, one_form(n, along, across, omega, tau), validate=False)
+        return tensors.function(along, across, slope), along, across
+    along = torch.full_like(tensors.gap, scale / alpha)
+    coherence = torch.exp(-1 / tensors.gap.clamp(min=0.03) ** 2)  # clamped as below
+    across = scale / (alpha + (1 - alpha) * coherence)
+    return tensors.with_eigenvalues(along, across), along, across
+
+
+def _strips(image: Tensor, scales: Sequence[tuple[float, float]]) -> list[slice]:
+    """Return the rows that are computed at a time: what is in between takes much memory.
+
+    All at once where gradients are recorded, for that keeps everything, and under transforms.
+    """
+    batch, channels, height, width = image.shape
+    rows = height
+    if not ((image.requires_grad and torch.is_grad_enabled()) or is_transformed()):
+        margin = max(_filters.gaussian_radius(i) + _filters.gaussian_radius(o) for i, o in scales)
+        rows = max(4 * margin, _STRIP // max(1, batch * channels * width))
+    return [slice(a, min(a + rows, height)) for a in range(0, height, rows)]
 
 
 def _structure(
-    image: Tensor, scales: Sequence[tuple[float, float]], contrast: float, padding: Padding
-) -> tuple[TensorField, Tensor]:
-    """Return ``J`` in units of the contrast, and the gradient that gives its direction a sign."""
-    height, width = image.shape[-2:]
-    gradients = []
-    for inner, outer in scales:
-        margin = _filters.gaussian_radius(inner) + _filters.gaussian_radius(outer)
-        picture = _filters.continued(image, margin, padding)
-        gradients.append(inner * _filters.gaussian_gradient(picture, inner))
-    unit = gradient_unit(image, gradients)
-    J = image.new_zeros((len(image), 2, 2, height, width))
-    hint = image.new_zeros((len(image), height, width, 2))
-    for (_, outer), g in zip(scales, gradients, strict=True):
-        g = g / unit
-        products = torch.einsum("bchwi,bchwj->bijhw", g, g)
-        J = J + _filters.smooth(products.flatten(1, 2), outer).reshape(J.shape)
-        r = _filters.gaussian_radius(outer)
-        hint = hint + g[:, :, r : r + height, r : r + width].sum(dim=1)
-    J = J / (contrast**2 * largest_or_one(J[:, 0, 0] + J[:, 1, 1]))[:, None, None]
-    return TensorField.of(J.permute(0, 3, 4, 1, 2)), hint
+    image: Tensor,
+    scales: Sequence[tuple[float, float]],
+    contrast: float,
+    padding: Padding,
+    strips: list[slice],
+) -> list[tuple[Tensor, Tensor]]:
+    """Return ``J`` in units of the contrast, and the gradient that gives its direction a sign.
+
+    A pair for each strip, which is computed from as many rows around it as the filters reach. Both
+    units are those of the whole picture.
+    """
+    width = image.shape[-1]
+    margins = [_filters.gaussian_radius(i) + _filters.gaussian_radius(o) for i, o in scales]
+    pictures = [_filters.continued(image, margin, padding) for margin in margins]
+
+    def gradients(rows: slice) -> list[Tensor]:
+        return [
+            inner
+            * _filters.gaussian_gradient(picture[:, :, rows.start : rows.stop + 2 * margin], inner)
+            for (inner, _), picture, margin in zip(scales, pictures, margins, strict=True)
+        ]
+
+    kept = gradients(strips[0]) if len(strips) == 1 else None
+    largest = [
+        g.detach().abs().flatten(1).amax(dim=1, keepdim=True)
+        for rows in strips
+        for g in (kept or gradients(rows))
+        if g.numel() > 0
+    ]
+    unit = gradient_unit(image, largest)
+    found = []
+    for rows in strips:
+        height = rows.stop - rows.start
+        J = image.new_zeros((len(image), 2, 2, height, width))
+        hint = image.new_zeros((len(image), height, width, 2))
+        for (_, outer), g in zip(scales, kept or gradients(rows), strict=True):
+            g = g / unit
+            products = torch.einsum("bchwi,bchwj->bijhw", g, g)
+            J = J + _filters.smooth(products.flatten(1, 2), outer).reshape(J.shape)
+            r = _filters.gaussian_radius(outer)
+            hint = hint + g[:, :, r : r + height, r : r + width].sum(dim=1)
+        found.append((J, hint))
+    traces = [J[:, 0, 0] + J[:, 1, 1] for J, _ in found]
+    whole = largest_or_one(traces[0] if len(strips) == 1 else torch.cat(traces, dim=1))
+    energy = (contrast**2 * whole)[:, None, None]
+    return [((J / energy).permute(0, 3, 4, 1, 2), hint) for J, hint in found]
 
 
 # Below these arguments the exponentials are 0 in double precision: the clamps change no value and

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from finslerconv._arrays import safe_sqrt
@@ -38,6 +38,14 @@ class TensorField:
         directed = squared > torch.finfo(J.dtype).eps ** 4
         gap = 2 * safe_sqrt(torch.where(directed, squared, torch.zeros_like(squared)))
         return cls(mean, gap, torch.stack((torch.stack((a, b), -1), torch.stack((b, -a), -1)), -2))
+
+    def replaced(self, where: Bool[Tensor, "*batch"], other: "TensorField") -> "TensorField":
+        """Return the tensors of ``other`` where told, and these elsewhere."""
+        return TensorField(
+            torch.where(where, other.mean, self.mean),
+            torch.where(where, other.gap, self.gap),
+            torch.where(where[..., None, None], other.deviator, self.deviator),
+        )
 
     @property
     def direction(self) -> Float[Tensor, "*batch 2"]:

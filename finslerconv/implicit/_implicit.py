@@ -1,7 +1,8 @@
 """The metrics that a layer, or every layer of a model, implies: fitted, and summarised."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -55,6 +56,45 @@ class ImplicitMetric:
     def metric(self) -> Randers | Riemannian:
         """The fitted field; where ``fit.explained`` is false, it explains nothing."""
         return self.fit.metric
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what the layer is and its summary, as plain Python that JSON can hold.
+
+        What does not exist, NaN in :class:`MetricSummary` or an attention's kernel size, is None.
+        The fields themselves are not in it; they are arrays, ``metric.M`` and ``metric.omega``.
+
+        Examples
+        --------
+        >>> import json
+        >>> import torch
+        >>> from torch import nn
+        >>> from finslerconv.implicit import implicit_metric
+        >>> result = implicit_metric(nn.Conv2d(3, 8, 3), torch.rand(1, 3, 16, 16)).to_dict()
+        >>> result["kind"], result["kernel_size"], round(result["summary"]["size"], 4)
+        ('standard', [3, 3], 1.0)
+        >>> len(json.dumps(result)) > 100
+        True
+        """
+
+        def plain(value: Any) -> Any:
+            if isinstance(value, tuple):
+                return [plain(each) for each in value]
+            return None if isinstance(value, float) and math.isnan(value) else value
+
+        geometry = self.positions.geometry
+        return {
+            "name": self.name,
+            "kind": self.positions.kind,
+            "adaptive": self.positions.adaptive,
+            "kernel_size": None if geometry is None else list(geometry.kernel_size),
+            "samples": self.positions.points.shape[-2],
+            "groups": self.positions.groups,
+            "input_size": list(self.positions.input_size),
+            "output_size": list(self.positions.output_size),
+            "map": self.map,
+            "explicit": self.explicit,
+            "summary": {name: plain(value) for name, value in asdict(self.summary).items()},
+        }
 
     def in_picture(
         self, height: int, width: int

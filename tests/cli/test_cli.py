@@ -18,6 +18,7 @@ from finslerconv.cli._denoise import (
     baselines,
     chosen,
     estimated_noise,
+    middle,
     stein_risk,
     with_noise,
 )
@@ -261,8 +262,35 @@ def test_commands_on_a_grey_and_on_a_flat_picture(make, here):
 
 def test_denoise_in_colour(here):
     Image.fromarray(data.astronaut()[:64, 200:280]).save("picture.png")
-    result = run("denoise", "picture.png", *SMALL)
+    result = run("denoise", "picture.png", "--add-noise", *SMALL)
     assert result.exit_code == 0, result.output
+    assert "non-local means" in result.stdout
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_denoise_a_noisy_photograph(channels, here):
+    """Nothing is added: the noise is found, removed, and the picture written at full size."""
+    clean = data.astronaut()[:150, 150:310].mean(-1, keepdims=True).repeat(channels, -1) / 255
+    noisy = np.clip(clean + np.random.default_rng(0).normal(0, 0.08, clean.shape), 0, 1)
+    Image.fromarray(np.rint(255 * noisy).astype(np.uint8).squeeze()).save("noisy.png")
+    result = run("denoise", "noisy.png", "--kernel-size", 7, "--output", "clean.png")
+    assert result.exit_code == 0, result.output
+    assert re.search(r"Noise of standard deviation 0\.0[78]\d*, estimated", result.stdout)
+    assert "Wrote clean.png, 150 x 160" in result.stdout
+    with Image.open(here / "clean.png") as written:
+        assert written.mode == ("L" if channels == 1 else "RGB")
+        filtered = np.asarray(written).reshape(clean.shape) / 255
+    # Half of the error goes, and more.
+    assert np.mean((filtered - clean) ** 2) < 0.4 * np.mean((noisy - clean) ** 2)
+    told = run("denoise", "noisy.png", "--sigma", 0.3, "--kernel-size", 3, "--max-size", 80)
+    assert "Noise of standard deviation 0.3, as told" in told.stdout
+    assert "Wrote finslerconv-denoised.png, 75 x 80" in told.stdout
+
+
+def test_large_pictures_are_tried_in_their_middle():
+    image = torch.arange(600.0).expand(1, 1, 20, 600)
+    assert torch.equal(middle(image, 100)[0, 0, 0], torch.arange(250.0, 350.0))
+    assert middle(image).shape == (1, 1, 20, 512)
 
 
 def test_box_filters_are_those_of_torch():
@@ -323,6 +351,8 @@ def test_bad_files(command, here):
     ("arguments", "message"),
     [
         (["denoise", "--kernel-size", 4], "--kernel-size: expected an odd number, got 4"),
+        (["denoise", "a.png", "-o", "a.pdfx"], "--output: expected a picture file such as .png"),
+        (["denoise", "a.png", "-o", "no/a.png"], "--output: no such directory: no"),
         (["denoise", "--device", "tpu9"], "--device: cannot compute on 'tpu9'"),
         (["denoise", "--output", "result.doc"], "--output: expected a file ending in one of"),
         (["denoise", "--output", "nowhere/result.png"], "--output: no such directory: nowhere"),

@@ -1,6 +1,9 @@
 """The command ``inspect``: models from every source, and every wrong one."""
 
 import argparse
+import csv
+import json
+import math
 import re
 import sys
 import warnings
@@ -16,6 +19,7 @@ from typer.testing import CliRunner
 
 from finslerconv.cli import app
 from finslerconv.cli._inspect import for_the_figure
+from finslerconv.cli._records import write_csv, write_json
 from finslerconv.nn import DeformConv2d, MetricConv2d
 
 SMALL = ["--max-size", "24"]
@@ -462,3 +466,40 @@ def test_attention_and_dcnv3(here):
     assert result.exit_code == 0, result.output
     assert row_of(result.stdout, "dcn").split()[1:5] == ["dcnv3", "-", "-", "8"]
     assert "attention attention - - 8 -> 16 2.00 0" in row_of(result.stdout, "attention")
+
+
+def test_numbers_as_json_and_csv(here):
+    torch.save(model(), "net.pt")
+    result = run("net.pt", "photo.png", *SMALL, "--json", "net.json", "--csv", "net.csv")
+    assert result.exit_code == 0, result.output
+    assert "Wrote net.json" in result.stdout
+    first, second = json.loads((here / "net.json").read_text())
+    assert (first["name"], first["kind"], first["kernel_size"]) == ("0", "deformable", [3, 3])
+    assert (second["name"], second["explicit"], second["health"]["complaints"]) == ("3", True, [])
+    # The numbers of the table, not rounded.
+    shown = row_of(result.stdout, "0").split()
+    assert f"{first['summary']['size']:.2f}" == shown[3]
+    with (here / "net.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["name"] for row in rows] == ["0", "3"]
+    assert float(rows[0]["summary.drift.1"]) == first["summary"]["drift"][1]
+    assert rows[0]["kernel_size.0"] == "3"
+
+
+def test_numbers_on_standard_output_stand_alone(here):
+    torch.save(model(), "net.pt")
+    result = run("net.pt", "photo.png", *SMALL, "--json", "-")
+    assert [layer["name"] for layer in json.loads(result.stdout)] == ["0", "3"]
+    assert "Offset health" in result.stderr
+    torch.save({"align.conv_offset.weight": torch.ones(18, 4, 3, 3)}, "bare.pth")
+    result = run("bare.pth", "--csv", "-")
+    assert result.stdout.splitlines()[0].startswith("layer,name,kind,kernel_size.0,kernel_size.1")
+    refused(run("net.pt", "--json", "-", "--csv", "-"), "--json, --csv: expected one of them as -")
+    refused(run("net.pt", "--json", "no/x.json"), "--json: no such directory: no")
+
+
+def test_numbers_that_do_not_exist_are_null(here):
+    write_json(here / "x.json", {"size": math.nan, "drift": (math.inf, 1.0)})
+    assert json.loads((here / "x.json").read_text()) == {"size": None, "drift": [None, 1.0]}
+    write_csv(here / "x.csv", [{"size": math.nan}, {"size": 2.0, "edges": None}])
+    assert (here / "x.csv").read_text().split() == ["size,edges", ",", "2.0,"]

@@ -1,5 +1,7 @@
 """The command ``path``: shortest paths between two pixels of a photograph."""
 
+import csv
+import json
 import re
 
 import numpy as np
@@ -35,7 +37,7 @@ def test_the_path_follows_the_edge_and_the_drift_goes_one_way():
     picture = torch.as_tensor(corner_picture())[None]
     metric = MetricOptions(anisotropy=8.0, tau=0.3).of(picture)
     start, end = (60.0, 15.5), (15.5, 60.0)
-    (there, back, straight), _ = journey(metric, start, end)
+    (there, back, straight), _ = journey(metric, start, [end])
     for way in (there, back):
         assert way.length < 0.8 * straight.length
         # From one side of the corner to the other: near the edge all the way.
@@ -52,7 +54,7 @@ def test_the_path_follows_the_edge_and_the_drift_goes_one_way():
 def test_without_a_drift_both_ways_are_as_long():
     picture = torch.as_tensor(corner_picture())[None]
     metric = MetricOptions(anisotropy=8.0, tau=0.0).of(picture)
-    (there, back, _), distances = journey(metric, (60.0, 15.5), (15.5, 60.0))
+    (there, back, _), distances = journey(metric, (60.0, 15.5), [(15.5, 60.0)])
     assert there.length == pytest.approx(back.length, rel=0.01)
     # The path is the shortest: its length is the distance.
     assert there.length == pytest.approx(distances.distance[31, 120], rel=0.03)
@@ -68,6 +70,29 @@ def test_the_command(here):
         for name in ("there", "back", "straight line there")
     }
     assert max(lengths["there"], lengths["back"]) < lengths["straight line there"]
+
+
+def test_several_ends_and_their_coordinates(here):
+    Image.fromarray((255 * corner_picture(40)[0]).astype(np.uint8)).save("corner.png")
+    ends = ["--to", "10,38", "--to", "30,30"]
+    result = run("corner.png", "--from", "38,10", *ends, "--json", "way.json", "--csv", "way.csv")
+    assert result.exit_code == 0, result.output
+    ways = json.loads((here / "way.json").read_text())
+    assert [(w["path"], w["end"]) for w in ways] == [
+        (name, end) for end in (0, 1) for name in ("there", "back", "straight line there")
+    ]
+    for way in ways:
+        points = np.array(way["points"])
+        corners = [[38, 10], [[10, 38], [30, 30]][way["end"]]]
+        assert points[[0, -1]].tolist() == (corners[::-1] if way["path"] == "back" else corners)
+        assert way["pixels"] == pytest.approx(np.linalg.norm(np.diff(points, axis=0), axis=1).sum())
+    with (here / "way.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["path", "end", "row", "column"]
+    assert len(rows) == sum(len(way["points"]) for way in ways)
+    assert "from (38, 10) to (30, 30)" in result.stdout
+    alone = run("corner.png", "--from", "38,10", *ends[:2], "--csv", "-")
+    assert alone.stdout.startswith("path,end,row,column\nthere,0,38.0,10.0\n")
 
 
 def test_the_ends_are_found_on_edges():

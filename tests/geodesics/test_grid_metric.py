@@ -498,3 +498,38 @@ def test_tensors_of_inference_mode_are_checked_every_time():
         M[2, 3] = -1.0
         with pytest.raises(ValueError, match="index"):
             distance(field, (1, 1))
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (3, 4, 5)])
+def test_costs_are_isotropic_metrics(shape):
+    cost = np.random.default_rng(0).uniform(0.5, 2, shape)
+    field = GridMetric.from_cost(cost, spacing=2.0, origin=1.0)
+    assert (field.grid_shape, field.spacing[0], field.origin[0]) == (shape, 2.0, 1.0)
+    v = np.arange(1.0, len(shape) + 1)
+    np.testing.assert_allclose(field.metric.norm(v), cost * np.linalg.norm(v))
+    batch = GridMetric.from_cost(torch.tensor(cost), 2)
+    assert batch.batch_shape == shape[:-2]
+    cost = torch.tensor(cost[..., :3, :3], dtype=torch.float32, requires_grad=True)
+    field = GridMetric.from_cost(cost, interpolation="cubic", validate=False)
+    assert field.like.dtype == torch.float32
+    distance(field, (0,) * len(shape)).sum().backward()
+    assert (cost.grad[(-1,) * len(shape)] > 0).all()
+
+
+@pytest.mark.unchecked
+def test_costs_that_are_refused():
+    cost = np.ones((3, 4))
+    cost[1, 2] = 0.0
+    with pytest.raises(
+        ValueError, match=r"cost: expected positive finite .* got 0.0 at index \(1, 2"
+    ):
+        GridMetric.from_cost(cost)
+    cost[1, 2] = np.inf
+    with pytest.raises(ValueError, match="left out by the mask of distance"):
+        GridMetric.from_cost(cost)
+    with pytest.raises(ValueError, match=r"dim: expected a grid of 2 or 3 axes.* all of the axes"):
+        GridMetric.from_cost(np.ones(3))
+    with pytest.raises(ValueError, match=r"dim: expected a grid of 2 or 3 axes.* 4 of the axes"):
+        GridMetric.from_cost(np.ones((3, 3, 3, 3)), 4)
+    with pytest.raises(TypeError, match="cost: expected float32 or float64, got int64"):
+        GridMetric.from_cost(np.ones((3, 3), int))

@@ -320,7 +320,11 @@ def test_returns_a_randers_field():
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"image": [[1.0]]}, TypeError, "image: expected a torch.Tensor, got list"),
+        (
+            {"image": [[1.0]]},
+            TypeError,
+            "image: expected a torch.Tensor or a NumPy array, got list",
+        ),
         ({"image": torch.zeros(1, 1, 4, 4, dtype=torch.uint8)}, TypeError, "got torch.uint8"),
         ({"image": torch.zeros(1, 1, 4, 4).half()}, TypeError, "float32 or float64"),
         ({"image": torch.zeros(4, 4)}, ValueError, r"image\[None, None\]"),

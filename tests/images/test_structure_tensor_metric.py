@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from pictures import CENTRE, noise, ramp, sinusoid, unit
 
 from finslerconv.balls import Ellipse
-from finslerconv.images import structure_tensor_metric
+from finslerconv.images import _structure, structure_tensor_metric
 from finslerconv.images._tensor import TensorField
 
 LAWS = ["edge", "coherence"]
@@ -268,3 +268,20 @@ def test_function_of_a_tensor_is_smooth_where_eigenvalues_meet(gap):
 def test_errors(change, message):
     with pytest.raises(ValueError, match=message):
         structure_tensor_metric(noise(), **change)
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("padding", ["reflect", "replicate"])
+def test_strips_give_what_the_whole_gives(law, padding, monkeypatch):
+    """Strips of 28 and 21 rows; their units are those of the whole picture, which vary over it."""
+    picture = noise(3) * torch.linspace(0.1, 3, 49).double()[:, None]
+    options = {"law": law, "padding": padding, "tau": 0.3, "scales": [(0.5, 0.5), (0.7, 1.0)]}
+    whole = structure_tensor_metric(picture, **options)
+    monkeypatch.setattr(_structure, "_STRIP", 1)
+    assert [s.stop for s in _structure._strips(picture, options["scales"])] == [28, 49]
+    strips = structure_tensor_metric(picture, **options)
+    torch.testing.assert_close(strips.M, whole.M, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(strips.omega, whole.omega, rtol=1e-12, atol=1e-13)
+    # Where gradients are recorded there is one strip.
+    recording = picture.clone().requires_grad_()
+    assert len(_structure._strips(recording, options["scales"])) == 1

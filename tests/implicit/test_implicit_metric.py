@@ -1,6 +1,8 @@
 """Layers read as metrics: closed forms, recovery, summaries."""
 
+import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -483,3 +485,15 @@ def test_found_layers_and_metrics_are_the_same():
     for layer in found:
         assert isinstance(results[layer.key], ImplicitMetric)
         torch.testing.assert_close(layer.positions.points, results[layer.key].positions.points)
+
+
+def test_to_dict_is_plain_python():
+    """A layer without a fit has None for its numbers, so that strict JSON holds them."""
+    result = implicit_metric(nn.Conv2d(1, 1, 3), torch.rand(1, 1, 8, 8))
+    held = result.to_dict()
+    assert json.loads(json.dumps(held, allow_nan=False)) == held
+    assert held["summary"]["size"] == pytest.approx(result.summary.size)
+    assert held["summary"]["drift"] == list(result.summary.drift)
+    none = replace(result, summary=replace(result.summary, size=math.nan, drift=(math.nan,) * 2))
+    assert none.to_dict()["summary"]["size"] is None
+    assert none.to_dict()["summary"]["drift"] == [None, None]

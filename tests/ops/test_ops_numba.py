@@ -4,9 +4,12 @@ import dataclasses
 import multiprocessing
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,7 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import finslerconv
-from finslerconv import ops
+from finslerconv import _progress, ops
+from finslerconv.ops.backends.numba import _backend
 
 pytest.importorskip("numba")
 
@@ -155,6 +159,43 @@ def test_keeps_the_layout_of_the_input():
     assert output.is_contiguous(memory_format=torch.channels_last)
     (gradient,) = torch.autograd.grad(output.sum(), input)
     assert gradient.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("case", LARGE[:3])
+def test_bands_change_nothing(case, count, threads, monkeypatch):
+    """Compiled calls of one tile: also those that begin within an image that a part began."""
+    threads(count)
+    monkeypatch.setattr(_backend, "_BAND_WORK", 1)
+    assert_equal_results(case.results("numba"), case.results("reference"), case.dtype)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_ctrl_c_ends_a_convolution(count, threads, monkeypatch, ctrl_c):
+    threads(count)
+    monkeypatch.setattr(_backend, "_BAND_WORK", 1)
+    told = []
+
+    class Bars:
+        def add_task(self, what, total):
+            told.append(-total)
+
+        def advance(self, task, done):
+            told.append(done)
+            if threading.current_thread() is threading.main_thread():
+                signal.raise_signal(signal.SIGINT)
+            time.sleep(0.001)
+
+        def remove_task(self, task):
+            pass
+
+    monkeypatch.setattr(_progress, "_shown", Bars())
+    x, weight = torch.rand(1, 8, 128, 128), torch.rand(8, 8, 3, 3)
+    M, points = torch.eye(2).expand(1, 128, 128, 2, 2), torch.rand(9, 2)
+    with pytest.raises(KeyboardInterrupt):
+        ops.metric_conv2d(x, M, None, points, weight, padding=1)
+    total, *parts = told
+    assert sum(parts) < -total / 2
 
 
 def test_two_threads_at_once():

@@ -21,7 +21,7 @@ from finslerconv.geodesics.distances._method import (
     solve_finsler,
 )
 from finslerconv.geodesics.distances._norms import rows_of
-from finslerconv.geodesics.distances._sources import Curve, Problems, seeds_of
+from finslerconv.geodesics.distances._sources import Curve, Problems, seeds_of, targets_of
 from finslerconv.geodesics.distances.descent import paths_of
 from finslerconv.geodesics.distances.fast_iterative import FastIterative
 from finslerconv.geodesics.distances.fast_marching import FastMarching
@@ -105,6 +105,7 @@ def distance(
     reverse: bool = ...,
     mask: Array | None = ...,
     radius: float = ...,
+    targets: Any = ...,
     full: Literal[False] = ...,
     **options: Any,
 ) -> Array: ...
@@ -120,6 +121,7 @@ def distance(
     reverse: bool = ...,
     mask: Array | None = ...,
     radius: float = ...,
+    targets: Any = ...,
     full: Literal[True],
     **options: Any,
 ) -> DistanceMap: ...
@@ -134,6 +136,7 @@ def distance(
     reverse: bool = False,
     mask: Array | None = None,
     radius: float = math.inf,
+    targets: Any = None,
     full: bool = False,
     **options: Any,
 ) -> Any:
@@ -174,6 +177,12 @@ def distance(
         pass between two walls that touch at a corner (in space, along an edge).
     radius : float
         The distance at which to stop: beyond it the result is infinite, and nothing is computed.
+    targets : array, Curve or list, optional
+        Positions at which to stop, as those of ``sources``: when the front has reached all of them
+        (the nodes around each), so that paths lead there. What is finite then is what it would be
+        without targets; the nodes that the front has not reached are infinite. By "fast_marching"
+        only. Where one of them is not reached at all, behind walls or beyond the radius, all that
+        is reached is computed.
     full : bool
         Whether to return a :class:`DistanceMap`, with the front's labels and flow; not by "heat",
         which has no front.
@@ -255,6 +264,11 @@ def distance(
             f"full: expected False, because {name!r} has no front whose label and flow could be; "
             "use 'fast_marching'"
         )
+    if targets is not None and not solver.stops_at_targets:
+        raise ValueError(
+            f"targets: expected None, because {name!r} does not find distances in their order; use "
+            "'fast_marching', or stop at a radius"
+        )
     if not (is_number(radius) and radius > 0):  # NaN neither
         raise ValueError(f"radius: expected a positive number, got {shown(radius)}")
     like, M, omega = as_tensors(like=field.like, M=field.M, omega=field.omega)
@@ -284,17 +298,18 @@ def distance(
     problems = seeds_of(field, sources, values, walls)
     d = field.dim
     walls = None if walls is None else _per_problem(walls, d, 0, problems)
+    stops = None if targets is None else targets_of(field, targets, problems, walls)
     grid = (field.spacing, field.origin, problems.seeds)
     if rows is not None:
         whole = rows.expand(*field.batch_shape, *field.grid_shape, rows.shape[-1])
         each = _per_problem(whole, d, 1, problems)
-        front = solve_finsler(solver, family, each, *grid, like, walls, float(radius))
+        front = solve_finsler(solver, family, each, *grid, like, walls, float(radius), stops)
     else:
         M = _per_problem(M, d, 2, problems)
         omega = (
             None if omega is None else _per_problem(-omega if reverse else omega, d, 1, problems)
         )
-        front = solve(solver, M, omega, *grid, walls, float(radius))
+        front = solve(solver, M, omega, *grid, walls, float(radius), stops)
     shape = (*problems.shape, *field.grid_shape)
     lengths = as_kind_of(front.distance.reshape(shape), field.like)
     if not full:

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -51,6 +52,10 @@ class EikonalProblem:
     radius: float = math.inf
     """Distances beyond it need not be computed, and are to be infinite."""
 
+    targets: list[Int[np.ndarray, "_"]] | None = None
+    """The nodes of each problem, flat, at which a front may stop when it has reached all of them;
+    what it has not reached is then infinite. Given only to a method with ``stops_at_targets``."""
+
     def __post_init__(self) -> None:
         d = self.M.shape[-1]
         if d not in (2, 3) or self.M.ndim != d + 3:
@@ -77,7 +82,8 @@ class EikonalProblem:
     def __getitem__(self, part: slice) -> "EikonalProblem":
         """Return some of the problems."""
         M, omega, walls = (x[part] if len(x) > 1 else x for x in (self.M, self.omega, self.walls))
-        return EikonalProblem(M, omega, self.seeds[part], walls, self.radius)
+        targets = None if self.targets is None else self.targets[part]
+        return EikonalProblem(M, omega, self.seeds[part], walls, self.radius, targets)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -103,6 +109,10 @@ class FinslerProblem:
     radius: float = math.inf
     """Distances beyond it need not be computed, and are to be infinite."""
 
+    targets: list[Int[np.ndarray, "_"]] | None = None
+    """The nodes of each problem, flat, at which a front may stop when it has reached all of them;
+    what it has not reached is then infinite. Given only to a method with ``stops_at_targets``."""
+
     @property
     def dim(self) -> int:
         """The dimension of the space, 2 or 3."""
@@ -121,7 +131,8 @@ class FinslerProblem:
     def __getitem__(self, part: slice) -> "FinslerProblem":
         """Return some of the problems."""
         rows, walls = (x[part] if len(x) > 1 else x for x in (self.rows, self.walls))
-        return FinslerProblem(self.family, rows, self.seeds[part], walls, self.radius)
+        targets = None if self.targets is None else self.targets[part]
+        return FinslerProblem(self.family, rows, self.seeds[part], walls, self.radius, targets)
 
 
 class Front(NamedTuple):
@@ -173,6 +184,9 @@ class DistanceMethod(ABC):
 
     gradients: ClassVar[bool] = True
     """Whether the distances are differentiable in the metric, the seeds' positions and values."""
+
+    stops_at_targets: ClassVar[bool] = False
+    """Whether a front ends when it has reached the problem's ``targets``."""
 
     any_device: ClassVar[bool] = False
     """Whether ``M`` and ``omega`` stay on the device and in the dtype of the field; else they are
@@ -262,6 +276,7 @@ def solve(
     seeds: list[Seeds],
     walls: Bool[Tensor, "..."] | None = None,
     radius: float = math.inf,
+    targets: list[Int[np.ndarray, "_"]] | None = None,
 ) -> Front:
     """Return the front of a method on a grid in physical units, as tensors like ``M``.
 
@@ -276,7 +291,7 @@ def solve(
     if not bool((h == 1).all()):
         fields, forms = fields * (h[:, None] * h).to(wanted), forms * h.to(wanted)
     starts, blocked = _in_nodes(seeds, walls, grid, h, origin)
-    problem = EikonalProblem(fields, forms, starts, blocked, radius)
+    problem = EikonalProblem(fields, forms, starts, blocked, radius, targets)
     return _in_units(method.solve(problem), h, M)
 
 
@@ -290,6 +305,7 @@ def solve_finsler(
     like: Tensor,
     walls: Bool[Tensor, "..."] | None = None,
     radius: float = math.inf,
+    targets: list[Int[np.ndarray, "_"]] | None = None,
 ) -> Front:
     """Return the front of a method for any norms, as :func:`solve` does; as tensors like ``like``.
 
@@ -298,7 +314,7 @@ def solve_finsler(
     grid = rows.shape[1:-1]
     h = torch.as_tensor(spacing, dtype=torch.float64).expand(len(grid))
     starts, blocked = _in_nodes(seeds, walls, grid, h, origin)
-    problem = FinslerProblem(family, rows, starts, blocked, radius)
+    problem = FinslerProblem(family, rows, starts, blocked, radius, targets)
     return _in_units(method.solve_finsler(problem), h, like)
 
 

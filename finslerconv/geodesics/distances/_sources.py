@@ -133,6 +133,48 @@ def seeds_of(
     return Problems(whole, [Seeds(groups[number].position, starts[number]) for number in order])
 
 
+def targets_of(
+    field: GridMetric,
+    targets: Any,
+    problems: Problems,
+    walls: Bool[Tensor, "masks *grid"] | None,
+) -> list[Int[np.ndarray, "_"]]:
+    """Return the nodes around the targets of each problem, flat, without those in walls.
+
+    ``walls`` are one mask for all problems or one a problem.
+    """
+    shape, groups = _positions(field, targets, "targets")
+    try:
+        order = torch.arange(len(groups)).reshape(shape).expand(problems.shape).flatten()
+    except RuntimeError as error:
+        raise ValueError(
+            f"targets: expected problems that broadcast to those of the sources, {problems.shape}, "
+            f"got {shape}"
+        ) from error
+    grid = field.grid_shape
+    nodes = []
+    for number, (position, _, dtype) in enumerate(groups):
+        name = f"targets{_where(number, shape)}"
+        if len(position) == 0:
+            raise ValueError(f"targets: expected at least one target, got none{name[7:]}")
+        _check_finite(name, position)
+        inside = put_inside(field, name, position.detach(), dtype).cpu()
+        t = (inside - torch.tensor(field.origin).double()) / torch.tensor(field.spacing).double()
+        low, high = t.floor().long(), t.ceil().long()
+        corners = itertools.product((low, high), repeat=field.dim)
+        around = torch.cat([torch.stack([c[:, a] for a, c in enumerate(k)], -1) for k in corners])
+        last = torch.tensor(grid) - 1
+        index = around.clamp(min=0).minimum(last).numpy()
+        nodes.append(np.unique(np.ravel_multi_index(tuple(index.T), grid)))
+    found = []
+    for place, number in enumerate(order.tolist()):
+        mine = nodes[number]
+        if walls is not None:
+            mine = mine[~walls[place if len(walls) > 1 else 0].reshape(-1).numpy()[mine]]
+        found.append(mine)
+    return found
+
+
 def nearest_node(field: GridMetric, position: Float[Tensor, "n d"]) -> Int[Tensor, "n d"]:
     """Return the indices of the nodes that positions in the grid are nearest to."""
     origin, spacing = position.new_tensor(field.origin), position.new_tensor(field.spacing)
@@ -141,51 +183,53 @@ def nearest_node(field: GridMetric, position: Float[Tensor, "n d"]) -> Int[Tenso
     return t.clamp(min=0.0).minimum(last).long()
 
 
-def _positions(field: GridMetric, sources: Any) -> tuple[tuple[int, ...], list[_Group]]:
+def _positions(
+    field: GridMetric, sources: Any, name: str = "sources"
+) -> tuple[tuple[int, ...], list[_Group]]:
     """Return the axes of the problems, and the positions of each, float64."""
     d = field.dim
     if isinstance(sources, Curve):
         points = sources.sampled(min(field.spacing) / _PER_STEP).to(_device(field))
-        _check_width(points, d)
+        _check_width(name, points, d)
         return (), [_Group(points, single=False, dtype=_dtype(sources.points))]
     if isinstance(sources, Sequence) and not isinstance(sources, str):
         if len(sources) == 0:
-            raise ValueError("sources: expected at least one source, got an empty list")
+            raise ValueError(f"{name}: expected at least one {name[:-1]}, got an empty list")
         rectangular = _rectangular(sources)
         if rectangular is None:
-            shapes, groups = zip(*(_positions(field, s) for s in sources), strict=True)
+            shapes, groups = zip(*(_positions(field, s, name) for s in sources), strict=True)
             for number, shape in enumerate(shapes):
                 if shape != ():
                     raise ValueError(
-                        f"sources: expected one problem in each entry of a list, entry {number} "
+                        f"{name}: expected one problem in each entry of a list, entry {number} "
                         f"has problems of its own, {shape}"
                     )
             return (len(groups),), [group[0] for group in groups]
         sources = rectangular
     if not (is_numpy(sources) or is_tensor(sources)):
         raise TypeError(
-            "sources: expected an array of positions, a boolean mask, a Curve, or a list of those "
+            f"{name}: expected an array of positions, a boolean mask, a Curve, or a list of those "
             f"(one entry a problem), got {type(sources).__name__}"
         )
     if str(sources.dtype).endswith("bool"):
-        return _masked(field, torch.as_tensor(sources, device=_device(field)))
-    positions = _numbers("sources", sources).to(_device(field))
-    _check_width(positions, d)
+        return _masked(name, field, torch.as_tensor(sources, device=_device(field)))
+    positions = _numbers(name, sources).to(_device(field))
+    _check_width(name, positions, d)
     if positions.ndim == 1:
         positions = positions[None]
     shape = tuple(positions.shape[:-2])
     if math.prod(shape) == 0:
-        raise ValueError(f"sources: expected at least one problem, got shape {tuple(shape)}")
+        raise ValueError(f"{name}: expected at least one problem, got shape {tuple(shape)}")
     problems = positions.reshape(math.prod(shape), *positions.shape[-2:])
     dtype = _dtype(sources)
     return shape, [_Group(position, single=True, dtype=dtype) for position in problems]
 
 
-def _masked(field: GridMetric, where: Tensor) -> tuple[tuple[int, ...], list[_Group]]:
+def _masked(name: str, field: GridMetric, where: Tensor) -> tuple[tuple[int, ...], list[_Group]]:
     d, grid = field.dim, field.grid_shape
     if tuple(where.shape[-d:]) != grid:
         raise ValueError(
-            f"sources: expected a boolean mask over the grid, shape (..., {str(grid)[1:-1]}), got "
+            f"{name}: expected a boolean mask over the grid, shape (..., {str(grid)[1:-1]}), got "
             f"{tuple(where.shape)}"
         )
     nodes = grid_nodes(grid, field.spacing, field.origin, device=where.device)
@@ -248,11 +292,11 @@ def _starts(values: Array | None, shape: tuple[int, ...], groups: list[Tensor]) 
     return list(whole.reshape(len(groups), -1))
 
 
-def _check_width(positions: Tensor, d: int) -> None:
+def _check_width(name: str, positions: Tensor, d: int) -> None:
     if positions.ndim == 0 or positions.shape[-1] != d:
         raise ValueError(
-            f"sources: expected positions of {d} coordinates on the last axis, shape (*problems, "
-            f"sources, {d}), got shape {tuple(positions.shape)}"
+            f"{name}: expected positions of {d} coordinates on the last axis, shape (*problems, "
+            f"{name}, {d}), got shape {tuple(positions.shape)}"
         )
 
 

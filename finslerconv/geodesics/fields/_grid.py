@@ -328,6 +328,69 @@ class GridMetric:
         omega = None if omega is None else over_grid("function", omega, tuple(shape), 1)
         return cls(M, omega, *options, validate=validate)
 
+    @classmethod
+    def from_cost(
+        cls,
+        cost: Float[Array, "*batch_and_grid"],
+        dim: int | None = None,
+        *,
+        spacing: float | Sequence[float] = 1.0,
+        origin: float | Sequence[float] = 0.0,
+        interpolation: Interpolation = "linear",
+        outside: Outside = "constant",
+        validate: bool = True,
+    ) -> "GridMetric":
+        r"""Return the field in which a step costs its length times ``cost``, in all directions.
+
+        That is the metric ``F(v) = cost |v|``, ``M = cost^2 I``. Of a map of speeds, ``1 / speed``
+        is the cost, and distances are travel times.
+
+        Parameters
+        ----------
+        cost : array, shape (\*batch, \*grid)
+            Positive, NumPy or PyTorch, float32 or float64. Where one may not go at all, put any
+            positive number and give :func:`distance` a ``mask``.
+        dim : int, optional
+            How many of the last axes are the grid, 2 or 3; without it all are.
+        spacing, origin, interpolation, outside, validate
+            As of :class:`GridMetric`. Lengths are those of physical positions.
+
+        Raises
+        ------
+        TypeError
+            If ``cost`` is of another kind or dtype.
+        ValueError
+            If the grid has not 2 or 3 axes, or a cost is not positive and finite; the message names
+            the first.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from finslerconv.geodesics import GridMetric, distance
+        >>> swamp = np.ones((3, 5))
+        >>> swamp[:, 2:] = 4.0
+        >>> distance(GridMetric.from_cost(swamp), (1, 0), order=1)[1].round(3)
+        array([ 0.,  1.,  5.,  9., 13.])
+        """
+        values = as_tensor("cost", cost)
+        d = values.ndim if dim is None else dim
+        if d not in (2, 3) or values.ndim < d:
+            raise ValueError(
+                "dim: expected a grid of 2 or 3 axes, the last of the cost, got "
+                f"{'all' if dim is None else dim} of the axes of shape {tuple(values.shape)}"
+            )
+        if validate:
+            bad = ~((values > 0) & values.isfinite())
+            if bool(bad.any()):
+                index = first_index(bad)
+                raise ValueError(
+                    f"cost: expected positive finite numbers, got {float(values[index].detach())} "
+                    f"at index {index}; what may not be entered is left out by the mask of distance"
+                )
+        identity = torch.eye(d, dtype=values.dtype, device=values.device)
+        M = as_kind_of(values[..., None, None] ** 2 * identity, cost)
+        return cls(M, None, spacing, origin, interpolation, outside, validate=validate)
+
     @property
     def dim(self) -> int:
         """The dimension ``d`` of the space: 2 or 3."""

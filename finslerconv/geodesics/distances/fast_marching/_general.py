@@ -352,27 +352,17 @@ def _pass_on(field, front, y, keys, heap, count):
 
 
 @entry_unfused
-def march(field, sources, front, order, radius, sequence):
-    """Fill the front and ``sequence``; return the number accepted.
+def march(field, sources, front, order, radius, sequence, queue, targets, steps):
+    """Accept the next nodes, at most ``steps``; return whether the march goes on.
 
-    ``front.place`` comes with FAR and WALL in it.
+    ``sequence`` gets the nodes in the order of acceptance.
     """
-    u, label, flow, code, _, place = front
-    nodes = field.walls.size
-    keys, heap = np.empty(nodes), np.empty(nodes, np.int32)
-    count = 0
-    u[:] = np.inf
-    label[:] = -1
-    code[:] = _NOTHING
-    for s in range(len(sources.node)):
-        x = sources.node[s]
-        if sources.value[s] < u[x]:
-            u[x] = sources.value[s]
-            code[x] = -1 - s
-            count = push(keys, heap, place, count, x, u[x])
+    u, _, flow, _, _, place = front
+    keys, heap, _, state = queue
+    count, done, left = state[0], state[1], state[2]
     scratch = (np.zeros((2, 2), np.int64), np.ones(2), np.zeros(2))
-    done = 0
-    while count > 0:
+    while count > 0 and left != 0 and steps > 0:
+        steps -= 1
         y = np.int64(heap[0])
         count = pop(keys, heap, place, count)
         trial = u[y]
@@ -386,11 +376,11 @@ def march(field, sources, front, order, radius, sequence):
         place[y] = ACCEPTED
         sequence[done] = y
         done += 1
+        if left > 0 and targets[y]:
+            left -= 1
         count = _pass_on(field, front, y, keys, heap, count)
-    for x in range(nodes):
-        if place[x] != ACCEPTED:
-            u[x] = np.inf
-    return done
+    state[0], state[1], state[2] = count, done, left
+    return count > 0 and left != 0
 
 
 @entry_unfused

@@ -13,6 +13,7 @@ from torch import Tensor
 from finslerconv._arrays import is_integer, shown
 from finslerconv._memory import array_of
 from finslerconv.geodesics._derivatives import first_only
+from finslerconv.geodesics.distances._heap import ACCEPTED
 from finslerconv.geodesics.distances._method import (
     DistanceMethod,
     EikonalProblem,
@@ -24,7 +25,7 @@ from finslerconv.geodesics.distances._stencils import acute_stencils, selling_st
 from finslerconv.geodesics.distances.fast_marching import _plane as plane
 from finslerconv.geodesics.distances.fast_marching import _space as space
 from finslerconv.geodesics.distances.fast_marching._march_norms import march_norms
-from finslerconv.geodesics.distances.fast_marching._nodes import entries, side_by_side, unvisited
+from finslerconv.geodesics.distances.fast_marching._nodes import March, Queue, entries
 
 # Takes the gradient of the distances, which it overwrites, and those of M, omega, the seeds'
 # values, and the sources' M, omega and position, which it adds to.
@@ -58,6 +59,8 @@ class FastMarching(DistanceMethod):
 
     order: int = 2
     factorise: bool = True
+
+    stops_at_targets = True
 
     def __post_init__(self) -> None:
         if not is_integer(self.order) or self.order not in (1, 2):
@@ -113,18 +116,24 @@ class _March(torch.autograd.Function):
             return _Plane(*rows) if dim == 2 else _Space(*rows)
 
         shared = ready(0) if problem.shared else None
+        marches = March(nodes, problems)
 
         def solve(p: int) -> _Back | None:
             u, velocity = array_of(distance[p].view(-1)), array_of(flow[p].view(nodes, dim))
             front = _Front(u, np.empty(nodes, np.int32), velocity)
             radius = float(problem.radius)
-            back = (shared or ready(p)).march(starts[p], method, radius, front, keep)
+            targets = None if problem.targets is None else problem.targets[p]
+            field = shared or ready(p)
+            back = field.march(starts[p], method, radius, targets, marches, front, keep)
+            if dim == 3 and targets is not None and len(targets):
+                # Beyond the targets values of first order may have been left unfinished.
+                radius = min(radius, float(u[targets].max()))
             beyond = ~((u <= radius) & (u < np.inf))
             u[beyond], front.label[beyond], velocity[beyond] = np.inf, -1, 0.0
             label[p].view(-1).copy_(torch.from_numpy(front.label))
             return back
 
-        ctx.backs = side_by_side(solve, problems)
+        ctx.backs = marches.run(solve)
         ctx.starts = starts
         ctx.save_for_backward(distance, M, omega, *floats)
         ctx.mark_non_differentiable(label, flow)
@@ -171,7 +180,14 @@ class _Plane:
         self.field = plane.Field(M, omega, *stencils, dependent_start, dependent, walls, walled)
 
     def march(
-        self, start: Start, method: FastMarching, radius: float, front: _Front, keep: bool
+        self,
+        start: Start,
+        method: FastMarching,
+        radius: float,
+        targets: np.ndarray | None,
+        marches: March,
+        front: _Front,
+        keep: bool,
     ) -> _Back | None:
         """Fill the front; return the walk back, if it is to be kept."""
         nodes = self.field.walls.size
@@ -179,11 +195,21 @@ class _Plane:
         node, label, value, position, _, _, alone = map(array_of, start)
         alone = alone & method.factorise
         sources = plane.Sources(node, value, label, position, _source_metric(start), alone)
-        place = unvisited(self.field.walls)
+        queue, flags = Queue.of(self.field.walls, targets)
         order = int(method.order)
-        done = plane.march(self.field, sources, order, radius, *front, code, sequence, place)
+        u, label, _ = front
+        plane.begin(sources, u, label, code, queue)
+
+        def step(steps: int) -> bool:
+            return plane.march(
+                self.field, sources, order, radius, *front, code, sequence, queue, flags, steps
+            )
+
+        marches.go(step, queue)
+        u[queue.place != ACCEPTED] = np.inf
         if not keep:
             return None
+        done = int(queue.state[1])
         known = (front.u.copy(), front.label.copy(), code, sequence[:done].copy())
 
         def back(g_u: np.ndarray, gradients: tuple[np.ndarray, ...]) -> None:
@@ -245,7 +271,14 @@ class _Space:
         self.field = space.Field(M, omega, offset, weight, step, open_, walls, walled)
 
     def march(
-        self, start: Start, method: FastMarching, radius: float, front: _Front, keep: bool
+        self,
+        start: Start,
+        method: FastMarching,
+        radius: float,
+        targets: np.ndarray | None,
+        marches: March,
+        front: _Front,
+        keep: bool,
     ) -> _Back | None:
         """Fill the front; return the walk back, if it is to be kept."""
         u, label, flow = front
@@ -255,12 +288,21 @@ class _Space:
         alone = array_of(start.alone) & method.factorise
         sources = space.Sources(array_of(start.position), metric, alone)
         # Values of first order are too large: those beyond the radius may come back within it.
-        limit = radius * 1.5
-        settled = space.march(
-            field, self.dependent_start, self.dependent, self.causal, self.potential,
-            array_of(start.node), array_of(start.value), limit, first, code, unvisited(walls),
-        )  # fmt: skip
-        if not settled:
+        # Those of a Riemannian metric do not depend on farther ones.
+        margin = 1.0 if self.causal else 1.5
+        node, value = array_of(start.node), array_of(start.value)
+        limit = np.array([radius * 1.5, margin, value.min(), -np.inf])
+        queue, flags = Queue.of(walls, targets)
+        space.begin(self.potential, node, value, first, code, queue)
+
+        def step(steps: int) -> bool:
+            return space.march(
+                field, self.dependent_start, self.dependent, self.causal, self.potential, limit,
+                first, code, queue, flags, steps,
+            )  # fmt: skip
+
+        marches.go(step, queue)
+        if not space.settle(field, limit, first, code, queue.state[0] == 0):
             raise RuntimeError(
                 "omega: turns too strongly from node to node for distances on this grid to come to "
                 "rest; take a finer grid, or a smaller one-form"

@@ -15,17 +15,19 @@ from torch import Tensor
 
 from finslerconv._memory import array_of
 from finslerconv.geodesics._derivatives import first_only
+from finslerconv.geodesics.distances._heap import ACCEPTED
 from finslerconv.geodesics.distances._method import FinslerProblem, Front
 from finslerconv.geodesics.distances._norms import Family
 from finslerconv.geodesics.distances._seeding import NormStart, seed_norms
 from finslerconv.geodesics.distances._stencils import norm_stencils
 from finslerconv.geodesics.distances.fast_marching import _general as general
-from finslerconv.geodesics.distances.fast_marching._nodes import entries, side_by_side, unvisited
+from finslerconv.geodesics.distances.fast_marching._nodes import March, Queue, entries
 from finslerconv.geodesics.distances.fast_marching._plane import (
     FACTORED,
     SECOND_A,
     SECOND_B,
     SECTOR,
+    begin,
     dependents,
 )
 
@@ -63,17 +65,18 @@ class _March(torch.autograd.Function):
             return _field(problem[p : p + 1])
 
         shared = ready(0) if problem.shared else None
+        marches = March(nodes, problems)
 
         def solve(p: int) -> "_Walk | None":
             u, velocity = array_of(distance[p].view(-1)), array_of(flow[p].view(nodes, 2))
             field = shared or ready(p)
-            walk = _march(field, problem.family, starts[p], order, problem.radius, u, velocity)
+            walk = _march(field, problem, p, starts[p], order, marches, u, velocity)
             beyond = ~((u <= problem.radius) & (u < np.inf))
             u[beyond], walk.label[beyond], velocity[beyond] = np.inf, -1, 0.0
             label[p].view(-1).copy_(torch.from_numpy(walk.label))
             return walk if keep else None
 
-        ctx.walks = side_by_side(solve, problems)
+        ctx.walks = marches.run(solve)
         ctx.family, ctx.starts = problem.family, starts
         ctx.save_for_backward(distance, rows, *floats)
         ctx.mark_non_differentiable(label, flow)
@@ -115,23 +118,33 @@ def _field(problem: FinslerProblem) -> general.Field:
 
 def _march(
     field: general.Field,
-    family: Family,
+    problem: FinslerProblem,
+    p: int,
     start: NormStart,
     order: int,
-    radius: float,
+    marches: March,
     u: np.ndarray,
     flow: np.ndarray,
 ) -> "_Walk":
-    """Fill ``u`` and ``flow``; return what the walk back needs."""
+    """Fill ``u`` and ``flow`` of problem p; return what the walk back needs."""
     nodes = field.walls.size
-    own = family.compiled(start.rows)
+    own = problem.family.compiled(start.rows)
     node, label, value, position, _, alone = map(array_of, start)
     sources = general.Sources(node, value, label, position, own, alone)
     labels, code, sequence = (np.empty(nodes, np.int32) for _ in range(3))
     weight = np.zeros(nodes)
-    front = general.Front(u, labels, flow, code, weight, unvisited(field.walls))
-    done = general.march(field, sources, front, order, float(radius), sequence)
-    return _Walk(field, labels, code, weight, sequence[:done].copy())
+    targets = None if problem.targets is None else problem.targets[p]
+    queue, flags = Queue.of(field.walls, targets)
+    front = general.Front(u, labels, flow, code, weight, queue.place)
+    begin(sources, u, labels, code, queue)
+    radius = float(problem.radius)
+
+    def step(steps: int) -> bool:
+        return general.march(field, sources, front, order, radius, sequence, queue, flags, steps)
+
+    marches.go(step, queue)
+    u[queue.place != ACCEPTED] = np.inf
+    return _Walk(field, labels, code, weight, sequence[: queue.state[1]].copy())
 
 
 class _Walk(NamedTuple):

@@ -254,33 +254,39 @@ def _ends(shared, start, offset, y, code, e):
 
 
 @entry_unfused
-def march(field, sources, order, radius, u, label, flow, code, sequence, place):
-    """Fill ``u``, ``label``, ``flow``, ``code``, ``sequence``; return the number accepted.
-
-    ``place`` comes with FAR and WALL in it.
-    """
-    M, omega, start, offset, shared, dependent_start, dependent, walls, walled = field
-    seed_node, seed_value, seed_label, source, source_metric, source_alone = sources
-    height, width = walls.shape
-    nodes = height * width
-    keys, heap = np.empty(nodes), np.empty(nodes, np.int32)
+def begin(sources, u, label, code, queue):
+    """Put the seeds into the queue; everything else has no value yet."""
+    keys, heap, place, state = queue
     count = 0
     u[:] = np.inf
     label[:] = -1
     code[:] = _NOTHING
-    for s in range(len(seed_node)):
-        x = seed_node[s]
-        if seed_value[s] < u[x]:
-            u[x] = seed_value[s]
+    for s in range(len(sources.node)):
+        x = sources.node[s]
+        if sources.value[s] < u[x]:
+            u[x] = sources.value[s]
             code[x] = -1 - s
             count = push(keys, heap, place, count, x, u[x])
+    state[0] = count
 
+
+@entry_unfused
+def march(field, sources, order, radius, u, label, flow, code, sequence, queue, targets, steps):
+    """Accept the next nodes, at most ``steps``: fill ``u``, ``label``, ``flow``, ``code``.
+
+    ``sequence`` gets the nodes in the order of acceptance. Return whether the march goes on.
+    """
+    keys, heap, place, state = queue
+    count, done, left = state[0], state[1], state[2]
+    M, omega, start, offset, shared, dependent_start, dependent, walls, walled = field
+    _, _, seed_label, source, source_metric, source_alone = sources
+    height, width = walls.shape
     e = np.zeros((2, 2), np.int64)
     c, U, k = np.ones(2), np.zeros(2), np.zeros(2)
-    done = 0
     first, last = np.int64(0), np.int64(len(offset))
     begin, end = np.int64(0), np.int64(len(offset))
-    while count > 0:
+    while count > 0 and left != 0 and steps > 0:
+        steps -= 1
         y = np.int64(heap[0])
         count = pop(keys, heap, place, count)
         row = y // width
@@ -359,6 +365,8 @@ def march(field, sources, order, radius, u, label, flow, code, sequence, place):
         place[y] = ACCEPTED
         sequence[done] = y
         done += 1
+        if left > 0 and targets[y]:
+            left -= 1
 
         # The nodes that read it.
         value = u[y]
@@ -402,10 +410,8 @@ def march(field, sources, order, radius, u, label, flow, code, sequence, place):
                 u[x] = best
                 code[x] = how
                 count = push(keys, heap, place, count, x, best)
-    for x in range(nodes):
-        if place[x] != ACCEPTED:
-            u[x] = np.inf
-    return done
+    state[0], state[1], state[2] = count, done, left
+    return count > 0 and left != 0
 
 
 @jit_unfused

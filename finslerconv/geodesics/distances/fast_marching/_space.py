@@ -267,42 +267,56 @@ def _first_order(x, M, omega, offset, weight, step, open_, walls, u, low, order)
 
 
 @entry_unfused
-def march(
-    field, dependent_start, dependent, causal, potential, seed_node, seed_value, limit, u, code,
-    place,
-):  # fmt: skip
-    """Fill ``u`` with the values of first order.
-
-    Nodes are taken in order of ``u - potential``, whose gradient is the one-form or nearly: in that
-    order every metric is causal as far as its one-form has a potential, and few nodes are opened
-    again. The values do not depend on it. Where the one-form turns strongly, nodes may be opened
-    very often; after a while all nodes are swept instead, back and forth. Return whether the values
-    have settled.
-    """
-    M, omega, offset, weight, step, open_, walls, _ = field
-    keys, heap = np.empty(len(u)), np.empty(len(u), np.int32)
+def begin(potential, seed_node, seed_value, u, code, queue):
+    """Put the seeds into the queue; everything else has no value yet."""
+    keys, heap, place, state = queue
     count = 0
-    opened = 0
     u[:] = np.inf
     code[:] = _NOTHING
-    shared = len(offset) == 1
     for s in range(len(seed_node)):
         x = seed_node[s]
         if seed_value[s] < u[x]:
             u[x] = seed_value[s]
             code[x] = -1 - s
             count = push(keys, heap, place, count, x, u[x] - potential[x])
+    state[0] = count
+
+
+@entry_unfused
+def march(
+    field, dependent_start, dependent, causal, potential, limit, u, code, queue, targets, steps
+):
+    """Open the next nodes, at most ``steps``, for values of first order; return whether to go on.
+
+    Nodes are taken in order of ``u - potential``, whose gradient is the one-form or nearly: in that
+    order every metric is causal as far as its one-form has a potential, and few nodes are opened
+    again. The values do not depend on it. Where the one-form turns strongly, nodes may be opened
+    very often; after a while :func:`settle` is to sweep all nodes instead.
+
+    Values above ``limit[0]`` are passed on to none. When the last target has been opened it falls
+    to the largest value that one had (a bound of the final ones), widened to ``limit[1]`` times the
+    difference from ``limit[2]``, the least seed.
+    """
+    M, omega, offset, weight, step, open_, walls, _ = field
+    keys, heap, place, state = queue
+    count, opened, left = state[0], state[1], state[2]
+    shared = len(offset) == 1
     low, order = np.empty(6), np.empty(6, np.int64)
     n0, n1, n2 = walls.shape
-    while count > 0:
-        if opened > _OPENINGS * len(u):
-            break
+    while count > 0 and opened <= _OPENINGS * len(u) and steps > 0:
+        steps -= 1
         opened += 1
         y = np.int64(heap[0])
         count = pop(keys, heap, place, count)
         place[y] = ACCEPTED
         value = u[y]
-        if value > limit:
+        if left > 0 and targets[y]:
+            targets[y] = False
+            left -= 1
+            limit[3] = max(limit[3], value)
+            if left == 0:
+                limit[0] = min(limit[0], limit[2] + limit[1] * (limit[3] - limit[2]))
+        if value > limit[0]:
             continue
         begin, end = np.int64(0), np.int64(12)
         if shared:
@@ -335,7 +349,15 @@ def march(
                 if place[x] == ACCEPTED:
                     place[x] = FAR
                 count = push(keys, heap, place, count, x, new - potential[x])
-    rest = count == 0
+    state[0], state[1], state[2] = count, opened, left
+    return count > 0 and opened <= _OPENINGS * len(u)
+
+
+@entry_unfused
+def settle(field, limit, u, code, rest):
+    """Sweep all nodes back and forth until they are at ``rest``; return whether they are."""
+    M, omega, offset, weight, step, open_, walls, _ = field
+    low, order = np.empty(6), np.empty(6, np.int64)
     sweeps = 0
     while not rest and sweeps < _SWEEPS:
         rest = True
@@ -350,7 +372,7 @@ def march(
                 rest = False
         sweeps += 1
     for x in range(len(u)):
-        if u[x] > limit:
+        if u[x] > limit[0]:
             u[x] = np.inf
     return rest
 

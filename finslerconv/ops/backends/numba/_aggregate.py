@@ -142,13 +142,13 @@ def forward(sizes, begin, end, value, table, frames, locations, weights, out):
 
 @entry
 @no_type_check
-def backward(sizes, begin, end, value, table, frames, locations, weights, slope, g_value,
+def backward(sizes, begin, end, part, value, table, frames, locations, weights, slope, g_value,
              g_private, g_locations, g_weights, needs_value, needs_samples):  # fmt: skip
     """Write the gradients that come from the queries ``begin <= query < end``, as in forward.
 
-    The gradient of the value is added to ``g_value``; that of a group whose first query lies in
-    another range goes to ``g_private`` (one group of one image: only the first group of a range can
-    be such).
+    The range is a piece of a part that begins at the query ``part``. The gradient of the value is
+    added to ``g_value``; that of a group that begins in another part goes to ``g_private`` (one
+    group of one image: only the first group of a part can be such).
     """
     kind = value.dtype
     n = sizes.levels * sizes.points
@@ -172,7 +172,7 @@ def backward(sizes, begin, end, value, table, frames, locations, weights, slope,
         products[: 4 * rounded] = 0
         here = (image * sizes.pixels * sizes.groups + group) * sizes.channels
         target, target_at, target_stride = g_value, here, stride
-        if pair * sizes.queries < begin:
+        if pair * sizes.queries < part:
             target, target_at, target_stride = g_private, 0, sizes.channels
         for q in range(count):
             there = ((image * sizes.queries + query + q) * sizes.groups + group) * sizes.channels

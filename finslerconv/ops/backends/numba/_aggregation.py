@@ -4,6 +4,7 @@ Parts are cut by the sizes and ``torch.get_num_threads()`` alone, and partial re
 in a fixed order, so equal calls give equal bits.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,12 +12,15 @@ import torch
 from torch import Tensor
 
 from finslerconv._memory import array_of
-from finslerconv._threads import run, share
+from finslerconv._threads import bands, run, share
 from finslerconv.ops.backends import Aggregation, AggregationBackend, AggregationGradients
 from finslerconv.ops.backends.numba import _aggregate as kernels
 
 # Below so many multiplications a second thread costs more than it brings.
 _PART_WORK = 500_000
+
+# Multiplications of one compiled call, about a tenth of a second: between calls Ctrl-C is heard.
+_BAND_WORK = 1_000_000_000
 
 # Threads beyond the first on a group hold a gradient of it each; this bounds how many.
 _PARTS_PER_GROUP = 4
@@ -37,11 +41,18 @@ class _Job:
     weights: np.ndarray
 
     @property
+    def work(self) -> int:
+        return self.weights.size * (self.sizes.channels + 16) * 4
+
+    @property
+    def band(self) -> int:
+        """Queries of a compiled call."""
+        return max(1, _BAND_WORK * self.pairs * self.sizes.queries // max(1, self.work))
+
+    @property
     def parts(self) -> int:
-        sizes = self.sizes
-        work = self.weights.size * (sizes.channels + 16) * 4
         limit = max(_LEAST_PARTS, _PARTS_PER_GROUP * self.pairs)
-        return max(1, min(torch.get_num_threads(), work // _PART_WORK, limit))
+        return max(1, min(torch.get_num_threads(), self.work // _PART_WORK, limit))
 
     def ranges(self, parts: int) -> list[tuple[int, int]]:
         """Return the queries of each part, counted over all groups of all images."""
@@ -62,11 +73,13 @@ class NumbaAggregation(AggregationBackend):
         ranges = job.ranges(job.parts)
         flat = array_of(out).reshape(-1)
 
-        def combine(part: int) -> None:
-            kernels.forward(
-                job.sizes, *ranges[part], job.value, job.table, job.frames, job.locations,
-                job.weights, flat,
-            )  # fmt: skip
+        def combine(part: int) -> Iterator[None]:
+            for band in bands(*ranges[part], job.band):
+                kernels.forward(
+                    job.sizes, *band, job.value, job.table, job.frames, job.locations, job.weights,
+                    flat,
+                )  # fmt: skip
+                yield
 
         run(combine, len(ranges))
         return out.to(value.dtype)
@@ -94,14 +107,16 @@ class NumbaAggregation(AggregationBackend):
                 for begin, end in ranges
             ]
 
-            def differentiate(part: int) -> None:
+            def differentiate(part: int) -> Iterator[None]:
                 own = private[part]
-                kernels.backward(
-                    sizes, *ranges[part], job.value, job.table, job.frames, job.locations,
-                    job.weights, slope, targets[0],
-                    array_of(empty if own is None else own).reshape(-1), *targets[1:], needs_value,
-                    needs_samples,
-                )  # fmt: skip
+                for band in bands(*ranges[part], job.band):
+                    kernels.backward(
+                        sizes, *band, ranges[part][0], job.value, job.table, job.frames,
+                        job.locations, job.weights, slope, targets[0],
+                        array_of(empty if own is None else own).reshape(-1), *targets[1:],
+                        needs_value, needs_samples,
+                    )  # fmt: skip
+                    yield
 
             run(differentiate, len(ranges))
             for (begin, _), own in zip(ranges, private, strict=True):

@@ -4,6 +4,7 @@ How the work is cut depends on the shapes and on ``torch.get_num_threads()`` alo
 results are added up in a fixed order, so equal calls give equal bits.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from finslerconv._memory import array_of
-from finslerconv._threads import run, share
+from finslerconv._progress import counted
+from finslerconv._threads import bands, run, share
 from finslerconv.ops.backends import (
     ConvBackend,
     Convolution,
@@ -45,6 +47,9 @@ _COLUMN_BYTES = 256 * 1024
 
 # Below so many multiplications a second thread costs more than it brings.
 _PART_WORK = 500_000
+
+# Multiplications of one compiled call, about a tenth of a second: between calls Ctrl-C is heard.
+_BAND_WORK = 1_000_000_000
 
 # With fewer images than threads, the threads beyond the first on an image hold a gradient of it
 # each; this bounds how many.
@@ -85,9 +90,18 @@ class _Job:
 
     @property
     def work(self) -> int:
+        return self.pixels * self._pixel_work
+
+    @property
+    def band(self) -> int:
+        """Pixels of a compiled call, a multiple of the tile."""
+        return max(1, _BAND_WORK // (self._pixel_work * self.plan.tile)) * self.plan.tile
+
+    @property
+    def _pixel_work(self) -> int:
         plan = self.plan
         depth = plan.taps * (plan.channels // plan.weight_groups + 8)
-        return self.pixels * depth * max(plan.out_channels, 16)
+        return depth * max(plan.out_channels, 16)
 
 
 class NumbaBackend(NumbaAggregation, ConvBackend):
@@ -126,14 +140,17 @@ class NumbaBackend(NumbaAggregation, ConvBackend):
         last = layout != torch.contiguous_format
         result_flat = _flat_pixels(result, last)
 
-        def convolve(part: int) -> None:
-            compiled.forward(
-                plan, *share(job.pixels, part, parts, simd.TILE_ROWS), job.image, job.field,
-                job.omega, job.head, job.points, job.centre, job.dilation, job.mask, packed, shift,
-                result_flat, last,
-            )  # fmt: skip
+        def convolve(part: int) -> Iterator[None]:
+            for band in bands(*share(job.pixels, part, parts, simd.TILE_ROWS), job.band):
+                compiled.forward(
+                    plan, *band, job.image, job.field, job.omega, job.head, job.points, job.centre,
+                    job.dilation, job.mask, packed, shift, result_flat, last,
+                )  # fmt: skip
+                advance(band[1] - band[0])
+                yield
 
-        run(convolve, parts)
+        with counted("Convolving", job.pixels) as advance:
+            run(convolve, parts)
         return out if result is out else out.copy_(result)
 
     def backward(self, grad: Tensor, conv: Convolution, needs: Needs) -> Gradients:
@@ -193,16 +210,20 @@ class NumbaBackend(NumbaAggregation, ConvBackend):
             _flat(gradient, job.dtype) for gradient in (g_field, g_omega, g_mask)
         )
 
-        def differentiate(part: int) -> None:
+        def differentiate(part: int) -> Iterator[None]:
             own = private[part]
-            compiled.backward(
-                plan, *ranges[part], job.image, slope, slope_last, job.field, job.omega,
-                job.head, job.points, job.centre, job.dilation, job.mask, packed, total_flat,
-                _empty(0, job) if own is None else own, array_of(weights[part]), field_flat,
-                omega_flat, mask_flat, needs.input, needs.weight, needs.positions,
-            )  # fmt: skip
+            for band in bands(*ranges[part], job.band):
+                compiled.backward(
+                    plan, *band, ranges[part][0], job.image, slope, slope_last, job.field,
+                    job.omega, job.head, job.points, job.centre, job.dilation, job.mask, packed,
+                    total_flat, _empty(0, job) if own is None else own, array_of(weights[part]),
+                    field_flat, omega_flat, mask_flat, needs.input, needs.weight, needs.positions,
+                )  # fmt: skip
+                advance(band[1] - band[0])
+                yield
 
-        run(differentiate, parts)
+        with counted("Differentiating", job.pixels) as advance:
+            run(differentiate, parts)
         if needs.input:
             for (begin, _), own in zip(ranges, private, strict=True):
                 if own is not None:

@@ -310,13 +310,14 @@ def forward(plan, begin, end, image_data, field, omega, head, points, centre, di
 
 @entry
 @no_type_check
-def backward(plan, begin, end, image_data, g_out, g_out_channels_last, field, omega, head, points,
-             centre, dilation, mask, packed, g_image, g_image_private, g_weight, g_field, g_omega,
-             g_mask, needs_image, needs_weight, needs_field):  # fmt: skip
+def backward(plan, begin, end, part, image_data, g_out, g_out_channels_last, field, omega, head,
+             points, centre, dilation, mask, packed, g_image, g_image_private, g_weight, g_field,
+             g_omega, g_mask, needs_image, needs_weight, needs_field):  # fmt: skip
     """Add the gradients that come from the pixels ``begin <= pixel of all images < end``.
 
-    The gradient of an image whose first pixel lies in another range goes to ``g_image_private``
-    (one image: only the first image of a range can be such). ``g_weight`` is the range's own.
+    The range is a piece of a part that begins at the pixel ``part``. The gradient of an image that
+    begins in another part goes to ``g_image_private`` (only the first image of a part can be such).
+    ``g_weight`` is the part's own.
     """
     kind = image_data.dtype
     tile, chunk, lanes = plan.tile, plan.chunk, plan.lanes
@@ -352,7 +353,7 @@ def backward(plan, begin, end, image_data, g_out, g_out_channels_last, field, om
         pixel = at - image * pixels
         count = min(tile, end - at, pixels - pixel)
         base = image * plan.height * plan.width
-        if image * pixels >= begin:
+        if image * pixels >= part:
             target = g_image
             target_at = base * plan.channels
         else:

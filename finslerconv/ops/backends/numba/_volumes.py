@@ -221,13 +221,14 @@ def forward(plan, begin, end, image_data, field, omega, head, points, centre, di
 
 @entry
 @no_type_check
-def backward(plan, begin, end, image_data, g_out, g_out_channels_last, field, omega, head, points,
-             centre, dilation, mask, packed, g_image, g_image_private, g_weight, g_field, g_omega,
-             g_mask, needs_image, needs_weight, needs_field):  # fmt: skip
+def backward(plan, begin, end, part, image_data, g_out, g_out_channels_last, field, omega, head,
+             points, centre, dilation, mask, packed, g_image, g_image_private, g_weight, g_field,
+             g_omega, g_mask, needs_image, needs_weight, needs_field):  # fmt: skip
     """Add the gradients that come from the voxels ``begin <= voxel of all images < end``.
 
-    The gradient of an image whose first voxel lies in another range goes to ``g_image_private``
-    (one image: only the first image of a range can be such). ``g_weight`` is the range's own.
+    The range is a piece of a part that begins at the voxel ``part``. The gradient of an image that
+    begins in another part goes to ``g_image_private`` (one image: only the first image of a part
+    can be such). ``g_weight`` is the part's own.
     """
     kind = image_data.dtype
     tile, chunk, lanes = plan.tile, plan.chunk, plan.lanes
@@ -258,7 +259,7 @@ def backward(plan, begin, end, image_data, g_out, g_out_channels_last, field, om
         pixel = at - image * pixels
         count = min(tile, end - at, pixels - pixel)
         base = image * plan.depth * plan.height * plan.width * plan.channels
-        if image * pixels >= begin:
+        if image * pixels >= part:
             target, target_at = g_image, base
         else:
             target, target_at = g_image_private, 0

@@ -1,0 +1,56 @@
+"""Progress bars of long calls, where a user has asked for them."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from finslerconv._optional import needs
+
+#: The bars that are shown, or None.
+_shown: Any = None
+
+
+@contextmanager
+def progress() -> Iterator[None]:
+    """Show a bar on standard error for every long call inside: ``with finslerconv.progress():``.
+
+    Fast marching and convolutions on the CPU tell how far they are. Bars vanish when their call has
+    ended. It needs the package rich, of the extra ``cli``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import finslerconv
+    >>> from finslerconv.geodesics import GridMetric, distance
+    >>> with finslerconv.progress():
+    ...     lengths = distance(GridMetric.from_cost(np.ones((9, 9))), (4, 4))
+    """
+    global _shown
+    with needs("cli", "finslerconv.progress"):
+        from rich.console import Console
+        from rich.progress import Progress
+    before = _shown
+    with Progress(console=Console(stderr=True), transient=True) as bars:
+        _shown = bars
+        try:
+            yield
+        finally:
+            _shown = before
+
+
+@contextmanager
+def counted(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Give what is called, from any thread, with the units of work that have been done."""
+    bars = _shown
+    if bars is None:
+        yield _untold
+        return
+    task = bars.add_task(what, total=total)
+    try:
+        yield lambda done: bars.advance(task, done)
+    finally:
+        bars.remove_task(task)
+
+
+def _untold(done: int) -> None:
+    pass
