@@ -32,6 +32,17 @@ class MatrixParametrization(abc.ABC):
     ----------
     eps_L : float
         What keeps the factors (or eigenvalues) from zero, in (0, 1).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.nn import MatrixParametrization, MetricConv2d
+    >>> class Diagonal(MatrixParametrization):  # balls along the axes
+    ...     n_channels = 2
+    ...     def matrix(self, raw):
+    ...         return torch.diag_embed(torch.exp(raw))
+    >>> MetricConv2d(3, 8, 3, padding=1, head=Diagonal())(torch.rand(1, 3, 6, 6)).shape
+    torch.Size([1, 8, 6, 6])
     """
 
     eps_L: float = 0.01
@@ -65,6 +76,14 @@ class Cholesky(MatrixParametrization):
     """``M = L L'`` with ``L`` lower triangular, of diagonal ``|1 - eps_L + raw| + eps_L``.
 
     The entry below the diagonal is softly held to 300 times the diagonal entry beside it.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.nn import Cholesky
+    >>> head = Cholesky()
+    >>> head.n_channels, head.matrix(torch.zeros(head.n_channels)).tolist()
+    (3, [[1.0, 0.0], [0.0, 1.0]])
     """
 
     n_channels = 3  #: Two diagonal entries, one below.
@@ -86,6 +105,14 @@ class LDL(MatrixParametrization):
     """``M = L D L'`` with ``L`` unit lower triangular, ``D = |1 - eps_L + raw| + eps_L``.
 
     The entry below the diagonal is softly held where the determinant would be lost to rounding.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.nn import LDL
+    >>> head = LDL()
+    >>> head.n_channels, head.matrix(torch.zeros(head.n_channels)).tolist()
+    (3, [[1.0, 0.0], [0.0, 1.0]])
     """
 
     n_channels = 3  #: Two diagonal entries, one below.
@@ -106,6 +133,14 @@ class Spectral(MatrixParametrization):
 
     The eigenvector of the first eigenvalue is the direction, normalised; the zero direction
     counts as the first axis. The smaller eigenvalue is held above 1 / 90000 of the larger one.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.nn import Spectral
+    >>> head = Spectral()
+    >>> head.n_channels, head.matrix(torch.zeros(head.n_channels)).tolist()
+    (4, [[1.0, 0.0], [0.0, 1.0]])
     """
 
     n_channels = 4  #: Two of the direction, two eigenvalues.
@@ -131,6 +166,14 @@ class SpectralScaled(MatrixParametrization):
     eps_L : float
     scale_min, scale_max : float
         Bounds of the scale, ``0 < scale_min < 1 < scale_max``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.nn import SpectralScaled
+    >>> head = SpectralScaled(scale_max=2.0)
+    >>> head.n_channels, head.matrix(torch.zeros(5)).round(decimals=5).tolist()
+    (5, [[1.0, 0.0], [0.0, 1.0]])
     """
 
     scale_min: float = 0.1
@@ -166,6 +209,14 @@ class LogEuclidean(MatrixParametrization):
 
     The entries of the symmetric matrix are softly held to [-3, 3]: the half-axes of the ball then
     stay between ``exp(-3)`` and ``exp(3)`` times those at the start.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.nn import LogEuclidean
+    >>> head = LogEuclidean()
+    >>> head.n_channels, head.matrix(torch.zeros(head.n_channels)).tolist()
+    (3, [[1.0, 0.0], [0.0, 1.0]])
     """
 
     n_channels = 3  #: The entries of a symmetric matrix.

@@ -39,6 +39,16 @@ class OffsetHealth:
         than a quarter of the standard kernel's: they read one place.
     not_finite : float
         The share of samples at NaN or infinite positions, which count for none of the above.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.implicit import kernel_positions, offset_health
+    >>> from finslerconv.nn import DeformConv2d
+    >>> layer = DeformConv2d(1, 2, 3, padding=1)
+    >>> health = offset_health(kernel_positions(layer, torch.rand(1, 1, 8, 8)))
+    >>> health.offset, health.collapsed
+    (0.0, 0.0)
     """
 
     offset: float

@@ -35,6 +35,16 @@ class AdaptiveLayer:
         The name of the convolution whose output were the offsets (or a part of it, also put
         together again, as by ``chunk`` and ``cat``), where that is another module of the model;
         None where anything was computed in between.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from finslerconv.implicit import find_adaptive_layers
+    >>> from finslerconv.nn import DeformConv2d
+    >>> model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), DeformConv2d(4, 4, 3, padding=1))
+    >>> [(layer.name, layer.call) for layer in find_adaptive_layers(model, torch.rand(1, 1, 8, 8))]
+    [('1', 0)]
     """
 
     name: str

@@ -59,6 +59,15 @@ class KernelPositions:
     ------
     ValueError
         If the shapes do not fit each other.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.implicit import kernel_positions
+    >>> from finslerconv.nn import DeformConv2d
+    >>> positions = kernel_positions(DeformConv2d(1, 2, 3, padding=1), torch.rand(1, 1, 8, 8))
+    >>> positions.points.shape, positions.groups, positions.output_size
+    (torch.Size([1, 8, 8, 9, 2]), 1, (8, 8))
     """
 
     points: Float[Tensor, "..."]
@@ -138,6 +147,13 @@ class Positioned(Protocol):
     Any module with these two methods is understood. It may also have a method ``modulation(x)``
     (a factor for every sample, shape (B, [G,] Ho, Wo, n), or None), and the attributes ``weight``,
     ``reference`` (a ReferenceSet) and ``map``. Both methods get the arguments of ``forward``.
+
+    Examples
+    --------
+    >>> from finslerconv.implicit import Positioned
+    >>> from finslerconv.nn import MetricConv2d
+    >>> isinstance(MetricConv2d(3, 8, 3), Positioned)
+    True
     """
 
     def positions(self, x: Any) -> Tensor:

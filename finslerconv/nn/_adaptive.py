@@ -61,6 +61,14 @@ device, dtype
     ----------
     modulation_conv : nn.Conv2d or None
         The convolution that computes the factors of the samples.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.nn import AdaptiveConv2d, MetricConv2d
+    >>> layer = MetricConv2d(3, 8, kernel_size=3, padding=1)
+    >>> isinstance(layer, AdaptiveConv2d), layer.positions(torch.rand(1, 3, 6, 6)).shape
+    (True, torch.Size([1, 6, 6, 9, 2]))
     """
 
     # What nn.Conv2d makes of its arguments.

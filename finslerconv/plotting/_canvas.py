@@ -174,6 +174,11 @@ def show(
     ------
     ValueError
         If it is no picture, or none of the field's grid.
+
+    Examples
+    --------
+    >>> from finslerconv import images, plotting
+    >>> ax = plotting.show(images.photograph())
     """
     pixels = photograph("image", image)
     frame = Frame(pixels.shape[:2]) if field is None else Frame.of(field)

@@ -63,6 +63,15 @@ def implicit_metric(
         If ``result`` is something else.
     ValueError
         If there is no layer, or no such element of the batch or group.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv import plotting
+    >>> from finslerconv.implicit import implicit_metric
+    >>> from finslerconv.nn import DeformConv2d
+    >>> layer, x = DeformConv2d(1, 2, 3, padding=1), torch.rand(1, 1, 8, 8)
+    >>> figure = plotting.implicit_metric(implicit_metric(layer, x), x)
     """
     from finslerconv.implicit import ImplicitMetric
 
@@ -139,6 +148,15 @@ def implicit_balls(
     ------
     ValueError
         If a pixel is outside the picture, or there is no such element or group.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv import plotting
+    >>> from finslerconv.implicit import implicit_metric
+    >>> from finslerconv.nn import DeformConv2d
+    >>> layer, x = DeformConv2d(1, 2, 3, padding=1), torch.rand(1, 1, 8, 8)
+    >>> ax = plotting.implicit_balls(implicit_metric(layer, x), x)
     """
     if scale is not None and not scale > 0:
         raise ValueError(f"scale: expected a positive number, got {scale!r}")
@@ -214,6 +232,15 @@ def implicit_field(
     ------
     ValueError
         If ``what`` is unknown, or there is no such element or group.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv import plotting
+    >>> from finslerconv.implicit import implicit_metric
+    >>> from finslerconv.nn import DeformConv2d
+    >>> layer, x = DeformConv2d(1, 2, 3, padding=1), torch.rand(1, 1, 8, 8)
+    >>> ax = plotting.implicit_field(implicit_metric(layer, x), x, "anisotropy")
     """
     if what not in ("anisotropy", "drift"):
         raise ValueError(f"what: expected 'anisotropy' or 'drift', got {what!r}")
@@ -288,6 +315,15 @@ def orientation_rose(
     ------
     TypeError
         If ``ax`` is not polar.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv import plotting
+    >>> from finslerconv.implicit import implicit_metric
+    >>> from finslerconv.nn import DeformConv2d
+    >>> layer, x = DeformConv2d(1, 2, 3, padding=1), torch.rand(1, 1, 8, 8)
+    >>> ax = plotting.orientation_rose(implicit_metric(layer, x))
     """
     if ax is None:
         from matplotlib import pyplot

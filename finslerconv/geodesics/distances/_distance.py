@@ -46,6 +46,17 @@ class DistanceMap:
     r"""Distances from sources to every node of a grid, with the fronts that carried them.
 
     All arrays are of the kind and on the device of the field.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from finslerconv.geodesics import GridMetric, distance
+    >>> field = GridMetric(np.broadcast_to(np.eye(2), (5, 5, 2, 2)))
+    >>> found = distance(field, [(0, 0), (4, 4)], full=True)
+    >>> float(found.distance[0, 2]), found.label[0].tolist()
+    (2.0, [0, 0, 0, 0, 0])
+    >>> found.path((0, 1)).round(3).tolist()
+    [[0.0, 0.0], [0.0, 0.25], [0.0, 0.5], [0.0, 0.75], [0.0, 1.0]]
     """
 
     distance: Float[Array, "*problems_and_grid"]

@@ -25,7 +25,18 @@ _PACE = 2 * math.pi
 
 
 class JacobiField(NamedTuple):
-    r"""A Jacobi field along geodesics at given times, and these: all (times, \*batch, d)."""
+    r"""A Jacobi field along geodesics at given times, and these: all (times, \*batch, d).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.geodesics import FunctionMetric, jacobi_field
+    >>> from finslerconv.metrics import Euclidean
+    >>> flat = FunctionMetric(lambda x: Euclidean())
+    >>> found = jacobi_field(flat, [0.0, 0.0], [1.0, 0.0], [0.0, 0.0], [0.0, 1.0], times=[2.0])
+    >>> found.field.round(decimals=6).tolist()  # neighbours part at a steady rate
+    [[0.0, 2.0]]
+    """
 
     position: Array
     velocity: Array
