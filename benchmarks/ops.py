@@ -38,14 +38,16 @@ from finslerconv.balls import lattice
 from finslerconv.nn import MetricConv2d
 
 SHAPES = [(4, 64, 56, 64), (4, 256, 14, 256), (1, 3, 1024, 16)]
+STEM = (8, 3, 224, 64, 7, 2)  # a ResNet's first layer
 SCALING = {
-    "pixels": [(1, 32, side, 32, 3) for side in (32, 64, 128, 256)],
-    "channels": [(1, c, 64, 32, 3) for c in (16, 32, 64, 128)],
-    "taps": [(1, 32, 64, 32, k) for k in (1, 3, 5, 7)],
+    "pixels": [(1, 32, side, 32, 3, 1) for side in (32, 64, 128, 256)],
+    "channels": [(1, c, 64, 32, 3, 1) for c in (16, 32, 64, 128)],
+    "taps": [(1, 32, 64, 32, k, 1) for k in (1, 3, 5, 7)],
 }
 CONTESTANTS = ["conv", "deform", "metric", "layer", "reference", "torchvision", "paper"]
 
-Size = tuple[int, int, int, int, int]
+# Batch, channels, side, outputs, kernel, stride.
+Size = tuple[int, int, int, int, int, int]
 
 
 def torchvision_function() -> Callable[..., Tensor] | None:
@@ -61,24 +63,26 @@ def torchvision_function() -> Callable[..., Tensor] | None:
 
 def contestant(name: str, size: Size, device: str, dtype: torch.dtype) -> Callable[[bool], None]:
     """Return a function that runs a contestant, with its backward pass or without."""
-    batch, channels, side, outputs, k = size
+    batch, channels, side, outputs, k, stride = size
     torch.manual_seed(0)
 
     def normal(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
         return torch.randn(*shape, device=device, dtype=dtype)
 
     x = normal(batch, channels, side, side)
+    pad = k // 2
+    rows = (side + 2 * pad - k) // stride + 1
     weight = normal(outputs, channels, k, k) / (channels * k * k) ** 0.5
-    offset = normal(batch, 2 * k * k, side, side)
+    offset = normal(batch, 2 * k * k, rows, rows)
     M = (
         torch.eye(2, device=device) * 0.2
-        + 0.05 * normal(batch, side, side, 1, 1, dtype=torch.float32).abs()
+        + 0.05 * normal(batch, rows, rows, 1, 1, dtype=torch.float32).abs()
     )
-    omega = 0.1 * torch.rand(batch, side, side, 2, device=device)
+    omega = 0.1 * torch.rand(batch, rows, rows, 2, device=device)
     points = torch.as_tensor(lattice(k).points, dtype=torch.float32, device=device)
-    pad = k // 2
+    how = {"stride": stride, "padding": pad}
     theirs = torchvision_function()
-    layer = MetricConv2d(channels, outputs, k, padding=pad, device=device, dtype=dtype)
+    layer = MetricConv2d(channels, outputs, k, **how, device=device, dtype=dtype)
     torch.nn.init.normal_(layer.head.conv.weight, std=0.01)
     learned = [x, *layer.parameters()]
 
@@ -86,31 +90,31 @@ def contestant(name: str, size: Size, device: str, dtype: torch.dtype) -> Callab
         positions = layer.positions(x)
         offsets = (positions - layer.geometry().taps(positions)).movedim((-2, -1), (1, 2))
         assert theirs
-        return theirs(x, offsets.flatten(1, 2).to(dtype), layer.weight, layer.bias, padding=pad)
+        return theirs(x, offsets.flatten(1, 2).to(dtype), layer.weight, layer.bias, **how)
 
     calls: dict[str, tuple[list[Tensor], Callable[[], Tensor]]] = {
-        "conv": ([x, weight], lambda: functional.conv2d(x, weight, padding=pad)),
+        "conv": ([x, weight], lambda: functional.conv2d(x, weight, **how)),
         "deform": (
             [x, offset, weight],
-            lambda: ops.deform_conv2d(x, offset, weight, padding=pad),
+            lambda: ops.deform_conv2d(x, offset, weight, **how),
         ),
         "metric": (
             [x, M, omega, weight],
-            lambda: ops.metric_conv2d(x, M, omega, points, weight, padding=pad),
+            lambda: ops.metric_conv2d(x, M, omega, points, weight, **how),
         ),
         "layer": (learned, lambda: layer(x)),
         "paper": (learned, as_the_paper_does),
         "reference": (
             [x, offset, weight],
-            lambda: ops.deform_conv2d(x, offset, weight, padding=pad),
+            lambda: ops.deform_conv2d(x, offset, weight, **how),
         ),
         "torchvision": (
             [x, offset, weight],
-            lambda: theirs(x, offset, weight, padding=pad) if theirs else x,
+            lambda: theirs(x, offset, weight, **how) if theirs else x,
         ),
     }
     tensors, call = calls[name]
-    direction = normal(batch, outputs, side, side)
+    direction = normal(batch, outputs, rows, rows)
 
     def run(backward: bool) -> None:
         with ops.use_backend("reference" if name == "reference" else "auto"):
@@ -127,7 +131,7 @@ def contestant(name: str, size: Size, device: str, dtype: torch.dtype) -> Callab
 
 def peak_memory(name: str, size: Size, device: str, dtype: torch.dtype) -> int:
     """Return the bytes that one forward and backward pass takes beyond its arguments."""
-    small: Size = (1, size[1], 8, size[3], size[4])
+    small: Size = (1, size[1], 8, *size[3:])
     contestant(name, small, device, dtype)(True)  # libraries, compiled code
     run = contestant(name, size, device, dtype)
     if device == "cuda":
@@ -190,7 +194,8 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Run everything, with a progress bar."""
     names = [n for n in CONTESTANTS if n not in ("torchvision", "paper") or torchvision_function()]
     names = [n for n in names if not options.only or n in options.only or n == "conv"]
-    sizes: list[Size] = [(*s, k) for s in SHAPES for k in ((3,) if options.quick else (3, 5, 7))]
+    kernels = (3,) if options.quick else (3, 5, 7)
+    sizes: list[Size] = [(*s, k, 1) for s in SHAPES for k in kernels] + [STEM]
     results = []
     scaling = [] if options.quick else [s for group in SCALING.values() for s in group]
     with Progress(console=Console(stderr=True)) as progress:
@@ -229,7 +234,7 @@ def show(results: list[dict[str, Any]], console: Console) -> None:
     """Print the tables."""
     for label, title in (("forward", "forward"), ("both", "forward + backward")):
         table = Table(title=f"{title}: ms, and ratio to nn.Conv2d (quartiles)")
-        table.add_column("B, C, H, O, k")
+        table.add_column("B, C, H, O, k, stride")
         shown = [r for r in results if label in r]
         names = list(shown[0][label])
         for name in names:
@@ -242,7 +247,7 @@ def show(results: list[dict[str, Any]], console: Console) -> None:
             table.add_row(", ".join(map(str, r["size"])), *cells)
         console.print(table)
     table = Table(title="peak extra memory, forward + backward: MB")
-    table.add_column("B, C, H, O, k")
+    table.add_column("B, C, H, O, k, stride")
     for name in names:
         table.add_column(name, justify="right")
     for r in shown:
@@ -273,14 +278,14 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="k = 3 only, no scaling")
     parser.add_argument("--only", nargs="*", choices=CONTESTANTS, help="beside nn.Conv2d")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--memory", nargs=6, help=argparse.SUPPRESS)
+    parser.add_argument("--memory", nargs=7, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
     if options.memory:
         name, *numbers = options.memory
-        b, c, h, o, k = map(int, numbers)
-        print(peak_memory(name, (b, c, h, o, k), options.device, options.dtype))
+        b, c, h, o, k, s = map(int, numbers)
+        print(peak_memory(name, (b, c, h, o, k, s), options.device, options.dtype))
         return
     results = measure(options)
     machine = {

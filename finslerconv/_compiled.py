@@ -15,6 +15,7 @@ import pickle
 import sys
 import uuid
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
@@ -55,11 +56,24 @@ OPTIONS: dict[str, Any] = {**UNFUSED, "fastmath": {"contract"}}
 
 def _compile(function: Callable[..., Any], **options: Any) -> Any:
     # A run-time check of annotations wraps every function; Numba needs the function itself.
-    return numba.njit(**options)(inspect.unwrap(function))
+    function = inspect.unwrap(function)
+    if "<locals>" in function.__qualname__:
+        # Functions that a factory makes have one name, and machine code from disk is linked by
+        # names: a kernel could get another one of them.
+        made = f"{function.__module__}.{function.__qualname__}"
+        _made[made] += 1
+        function.__qualname__ += str(_made[made])
+    return numba.njit(**options)(function)
+
+
+_made: Counter[str] = Counter()
 
 
 #: Decorates the parts of a kernel: no lock, no error for a division by zero, fused multiply-adds.
 jit: Any = partial(_compile, **OPTIONS)
+
+#: The same for what is to become a part of each caller's loop, however long it is.
+inlined: Any = partial(jit, forceinline=True)
 
 #: Decorates a kernel that Python calls, with the options of its parts.
 entry: Any = partial(compile_and_keep, **OPTIONS)

@@ -1,5 +1,6 @@
 """Machine code is kept for the sources it was made of; a cache that fails costs no result."""
 
+import gc
 import json
 import os
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from numba.core.dispatcher import Dispatcher
 
 _ENTRY = """
 from functools import partial
@@ -139,3 +141,18 @@ def test_processes_that_start_at_once_agree(package):
     outputs = [json.loads(process.communicate()[0]) for process in processes]
     assert [value for value, *_ in outputs] == [12.0] * 3
     assert _run(package) == (12.0, 2, [])
+
+
+def test_compiled_functions_have_names_of_their_own():
+    """Machine code from disk is linked by names: equal names would mix functions up."""
+    import finslerconv.geodesics
+    import finslerconv.ops.backends.numba  # noqa: F401
+
+    functions = {
+        id(made.py_func): f"{made.py_func.__module__}.{made.py_func.__qualname__}"
+        for made in gc.get_objects()
+        if issubclass(type(made), Dispatcher) and made.py_func.__module__.startswith("finslerconv.")
+    }
+    names = sorted(functions.values())
+    assert any("<locals>" in name for name in names)
+    assert names == sorted(set(names))

@@ -194,7 +194,7 @@ def test_needs_no_writable_place_for_its_cache(tmp_path):
         "from finslerconv.ops.backends.numba import _kernels as k\n"
         "import numpy as np\n"
         "a = np.arange(6.0); b = np.empty(6)\n"
-        "k.channels_last(a, b, 1, 2, 3, 0, 3)\n"
+        "k.channels_last(a, b, 2, 2, 3, 0, 3)\n"
         "assert b.tolist() == [0, 3, 1, 4, 2, 5], b\n"
     )
     environment = {

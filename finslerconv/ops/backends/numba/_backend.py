@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from finslerconv._memory import array_of
 from finslerconv._threads import run, share
@@ -185,7 +186,8 @@ class NumbaBackend(NumbaAggregation, ConvBackend):
             for other in weights[1:]:
                 weights[0] += other
             summed = weights[0].reshape(groups, plan.taps, channels, out_line)
-            g_weight = summed[..., :outputs].permute(0, 3, 2, 1).reshape(weight.shape).contiguous()
+            summed = summed[:, :, : weight.shape[1], :outputs]
+            g_weight = summed.permute(0, 3, 2, 1).reshape(weight.shape).contiguous()
         return Gradients(g_input, g_field, g_omega, g_weight, g_mask)
 
 
@@ -196,6 +198,10 @@ def _job(conv: Convolution) -> _Job:
     head, constraint = heads.codes(formula)
     batch, channels, height, width = conv.input.shape
     taps, groups = geometry.n_taps, conv.weight_groups
+    if groups == conv.sample_groups == 1 and 2 < channels < 8:
+        # With channels of zeros a sample is one vector.
+        channels = next(few for few in simd.FEW if channels <= few)
+        weight = functional.pad(weight, (0, 0, 0, 0, 0, channels - weight.shape[1]))
     lanes = simd.lanes(dtype.itemsize)
     line = weight.shape[1] * dtype.itemsize
     # Large weights are read once for every tile: then larger tiles.
@@ -248,16 +254,18 @@ def _with_image(input: Tensor, job: _Job, parts: int, pack: Any) -> _Job:
     """Pack the weights and add the image, channels last; it is copied only if it is not so yet."""
     plan = job.plan
     tensor = input.detach().to(job.dtype)
-    if tensor.is_contiguous(memory_format=torch.channels_last):
+    if tensor.is_contiguous(memory_format=torch.channels_last) and (
+        plan.channels == tensor.shape[1]
+    ):
         run(pack, parts)
         return replace(job, image=_flat_pixels(tensor, True))
     source = array_of(tensor.contiguous()).reshape(-1)
-    image = np.empty(source.size, source.dtype)
+    image = _empty(plan.batch * plan.height * plan.width * plan.channels, job)
     pixels = plan.height * plan.width
 
     def prepare(part: int) -> None:
         begin, end = share(plan.batch * pixels, part, parts)
-        kernels.channels_last(source, image, plan.batch, plan.channels, pixels, begin, end)
+        kernels.channels_last(source, image, input.shape[1], plan.channels, pixels, begin, end)
         pack(part)
 
     run(prepare, parts)
@@ -269,15 +277,15 @@ def _image_gradient(total: Tensor, input: Tensor, job: _Job, parts: int) -> Tens
     plan = job.plan
     batch, channels, height, width = input.shape
     if memory_format(input) == torch.channels_last or channels == 1:
-        gradient = total.reshape(batch, height, width, channels)
-        return gradient.permute(0, 3, 1, 2).to(input.dtype)
+        gradient = total.reshape(batch, height, width, plan.channels)[..., :channels]
+        return gradient.contiguous().permute(0, 3, 1, 2).to(input.dtype)
     gradient = torch.empty(input.shape, dtype=job.dtype)
     source, flat = array_of(total), array_of(gradient).reshape(-1)
     pixels = height * width
 
     def turn(part: int) -> None:
         begin, end = share(plan.batch * pixels, part, parts)
-        kernels.channels_first(source, flat, plan.batch, plan.channels, pixels, begin, end)
+        kernels.channels_first(source, flat, channels, plan.channels, pixels, begin, end)
 
     run(turn, parts)
     return gradient.to(input.dtype)

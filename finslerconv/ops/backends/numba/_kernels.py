@@ -14,10 +14,15 @@ from typing import no_type_check
 
 import numpy as np
 
-from finslerconv._compiled import entry, jit
+from finslerconv._compiled import entry, inlined, jit
 from finslerconv.ops.backends.numba import _simd as simd
 from finslerconv.ops.backends.numba._metrics import LINE, LINES
-from finslerconv.ops.backends.numba._places import centres, place, place_backward
+from finslerconv.ops.backends.numba._places import (
+    blend_backward,
+    centres,
+    place,
+    place_backward,
+)
 
 _PRODUCT_4 = simd.product_tiles.get(4, simd.product_tiles[2])
 _PRODUCT_2 = simd.product_tiles[2]
@@ -26,6 +31,8 @@ _ROWS_4 = simd.tile_rows.get(4, simd.tile_rows[2])
 _ROWS_2 = simd.tile_rows[2]
 _ROWS_1 = simd.tile_rows[1]
 _SPARE_ROWS = simd.TILE_ROWS
+
+_LINE = np.uint64(LINE)
 
 # Products that are summed before they are added to the output.
 _BLOCK = 384
@@ -83,6 +90,40 @@ def _multiply(a, a_at, a_row, a_k, b, b_at, b_panel, b_k, c, c_at, c_row, rows, 
                         c[at] = c[at] + value if adds else value
 
 
+@inlined
+@no_type_check
+def _blend(source, i0, i1, i2, i3, w0, w1, w2, w3, out, out_at, count):
+    if count == 4:
+        simd.blend_4(source, i0, i1, i2, i3, w0, w1, w2, w3, out, out_at, count)
+    elif count == 8:
+        simd.blend_8(source, i0, i1, i2, i3, w0, w1, w2, w3, out, out_at, count)
+    else:
+        simd.blend(source, i0, i1, i2, i3, w0, w1, w2, w3, out, out_at, count)
+
+
+@inlined
+@no_type_check
+def _blend_backward(scatters, source, i0, i1, i2, i3, w0, w1, w2, w3, column, at, products,
+                    products_at, target, target_at, count):  # fmt: skip
+    corners = (
+        i0, i1, i2, i3, w0, w1, w2, w3, column, at, products, products_at, target, target_at, count,
+    )  # fmt: skip
+    if count == 4:
+        if scatters:
+            simd.blend_scatter_4(source, *corners)
+        else:
+            simd.blend_backward_4(source, *corners)
+    elif count == 8:
+        if scatters:
+            simd.blend_scatter_8(source, *corners)
+        else:
+            simd.blend_backward_8(source, *corners)
+    elif scatters:
+        simd.blend_scatter(source, *corners)
+    else:
+        simd.blend_backward(source, *corners)
+
+
 @jit
 @no_type_check
 def _rounded(n, step):
@@ -91,8 +132,11 @@ def _rounded(n, step):
 
 @entry
 @no_type_check
-def channels_last(source, out, batch, channels, pixels, begin, end):
-    """Write channels-first images as channels-last ones, ``begin <= pixel of all images < end``."""
+def channels_last(source, out, channels, pitch, pixels, begin, end):
+    """Write channels-first images as channels-last ones, ``begin <= pixel of all images < end``.
+
+    A pixel has ``pitch`` numbers, its channels and then zeros.
+    """
     at = begin
     while at < end:
         image = at // pixels
@@ -100,15 +144,17 @@ def channels_last(source, out, batch, channels, pixels, begin, end):
         count = min(16, end - at, pixels - pixel)
         corner = source[image * channels * pixels + pixel :]
         for p in range(count):
-            line = out[(at + p) * channels : (at + p + 1) * channels]
+            line = out[(at + p) * pitch : (at + p + 1) * pitch]
             for c in range(channels):
                 line[c] = corner[c * pixels + p]
+            for c in range(channels, pitch):
+                line[c] = 0
         at += count
 
 
 @entry
 @no_type_check
-def channels_first(source, out, batch, channels, pixels, begin, end):
+def channels_first(source, out, channels, pitch, pixels, begin, end):
     """Undo :func:`channels_last`."""
     at = begin
     while at < end:
@@ -118,7 +164,7 @@ def channels_first(source, out, batch, channels, pixels, begin, end):
         for c in range(channels):
             line = (image * channels + c) * pixels + pixel
             for p in range(count):
-                out[line + p] = source[(at + p) * channels + c]
+                out[line + p] = source[(at + p) * pitch + c]
         at += count
 
 
@@ -196,13 +242,15 @@ def forward(plan, begin, end, image_data, field, omega, head, points, centre, di
     line = _rounded(chunk * channels, lanes)
     columns = np.empty((tile + _SPARE_ROWS) * line, kind)
     sums = np.empty(tile * panels * wide, kind)
+    sums_line = np.uint64(panels * wide)
     spare = np.empty(_SPARE_ROWS * wide, kind)
-    metric = np.empty(6 * LINE, kind)
+    matrices, metric = np.empty(6 * LINE, kind), np.empty(6 * LINE, kind)
     work = np.zeros(LINES * LINE)
     y, x = np.empty(tile, kind), np.empty(tile, kind)
     centre_y, centre_x = np.empty(tile, kind), np.empty(tile, kind)
-    samples = np.empty((4, chunk * tile), np.int32)
-    shares = np.empty((8, chunk * tile), kind)
+    rows, across = np.empty(2 * LINE, np.int32), np.empty(2 * LINE, np.int32)
+    shares = np.empty(8 * LINE, kind)
+    corner, weight = np.empty(chunk * 4 * LINE, np.int64), np.empty(chunk * 4 * LINE, kind)
     at = begin
     while at < end:
         image = at // pixels
@@ -220,32 +268,22 @@ def forward(plan, begin, end, image_data, field, omega, head, points, centre, di
                     length = min((sample_group + 1) * sampled, (group + 1) * channels) - channel
                     if sample_group != placed_group or first != placed_first:
                         place(
-                            plan, field, omega, head, points, dilation, image, sample_group,
-                            pixel, count, first, last, centre_y, centre_x, metric, work, y, x,
-                            samples, shares,
+                            plan, field, omega, head, points, dilation, mask, image, sample_group,
+                            pixel, count, first, last, centre_y, centre_x, matrices, metric, work,
+                            y, x, rows, across, shares, False, corner, weight,
                         )  # fmt: skip
                         placed_group, placed_first = sample_group, first
+                    shift = base * plan.channels + channel
                     for tap in range(first, last):
-                        here = (tap - first) * tile
                         column = (tap - first) * channels + channel - group * channels
-                        factors = (
-                            (image * plan.sample_groups + sample_group) * plan.taps + tap
-                        ) * pixels + pixel
-                        for p in range(count):
-                            q = here + p
-                            top = (base + np.int64(samples[0, q]) * plan.width) * plan.channels
-                            bottom = (base + np.int64(samples[1, q]) * plan.width) * plan.channels
-                            left = np.int64(samples[2, q]) * plan.channels + channel
-                            right = np.int64(samples[3, q]) * plan.channels + channel
-                            above, below = shares[0, q], shares[1, q]
-                            if plan.has_mask:
-                                above *= mask[factors + p]
-                                below *= mask[factors + p]
-                            west, east = shares[4, q], shares[5, q]
-                            simd.blend(
-                                image_data, top + left, top + right, bottom + left,
-                                bottom + right, above * west, above * east, below * west,
-                                below * east, columns, p * line + column, length,
+                        i0 = np.uint64((tap - first) * 4 * LINE)
+                        i1, i2, i3 = i0 + _LINE, i0 + _LINE + _LINE, i0 + _LINE + _LINE + _LINE
+                        for p in range(np.uint64(count)):
+                            _blend(
+                                image_data, shift + corner[i0 + p], shift + corner[i1 + p],
+                                shift + corner[i2 + p], shift + corner[i3 + p], weight[i0 + p],
+                                weight[i1 + p], weight[i2 + p], weight[i3 + p], columns,
+                                np.int64(p) * line + column, length,
                             )  # fmt: skip
                     channel += length
                 _multiply(
@@ -258,12 +296,13 @@ def forward(plan, begin, end, image_data, field, omega, head, points, centre, di
                 b = bias[group * outputs + o]
                 if out_channels_last:
                     there = (image * pixels + pixel) * plan.out_channels + group * outputs + o
-                    for p in range(count):
-                        out[there + p * plan.out_channels] = sums[p * panels * wide + o] + b
+                    step = np.uint64(plan.out_channels)
                 else:
                     there = (image * plan.out_channels + group * outputs + o) * pixels + pixel
-                    for p in range(count):
-                        out[there + p] = sums[p * panels * wide + o] + b
+                    step = np.uint64(1)
+                there, place_of = np.uint64(there), np.uint64(o)
+                for p in range(np.uint64(count)):
+                    out[there + p * step] = sums[p * sums_line + place_of] + b
         at += count
 
 
@@ -291,17 +330,19 @@ def backward(plan, begin, end, image_data, g_out, g_out_channels_last, field, om
     chunks = (plan.taps + chunk - 1) // chunk
     columns = np.empty((tile + _SPARE_ROWS) * line, kind)
     slope = np.zeros((tile + _SPARE_ROWS) * out_line, kind)
+    slope_line = np.uint64(out_line)
     spare = np.empty(_SPARE_ROWS * max(wide, out_wide), kind)
-    metric, other = np.empty(6 * LINE, kind), np.empty(6 * LINE, kind)
-    totals = np.empty(6 * LINE, kind)
+    matrices, metric = np.empty(6 * LINE, kind), np.empty(6 * LINE, kind)
+    totals, spare_lines = np.empty(6 * LINE, kind), np.empty(4 * LINE, kind)
     work = np.zeros(LINES * LINE)
     y, x = np.empty(tile, kind), np.empty(tile, kind)
     centre_y, centre_x = np.empty(tile, kind), np.empty(tile, kind)
-    samples = np.empty((4, chunk * tile), np.int32)
-    shares = np.empty((8, chunk * tile), kind)
-    g_y, g_x = np.empty(chunk * tile, kind), np.empty(chunk * tile, kind)
-    g_factor = np.empty(chunk * tile, kind)
-    one = kind.type(1)
+    rows, across = np.empty(2 * LINE, np.int32), np.empty(2 * LINE, np.int32)
+    shares = np.empty(chunk * 8 * LINE, kind)
+    corner, weight = np.empty(chunk * 4 * LINE, np.int64), np.empty(chunk * 4 * LINE, kind)
+    g_y, g_x = np.empty(chunk * LINE, kind), np.empty(chunk * LINE, kind)
+    g_factor = np.empty(chunk * LINE, kind)
+    products = np.empty(4 * tile, kind)
     at = begin
     while at < end:
         image = at // pixels
@@ -314,19 +355,19 @@ def backward(plan, begin, end, image_data, g_out, g_out_channels_last, field, om
         else:
             target = g_image_private
             target_at = 0
-        data = image_data[base * plan.channels :]
         centres(plan, centre, pixel, count, centre_y, centre_x)
         placed_group = placed_first = -1
         for group in range(plan.weight_groups):
             for o in range(outputs):
                 if g_out_channels_last:
                     there = (image * pixels + pixel) * plan.out_channels + group * outputs + o
-                    for p in range(count):
-                        slope[p * out_line + o] = g_out[there + p * plan.out_channels]
+                    step = np.uint64(plan.out_channels)
                 else:
                     there = (image * plan.out_channels + group * outputs + o) * pixels + pixel
-                    for p in range(count):
-                        slope[p * out_line + o] = g_out[there + p]
+                    step = np.uint64(1)
+                there, place_of = np.uint64(there), np.uint64(o)
+                for p in range(np.uint64(count)):
+                    slope[p * slope_line + place_of] = g_out[there + p * step]
             for first in range(0, plan.taps, chunk):
                 last = min(plan.taps, first + chunk)
                 width = (last - first) * channels
@@ -342,54 +383,39 @@ def backward(plan, begin, end, image_data, g_out, g_out_channels_last, field, om
                     length = min((sample_group + 1) * sampled, (group + 1) * channels) - channel
                     if sample_group != placed_group or first != placed_first:
                         place(
-                            plan, field, omega, head, points, dilation, image, sample_group,
-                            pixel, count, first, last, centre_y, centre_x, metric, work, y, x,
-                            samples, shares,
+                            plan, field, omega, head, points, dilation, mask, image, sample_group,
+                            pixel, count, first, last, centre_y, centre_x, matrices, metric, work,
+                            y, x, rows, across, shares, True, corner, weight,
                         )  # fmt: skip
                         placed_group, placed_first = sample_group, first
+                    shift = base * plan.channels + channel
+                    place_shift = target_at + channel - shift
                     for tap in range(first, last):
-                        here = (tap - first) * tile
                         column = (tap - first) * channels + channel - group * channels
                         factors = (
                             (image * plan.sample_groups + sample_group) * plan.taps + tap
                         ) * pixels + pixel
-                        for p in range(count):
-                            q = here + p
-                            top = np.int64(samples[0, q]) * plan.width * plan.channels
-                            bottom = np.int64(samples[1, q]) * plan.width * plan.channels
-                            left = np.int64(samples[2, q]) * plan.channels + channel
-                            right = np.int64(samples[3, q]) * plan.channels + channel
-                            above, below = shares[0, q], shares[1, q]
-                            west, east = shares[4, q], shares[5, q]
-                            factor = mask[factors + p] if plan.has_mask else one
-                            s0, s1 = above * factor, below * factor
-                            if needs_image:
-                                d00, d01, d10, d11 = simd.blend_scatter(
-                                    data, top + left, top + right,
-                                    bottom + left, bottom + right, s0 * west, s0 * east,
-                                    s1 * west, s1 * east, columns, p * line + column,
-                                    target, target_at, length,
-                                )  # fmt: skip
-                            else:
-                                d00, d01, d10, d11 = simd.blend_backward(
-                                    data, top + left, top + right,
-                                    bottom + left, bottom + right, s0 * west, s0 * east,
-                                    s1 * west, s1 * east, columns, p * line + column,
-                                    target, target_at, length,
-                                )  # fmt: skip
-                            upper = west * d00 + east * d01
-                            lower = west * d10 + east * d11
-                            g_y[q] = factor * (shares[3, q] * lower - shares[2, q] * upper)
-                            g_x[q] = factor * (
-                                shares[7, q] * (above * d01 + below * d11)
-                                - shares[6, q] * (above * d00 + below * d10)
-                            )
-                            g_factor[q] = above * upper + below * lower
+                        i0 = np.uint64((tap - first) * 4 * LINE)
+                        i1, i2, i3 = i0 + _LINE, i0 + _LINE + _LINE, i0 + _LINE + _LINE + _LINE
+                        for p in range(np.uint64(count)):
+                            _blend_backward(
+                                needs_image, image_data, shift + corner[i0 + p],
+                                shift + corner[i1 + p], shift + corner[i2 + p],
+                                shift + corner[i3 + p], weight[i0 + p], weight[i1 + p],
+                                weight[i2 + p], weight[i3 + p], columns,
+                                np.int64(p) * line + column, products, np.int64(p) * 4, target,
+                                place_shift, length,
+                            )  # fmt: skip
+                        if needs_field:
+                            blend_backward(
+                                plan, products, shares, tap - first, mask, factors, count, g_y,
+                                g_x, g_factor, spare_lines,
+                            )  # fmt: skip
                     if needs_field:
                         place_backward(
-                            plan, field, omega, head, points, dilation, image, sample_group,
-                            pixel, count, first, last, totals, metric, other, work, g_y, g_x,
-                            g_factor, g_field, g_omega, g_mask,
+                            plan, head, points, dilation, image, sample_group, pixel, count, first,
+                            last, totals, matrices, metric, work, g_y, g_x, g_factor, g_field,
+                            g_omega, g_mask,
                         )  # fmt: skip
                     channel += length
                 if needs_weight:

@@ -12,18 +12,19 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from finslerconv._compiled import jit
+from finslerconv._compiled import inlined, jit
 from finslerconv.ops.backends import _head_numbers as heads
 
 #: The longest tile, and the length of a line of ``work``.
 LINE = 192
 
-# The lines of "work": five channels of M and two of omega, whose gradients come in their place; the
-# matrix [[a, b], [b, c]] and omega, before the radius; the gradients of both.
+# The lines of "work": five channels of M and two of omega; the matrix [[a, b], [b, c]] and omega,
+# before the radius; the gradients of both; the gradients of the channels.
 _R0, _R1, _R2, _R3, _R4, _X, _Y = (np.uint64(i * LINE) for i in range(7))
 _A, _B, _C, _W0, _W1 = (np.uint64(i * LINE) for i in range(7, 12))
 _GA, _GB, _GC, _GW0, _GW1 = (np.uint64(i * LINE) for i in range(12, 17))
-LINES = 17
+_G0, _G1, _G2, _G3, _G4, _GX, _GY = (np.uint64(i * LINE) for i in range(17, 24))
+LINES = 24
 
 _CHOLESKY, _LDL, _SPECTRAL, _SPECTRAL_SCALED = 1, 2, 3, 4
 _DETACHED, _CLIP = heads.CONSTRAINTS["sigmoid_detached"], heads.CONSTRAINTS["clip"]
@@ -67,17 +68,12 @@ def _maximum(a, b):
     return a if a > b else b
 
 
-@no_type_check
-def _inlined(function):
-    return jit(function, forceinline=True)
-
-
 _head = heads.in_words_of(
     {
-        "absolute": abs, "exp": _inlined(_exp), "maximum": _inlined(_maximum), "sqrt": np.sqrt,
-        "where": _inlined(_where),
+        "absolute": abs, "exp": inlined(_exp), "maximum": inlined(_maximum), "sqrt": np.sqrt,
+        "where": inlined(_where),
     },
-    _inlined,
+    inlined,
 )  # fmt: skip
 
 
@@ -103,11 +99,11 @@ def _loops(name):
                 work[_R0 + p], work[_R1 + p], work[_R2 + p], work[_R3 + p], work[_R4 + p],
                 eps, least, span, shift, work[_GA + p], work[_GB + p], work[_GC + p],
             )  # fmt: skip
-            work[_R0 + p] = g0
-            work[_R1 + p] = g1
-            work[_R2 + p] = g2
-            work[_R3 + p] = g3
-            work[_R4 + p] = g4
+            work[_G0 + p] = g0
+            work[_G1 + p] = g1
+            work[_G2 + p] = g2
+            work[_G3 + p] = g3
+            work[_G4 + p] = g4
 
     return forth, back
 
@@ -147,8 +143,8 @@ def _constraint_loops(name):
             work[_GA + p] -= g_square * u * u
             work[_GB + p] -= 2.0 * g_square * u * v
             work[_GC + p] -= g_square * v * v
-            work[_X + p] = f * g0 + 2.0 * g_square * u
-            work[_Y + p] = f * g1 + 2.0 * g_square * v
+            work[_GX + p] = f * g0 + 2.0 * g_square * u
+            work[_GY + p] = f * g1 + 2.0 * g_square * v
 
     return forth, back
 
@@ -218,8 +214,11 @@ def read_metrics(plan, field, omega, head, at, pixel, count, metric, work):
 
 @jit
 @no_type_check
-def add_metric_gradients(plan, field, head, at, pixel, count, gradients, work, g_field, g_omega):
-    """Add the gradients that come as the lines of :func:`read_metrics` to those of the field."""
+def add_metric_gradients(plan, head, at, pixel, count, gradients, work, g_field, g_omega):
+    """Add the gradients that come as the lines of :func:`read_metrics` to those of the field.
+
+    ``work`` is as that has left it.
+    """
     pixels = plan.out_height * plan.out_width
     if not plan.head:
         first = at * pixels + pixel
@@ -231,7 +230,6 @@ def add_metric_gradients(plan, field, head, at, pixel, count, gradients, work, g
                 for p in range(count):
                     g_omega[2 * (first + p) + i] += gradients[(4 + i) * LINE + p]
         return
-    _read_head(plan, field, head, at, pixel, count, work)
     radius = head[5]
     square = radius * radius
     for p in range(count):
@@ -263,6 +261,6 @@ def add_metric_gradients(plan, field, head, at, pixel, count, gradients, work, g
     own = n + 2 if plan.has_omega else n
     for i in range(own):
         here = (at * own + i) * pixels + pixel
-        line = (i if i < n else 5 + i - n) * LINE
+        line = (17 + i if i < n else 22 + i - n) * LINE
         for p in range(count):
             g_field[here + p] += work[line + p]

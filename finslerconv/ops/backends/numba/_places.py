@@ -14,6 +14,10 @@ from finslerconv.ops.backends.numba._metrics import LINE, add_metric_gradients, 
 # Coordinates beyond this are outside every image; integers and floats hold it exactly.
 _FAR = 2.0**30
 
+# Lines of an array. Indices without a sign spare a test for negative ones, and with a constant
+# distance between lines LLVM need not ask whether they overlap.
+_0, _1, _2, _3, _4, _5, _6, _7 = (np.uint64(i * LINE) for i in range(8))
+
 # Where the samples' positions come from.
 OFFSETS, RADIAL, AFFINE = 0, 1, 2
 
@@ -59,67 +63,69 @@ class Plan(NamedTuple):
 
 @jit
 @no_type_check
-def _locate(position, other, size, mode, low, high, near, far, near_in, far_in):
+def _locate(position, other, count, size, mode, near_pixel, shares, at):
     """Find the two pixels of an axis between which each position lies, and their shares.
 
-    ``near_in`` and ``far_in`` say (1 or 0) whether the pixel counts: they are the derivatives of
-    the shares, up to sign. LLVM vectorises loops over few arrays, hence many short ones.
+    ``near_pixel`` takes two lines, ``shares`` four at ``at``: the shares, and whether each pixel
+    counts (1 or 0), which is the share's derivative up to sign. Loops are many and short, for LLVM
+    vectorises those.
     """
-    count = len(position)
+    low, high = _0, _1
+    near, far, near_in, far_in = at, at + _1, at + _2, at + _3
     size = np.int32(size)
-    one = near.dtype.type(1)
-    zero = near.dtype.type(0)
-    limit = near.dtype.type(_FAR)
+    one = shares.dtype.type(1)
+    zero = shares.dtype.type(0)
+    limit = shares.dtype.type(_FAR)
     # Two pixels before the image: an unknown position's corners are both outside.
-    nowhere = near.dtype.type(-2)
+    nowhere = shares.dtype.type(-2)
+    pixel = near_pixel
     for p in range(count):
         y = position[p]
         known = (abs(y) < limit) & (abs(other[p]) < limit)
         y = y if known else nowhere
         floor = np.floor(y)
-        low[p] = np.int32(floor)
-        far[p] = y - floor
+        pixel[low + p] = np.int32(floor)
+        shares[far + p] = y - floor
     if mode == ZEROS:
         for p in range(count):
-            near_in[p] = one if (low[p] >= 0) & (low[p] < size) else zero
-        for p in range(count):
-            far_in[p] = one if (low[p] >= -1) & (low[p] < size - np.int32(1)) else zero
+            i = pixel[low + p]
+            shares[near_in + p] = one if (i >= 0) & (i < size) else zero
+            shares[far_in + p] = one if (i >= -1) & (i < size - np.int32(1)) else zero
     else:
         for p in range(count):
             known = (abs(position[p]) < limit) & (abs(other[p]) < limit)
-            near_in[p] = one if known else zero
-            far_in[p] = near_in[p]
+            inside = one if known else zero
+            shares[near_in + p] = inside
+            shares[far_in + p] = inside
     for p in range(count):
-        near[p] = (one - far[p]) * near_in[p]
-    for p in range(count):
-        far[p] = far[p] * far_in[p]
+        share = shares[far + p]
+        shares[near + p] = (one - share) * shares[near_in + p]
+        shares[far + p] = share * shares[far_in + p]
     if mode in (ZEROS, REPLICATE):
         for p in range(count):
-            high[p] = min(max(low[p] + np.int32(1), np.int32(0)), size - np.int32(1))
-        for p in range(count):
-            low[p] = min(max(low[p], np.int32(0)), size - np.int32(1))
+            i = pixel[low + p]
+            pixel[high + p] = min(max(i + np.int32(1), np.int32(0)), size - np.int32(1))
+            pixel[low + p] = min(max(i, np.int32(0)), size - np.int32(1))
     elif mode == CIRCULAR:
         for p in range(count):
-            high[p] = np.int32((low[p] + 1) % size)
-            low[p] = np.int32(low[p] % size)
+            i = pixel[low + p]
+            pixel[high + p] = np.int32((i + 1) % size)
+            pixel[low + p] = np.int32(i % size)
     else:
         period = max(2 * (size - 1), 1)
         for p in range(count):
-            i = low[p] % period
-            j = (low[p] + 1) % period
-            low[p] = np.int32(min(min(i, period - i), size - 1))
-            high[p] = np.int32(min(min(j, period - j), size - 1))
+            i = pixel[low + p] % period
+            j = (pixel[low + p] + 1) % period
+            pixel[low + p] = np.int32(min(min(i, period - i), size - 1))
+            pixel[high + p] = np.int32(min(min(j, period - j), size - 1))
 
 
 @jit
 @no_type_check
-def _ellipses(metric, count):
-    """Put the centre ``W`` and the root ``R`` of the ball's ellipse in the place of M and omega.
-
-    The affine map is ``W + R g``.
-    """
+def _ellipses(matrices, metric, count):
+    """Write the centre ``W`` and the root ``R`` of the ball's ellipse: the affine map W + R g."""
     for p in range(count):
-        m00, m01, m10, m11, w0, w1 = _six(metric, p)
+        m00, m01, m10, m11, w0, w1 = _six(matrices, p)
         det = m00 * m11 - m01 * m10
         i00, i01, i10, i11 = m11 / det, -m01 / det, -m10 / det, m00 / det
         a0 = i00 * w0 + i01 * w1
@@ -204,57 +210,76 @@ def _ellipses_backward(metric, g, count):
 
 @jit
 @no_type_check
-def place(plan, field, omega, head, points, dilation, image, group, pixel, count, first, last,
-           centre_y, centre_x, metric, work, y, x, samples, shares):  # fmt: skip
-    """Place the taps ``first`` to ``last`` of the pixels of a tile: corners and their shares."""
-    tile = plan.tile
+def place(plan, field, omega, head, points, dilation, mask, image, group, pixel, count, first, last,
+          centre_y, centre_x, matrices, metric, work, y, x, rows, columns, shares, keep, corner,
+          weight):  # fmt: skip
+    """Place the taps ``first`` to ``last`` of the pixels of a tile.
+
+    ``matrices`` takes M and omega, ``metric`` what the map is made of: the same for the radial one.
+
+    For each tap ``corner`` takes four lines, where the four pixels of each sample begin in the
+    image, and ``weight`` their weights; ``shares`` takes eight (``keep``), or the same eight for
+    all taps: the shares along each axis, and whether they count, as of :func:`_locate`.
+    """
     pixels = plan.out_height * plan.out_width
     zero = y.dtype.type(0)
     at = image * plan.sample_groups + group
     if plan.kind != OFFSETS:
-        read_metrics(plan, field, omega, head, at, pixel, count, metric, work)
+        read_metrics(plan, field, omega, head, at, pixel, count, matrices, work)
     if plan.kind == AFFINE:
-        _ellipses(metric, count)
-    m00, m01, m10 = metric[:LINE], metric[LINE : 2 * LINE], metric[2 * LINE : 3 * LINE]
-    m11, w0, w1 = metric[3 * LINE : 4 * LINE], metric[4 * LINE : 5 * LINE], metric[5 * LINE :]
-    y, x = y[:count], x[:count]
+        _ellipses(matrices, metric, count)
+    elif plan.kind == RADIAL:
+        metric[:] = matrices
+    channels = np.int32(plan.channels)
+    row_size = np.int32(plan.channels * plan.width)
+    n = np.uint64(count)
     for tap in range(first, last):
         g0 = points[2 * tap]
         g1 = points[2 * tap + 1]
         if plan.kind == OFFSETS:
-            here = 2 * (at * plan.taps + tap) * pixels + pixel
-            down, right = field[here : here + count], field[here + pixels : here + pixels + count]
-            for p in range(count):
-                y[p] = centre_y[p] + (down[p] + g0)
-            for p in range(count):
-                x[p] = centre_x[p] + (right[p] + g1)
+            down = np.uint64(2 * (at * plan.taps + tap) * pixels + pixel)
+            right = down + np.uint64(pixels)
+            for p in range(n):
+                y[p] = centre_y[p] + (field[down + p] + g0)
+            for p in range(n):
+                x[p] = centre_x[p] + (field[right + p] + g1)
         elif plan.kind == RADIAL:
             length = np.sqrt(g0 * g0 + g1 * g1)
-            for p in range(count):
-                q = g0 * (m00[p] * g0 + m01[p] * g1) + g1 * (m10[p] * g0 + m11[p] * g1)
-                F = np.sqrt(max(q, zero)) + (w0[p] * g0 + w1[p] * g1)
+            for p in range(n):
+                q = g0 * (metric[_0 + p] * g0 + metric[_1 + p] * g1) + g1 * (
+                    metric[_2 + p] * g0 + metric[_3 + p] * g1
+                )
+                F = np.sqrt(max(q, zero)) + (metric[_4 + p] * g0 + metric[_5 + p] * g1)
                 y[p] = length / F if length > zero else zero
-            for p in range(count):
+            for p in range(n):
                 x[p] = centre_x[p] + g1 * y[p] * dilation[1]
-            for p in range(count):
+            for p in range(n):
                 y[p] = centre_y[p] + g0 * y[p] * dilation[0]
         else:  # the lines of "metric" are W0, W1, R00, R01, R10, R11
-            for p in range(count):
-                y[p] = centre_y[p] + (m00[p] + (m10[p] * g0 + m11[p] * g1)) * dilation[0]
-            for p in range(count):
-                x[p] = centre_x[p] + (m01[p] + (w0[p] * g0 + w1[p] * g1)) * dilation[1]
-        here = (tap - first) * tile
-        end = here + count
-        _locate(
-            y, x, plan.height, plan.mode,
-            samples[0, here:end], samples[1, here:end], shares[0, here:end], shares[1, here:end],
-            shares[2, here:end], shares[3, here:end],
-        )  # fmt: skip
-        _locate(
-            x, y, plan.width, plan.mode,
-            samples[2, here:end], samples[3, here:end], shares[4, here:end], shares[5, here:end],
-            shares[6, here:end], shares[7, here:end],
-        )  # fmt: skip
+            for p in range(n):
+                shift = metric[_0 + p] + (metric[_2 + p] * g0 + metric[_3 + p] * g1)
+                y[p] = centre_y[p] + shift * dilation[0]
+            for p in range(n):
+                shift = metric[_1 + p] + (metric[_4 + p] * g0 + metric[_5 + p] * g1)
+                x[p] = centre_x[p] + shift * dilation[1]
+        here = np.uint64((tap - first) * 4 * LINE)
+        own = here + here if keep else _0
+        _locate(y, x, n, plan.height, plan.mode, rows, shares, own)
+        _locate(x, y, n, plan.width, plan.mode, columns, shares, own + _4)
+        for i in range(4):
+            line = here + np.uint64(i * LINE)
+            row, column = np.uint64(i // 2 * LINE), np.uint64(i % 2 * LINE)
+            for p in range(n):
+                corner[line + p] = np.int64(rows[row + p]) * np.int64(row_size) + np.int64(
+                    columns[column + p]
+                ) * np.int64(channels)
+            row, column = own + row, own + _4 + column
+            for p in range(n):
+                weight[line + p] = shares[row + p] * shares[column + p]
+            if plan.has_mask:
+                there = np.uint64((at * plan.taps + tap) * pixels + pixel)
+                for p in range(n):
+                    weight[line + p] *= mask[there + p]
 
 
 @jit
@@ -273,62 +298,108 @@ def centres(plan, centre, pixel, count, centre_y, centre_x):
 
 @jit
 @no_type_check
-def place_backward(plan, field, omega, head, points, dilation, image, group, pixel, count, first,
-                   last, totals, metric, other, work, g_y, g_x, g_mask, g_field, g_omega,
+def blend_backward(plan, products, shares, tap, mask, factors, count, g_y, g_x, g_mask, spare):
+    """Make the gradients of positions and factors of those of the four pixels' weights.
+
+    ``products`` has four numbers a pixel; ``tap`` counts those in ``shares``, and ``factors`` is
+    where the mask of the tap begins.
+    """
+    n = np.uint64(count)
+    at, here = np.uint64(8 * LINE * tap), np.uint64(LINE * tap)
+    above, below, upper_in, lower_in = at, at + _1, at + _2, at + _3
+    west, east, west_in, east_in = at + _4, at + _5, at + _6, at + _7
+    one, two, four = np.uint64(1), np.uint64(2), np.uint64(4)
+    for p in range(n):
+        i = four * p
+        spare[_0 + p] = shares[west + p] * products[i] + shares[east + p] * products[i + one]
+    for p in range(n):
+        i = four * p + two
+        spare[_1 + p] = shares[west + p] * products[i] + shares[east + p] * products[i + one]
+    for p in range(n):
+        i = four * p
+        spare[_2 + p] = shares[above + p] * products[i] + shares[below + p] * products[i + two]
+    for p in range(n):
+        i = four * p + one
+        spare[_3 + p] = shares[above + p] * products[i] + shares[below + p] * products[i + two]
+    for p in range(n):
+        g_y[here + p] = shares[lower_in + p] * spare[_1 + p] - shares[upper_in + p] * spare[_0 + p]
+    for p in range(n):
+        g_x[here + p] = shares[east_in + p] * spare[_3 + p] - shares[west_in + p] * spare[_2 + p]
+    if plan.has_mask:
+        for p in range(n):
+            g_mask[here + p] = shares[above + p] * spare[_0 + p] + shares[below + p] * spare[_1 + p]
+        factors = np.uint64(factors)
+        for p in range(n):
+            g_y[here + p] *= mask[factors + p]
+        for p in range(n):
+            g_x[here + p] *= mask[factors + p]
+
+
+@jit
+@no_type_check
+def place_backward(plan, head, points, dilation, image, group, pixel, count, first, last, totals,
+                   matrices, metric, work, g_y, g_x, g_mask, g_field, g_omega,
                    g_factors):  # fmt: skip
-    """Add what the gradients of a chunk's positions and factors give to the arguments."""
-    tile = plan.tile
+    """Add what the gradients of a chunk's positions and factors give to the arguments.
+
+    ``matrices``, ``metric`` and ``work`` are as :func:`place` has left them.
+    """
     pixels = plan.out_height * plan.out_width
     at = image * plan.sample_groups + group
     if plan.has_mask:
         for tap in range(first, last):
-            here = (tap - first) * tile
+            here = (tap - first) * LINE
             there = (at * plan.taps + tap) * pixels + pixel
             for p in range(count):
                 g_factors[there + p] += g_mask[here + p]
     if plan.kind == OFFSETS:
         for tap in range(first, last):
-            here = (tap - first) * tile
+            here = (tap - first) * LINE
             there = 2 * (at * plan.taps + tap) * pixels + pixel
             for p in range(count):
                 g_field[there + p] += g_y[here + p]
                 g_field[there + pixels + p] += g_x[here + p]
         return
-    zero = totals.dtype.type(0)
+    zero, one = totals.dtype.type(0), totals.dtype.type(1)
     totals[:] = 0
+    n = np.uint64(count)
     for tap in range(first, last):
-        here = (tap - first) * tile
+        here = np.uint64((tap - first) * LINE)
         g0 = points[2 * tap]
         g1 = points[2 * tap + 1]
         if plan.kind == RADIAL:
             length = np.sqrt(g0 * g0 + g1 * g1)
-            for p in range(count):
-                along = g_y[here + p] * g0 * dilation[0] + g_x[here + p] * g1 * dilation[1]
-                if along != zero:
-                    q = g0 * (metric[p] * g0 + metric[LINE + p] * g1) + g1 * (
-                        metric[2 * LINE + p] * g0 + metric[3 * LINE + p] * g1
-                    )
-                    alpha = np.sqrt(max(q, zero))
-                    F = alpha + (metric[4 * LINE + p] * g0 + metric[5 * LINE + p] * g1)
-                    g_F = -along * length / (F * F)
-                    g_q = g_F / (2 * alpha) if alpha > zero else zero
-                    totals[p] += g_q * g0 * g0
-                    totals[LINE + p] += g_q * g0 * g1
-                    totals[2 * LINE + p] += g_q * g0 * g1
-                    totals[3 * LINE + p] += g_q * g1 * g1
-                    totals[4 * LINE + p] += g_F * g0
-                    totals[5 * LINE + p] += g_F * g1
+            down, right = g0 * dilation[0], g1 * dilation[1]
+            for p in range(n):
+                along = g_y[here + p] * down + g_x[here + p] * right
+                q = g0 * (metric[_0 + p] * g0 + metric[_1 + p] * g1) + g1 * (
+                    metric[_2 + p] * g0 + metric[_3 + p] * g1
+                )
+                alpha = np.sqrt(max(q, zero))
+                F = alpha + (metric[_4 + p] * g0 + metric[_5 + p] * g1)
+                # Where nothing counts, the norm may be anything.
+                moves = along != zero
+                F = F if moves else one
+                g_F = -along * length / (F * F)
+                g_q = g_F / (alpha + alpha) if moves & (alpha > zero) else zero
+                totals[_0 + p] += g_q * g0 * g0
+                totals[_1 + p] += g_q * g0 * g1
+                totals[_3 + p] += g_q * g1 * g1
+                totals[_4 + p] += g_F * g0
+                totals[_5 + p] += g_F * g1
         else:
-            for p in range(count):
+            for p in range(n):
                 u = g_y[here + p] * dilation[0]
                 v = g_x[here + p] * dilation[1]
-                totals[p] += u
-                totals[LINE + p] += v
-                totals[2 * LINE + p] += u * g0
-                totals[3 * LINE + p] += u * g1
-                totals[4 * LINE + p] += v * g0
-                totals[5 * LINE + p] += v * g1
+                totals[_0 + p] += u
+                totals[_1 + p] += v
+                totals[_2 + p] += u * g0
+                totals[_3 + p] += u * g1
+                totals[_4 + p] += v * g0
+                totals[_5 + p] += v * g1
+    if plan.kind == RADIAL:
+        for p in range(n):
+            totals[_2 + p] = totals[_1 + p]
     if plan.kind == AFFINE:
-        read_metrics(plan, field, omega, head, at, pixel, count, other, work)
-        _ellipses_backward(other, totals, count)
-    add_metric_gradients(plan, field, head, at, pixel, count, totals, work, g_field, g_omega)
+        _ellipses_backward(matrices, totals, count)
+    add_metric_gradients(plan, head, at, pixel, count, totals, work, g_field, g_omega)

@@ -124,6 +124,48 @@ def _sum_lanes(builder: Any, vector: Any) -> Any:
     return builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))
 
 
+def _sum_four(builder: Any, vectors: list[Any], element: Any) -> Any:
+    """Return the sums of the lanes of four vectors, as a vector of four."""
+    four = ir.VectorType(element, 4)
+    width = vectors[0].type.count if isinstance(vectors[0].type, ir.VectorType) else 1
+    if width < 4:
+        total = ir.Constant(four, ir.Undefined)
+        for i, vector in enumerate(vectors):
+            single = vector if width == 1 else _sum_lanes(builder, vector)
+            total = builder.insert_element(total, single, ir.Constant(ir.IntType(32), i))
+        return total
+
+    def merged(a: Any, b: Any, low: tuple[int, ...], high: tuple[int, ...]) -> Any:
+        """Add two shuffles of (a, b), which go the same way in every four lanes."""
+
+        def shuffle(places: tuple[int, ...]) -> Any:
+            indices = [
+                lane + (place if place < 4 else width + place - 4)
+                for lane in range(0, width, 4)
+                for place in places
+            ]
+            mask = ir.Constant(ir.VectorType(ir.IntType(32), width), indices)
+            return builder.shuffle_vector(a, b, mask)
+
+        return builder.fadd(shuffle(low), shuffle(high))
+
+    a, b, c, d = vectors
+    ab = merged(a, b, (0, 4, 1, 5), (2, 6, 3, 7))
+    cd = merged(c, d, (0, 4, 1, 5), (2, 6, 3, 7))
+    total = merged(ab, cd, (0, 1, 4, 5), (2, 3, 6, 7))
+    while width > 4:
+        width //= 2
+        kind = ir.VectorType(ir.IntType(32), width)
+        undefined = ir.Constant(total.type, ir.Undefined)
+        total = builder.fadd(
+            builder.shuffle_vector(total, undefined, ir.Constant(kind, list(range(width)))),
+            builder.shuffle_vector(
+                total, undefined, ir.Constant(kind, list(range(width, 2 * width)))
+            ),
+        )
+    return total
+
+
 def _product_tile(vectors: int, rows: int) -> Any:
     @no_type_check
     def product_tile(typing, a, a_at, a_row, a_k, b, b_at, b_k, c, c_at, c_row, depth, add):
@@ -208,85 +250,87 @@ def _product_tile(vectors: int, rows: int) -> Any:
 product_tiles = {vectors: _product_tile(vectors, rows) for vectors, rows in tile_rows.items()}
 
 
-@intrinsic
-@no_type_check
-def blend(typing, source, i0, i1, i2, i3, w0, w1, w2, w3, out, out_at, count):
-    """``out[c] = sum_j w_j source[i_j + c]`` over ``count`` channels."""
-    signature = types.void(source, i0, i1, i2, i3, w0, w1, w2, w3, out, out_at, count)
-
-    @no_type_check
-    def codegen(context, builder, signature, arguments):
-        source, *corners, out, out_at, count = arguments
-        element = context.get_value_type(signature.args[0].dtype)
-        data = _data(context, builder, signature.args[0], source)
-        places = [_at(builder, data, i, element) for i in corners[:4]]
-        out = _at(builder, _data(context, builder, signature.args[9], out), out_at, element)
-
-        def body(offset, width):
-            total = None
-            for place, weight in zip(places, corners[4:], strict=True):
-                value = _load(builder, _at(builder, place, offset, element), element, width)
-                weight = _splat(builder, weight, width)
-                if total is None:
-                    total = builder.fmul(weight, value)
-                else:
-                    total = _fma(builder, weight, value, total)
-            _store(builder, total, _at(builder, out, offset, element), element)
-
-        _each_vector(builder, count, lanes(_bytes(element)), body)
-        return context.get_dummy_value()
-
-    return signature, codegen
-
-
-def _blend_backward(scatters: bool) -> Any:
-    @no_type_check
-    def blend_backward(
-        typing, source, i0, i1, i2, i3, w0, w1, w2, w3, column, column_at, target, target_at, count
-    ):
-        """Run :func:`blend` and its derivative in one pass over the channels.
-
-        ``column`` comes in as the gradient of the blend and goes out as the blend. Returned are
-        the products ``sum_c gradient[c] source[i_j + c]``, one for each corner; the gradients
-        ``w_j gradient[c]`` are added to ``target`` (if it scatters at all), corner after corner,
-        since corners may coincide.
-        """
-        result = types.UniTuple(source.dtype, 4)
-        signature = result(
-            source, i0, i1, i2, i3, w0, w1, w2, w3, column, column_at, target, target_at, count
+def _corner_sum(
+    builder: Any, places: Any, weights: Any, offset: Any, element: Any, width: int
+) -> Any:
+    """Return the four corners' values of a vector of channels, and their weighted sum."""
+    values, total = [], None
+    for place, weight in zip(places, weights, strict=True):
+        value = _load(builder, _at(builder, place, offset, element), element, width)
+        weight = _splat(builder, weight, width)
+        total = (
+            builder.fmul(weight, value) if total is None else _fma(builder, weight, value, total)
         )
+        values.append(value)
+    return values, total
+
+
+def _blend(few: int | None) -> Any:
+    @no_type_check
+    def blend(typing, source, i0, i1, i2, i3, w0, w1, w2, w3, out, out_at, count):
+        """``out[c] = sum_j w_j source[i_j + c]`` over ``count`` channels."""
+        signature = types.void(source, i0, i1, i2, i3, w0, w1, w2, w3, out, out_at, count)
 
         @no_type_check
         def codegen(context, builder, signature, arguments):
-            source, *corners, column, column_at, target, target_at, count = arguments
+            source, *corners, out, out_at, count = arguments
             element = context.get_value_type(signature.args[0].dtype)
-            widest = lanes(_bytes(element))
+            data = _data(context, builder, signature.args[0], source)
+            places = [_at(builder, data, i, element) for i in corners[:4]]
+            out = _at(builder, _data(context, builder, signature.args[9], out), out_at, element)
+
+            def body(offset, width):
+                _, total = _corner_sum(builder, places, corners[4:], offset, element, width)
+                _store(builder, total, _at(builder, out, offset, element), element)
+
+            if few is None:
+                _each_vector(builder, count, lanes(_bytes(element)), body)
+            else:
+                body(ir.Constant(count.type, 0), few)
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    return intrinsic(blend)
+
+
+def _blend_backward(scatters: bool, few: int | None) -> Any:
+    @no_type_check
+    def blend_backward(
+        typing, source, i0, i1, i2, i3, w0, w1, w2, w3, column, column_at, products, products_at,
+        target, target_at, count,
+    ):  # fmt: skip
+        """Run the blend and its derivative in one pass over the channels.
+
+        ``column`` comes in as the gradient of the blend and goes out as the blend. To ``products``
+        go the four numbers ``sum_c gradient[c] source[i_j + c]``, one for each corner; the
+        gradients ``w_j gradient[c]`` are added to ``target`` (if it scatters at all), corner after
+        corner, since corners may coincide.
+        """
+        signature = types.void(
+            source, i0, i1, i2, i3, w0, w1, w2, w3, column, column_at, products, products_at,
+            target, target_at, count,
+        )  # fmt: skip
+
+        @no_type_check
+        def codegen(context, builder, signature, arguments):
+            source, *corners, column, column_at, out, out_at, target, target_at, count = arguments
+            element = context.get_value_type(signature.args[0].dtype)
             data = _data(context, builder, signature.args[0], source)
             places = [_at(builder, data, i, element) for i in corners[:4]]
             target = _at(
-                builder, _data(context, builder, signature.args[11], target), target_at, element
+                builder, _data(context, builder, signature.args[13], target), target_at, element
             )
+            out = _at(builder, _data(context, builder, signature.args[11], out), out_at, element)
             targets = [_at(builder, target, i, element) for i in corners[:4]]
             column = _at(
                 builder, _data(context, builder, signature.args[9], column), column_at, element
             )
-            zero = ir.Constant(ir.VectorType(element, widest), [0.0] * widest)
-            sums = [cgutils.alloca_once_value(builder, zero) for _ in range(4)]
 
             def body(offset, width):
                 here = _at(builder, column, offset, element)
                 gradient = _load(builder, here, element, width)
-                total = None
-                for j in range(4):
-                    value = _load(builder, _at(builder, places[j], offset, element), element, width)
-                    weight = _splat(builder, corners[4 + j], width)
-                    if total is None:
-                        total = builder.fmul(weight, value)
-                    else:
-                        total = _fma(builder, weight, value, total)
-                    product = _load(builder, sums[j], element, width)
-                    product = _fma(builder, gradient, value, product)
-                    _store(builder, product, sums[j], element)
+                values, total = _corner_sum(builder, places, corners[4:], offset, element, width)
                 _store(builder, total, here, element)
                 if scatters:
                     for j in range(4):
@@ -294,18 +338,41 @@ def _blend_backward(scatters: bool) -> Any:
                         weight = _splat(builder, corners[4 + j], width)
                         value = _load(builder, there, element, width)
                         _store(builder, _fma(builder, weight, gradient, value), there, element)
+                return gradient, values
 
-            _each_vector(builder, count, widest, body)
-            products = [_sum_lanes(builder, _load(builder, s, element, widest)) for s in sums]
-            return context.make_tuple(builder, signature.return_type, products)
+            if few is not None:
+                gradient, values = body(ir.Constant(count.type, 0), few)
+                products = [builder.fmul(gradient, value) for value in values]
+            else:
+                widest = lanes(_bytes(element))
+                zero = ir.Constant(ir.VectorType(element, widest), [0.0] * widest)
+                sums = [cgutils.alloca_once_value(builder, zero) for _ in range(4)]
+
+                def adding(offset, width):
+                    gradient, values = body(offset, width)
+                    for place, value in zip(sums, values, strict=True):
+                        before = _load(builder, place, element, width)
+                        _store(builder, _fma(builder, gradient, value, before), place, element)
+
+                _each_vector(builder, count, widest, adding)
+                products = [_load(builder, place, element, widest) for place in sums]
+            _store(builder, _sum_four(builder, products, element), out, element)
+            return context.get_dummy_value()
 
         return signature, codegen
 
     return intrinsic(blend_backward)
 
 
-blend_backward = _blend_backward(scatters=False)
-blend_scatter = _blend_backward(scatters=True)
+#: Numbers of channels that make one vector: their sampling has no loop.
+FEW = (4, 8)
+
+blend = _blend(None)
+blend_backward = _blend_backward(False, None)
+blend_scatter = _blend_backward(True, None)
+blend_4, blend_8 = (_blend(few) for few in FEW)
+blend_backward_4, blend_backward_8 = (_blend_backward(False, few) for few in FEW)
+blend_scatter_4, blend_scatter_8 = (_blend_backward(True, few) for few in FEW)
 
 
 # The intrinsics of the aggregation. A tile of samples is placed: ``lines`` (int32) gets the pixels
@@ -481,48 +548,6 @@ def combine(
         return context.get_dummy_value()
 
     return signature, codegen
-
-
-def _sum_four(builder: Any, vectors: list[Any], element: Any) -> Any:
-    """Return the sums of the lanes of four vectors, as a vector of four."""
-    four = ir.VectorType(element, 4)
-    width = vectors[0].type.count if isinstance(vectors[0].type, ir.VectorType) else 1
-    if width < 4:
-        total = ir.Constant(four, ir.Undefined)
-        for i, vector in enumerate(vectors):
-            single = vector if width == 1 else _sum_lanes(builder, vector)
-            total = builder.insert_element(total, single, ir.Constant(ir.IntType(32), i))
-        return total
-
-    def merged(a: Any, b: Any, low: tuple[int, ...], high: tuple[int, ...]) -> Any:
-        """Add two shuffles of (a, b), which go the same way in every four lanes."""
-
-        def shuffle(places: tuple[int, ...]) -> Any:
-            indices = [
-                lane + (place if place < 4 else width + place - 4)
-                for lane in range(0, width, 4)
-                for place in places
-            ]
-            mask = ir.Constant(ir.VectorType(ir.IntType(32), width), indices)
-            return builder.shuffle_vector(a, b, mask)
-
-        return builder.fadd(shuffle(low), shuffle(high))
-
-    a, b, c, d = vectors
-    ab = merged(a, b, (0, 4, 1, 5), (2, 6, 3, 7))
-    cd = merged(c, d, (0, 4, 1, 5), (2, 6, 3, 7))
-    total = merged(ab, cd, (0, 1, 4, 5), (2, 3, 6, 7))
-    while width > 4:
-        width //= 2
-        kind = ir.VectorType(ir.IntType(32), width)
-        undefined = ir.Constant(total.type, ir.Undefined)
-        total = builder.fadd(
-            builder.shuffle_vector(total, undefined, ir.Constant(kind, list(range(width)))),
-            builder.shuffle_vector(
-                total, undefined, ir.Constant(kind, list(range(width, 2 * width)))
-            ),
-        )
-    return total
 
 
 def _combine_backward(scatters: bool) -> Any:
