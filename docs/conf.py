@@ -48,6 +48,7 @@ nb_execution_timeout = 300
 nb_render_markdown_format = "myst"
 # Cells show their pictures through the notebook, whatever the shell draws with.
 os.environ.pop("MPLBACKEND", None)
+os.environ["MATPLOTLIBRC"] = str(here / "matplotlibrc")
 # The cells' pictures are small: threads would cost them more than they bring.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # What a cell prints to stderr (progress bars, warnings) is no part of a page.
@@ -99,7 +100,7 @@ html_theme = "furo"
 html_title = f"finslerconv {release}"
 html_static_path = ["_static", str(_mathjax_folder / mathjax_path)]
 html_css_files = ["site.css"]
-html_js_files = ["search_snippets.js"]
+html_js_files = ["site.js"]
 # Pages whose pictures are drawn by their own cells show no prompts to copy.
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True

@@ -192,7 +192,7 @@ def implicit_balls(
     mark_origin(ax, centres[:, 0], centres[:, 1], size=min(9.0, max(2.0, 900 / len(centres))))
     times = "" if scale == 1 else f", drawn {scale:g} times as large"
     what = "unit balls and samples" if samples else "unit balls"
-    ax.set_title(f"{what}{times}{_of_group(result, group)}", fontsize=8)
+    ax.set_title(f"{what}{times}{_of_group(result, group)}", fontsize=10)
     return ax
 
 
@@ -264,7 +264,7 @@ def implicit_field(
     show(grey, dim=0.3, ax=ax)
     ax.autoscale(False)
     names = {"anisotropy": "anisotropy, long / short half-axis", "drift": "drift, |ω| in M⁻¹"}
-    ax.set_title(names[what] + _of_group(result, group), fontsize=8)
+    ax.set_title(names[what] + _of_group(result, group), fontsize=10)
     shown = values[good]
     if shown.size == 0:
         _say(ax, "no pixel\nhas a metric")
@@ -338,7 +338,7 @@ def orientation_rose(
     ax.grid(color="#E6E8EB")
     ax.spines["polar"].set_visible(False)
     groups = result.positions.groups
-    ax.set_title("long axes" if groups == 1 else f"long axes, all {groups} groups", fontsize=8)
+    ax.set_title("long axes" if groups == 1 else f"long axes, all {groups} groups", fontsize=10)
     s = result.summary
     if s.orientation is None:
         text = "all balls\nare discs" if s.explained else "no pixel\nhas a metric"
@@ -359,7 +359,7 @@ def orientation_rose(
     if s.edges is not None:
         lines.append(f"along edges {s.edges:+.2f}")
     ax.text(
-        0.5, -0.04, "\n".join(lines), transform=ax.transAxes, ha="center", va="top", fontsize=7.5,
+        0.5, -0.04, "\n".join(lines), transform=ax.transAxes, ha="center", va="top", fontsize=9,
         color=INK,
     )  # fmt: skip
     return ax

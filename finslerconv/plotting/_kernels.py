@@ -145,7 +145,7 @@ def reference_points(
         ax.scatter(columns, rows, s=150, color=BLUE, zorder=6)
         for i, (row, column) in enumerate(images):
             ax.annotate(
-                str(i), (column, row), color="white", ha="center", va="center", fontsize=7, zorder=7
+                str(i), (column, row), color="white", ha="center", va="center", fontsize=9, zorder=7
             )
         return ax
     style: dict[str, Any] = {"color": BLUE}

@@ -98,7 +98,7 @@ def side_by_side(
         ax.set_axis_on()
         show(picture, ax=ax)
         weight = "bold" if i == highlight else "normal"
-        ax.set_title(caption, fontsize=9, color=INK, fontweight=weight)
+        ax.set_title(caption, fontsize=10, color=INK, fontweight=weight)
         if zoom is not None:
             _enlarge(picture, zoom, ax, grid[row * len(ratios) + 1, column])
     return figure
