@@ -28,6 +28,7 @@ extensions = [
     "myst_nb",
     "identities",
     "statements",
+    "formulas",
     "inventories",
     "see_also",
     "alt_text",
