@@ -308,7 +308,7 @@ def first_conjugate(
         fraction, at equal times in (0, 1]. In frames in which ``J' rate`` is symmetric.
     covariant : bool
         Whether the derivatives are covariant and the frames orthonormal: then the place between two
-        records is of the fourth order in their distance. Otherwise, as of momenta in the place of
+        records is of the fourth order in their distance. Otherwise, as of momenta in place of
         derivatives, of the second.
 
     Notes

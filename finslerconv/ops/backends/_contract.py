@@ -64,7 +64,7 @@ class Positions:
         return promoted(torch.float32, self.field, self.omega, self.points)
 
     def with_metrics(self) -> "Positions":
-        """Return the positions with matrices and one-forms in the place of channels."""
+        """Return the positions with matrices and one-forms in place of channels."""
         if self.formula is None:
             return self
         M, omega = self.formula.metrics(self.field)
