@@ -31,6 +31,7 @@ CODE = re.compile(
     r"""["\[\]`#%]|//|\*\*|\.\.\.|\.T\b| \| |\b\w+=\w|[a-z]{2}_[a-z]{2}"""
     r"""|^\((?!M, omega)[\w, ]*\)$"""
 )
+TABLE = re.compile(r"=+( +=+)+")
 LITERAL = re.compile(r"``([^`\n]+)``")
 
 
@@ -92,8 +93,10 @@ def set_formulas(
     app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]
 ) -> None:
     """Replace the formulas among the literals of a docstring."""
+    borders = [i for i, line in enumerate(lines) if TABLE.fullmatch(line.strip())]
+    table = range(borders[0], borders[-1]) if borders else ()  # its columns have their widths
     for i, line in enumerate(lines):
-        if not line.lstrip().startswith((">>>", "...")):
+        if i not in table and not line.lstrip().startswith((">>>", "...")):
             lines[i] = LITERAL.sub(
                 lambda m: f":math:`{latex(m[1])}`" if is_formula(m[1]) else m[0], line
             )
