@@ -93,6 +93,9 @@ def set_formulas(
     app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]
 ) -> None:
     """Replace the formulas among the literals of a docstring."""
+    for i in range(len(lines) - 1, 0, -1):  # a literal that is broken becomes one line
+        if lines[i - 1].count("``") % 2 and lines[i].count("``") % 2:
+            lines[i - 1] += " " + lines.pop(i).lstrip()
     borders = [i for i, line in enumerate(lines) if TABLE.fullmatch(line.strip())]
     table = range(borders[0], borders[-1]) if borders else ()  # its columns have their widths
     for i, line in enumerate(lines):

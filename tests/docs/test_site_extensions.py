@@ -47,9 +47,12 @@ def test_code_stays_code(code):
 def test_docstrings_keep_their_examples():
     from formulas import set_formulas
 
-    lines = ["The norm ``F(v)`` of ``v``.", ">>> a = '``F(v)``'"]
+    lines = ["The norm ``F(v)`` of ``v``, and ``F(v) <", "1``.", ">>> a = '``F(v)``'"]
     set_formulas(None, "function", "f", None, None, lines)
-    assert lines == ["The norm :math:`F(v)` of ``v``.", ">>> a = '``F(v)``'"]
+    assert lines == [
+        "The norm :math:`F(v)` of ``v``, and :math:`F(v) < 1`.",
+        ">>> a = '``F(v)``'",
+    ]
 
 
 def test_inventories_are_written_as_intersphinx_reads_them(tmp_path):
