@@ -66,9 +66,6 @@ python_display_short_literal_types = True
 numpydoc_show_class_members = False
 
 # Theorems and figures are numbered through the site, formulas on their page.
-# The how-to pages that the list does not name come last; there may be none.
-suppress_warnings = ["toc.empty_glob"]
-
 numfig = True
 numfig_format = {"theorem": "Theorem %s"}
 math_numfig = False
