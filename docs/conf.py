@@ -18,16 +18,24 @@ version = release = finslerconv.__version__
 
 extensions = [
     "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.intersphinx",
     "sphinx.ext.viewcode",
     "sphinx.ext.mathjax",
     "numpydoc",
     "sphinx_copybutton",
+    "sphinx_design",
     "myst_nb",
     "identities",
+    "statements",
+    "formulas",
+    "inventories",
+    "see_also",
     "alt_text",
     "short_names",
 ]
-exclude_patterns = ["_build", "_extensions"]
+exclude_patterns = ["_build", "_extensions", "_inventories", "_templates"]
+templates_path = ["_templates"]
 
 # The theory notebooks live beside the docs; Sphinx reads what is below its own folder.
 shutil.copytree(here.parent / "theory_notebooks", here / "notebooks", dirs_exist_ok=True)
@@ -41,6 +49,7 @@ nb_execution_timeout = 300
 nb_render_markdown_format = "myst"
 # Cells show their pictures through the notebook, whatever the shell draws with.
 os.environ.pop("MPLBACKEND", None)
+os.environ["MATPLOTLIBRC"] = str(here / "matplotlibrc")
 # The cells' pictures are small: threads would cost them more than they bring.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # What a cell prints to stderr (progress bars, warnings) is no part of a page.
@@ -53,11 +62,16 @@ autodoc_preserve_defaults = True
 # One parameter a line where a signature is long: shapes are read, not skipped.
 maximum_signature_line_length = 88
 python_display_short_literal_types = True
-# automodule lists the members itself.
+# The pages' template lists the members itself.
 numpydoc_show_class_members = False
 
-# Every reference must lead somewhere. The classes of other packages have their own sites, which a
-# build without a network cannot ask; nor are type variables and private base classes pages.
+# Theorems and figures are numbered through the site, formulas on their page.
+numfig = True
+numfig_format = {"theorem": "Theorem %s"}
+math_numfig = False
+
+# Every reference must lead somewhere. Of other packages' classes, those that are in _inventories/
+# lead to their sites; type variables and private base classes have no pages.
 nitpicky = True
 nitpick_ignore_regex = [
     (
@@ -84,6 +98,7 @@ html_theme = "furo"
 html_title = f"finslerconv {release}"
 html_static_path = ["_static", str(_mathjax_folder / mathjax_path)]
 html_css_files = ["site.css"]
+html_js_files = ["site.js"]
 # Pages whose pictures are drawn by their own cells show no prompts to copy.
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True

@@ -42,7 +42,14 @@ _ROUNDS = 7
 @final
 @dataclass(frozen=True)
 class Check:
-    """One comparison with a result that is known."""
+    """One comparison with a result that is known.
+
+    Examples
+    --------
+    >>> from finslerconv import Check
+    >>> Check("cpu", "deform_conv2d", "float32", error=1e-7, tolerance=1e-5).passed
+    True
+    """
 
     device: str
     name: str
@@ -62,7 +69,16 @@ class Check:
 @final
 @dataclass(frozen=True)
 class Report:
-    """What :func:`doctor` found. ``print(report)`` shows it as plain text."""
+    """What :func:`doctor` found. ``print(report)`` shows it as plain text.
+
+    Examples
+    --------
+    >>> from finslerconv import Check, Report
+    >>> check = Check("cpu", "deform_conv2d", "float32", error=1e-3, tolerance=1e-5)
+    >>> report = Report(versions={}, devices={}, backends={}, checks=[check])
+    >>> report.ok, len(report.problems)
+    (False, 1)
+    """
 
     versions: dict[str, str]
     """The version of each package; "not installed" where it is missing."""

@@ -106,6 +106,15 @@ class HeadFormula:
     ------
     ValueError
         If ``eps_omega`` or ``omega_constraint`` is out of its range.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.nn import Cholesky
+    >>> from finslerconv.ops import HeadFormula
+    >>> formula = HeadFormula(Cholesky(), eps_omega=1.0, radius=2.0)
+    >>> formula.eps_omega, formula.radius
+    (1.0, 2.0)
     """
 
     parametrization: MatrixParametrization

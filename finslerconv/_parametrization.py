@@ -36,6 +36,17 @@ class MatrixParametrization(abc.ABC):
         What keeps the factors (or eigenvalues) from zero, in (0, 1).
     dim : {1, 2, 3}
         The number of rows of the matrices: of axes of the layer that it is for.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.nn import MatrixParametrization, MetricConv2d
+    >>> class Diagonal(MatrixParametrization):  # balls along the axes
+    ...     n_channels = 2
+    ...     def matrix(self, raw):
+    ...         return torch.diag_embed(torch.exp(raw))
+    >>> MetricConv2d(3, 8, 3, padding=1, head=Diagonal())(torch.rand(1, 3, 6, 6)).shape
+    torch.Size([1, 8, 6, 6])
     """
 
     eps_L: float = 0.01
@@ -96,6 +107,14 @@ class Cholesky(_Triangular):
 
     The entries below the diagonal are softly held to a multiple of the diagonal entry of their row:
     300 for 2 x 2 matrices, 17 and 12 for the second and the third row of 3 x 3 ones.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.nn import Cholesky
+    >>> head = Cholesky()
+    >>> head.n_channels, head.matrix(torch.zeros(head.n_channels)).tolist()
+    (3, [[1.0, 0.0], [0.0, 1.0]])
     """
 
     def matrix(self, raw: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch d d"]:
@@ -114,6 +133,14 @@ class LDL(_Triangular):
     """``M = L D L'`` with ``L`` unit lower triangular, ``D = |1 - eps_L + raw| + eps_L``.
 
     The entries below the diagonal are softly held where the determinant would be lost to rounding.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.nn import LDL
+    >>> head = LDL()
+    >>> head.n_channels, head.matrix(torch.zeros(head.n_channels)).tolist()
+    (3, [[1.0, 0.0], [0.0, 1.0]])
     """
 
     def matrix(self, raw: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch d d"]:
@@ -146,6 +173,14 @@ class Spectral(_Spectral):
     direction counts as the first axis. In space the eigenvectors are the axes turned by a
     quaternion, normalised; zero does not turn. The smaller eigenvalues are held above 1 / 90000 of
     the largest one.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.nn import Spectral
+    >>> head = Spectral()
+    >>> head.n_channels, head.matrix(torch.zeros(head.n_channels)).tolist()
+    (4, [[1.0, 0.0], [0.0, 1.0]])
     """
 
     @property
@@ -175,6 +210,14 @@ class SpectralScaled(_Spectral):
     scale_min, scale_max : float
         Bounds of the scale, ``0 < scale_min < 1 < scale_max``.
     dim : {1, 2, 3}
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.nn import SpectralScaled
+    >>> head = SpectralScaled(scale_max=2.0)
+    >>> head.n_channels, head.matrix(torch.zeros(5)).round(decimals=5).tolist()
+    (5, [[1.0, 0.0], [0.0, 1.0]])
     """
 
     scale_min: float = 0.1
@@ -213,6 +256,14 @@ class LogEuclidean(_Triangular):
 
     The entries of the symmetric ``d x d`` matrix are softly held to [-6/d, 6/d]: the half-axes of
     the ball then stay between ``exp(-3)`` and ``exp(3)`` times those at the start.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.nn import LogEuclidean
+    >>> head = LogEuclidean()
+    >>> head.n_channels, head.matrix(torch.zeros(head.n_channels)).tolist()
+    (3, [[1.0, 0.0], [0.0, 1.0]])
     """
 
     def matrix(self, raw: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch d d"]:

@@ -11,13 +11,31 @@ from sphinx.environment import BuildEnvironment
 from sphinx.util.nodes import make_refnode
 from sphinx.util.typing import ExtensionMetadata
 
+#: What the docstrings call by a short name, and intersphinx by its full one.
+ELSEWHERE = {
+    "Tensor": "torch.Tensor",
+    "ndarray": "numpy.ndarray",
+    "Axes": "matplotlib.axes.Axes",
+    "Figure": "matplotlib.figure.Figure",
+    "Module": "torch.nn.Module",
+    "nn.Module": "torch.nn.Module",
+    "nn.Conv2d": "torch.nn.Conv2d",
+    "Any": "typing.Any",
+    "Path": "pathlib.Path",
+}
+
 
 def resolve(
     app: Sphinx, env: BuildEnvironment, node: pending_xref, content: nodes.Element
 ) -> nodes.reference | None:
     """Return the link, if exactly one object of the library has the name."""
     target = node.get("reftarget", "")
-    if node.get("refdomain") != "py" or "." in target:
+    if node.get("refdomain") != "py":
+        return None
+    if target in ELSEWHERE:
+        node["reftarget"] = ELSEWHERE[target]
+        return None
+    if "." in target:
         return None
     places = {
         (entry.docname, entry.node_id)
@@ -31,6 +49,6 @@ def resolve(
 
 
 def setup(app: Sphinx) -> ExtensionMetadata:
-    """Come in where Sphinx has found nothing."""
-    app.connect("missing-reference", resolve)
+    """Come in where Sphinx has found nothing, and before intersphinx."""
+    app.connect("missing-reference", resolve, priority=400)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

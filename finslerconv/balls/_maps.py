@@ -30,6 +30,18 @@ def radial(metric: FinslerMetric, points: Float[Array, "*_ d"]) -> Float[Array, 
     metric : FinslerMetric
     points : array, shape (..., d)
         Points of the Euclidean unit ball; their batch broadcasts against the metric's.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from finslerconv.balls import polar, radial
+    >>> from finslerconv.metrics import Randers
+    >>> metric = Randers(np.eye(2), np.array([0.0, 0.5]))
+    >>> positions = radial(metric, polar(1, 4).points)
+    >>> positions.round(3).tolist()
+    [[0.0, 0.667], [1.0, 0.0], [0.0, -2.0], [-1.0, -0.0]]
+    >>> metric.norm(positions).round(12).tolist()
+    [1.0, 1.0, 1.0, 1.0]
     """
     return metric.unit_ball(points)
 
@@ -51,6 +63,17 @@ def affine(metric: FinslerMetric, points: Float[Array, "*_ d"]) -> Float[Array, 
     ------
     TypeError
         If the metric is of another kind, whose ball is no ellipse: use ``radial``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from finslerconv.balls import affine
+    >>> from finslerconv.metrics import Randers
+    >>> metric = Randers(np.eye(2), np.array([0.0, 0.5]))
+    >>> affine(metric, np.array([[0.0, 0.0], [0.0, 1.0]])).round(3).tolist()
+    [[0.0, -0.667], [0.0, 0.667]]
+    >>> metric.zermelo().W.round(3).tolist()
+    [-0.0, -0.667]
     """
     check_vectors("points", points, metric.dim)
     form = metric.randers_form(points)
@@ -70,7 +93,14 @@ _MAPS: dict[str, BallMap] = {"radial": radial, "affine": affine}
 
 
 def ball_map(map: str) -> BallMap:
-    """Return the map of a name, "radial" or "affine"; a ValueError if there is none."""
+    """Return the map of a name, "radial" or "affine"; a ValueError if there is none.
+
+    Examples
+    --------
+    >>> from finslerconv.balls import ball_map, radial
+    >>> ball_map("radial") is radial
+    True
+    """
     if map not in _MAPS:
         raise ValueError(f"map: expected 'radial' or 'affine', got {map!r}")
     return _MAPS[map]

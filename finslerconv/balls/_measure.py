@@ -18,6 +18,16 @@ def volume(metric: FinslerMetric) -> Float[Array, "*batch"]:
     corners the error falls with the square of the spacing (1024 directions). Above the plane the
     error grows as the origin comes close to the rim of the ball: for Randers metrics of
     ``|omega| = 0.9`` and 0.999 it is 1e-13 and 3e-5 in three dimensions, 1e-7 and 3 % in five.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from finslerconv.balls import volume
+    >>> from finslerconv.metrics import Randers, Riemannian
+    >>> float(volume(Riemannian(np.diag([1.0, 4.0]))) / np.pi)
+    0.5
+    >>> bool(volume(Randers(np.eye(2), np.array([0.0, 0.5]))) > np.pi)
+    True
     """
     return ball_volume(metric.norm, metric.dim, metric.like)
 
@@ -39,6 +49,14 @@ def overlap(first: FinslerMetric, second: FinslerMetric) -> Float[Array, "*batch
     ------
     ValueError
         If the dimensions differ.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from finslerconv.balls import overlap
+    >>> from finslerconv.metrics import Euclidean, Riemannian
+    >>> round(float(overlap(Euclidean(), Riemannian(np.eye(2) / 4))), 6)
+    0.25
     """
     if first.dim != second.dim:
         raise ValueError(

@@ -37,6 +37,15 @@ class ReferenceSet:
     ValueError
         If the numbers of points, of weights and of places in the kernel differ, or a point is
         not finite.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from finslerconv.balls import ReferenceSet
+    >>> cross = np.array([[-1.0, 0.0], [0.0, -1.0], [0.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    >>> reference = ReferenceSet("cross", (5,), cross, np.full(5, np.pi / 5))
+    >>> reference, len(reference), reference.dim
+    (ReferenceSet('cross', kernel_shape=(5,)), 5, 2)
     """
 
     name: str
@@ -88,6 +97,14 @@ def lattice(kernel_size: int | Sequence[int]) -> ReferenceSet:
     ReferenceSet
         In row-major order. A weight is the part of the tap's cell, of side ``1 / r``, that is
         inside the cube [-1, 1]^d.
+
+    Examples
+    --------
+    >>> from finslerconv.balls import lattice
+    >>> lattice(3).points[:4].tolist()
+    [[-1.0, -1.0], [-1.0, 0.0], [-1.0, 1.0], [0.0, -1.0]]
+    >>> float(lattice(3).weights.sum())
+    4.0
     """
     sizes = _kernel_shape(kernel_size)
     r = radius(sizes)
@@ -123,6 +140,12 @@ def concentric(kernel_size: int | Sequence[int]) -> ReferenceSet:
     ----------
     Shirley, Chiu, "A low distortion map between disk and square" (1997); Roşca, Plonka, "Uniform
     spherical grids via equal area projection from the cube to the sphere" (2011).
+
+    Examples
+    --------
+    >>> from finslerconv.balls import concentric
+    >>> concentric(3).points.round(3)[:4].tolist()
+    [[-0.707, -0.707], [-1.0, 0.0], [-0.707, 0.707], [0.0, -1.0]]
     """
     grid = lattice(_kernel_shape(kernel_size, "concentric", dims=(1, 2, 3)))
     ring = np.abs(grid.points).max(axis=-1, keepdims=True)
@@ -193,6 +216,14 @@ def polar(n_radii: int, n_angles: int, *, centre: bool = False) -> ReferenceSet:
         Radius by radius from the inside. For a kernel of shape ``(n_radii, n_angles)``, or,
         with the centre, of ``(1 + n_radii * n_angles,)``. A weight is the point's share of
         its annulus, whose bounds are halfway between the radii.
+
+    Examples
+    --------
+    >>> from finslerconv.balls import polar
+    >>> polar(2, 4).points.round(3)[:4].tolist()
+    [[0.0, 0.5], [0.5, 0.0], [0.0, -0.5], [-0.5, -0.0]]
+    >>> polar(2, 4, centre=True).kernel_shape
+    (9,)
     """
     n_radii, n_angles = _counts("polar", n_radii=n_radii, n_angles=n_angles)
     radii = np.arange(1, n_radii + 1) / n_radii
@@ -223,6 +254,13 @@ def sunflower(n: int) -> ReferenceSet:
         From the inside out, for kernels of shape ``(n,)``; point ``i`` is at radius
         ``sqrt((i + 1/2) / n)`` and at ``i`` golden angles, ``i pi (3 - sqrt(5))``, from the
         direction of the columns, turning towards the rows. All weights are ``pi / n``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from finslerconv.balls import sunflower
+    >>> np.linalg.norm(sunflower(4).points, axis=-1).round(3).tolist()
+    [0.354, 0.612, 0.791, 0.935]
     """
     (n,) = _counts("sunflower", n=n)
     i = np.arange(n)
@@ -278,6 +316,12 @@ def reference_set(name: str, kernel_size: int | Sequence[int]) -> ReferenceSet:
     ------
     ValueError
         If there is no set of that name, or none in that dimension.
+
+    Examples
+    --------
+    >>> from finslerconv.balls import reference_set
+    >>> reference_set("sunflower", (3, 5))
+    ReferenceSet('sunflower', kernel_shape=(3, 5))
     """
     if name not in _SETS:
         *names, last = map(repr, _SETS)
@@ -299,7 +343,14 @@ _SETS: dict[str, tuple[Sequence[int], Callable[[tuple[int, ...]], ReferenceSet]]
 
 
 def radius(kernel_size: int | Sequence[int]) -> int:
-    """Return the radius ``max(kernel_size) // 2`` of a kernel in taps, at least 1."""
+    """Return the radius ``max(kernel_size) // 2`` of a kernel in taps, at least 1.
+
+    Examples
+    --------
+    >>> from finslerconv.balls import radius
+    >>> radius(3), radius((3, 7)), radius(1)
+    (1, 3, 1)
+    """
     return max(1, max(_kernel_shape(kernel_size)) // 2)
 
 

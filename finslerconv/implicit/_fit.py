@@ -42,7 +42,16 @@ _ROUNDING = 1e-6
 
 
 class Misfit(enum.IntEnum):
-    """Why no Randers metric explains a kernel's positions."""
+    """Why no Randers metric explains a kernel's positions.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from finslerconv.implicit import Misfit, fit_randers
+    >>> line = np.linspace(-1, 1, 9)[:, None] * [0.5, 1.0]
+    >>> Misfit(int(fit_randers(line).reason)).name
+    'DEGENERATE'
+    """
 
     NONE = 0
     """One does."""
@@ -112,6 +121,17 @@ class RandersFit:
     converged : bool array, shape (\*batch,)
         Whether the refinement came to rest within ``max_steps`` (true where there was none). If
         not, it is still explained, unless it has ``DIVERGED``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from finslerconv.balls import lattice, radial
+    >>> from finslerconv.implicit import fit_randers
+    >>> from finslerconv.metrics import Randers
+    >>> metric = Randers(np.diag([1.0, 0.5]), np.array([0.0, 0.2]))
+    >>> fit = fit_randers(radial(metric, lattice(3).points), reference=lattice(3))
+    >>> bool(np.allclose(fit.metric.omega, metric.omega)), int(fit.reason)
+    (True, 0)
     """
 
     metric: Randers | Riemannian

@@ -49,6 +49,14 @@ class OffsetHead:
         0.
     finite : bool
         Whether all weights are finite.
+
+    Examples
+    --------
+    >>> from finslerconv.implicit import offset_heads
+    >>> from finslerconv.nn import DeformConv2d
+    >>> head = offset_heads(DeformConv2d(1, 2, 3, padding=1).state_dict())[0]
+    >>> head.kind, head.kernel_size, head.channels
+    ('offsets', (3, 3), 18)
     """
 
     layer: str

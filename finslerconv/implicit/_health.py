@@ -44,6 +44,16 @@ class OffsetHealth:
         The share of samples at NaN or infinite positions, which count for none of the above.
     explained : float or None
         The share of kernels that a metric explains; None where none was fitted.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.implicit import kernel_positions, offset_health
+    >>> from finslerconv.nn import DeformConv2d
+    >>> layer = DeformConv2d(1, 2, 3, padding=1)
+    >>> health = offset_health(kernel_positions(layer, torch.rand(1, 1, 8, 8)))
+    >>> health.offset, health.collapsed
+    (0.0, 0.0)
     """
 
     offset: float

@@ -43,6 +43,17 @@ class ImplicitMetric:
     explicit : bool
         Whether the metrics are the layer's own, which a metric convolution computes, and nothing
         was fitted; ``fit.residual`` is then 0.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from finslerconv.implicit import implicit_metric
+    >>> from finslerconv.nn import DeformConv2d
+    >>> layer, x = DeformConv2d(1, 2, 3, padding=1), torch.rand(1, 1, 8, 8)
+    >>> result = implicit_metric(layer, x)
+    >>> result.metric.batch_shape, result.explicit
+    ((1, 8, 8), False)
     """
 
     name: str
@@ -266,6 +277,16 @@ def metric_of_positions(
     ------
     ValueError
         If there are no positions, or they cannot be fitted; the message names the layer.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.implicit import kernel_positions, metric_of_positions
+    >>> from finslerconv.nn import DeformConv2d
+    >>> positions = kernel_positions(DeformConv2d(1, 2, 3, padding=1), torch.rand(1, 1, 8, 8))
+    >>> result = metric_of_positions("layer", positions)
+    >>> result.metric.M[0, 0, 0].round(decimals=4).tolist()
+    [[1.0, 0.0], [0.0, 1.0]]
     """
     if max_size is not None:
         positions = positions.thinned(max_size)

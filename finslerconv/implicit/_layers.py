@@ -44,6 +44,16 @@ class AdaptiveLayer:
         None where anything was computed in between.
     level : int or None
         Which of several levels, for attention over several; ``positions`` are those on it.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from finslerconv.implicit import find_adaptive_layers
+    >>> from finslerconv.nn import DeformConv2d
+    >>> model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), DeformConv2d(4, 4, 3, padding=1))
+    >>> [(layer.name, layer.call) for layer in find_adaptive_layers(model, torch.rand(1, 1, 8, 8))]
+    [('1', 0)]
     """
 
     name: str

@@ -61,6 +61,15 @@ class KernelPositions:
     ------
     ValueError
         If the shapes do not fit each other.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.implicit import kernel_positions
+    >>> from finslerconv.nn import DeformConv2d
+    >>> positions = kernel_positions(DeformConv2d(1, 2, 3, padding=1), torch.rand(1, 1, 8, 8))
+    >>> positions.points.shape, positions.groups, positions.output_size
+    (torch.Size([1, 8, 8, 9, 2]), 1, (8, 8))
     """
 
     points: Float[Tensor, "..."]

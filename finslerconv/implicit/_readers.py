@@ -33,6 +33,13 @@ class Positioned(Protocol):
     Any module with these two methods is understood. It may also have a method ``modulation(x)``
     (a factor for every sample, shape (B, [G,] Ho, Wo, n), or None), and the attributes ``weight``,
     ``reference`` (a ReferenceSet) and ``map``. Both methods get the arguments of ``forward``.
+
+    Examples
+    --------
+    >>> from finslerconv.implicit import Positioned
+    >>> from finslerconv.nn import MetricConv2d
+    >>> isinstance(MetricConv2d(3, 8, 3), Positioned)
+    True
     """
 
     def positions(self, x: Any) -> Tensor:

@@ -63,6 +63,17 @@ class MetricSummary:
     uphill : float or None
         In [-1, 1]: 1 if the balls' centres lie up the picture's gradient, -1 if down. The mean of
         the cosine, by the length of the drift and the strength of the gradient. None likewise.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from finslerconv.implicit import implicit_metric
+    >>> from finslerconv.nn import DeformConv2d
+    >>> layer, x = DeformConv2d(1, 2, 3, padding=1), torch.rand(1, 1, 8, 8)
+    >>> summary = implicit_metric(layer, x).summary  # untrained: discs of radius 1 at 64 pixels
+    >>> summary.n, round(summary.anisotropy, 3)
+    (64, 1.0)
     """
 
     n: int

@@ -29,7 +29,18 @@ Volume = Literal["busemann_hausdorff", "holmes_thompson"]
 
 
 class RandersForm(NamedTuple):
-    """The data of a Randers metric ``F(v) = sqrt(v' M v) + omega' v``."""
+    """The data of a Randers metric ``F(v) = sqrt(v' M v) + omega' v``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from finslerconv.metrics import PNorm, Riemannian
+    >>> form = Riemannian(np.diag([1.0, 4.0])).randers_form()
+    >>> form.M.tolist(), form.omega
+    ([[1.0, 0.0], [0.0, 4.0]], None)
+    >>> PNorm(1.0, np.ones(2)).randers_form() is None
+    True
+    """
 
     M: Float[Array, "*#batch d d"]
     """Symmetric positive definite matrices, shape (..., d, d)."""

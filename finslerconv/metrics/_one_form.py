@@ -42,6 +42,16 @@ class OneFormMetric(FinslerMetric):
         If an argument is no array of real floats.
     ValueError
         If the shapes do not fit, or the values give no metric; the message names the first.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from finslerconv.metrics import Matsumoto, OneFormMetric
+    >>> metric = Matsumoto(np.eye(2), np.array([0.0, 0.4]))
+    >>> isinstance(metric, OneFormMetric)
+    True
+    >>> metric.norm(np.array([[0.0, 1.0], [0.0, -1.0]])).round(3).tolist()
+    [1.667, 0.714]
     """
 
     def __init__(

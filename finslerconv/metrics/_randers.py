@@ -23,6 +23,16 @@ class Zermelo(NamedTuple):
 
     The unit ball of the metric is where a boat of unit speed gets in unit time on the sea ``h``
     while the wind ``W`` carries it: the ellipse ``(v - W)' h (v - W) <= 1``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from finslerconv.metrics import Randers
+    >>> h, W = Randers(np.eye(2), np.array([0.0, 0.5])).zermelo()
+    >>> W.round(3).tolist()
+    [-0.0, -0.667]
+    >>> Randers.from_zermelo(h, W).omega.round(3).tolist()
+    [0.0, 0.5]
     """
 
     h: Float[Array, "*batch d d"]

@@ -1,4 +1,4 @@
-"""PyTorch modules: convolutions that sample unit balls, in the place of ``nn.Conv2d``.
+"""PyTorch modules: convolutions that sample unit balls, in place of ``nn.Conv2d``.
 
 :class:`MetricConv2d` samples the unit balls of metrics that it computes from its input,
 :class:`GeodesicConv2d` their unit geodesic balls; :class:`DeformConv2d` and :class:`ShiftedConv2d`

@@ -75,6 +75,14 @@ device, dtype
         The number of axes, 1, 2 or 3.
     modulation_conv : nn.Module or None
         The convolution that computes the factors of the samples.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.nn import AdaptiveConv2d, MetricConv2d
+    >>> layer = MetricConv2d(3, 8, kernel_size=3, padding=1)
+    >>> isinstance(layer, AdaptiveConv2d), layer.positions(torch.rand(1, 3, 6, 6)).shape
+    (True, torch.Size([1, 6, 6, 9, 2]))
     """
 
     padding_mode: ops.PaddingMode

@@ -23,6 +23,14 @@ class Samples(NamedTuple):
         Displacements (down, right) in pixels: from the kernel's centre, or of an attention from the
         reference point of its query, in pixels of each level. float32 at least.
     weights : Tensor, shape (B, groups, Ho, Wo, taps) or (B, heads, Q, levels, points)
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.nn import DCNv3
+    >>> samples = DCNv3(16, group=4).samples(torch.rand(1, 6, 6, 16))
+    >>> samples.positions.shape, samples.weights.shape
+    (torch.Size([1, 4, 6, 6, 9, 2]), torch.Size([1, 4, 6, 6, 9]))
     """
 
     positions: Float[Tensor, "..."]

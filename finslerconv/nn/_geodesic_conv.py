@@ -1,4 +1,4 @@
-"""The convolution on geodesic balls as a module, in the place of ``nn.Conv2d``."""
+"""The convolution on geodesic balls as a module, in place of ``nn.Conv2d``."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -29,6 +29,14 @@ class MetricHead(nn.Module):
         The number of metrics at each pixel.
     radius : float
         Radius of the initial unit ball, in pixels.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.nn import Cholesky, MetricHead
+    >>> head = MetricHead(torch.nn.Conv2d(3, 5, 3, padding=1), Cholesky(), radius=2.0)
+    >>> head(torch.rand(1, 3, 6, 6)).M[0, 0, 0].tolist()  # I / 4 at the start
+    [[0.25, 0.0], [0.0, 0.25]]
     """
 
     def __init__(
@@ -189,6 +197,13 @@ def metric_penalty(model: nn.Module, strength: float = 0.01) -> Float[Tensor, ""
     References
     ----------
     Dagès, Lindenbaum, Bruckstein, "Metric Convolutions" (ICCV 2025), classification experiments.
+
+    Examples
+    --------
+    >>> from finslerconv.nn import MetricConv2d, metric_penalty
+    >>> layer = MetricConv2d(3, 8, kernel_size=3, padding=1)
+    >>> metric_penalty(layer).item()  # nothing at the start; add it to the loss
+    0.0
     """
     parameters = [
         parameter

@@ -1,4 +1,4 @@
-"""The metric convolution as modules, in the place of PyTorch's convolutions."""
+"""The metric convolution as modules, in place of PyTorch's convolutions."""
 
 import torch
 from torch import Tensor
@@ -105,7 +105,7 @@ MatrixParametrization
     omega_constraint : {"sigmoid", "sigmoid_detached", "clip"}
         How omega is held to that.
     metric : nn.Module, optional
-        A module of your own in the place of the head, from the input (B, C, H, W) to a
+        A module of your own in place of the head, from the input (B, C, H, W) to a
         :class:`~finslerconv.metrics.FinslerMetric` over the output pixels, of batch (B, Ho, Wo)
         or (B, metric_groups, Ho, Wo). ``head``, ``eps_omega`` and ``omega_constraint`` then have
         no effect.

@@ -39,6 +39,14 @@ class Selection:
         From a dotted name and a module to whether it is meant.
     description : str
         What is shown.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from finslerconv.nn import Selection, select
+    >>> wide = Selection(lambda name, module: module.in_channels >= 8, "wide ones")
+    >>> print(select(kernel_size=3) & ~wide)
+    (select(kernel_size=3) & ~wide ones)
     """
 
     matches: Predicate

@@ -334,6 +334,13 @@ def level_table(
     """Return rows, columns and first pixel of each level, as :func:`aggregate` takes them.
 
     The arguments are those of :func:`ms_deform_attn`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.ops import level_table
+    >>> level_table([[16, 20], [8, 10]], None, torch.device("cpu")).tolist()
+    [[16, 20, 0], [8, 10, 320]]
     """
     shapes = _integers("value_spatial_shapes", spatial_shapes, device)
     if shapes.ndim != 2 or shapes.shape[1] != 2 or len(shapes) == 0:
@@ -356,7 +363,14 @@ def level_table(
 def aggregation_geometry(
     kernel_size: Ints, stride: Ints, pad: Ints, dilation: Ints, remove_center: bool
 ) -> ConvGeometry:
-    """Return the geometry of the arguments of :func:`dcnv3`, checked."""
+    """Return the geometry of the arguments of :func:`dcnv3`, checked.
+
+    Examples
+    --------
+    >>> from finslerconv.ops import aggregation_geometry
+    >>> aggregation_geometry(3, stride=1, pad=1, dilation=1, remove_center=False).kernel_size
+    (3, 3)
+    """
     geometry = ConvGeometry.of(kernel_size, stride, int_tuple("pad", pad, 2, least=0), dilation)
     if remove_center and any(k % 2 == 0 for k in geometry.kernel_size):
         raise ValueError(
@@ -372,6 +386,15 @@ def tap_grid(
     """Return the kernel's centre at the first output and the taps around it, (x, y) in pixels.
 
     As DCNv3 counts: taps column by column, around a centre that is a tap's place.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.ops import aggregation_geometry, tap_grid
+    >>> geometry = aggregation_geometry(3, stride=1, pad=1, dilation=1, remove_center=False)
+    >>> centre, taps = tap_grid(geometry, remove_center=False, like=torch.zeros(1))
+    >>> centre.tolist(), taps[:3].tolist()
+    ([0.0, 0.0], [[-1.0, -1.0], [-1.0, 0.0], [-1.0, 1.0]])
     """
     before = [
         step * (k - 1) // 2 for k, step in zip(geometry.kernel_size, geometry.dilation, strict=True)

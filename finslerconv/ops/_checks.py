@@ -42,7 +42,16 @@ def check_tensors(**tensors: Tensor | None) -> None:
 
 
 def multiplied_dtype(tensor: Tensor) -> torch.dtype:
-    """Return the dtype in which a tensor is multiplied: autocast lowers all but float64."""
+    """Return the dtype in which a tensor is multiplied: autocast lowers all but float64.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.ops import multiplied_dtype
+    >>> with torch.autocast("cpu", torch.bfloat16):
+    ...     print(multiplied_dtype(torch.zeros(1)))
+    torch.bfloat16
+    """
     kind = tensor.device.type
     if (
         tensor.dtype != torch.float64

@@ -75,6 +75,19 @@ def deform_conv2d(
     ----------
     Dai et al., "Deformable Convolutional Networks" (ICCV 2017); Zhu et al., "Deformable ConvNets
     v2" (CVPR 2019).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.ops import deform_conv2d
+    >>> x, weight = torch.rand(1, 3, 8, 8), torch.rand(4, 3, 3, 3)
+    >>> offset = torch.zeros(1, 2 * 9, 8, 8)  # (down, right) for each of 9 taps
+    >>> still = deform_conv2d(x, offset, weight, padding=1)
+    >>> plain = torch.nn.functional.conv2d(x, weight, padding=1)
+    >>> torch.allclose(still, plain, atol=1e-5)
+    True
+    >>> deform_conv2d(x, offset + 0.5, weight, padding=1).shape
+    torch.Size([1, 4, 8, 8])
     """
     return _deform(2, input, offset, weight, bias, stride, padding, dilation, mask, padding_mode)
 
@@ -225,6 +238,21 @@ def metric_conv2d(
     References
     ----------
     Dagès, Lindenbaum, Bruckstein, "Metric Convolutions" (ICCV 2025).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.balls import lattice
+    >>> from finslerconv.ops import metric_conv2d
+    >>> x, weight = torch.rand(1, 3, 8, 8), torch.rand(4, 3, 3, 3)
+    >>> points = torch.tensor(lattice(3).points, dtype=torch.float32)
+    >>> M = torch.eye(2).expand(1, 8, 8, 2, 2)  # the disc of radius 1 at every pixel
+    >>> plain = torch.nn.functional.conv2d(x, weight, padding=1)
+    >>> torch.allclose(metric_conv2d(x, M, None, points, weight, padding=1), plain, atol=1e-5)
+    True
+    >>> omega = torch.tensor([0.0, 0.5]).expand(1, 8, 8, 2)  # balls that reach farther to the left
+    >>> metric_conv2d(x, M, omega, points, weight, padding=1).shape
+    torch.Size([1, 4, 8, 8])
     """
     return _metric(
         2, input, M, omega, points, weight, bias, stride, padding, dilation, mask, map, padding_mode
@@ -451,6 +479,14 @@ def metric_positions(
         If an argument is no tensor, or not floating.
     ValueError
         If the shapes do not fit, or the tensors are on different devices.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.ops import metric_positions
+    >>> points = torch.tensor([[0.0, -1.0], [0.0, 0.0], [0.0, 1.0]])
+    >>> metric_positions(torch.eye(2), torch.tensor([0.0, -0.5]), points)[2]
+    tensor([0., 2.])
     """
     check_tensors(M=M, omega=omega, points=points)
     dims = M.shape[-1] if M.ndim > 1 else 0

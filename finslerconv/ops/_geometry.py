@@ -27,6 +27,13 @@ class ConvGeometry:
         One for each axis, as in ``torch.nn.Conv2d``.
     padding_before, padding_after : tuple of int
         Padding at the two ends of each axis; they differ for ``"same"`` with even kernels.
+
+    Examples
+    --------
+    >>> from finslerconv.ops import ConvGeometry
+    >>> geometry = ConvGeometry.of((3, 3), stride=(2, 2), padding=(1, 1))
+    >>> geometry.n_taps, geometry.output_size(8, 8)
+    (9, (4, 4))
     """
 
     kernel_size: tuple[int, ...]

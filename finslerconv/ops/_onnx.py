@@ -29,6 +29,21 @@ def for_onnx(conv: Convolution) -> Tensor:
     operator knows no volumes and no padding but zeros, and the exporter through TorchScript, and
     PyTorch before ``torch.onnx.ops``, cannot name it. Otherwise, and where the reference backend is
     chosen, it is made of elementary operators.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.ops import ConvGeometry, Convolution, Positions
+    >>> offset = torch.zeros(1, 18, 6, 6)
+    >>> geometry = ConvGeometry.of((3, 3), padding=(1, 1))
+    >>> conv = Convolution(
+    ...     input=torch.rand(1, 2, 6, 6), positions=Positions("offsets", offset),
+    ...     weight=torch.rand(4, 2, 3, 3), bias=None, mask=None,
+    ...     geometry=geometry, padding_mode="zeros",
+    ... )
+    >>> from finslerconv.ops import for_onnx
+    >>> for_onnx(conv).shape
+    torch.Size([1, 4, 6, 6])
     """
     if conv.dims == 1:
         return for_onnx(conv.as_image()).squeeze(2)

@@ -72,7 +72,22 @@ def convolution_of(
     input, field, omega, points, weight, bias, mask, kind, stride, padding_before, padding_after,
     dilation, padding_mode, formula, numbers, backend,
 ):  # fmt: skip
-    """Return the convolution that the arguments of ``finslerconv::sampled_conv`` describe."""
+    """Return the convolution that the arguments of ``finslerconv::sampled_conv`` describe.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.ops import convolution_of
+    >>> image, weight = torch.rand(1, 2, 6, 6), torch.rand(4, 2, 3, 3)
+    >>> offset = torch.zeros(1, 18, 6, 6)
+    >>> conv = convolution_of(
+    ...     image, offset, None, None, weight, None, None, "offsets",
+    ...     stride=[1, 1], padding_before=[1, 1], padding_after=[1, 1], dilation=[1, 1],
+    ...     padding_mode="zeros", formula="", numbers=[], backend="reference",
+    ... )
+    >>> conv.out_size
+    (6, 6)
+    """
     sizes = (weight.shape[2:], stride, dilation, padding_before, padding_after)
     geometry = ConvGeometry(*map(tuple, sizes))
     positions = Positions(

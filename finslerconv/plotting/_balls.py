@@ -125,6 +125,13 @@ def ball_field(
     ------
     ValueError
         If the metric is no planar field, or an option is out of range.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv import images, plotting
+    >>> photograph = torch.tensor(images.photograph()[None, None, ::8, ::8] / 255)
+    >>> ax = plotting.ball_field(images.gradient_metric(photograph), image=photograph, spacing=8)
     """
     metric, frame = _framed(metric)
     if frame is None:

@@ -174,6 +174,11 @@ def show(
     ------
     ValueError
         If it is no picture, or none of the field's grid.
+
+    Examples
+    --------
+    >>> from finslerconv import images, plotting
+    >>> ax = plotting.show(images.photograph())
     """
     pixels = photograph("image", image)
     frame = Frame(pixels.shape[:2]) if field is None else Frame.of(field)
@@ -213,8 +218,14 @@ def plane(ax: Axes) -> None:
         ax.invert_yaxis()
     ax.set_axisbelow(True)
     ax.grid(color="#E6E8EB", linewidth=0.8)
-    ax.tick_params(length=0, labelsize=8, labelcolor=GREY)
+    ax.tick_params(length=0, labelsize=10, labelcolor=GREY)
     ax.spines[:].set_visible(False)
+    # Beside each other, plots of one kind need the names of their axes once.
+    place = ax.get_subplotspec()
+    if place is None or place.is_last_row():
+        ax.set_xlabel("column", color=GREY)
+    if place is None or place.is_first_col():
+        ax.set_ylabel("row", color=GREY)
 
 
 def mark_origin(ax: Axes, rows: Any, columns: Any, size: float = 14.0) -> None:

@@ -99,7 +99,7 @@ def distance_map(
     ax.contour(columns, rows, shown, levels=levels, colors="white", linewidths=0.8, alpha=0.9)
     bare(ax)
     if label is not None:
-        colour_bar(colours, ax, 7, 0, shrink=0.8).set_label(label, fontsize=8)
+        colour_bar(colours, ax, 9, 0, shrink=0.8).set_label(label, fontsize=10)
     return ax
 
 
@@ -239,7 +239,7 @@ def _name_ends(ax: Axes, points: np.ndarray, names: tuple[str, str]) -> None:
         left = sign * way[1] < 0
         ax.annotate(
             name, tuple(place[::-1]), (-8 if left else 8, 0), textcoords="offset points",
-            ha="right" if left else "left", va="center", fontsize=8, zorder=10,
+            ha="right" if left else "left", va="center", fontsize=10, zorder=10,
             bbox={"boxstyle": "round,pad=0.2", "facecolor": "white", "alpha": 0.85, "lw": 0},
         )  # fmt: skip
 

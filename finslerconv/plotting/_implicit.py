@@ -63,6 +63,15 @@ def implicit_metric(
         If ``result`` is something else.
     ValueError
         If there is no layer, or no such element of the batch or group.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv import plotting
+    >>> from finslerconv.implicit import implicit_metric
+    >>> from finslerconv.nn import DeformConv2d
+    >>> layer, x = DeformConv2d(1, 2, 3, padding=1), torch.rand(1, 1, 8, 8)
+    >>> figure = plotting.implicit_metric(implicit_metric(layer, x), x)
     """
     from finslerconv.implicit import ImplicitMetric
 
@@ -139,6 +148,15 @@ def implicit_balls(
     ------
     ValueError
         If a pixel is outside the picture, or there is no such element or group.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv import plotting
+    >>> from finslerconv.implicit import implicit_metric
+    >>> from finslerconv.nn import DeformConv2d
+    >>> layer, x = DeformConv2d(1, 2, 3, padding=1), torch.rand(1, 1, 8, 8)
+    >>> ax = plotting.implicit_balls(implicit_metric(layer, x), x)
     """
     if scale is not None and not scale > 0:
         raise ValueError(f"scale: expected a positive number, got {scale!r}")
@@ -172,7 +190,7 @@ def implicit_balls(
     mark_origin(ax, centres[:, 0], centres[:, 1], size=min(9.0, max(2.0, 900 / len(centres))))
     times = "" if scale == 1 else f", drawn {scale:g} times as large"
     what = "unit balls and samples" if samples else "unit balls"
-    ax.set_title(f"{what}{times}{_of_group(result, group)}", fontsize=8)
+    ax.set_title(f"{what}{times}{_of_group(result, group)}", fontsize=10)
     return ax
 
 
@@ -212,6 +230,15 @@ def implicit_field(
     ------
     ValueError
         If ``what`` is unknown, or there is no such element or group.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv import plotting
+    >>> from finslerconv.implicit import implicit_metric
+    >>> from finslerconv.nn import DeformConv2d
+    >>> layer, x = DeformConv2d(1, 2, 3, padding=1), torch.rand(1, 1, 8, 8)
+    >>> ax = plotting.implicit_field(implicit_metric(layer, x), x, "anisotropy")
     """
     if what not in ("anisotropy", "drift"):
         raise ValueError(f"what: expected 'anisotropy' or 'drift', got {what!r}")
@@ -235,7 +262,7 @@ def implicit_field(
     show(grey, dim=0.3, ax=ax)
     ax.autoscale(False)
     names = {"anisotropy": "anisotropy, long / short half-axis", "drift": "drift, |ω| in M⁻¹"}
-    ax.set_title(names[what] + _of_group(result, group), fontsize=8)
+    ax.set_title(names[what] + _of_group(result, group), fontsize=10)
     shown = values[good]
     if shown.size == 0:
         _say(ax, "no pixel\nhas a metric")
@@ -294,6 +321,15 @@ def orientation_rose(
     ------
     TypeError
         If ``ax`` is not polar.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv import plotting
+    >>> from finslerconv.implicit import implicit_metric
+    >>> from finslerconv.nn import DeformConv2d
+    >>> layer, x = DeformConv2d(1, 2, 3, padding=1), torch.rand(1, 1, 8, 8)
+    >>> ax = plotting.orientation_rose(implicit_metric(layer, x))
     """
     if ax is None:
         from matplotlib import pyplot
@@ -309,7 +345,7 @@ def orientation_rose(
     ax.spines["polar"].set_visible(False)
     groups = result.positions.groups
     all_of_them = f", all {groups} {_word(result)}s" if groups > 1 else ""
-    ax.set_title(f"long axes{all_of_them}", fontsize=8)
+    ax.set_title(f"long axes{all_of_them}", fontsize=10)
     s = result.summary
     if s.orientation is None:
         text = "all balls\nare discs" if s.explained else "no pixel\nhas a metric"
@@ -330,7 +366,7 @@ def orientation_rose(
     if s.edges is not None:
         lines.append(f"along edges {s.edges:+.2f}")
     ax.text(
-        0.5, -0.04, "\n".join(lines), transform=ax.transAxes, ha="center", va="top", fontsize=7.5,
+        0.5, -0.04, "\n".join(lines), transform=ax.transAxes, ha="center", va="top", fontsize=9,
         color=INK,
     )  # fmt: skip
     return ax

@@ -53,6 +53,12 @@ def kernel_samples(
     ------
     ValueError
         If the positions are not points, or the weights not as many.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from finslerconv import balls, plotting
+    >>> ax = plotting.kernel_samples(balls.lattice(3).points, np.arange(9.0) - 4)
     """
     points = check_points("positions", positions)
     centre = numpy_of("at", at).astype(float)
@@ -115,6 +121,11 @@ def reference_points(
         If the set or the metric is not planar, the metric a field, or an option unknown.
     TypeError
         If the affine map is wanted of a metric that is no Randers metric.
+
+    Examples
+    --------
+    >>> from finslerconv import balls, plotting
+    >>> ax = plotting.reference_points(balls.concentric(5))
     """
     metric = Euclidean() if metric is None else metric
     if reference.dim != 2:
@@ -134,7 +145,7 @@ def reference_points(
         ax.scatter(columns, rows, s=150, color=BLUE, zorder=6)
         for i, (row, column) in enumerate(images):
             ax.annotate(
-                str(i), (column, row), color="white", ha="center", va="center", fontsize=7, zorder=7
+                str(i), (column, row), color="white", ha="center", va="center", fontsize=9, zorder=7
             )
         return ax
     style: dict[str, Any] = {"color": BLUE}

@@ -25,6 +25,12 @@ class Zoom:
         Its top left pixel.
     height, width : int
         Its size in pixels.
+
+    Examples
+    --------
+    >>> from finslerconv.plotting import Zoom
+    >>> Zoom(row=200, column=180, height=40, width=60)
+    Zoom(row=200, column=180, height=40, width=60)
     """
 
     row: int
@@ -64,6 +70,13 @@ def side_by_side(
     ValueError
         If there is nothing to show, the captions are not as many as the pictures, the sizes
         differ, or the detail is not inside.
+
+    Examples
+    --------
+    >>> from finslerconv import images, plotting
+    >>> picture = images.photograph()
+    >>> zoom = plotting.Zoom(200, 200, 40, 40)
+    >>> figure = plotting.side_by_side([picture, picture[::-1]], ["up", "down"], zoom=zoom)
     """
     pictures = [photograph(f"images[{i}]", image) for i, image in enumerate(images)]
     _check(pictures, captions, zoom, columns, highlight)
@@ -85,7 +98,7 @@ def side_by_side(
         ax.set_axis_on()
         show(picture, ax=ax)
         weight = "bold" if i == highlight else "normal"
-        ax.set_title(caption, fontsize=9, color=INK, fontweight=weight)
+        ax.set_title(caption, fontsize=10, color=INK, fontweight=weight)
         if zoom is not None:
             _enlarge(picture, zoom, ax, grid[row * len(ratios) + 1, column])
     return figure

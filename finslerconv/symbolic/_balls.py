@@ -138,12 +138,32 @@ class Ellipse:
 
 
 def radial(metric: Randers | Riemannian, g: MatrixLike) -> MatrixLike:
-    """Return the image ``g |g| / F(g)`` of a reference point ``g != 0``, on the same ray."""
+    """Return the image ``g |g| / F(g)`` of a reference point ``g != 0``, on the same ray.
+
+    Examples
+    --------
+    >>> from sympy import Matrix, eye
+    >>> from finslerconv.symbolic import Riemannian, radial
+    >>> radial(Riemannian(eye(2) / 4), Matrix([0, 1]))
+    Matrix([
+    [0],
+    [2]])
+    """
     return g * sympy.sqrt(dot(g, g)) / metric.norm(g)
 
 
 def radial_jacobian(metric: Randers | Riemannian, g: MatrixLike) -> MatrixLike:
-    """Return the radial map's derivative ``|g| / F (I + g (g / |g|^2 - grad F / F)')``."""
+    """Return the radial map's derivative ``|g| / F (I + g (g / |g|^2 - grad F / F)')``.
+
+    Examples
+    --------
+    >>> from sympy import Matrix, eye
+    >>> from finslerconv.symbolic import Riemannian, radial_jacobian
+    >>> radial_jacobian(Riemannian(eye(2) / 4), Matrix([0, 1]))
+    Matrix([
+    [2, 0],
+    [0, 2]])
+    """
     norm = metric.norm(g)
     slope = g / dot(g, g) - metric.gradient(g) / norm
     return sympy.sqrt(dot(g, g)) / norm * (identity_like(g * g.T) + g * transpose(slope))
@@ -153,6 +173,15 @@ def affine(metric: Randers | Riemannian, g: MatrixLike) -> MatrixLike:
     """Return the image W + h^{-1/2} g of a reference point: equal areas stay equal.
 
     The derivative is h^{-1/2} at every g.
+
+    Examples
+    --------
+    >>> from sympy import Matrix, Rational, eye
+    >>> from finslerconv.symbolic import Randers, affine
+    >>> affine(Randers(eye(2), Matrix([0, Rational(3, 5)])), Matrix([0, 0]))
+    Matrix([
+    [     0],
+    [-15/16]])
     """
     if isinstance(metric, Riemannian):
         return sqrtm(inverse(metric.M)) * g

@@ -23,6 +23,15 @@ class Proof:
     remainders : mapping
         From each dimension to what is left of lhs - rhs, component by component, after exact
         reduction. The identity is proved if all of it is 0.
+
+    Examples
+    --------
+    >>> from finslerconv.symbolic import identities
+    >>> proof = identities()["wind_norm"].prove()
+    >>> bool(proof)
+    True
+    >>> print(proof)
+    wind_norm: proved for d = 1, 2, 3, any
     """
 
     name: str
@@ -48,6 +57,13 @@ class Equation:
         The two sides.
     positive : tuple of expressions
         What is assumed to be positive.
+
+    Examples
+    --------
+    >>> from finslerconv.symbolic import identities
+    >>> equation = identities()["norm_product"].equation(1)
+    >>> equation.positive
+    (M_00, v_0, M_00*v_0**2)
     """
 
     lhs: Any

@@ -55,7 +55,7 @@ def stacked(matrices: list[sympy.MatrixBase]) -> sympy.ImmutableDenseNDimArray:
 
 
 def _variables(v: MatrixLike) -> sympy.ImmutableMatrix:
-    """Return independent variables in the place of a vector: its entries, if they are."""
+    """Return independent variables in place of a vector: its entries, if they are."""
     if not isinstance(v, sympy.MatrixBase):
         raise ValueError(
             f"v: expected a vector of a dimension that is a number, got {v}; use parameters(2)"

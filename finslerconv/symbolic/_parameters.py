@@ -28,6 +28,13 @@ class Parameters:
         A tangent vector, a covector, and a reference point of the Euclidean unit ball.
     x : (d, 1) matrix
         A position.
+
+    Examples
+    --------
+    >>> from finslerconv.symbolic import parameters
+    >>> P = parameters(2)
+    >>> P.dimension, P.M.shape, P.omega.shape
+    (2, (2, 2), (2, 1))
     """
 
     dimension: Dimension

@@ -18,7 +18,15 @@ from finslerconv.symbolic._riemannian import Riemannian
 
 
 class Zermelo(NamedTuple):
-    """Zermelo data: the metric of a boat of unit speed on a sea ``h`` in a wind ``W``."""
+    """Zermelo data: the metric of a boat of unit speed on a sea ``h`` in a wind ``W``.
+
+    Examples
+    --------
+    >>> from finslerconv.symbolic import parameters
+    >>> P = parameters(1)
+    >>> P.metric.zermelo().W
+    Matrix([[-omega_0/(M_00*(1 - omega_0**2/M_00))]])
+    """
 
     h: MatrixLike
     W: MatrixLike

@@ -43,7 +43,7 @@ def _tangent(angle: sympy.Expr) -> sympy.Expr:
 
 
 class _Names:
-    """Symbols in the place of what is not rational, and the relations among them."""
+    """Symbols in place of what is not rational, and the relations among them."""
 
     def __init__(self) -> None:
         self.meanings: dict[sympy.Symbol, sympy.Expr] = {}

@@ -52,7 +52,7 @@ def test_code_is_seen_whole(page):
     blocks = re.findall(fence, text, re.DOTALL | re.MULTILINE)
     shown = [b for b in blocks if not re.search(r"^:tags: \[remove-", b, re.MULTILINE)]
     wide = [line for block in shown for line in block.split("\n") if len(line) > 100]
-    assert [line for line in wide if not re.match(r":\s+alt: ", line)] == []
+    assert [line for line in wide if not re.match(r":\s+(alt|caption): ", line)] == []
 
 
 @by_name

@@ -63,6 +63,13 @@ class InjectivityWarning(UserWarning):
     folds : ndarray, shape (k,)
         Where the ball folds: at which fraction of each named sample's geodesic its first conjugate
         point lies, infinity where there is none before the sample.
+
+    Examples
+    --------
+    >>> import warnings
+    >>> from finslerconv.geodesics import InjectivityWarning
+    >>> with warnings.catch_warnings():
+    ...     warnings.simplefilter("ignore", InjectivityWarning)  # balls that fold are wanted here
     """
 
     def __init__(
@@ -87,6 +94,13 @@ class StarShapeWarning(UserWarning):
     levels : ndarray, shape (k, 2)
         The least and the largest distance of each ball's samples, as fractions of what they should
         be.
+
+    Examples
+    --------
+    >>> import warnings
+    >>> from finslerconv.geodesics import StarShapeWarning
+    >>> with warnings.catch_warnings():
+    ...     warnings.simplefilter("error", StarShapeWarning)  # uncovered balls raise
     """
 
     def __init__(

@@ -46,6 +46,17 @@ class DistanceMap:
     r"""Distances from sources to every node of a grid, with the fronts that carried them.
 
     All arrays are of the kind and on the device of the field.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from finslerconv.geodesics import GridMetric, distance
+    >>> field = GridMetric(np.broadcast_to(np.eye(2), (5, 5, 2, 2)))
+    >>> found = distance(field, [(0, 0), (4, 4)], full=True)
+    >>> float(found.distance[0, 2]), found.label[0].tolist()
+    (2.0, [0, 0, 0, 0, 0])
+    >>> found.path((0, 1)).round(3).tolist()
+    [[0.0, 0.0], [0.0, 0.25], [0.0, 0.5], [0.0, 0.75], [0.0, 1.0]]
     """
 
     distance: Float[Array, "*problems_and_grid"]
@@ -162,7 +173,7 @@ def distance(
 
         The axes of the problems broadcast with those of the batch of fields.
     method : {"fast_marching", "fast_iterative", "heat", "graph"} or DistanceMethod
-        How: see the notes. A method of one's own is passed itself, or by the name under which
+        How: see the notes. A method of your own is passed itself, or by the name under which
         :func:`register_method` has it.
     values : array, optional
         The distances at which the sources start instead of 0, of a shape that broadcasts with
@@ -244,7 +255,7 @@ def distance(
     >>> import numpy as np
     >>> from finslerconv.geodesics import GridMetric, distance
     >>> from finslerconv.metrics import Randers
-    >>> wind = Randers(np.eye(2), np.array([0.0, 0.5]))  # dear to the right, cheap to the left
+    >>> wind = Randers(np.eye(2), np.array([0.0, 0.5]))  # costly to the right, cheap to the left
     >>> field = GridMetric.from_metric(wind, (5, 5))
     >>> distance(field, (2, 2))[2].round(6)
     array([1. , 0.5, 0. , 1.5, 3. ])

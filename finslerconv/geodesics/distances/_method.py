@@ -20,7 +20,17 @@ from finslerconv.geodesics.distances._norms import Family
 
 
 class Seeds(NamedTuple):
-    """The sources of one problem, that is of one distance map."""
+    """The sources of one problem, that is of one distance map.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.geodesics import Seeds
+    >>> position, value = torch.tensor([[1.0, 1.0]]), torch.zeros(1)
+    >>> seeds = Seeds(position.double(), value.double())
+    >>> seeds.position.tolist(), seeds.value.tolist()
+    ([[1.0, 1.0]], [0.0])
+    """
 
     position: Float[Tensor, "sources d"]
     """Coordinates, float64."""
@@ -35,6 +45,18 @@ class EikonalProblem:
 
     Coordinates are indices of nodes, and all vectors are in nodes: the norm of a step ``v`` from a
     node is ``sqrt(v' M v) + omega' v``. The direction is from the sources.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.geodesics import EikonalProblem, Seeds
+    >>> position, value = torch.tensor([[1.0, 1.0]]), torch.zeros(1)
+    >>> seeds = Seeds(position.double(), value.double())
+    >>> M = torch.eye(2, dtype=torch.float64).expand(1, 4, 5, 2, 2)
+    >>> omega = torch.zeros(1, 4, 5, 2, dtype=torch.float64)
+    >>> problem = EikonalProblem(M, omega, [seeds], torch.zeros(1, 4, 5, dtype=torch.bool))
+    >>> problem.dim, problem.grid, problem.shared
+    (2, (4, 5), True)
     """
 
     M: Float[Tensor, "fields *grid d d"]
@@ -92,6 +114,21 @@ class FinslerProblem:
 
     A norm is a row of parameters of a family of norms: the norm of a step ``v`` from a node is
     ``family.norm(row, v)``.
+
+    Examples
+    --------
+    A method for norms reads it:
+
+    >>> import torch
+    >>> from finslerconv.geodesics import DistanceMethod, Front
+    >>> class AtTheSource(DistanceMethod):  # exact where the norm is the same everywhere
+    ...     norms = True
+    ...     front = gradients = False
+    ...     def solve(self, problem):
+    ...         axes = map(torch.arange, problem.grid)
+    ...         nodes = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
+    ...         steps = nodes - problem.seeds[0].position[0]
+    ...         return Front(problem.family.norm(problem.rows[0], steps)[None])
     """
 
     family: Family
@@ -136,7 +173,16 @@ class FinslerProblem:
 
 
 class Front(NamedTuple):
-    """What a method returns: distances, nearest sources, and the velocities of the paths."""
+    """What a method returns: distances, nearest sources, and the velocities of the paths.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.geodesics import Front
+    >>> front = Front(torch.zeros(1, 3, 3, dtype=torch.float64))
+    >>> tuple(front.distance.shape), front.label
+    ((1, 3, 3), None)
+    """
 
     distance: Float[Tensor, "problems *grid"]
     """Infinite where no path leads, or none within the radius."""
@@ -222,6 +268,18 @@ def register_method(name: str, method: type[DistanceMethod]) -> None:
         If ``method`` is no subclass of :class:`DistanceMethod` that is a dataclass.
     ValueError
         If another method has the name.
+
+    Examples
+    --------
+    >>> from dataclasses import dataclass
+    >>> import torch
+    >>> from finslerconv.geodesics import DistanceMethod, Front, register_method
+    >>> @dataclass(frozen=True)
+    ... class Nowhere(DistanceMethod):
+    ...     front = gradients = False
+    ...     def solve(self, problem):
+    ...         return Front(torch.full((len(problem.seeds), *problem.grid), torch.inf))
+    >>> register_method("nowhere", Nowhere)
     """
     if not (
         isinstance(method, type)

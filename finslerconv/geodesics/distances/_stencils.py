@@ -180,7 +180,7 @@ def _stencils_of_norms(norms, start, stack):
 
 @entry_unfused
 def _mark(walls, walled, start, offset):
-    """Put (0, 0) in the place of vertices that are outside the grid or behind walls."""
+    """Put (0, 0) in place of vertices that are outside the grid or behind walls."""
     height, width = walls.shape
     x = 0
     for row in range(height):

@@ -57,7 +57,7 @@ class GridMetric:
     M : array, shape (\*batch, \*grid, d, d), or FinslerMetric
         Symmetric positive definite matrices, NumPy or PyTorch, float32 or float64; the grid has
         ``d`` axes, 2 or 3. In 1 / pixels^2 where ``spacing`` is 1. Or a batch of metrics of any
-        kind, whose last axes are the grid, in the place of ``M`` and ``omega``; those of metrics
+        kind, whose last axes are the grid, in place of ``M`` and ``omega``; those of metrics
         that are neither Riemannian nor Randers are then None.
     omega : array, shape (\*batch, \*grid, d), optional
         One-forms with ``|omega|_{M^-1} < 1``, of a shape that broadcasts with that of

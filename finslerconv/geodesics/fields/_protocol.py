@@ -21,7 +21,20 @@ from finslerconv.metrics import FinslerMetric, Randers
 
 @runtime_checkable
 class MetricField(Protocol):
-    """What geodesics ask of a field: its dimension, and the metric at any position."""
+    """What geodesics ask of a field: its dimension, and the metric at any position.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.geodesics import MetricField
+    >>> from finslerconv.metrics import Riemannian
+    >>> class Slow:  # an object of your own: steps cost more where the row is large
+    ...     dim = 2
+    ...     def at(self, x):
+    ...         return Riemannian((1 + x[..., :1, None]) ** 2 * torch.eye(2, dtype=x.dtype))
+    >>> isinstance(Slow(), MetricField)
+    True
+    """
 
     @property
     def dim(self) -> int:

@@ -31,6 +31,18 @@ class GeodesicFlow(NamedTuple):
     r"""Geodesics at given times: where they are, how fast, and with which momentum.
 
     All of shape (times, \*batch, d).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.geodesics import FunctionMetric, geodesic_flow
+    >>> from finslerconv.metrics import Euclidean
+    >>> field = FunctionMetric(lambda x: Euclidean())
+    >>> flow = geodesic_flow(field, [0.0, 0.0], [1.0, 2.0], times=[0.0, 0.5])
+    >>> flow.position.round(decimals=6).tolist()
+    [[0.0, 0.0], [0.5, 1.0]]
+    >>> flow.velocity.round(decimals=6).tolist()
+    [[1.0, 2.0], [1.0, 2.0]]
     """
 
     position: Array

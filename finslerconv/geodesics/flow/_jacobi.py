@@ -25,7 +25,18 @@ _PACE = 2 * math.pi
 
 
 class JacobiField(NamedTuple):
-    r"""A Jacobi field along geodesics at given times, and these: all (times, \*batch, d)."""
+    r"""A Jacobi field along geodesics at given times, and these: all (times, \*batch, d).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.geodesics import FunctionMetric, jacobi_field
+    >>> from finslerconv.metrics import Euclidean
+    >>> flat = FunctionMetric(lambda x: Euclidean())
+    >>> found = jacobi_field(flat, [0.0, 0.0], [1.0, 0.0], [0.0, 0.0], [0.0, 1.0], times=[2.0])
+    >>> found.field.round(decimals=6).tolist()  # neighbours part at a steady rate
+    [[0.0, 2.0]]
+    """
 
     position: Array
     velocity: Array
@@ -297,7 +308,7 @@ def first_conjugate(
         fraction, at equal times in (0, 1]. In frames in which ``J' rate`` is symmetric.
     covariant : bool
         Whether the derivatives are covariant and the frames orthonormal: then the place between two
-        records is of the fourth order in their distance. Otherwise, as of momenta in the place of
+        records is of the fourth order in their distance. Otherwise, as of momenta in place of
         derivatives, of the second.
 
     Notes

@@ -38,6 +38,13 @@ class ConvergenceWarning(UserWarning):
     ----------
     pairs : ndarray of int, shape (k, ...)
         The indices of those pairs among all, row-major.
+
+    Examples
+    --------
+    >>> import warnings
+    >>> from finslerconv.geodesics import ConvergenceWarning
+    >>> warnings.simplefilter("error", ConvergenceWarning)  # a failed search raises from now on
+    >>> warnings.resetwarnings()
     """
 
     def __init__(self, message: str, pairs: np.ndarray) -> None:

@@ -21,6 +21,18 @@ def read_tangents(
     """Return a field of tensors, an array of the kind of the result, positions and vectors.
 
     Vectors are not zero but for those whose names are in ``zero``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.geodesics import FunctionMetric, tensors
+    >>> from finslerconv.metrics import Riemannian
+    >>> eye = torch.eye(2, dtype=torch.float64)
+    >>> half_plane = FunctionMetric(lambda x: Riemannian(eye / x[..., :1, None] ** 2))
+    >>> x, v = [2.0, 0.0], [0.0, 1.0]
+    >>> field, like, positions, vectors = tensors.read_tangents(half_plane, x, v=v)
+    >>> positions.tolist(), vectors.dtype
+    ([2.0, 0.0], torch.float64)
     """
     arrays = read_positions(field, x=x, **vectors)
     places, *found = tangent_vectors(

@@ -37,6 +37,17 @@ def nonlinear_connection(field: MetricField, x: Positions, v: Positions) -> Floa
     ------
     TypeError, ValueError
         As of :func:`spray`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.geodesics import FunctionMetric, tensors
+    >>> from finslerconv.metrics import Riemannian
+    >>> eye = torch.eye(2, dtype=torch.float64)
+    >>> half_plane = FunctionMetric(lambda x: Riemannian(eye / x[..., :1, None] ** 2))
+    >>> x, v = [2.0, 0.0], [0.0, 1.0]
+    >>> tensors.nonlinear_connection(half_plane, x, v).tolist()
+    [[-0.0, 0.5], [-0.5, -0.0]]
     """
     field, kind, x, v = read_tangents(field, x, v=v)
     return as_kind_of(nonlinear_connection_at(field, x)(x, v), kind)
@@ -63,6 +74,17 @@ def berwald_connection(field: MetricField, x: Positions, v: Positions) -> Float[
     ------
     TypeError, ValueError
         As of :func:`spray`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.geodesics import FunctionMetric, tensors
+    >>> from finslerconv.metrics import Riemannian
+    >>> eye = torch.eye(2, dtype=torch.float64)
+    >>> half_plane = FunctionMetric(lambda x: Riemannian(eye / x[..., :1, None] ** 2))
+    >>> x, v = [2.0, 0.0], [0.0, 1.0]
+    >>> tensors.berwald_connection(half_plane, x, v)[0].tolist()  # Christoffel's symbols of the row
+    [[-0.5, 0.0], [0.0, 0.5]]
     """
     field, kind, x, v = read_tangents(field, x, v=v)
     N = nonlinear_connection_at(field, x)
@@ -94,6 +116,17 @@ def chern_connection(field: MetricField, x: Positions, v: Positions) -> Float[Ar
     ------
     TypeError, ValueError
         As of :func:`spray`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.geodesics import FunctionMetric, tensors
+    >>> from finslerconv.metrics import Riemannian
+    >>> eye = torch.eye(2, dtype=torch.float64)
+    >>> half_plane = FunctionMetric(lambda x: Riemannian(eye / x[..., :1, None] ** 2))
+    >>> x, v = [2.0, 0.0], [0.0, 1.0]
+    >>> tensors.chern_connection(half_plane, x, v)[0].tolist()  # here Levi-Civita's
+    [[-0.5, 0.0], [0.0, 0.5]]
     """
     field, kind, x, v = read_tangents(field, x, v=v)
     N = nonlinear_connection_at(field, x)(x, v)
@@ -112,13 +145,37 @@ def chern_connection(field: MetricField, x: Positions, v: Positions) -> Float[Ar
 def nonlinear_connection_at(
     field: MetricField, x: Float[Tensor, "*batch d"]
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the function from positions, of the shape of ``x``, and vectors to ``N(x, v)``."""
+    """Return the function from positions, of the shape of ``x``, and vectors to ``N(x, v)``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.geodesics import FunctionMetric, tensors
+    >>> from finslerconv.metrics import Riemannian
+    >>> eye = torch.eye(2, dtype=torch.float64)
+    >>> half_plane = FunctionMetric(lambda x: Riemannian(eye / x[..., :1, None] ** 2))
+    >>> x, v = torch.tensor([[2.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    >>> tensors.nonlinear_connection_at(half_plane, x)(x, v).tolist()
+    [[-0.0, 0.5], [-0.5, -0.0]]
+    """
     G = coefficients(field, x)
     return lambda x, v: along_axes(lambda v: G(x, v))(v)
 
 
 def fundamental_tensor_at(field: MetricField) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the function from positions and vectors to ``g_v``, of their batch."""
+    """Return the function from positions and vectors to ``g_v``, of their batch.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.geodesics import FunctionMetric, tensors
+    >>> from finslerconv.metrics import Riemannian
+    >>> eye = torch.eye(2, dtype=torch.float64)
+    >>> half_plane = FunctionMetric(lambda x: Riemannian(eye / x[..., :1, None] ** 2))
+    >>> x, v = torch.tensor([[2.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    >>> tensors.fundamental_tensor_at(half_plane)(x, v).tolist()
+    [[0.25, 0.0], [0.0, 0.25]]
+    """
 
     def g(x: Tensor, v: Tensor) -> Tensor:
         tensor: Tensor = field.at(x).fundamental_tensor(v)

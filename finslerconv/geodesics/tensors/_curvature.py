@@ -44,6 +44,17 @@ def riemann_curvature(field: MetricField, x: Positions, v: Positions) -> Float[A
     ------
     TypeError, ValueError
         As of :func:`spray`, and if the field is a grid's with linear interpolation.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.geodesics import FunctionMetric, tensors
+    >>> from finslerconv.metrics import Riemannian
+    >>> eye = torch.eye(2, dtype=torch.float64)
+    >>> half_plane = FunctionMetric(lambda x: Riemannian(eye / x[..., :1, None] ** 2))
+    >>> x, v = [2.0, 0.0], [0.0, 1.0]
+    >>> tensors.riemann_curvature(half_plane, x, v).round(decimals=6).tolist()
+    [[-0.25, -0.0], [-0.0, 0.0]]
     """
     refuse_linear("the curvature", field)
     field, kind, x, v = read_tangents(field, x, v=v)
@@ -70,6 +81,17 @@ def ricci(field: MetricField, x: Positions, v: Positions) -> Float[Array, "..."]
     ------
     TypeError, ValueError
         As of :func:`riemann_curvature`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.geodesics import FunctionMetric, tensors
+    >>> from finslerconv.metrics import Riemannian
+    >>> eye = torch.eye(2, dtype=torch.float64)
+    >>> half_plane = FunctionMetric(lambda x: Riemannian(eye / x[..., :1, None] ** 2))
+    >>> x, v = [2.0, 0.0], [0.0, 1.0]
+    >>> round(float(tensors.ricci(half_plane, x, v)), 6)  # K F^2 with K = -1
+    -0.25
     """
     refuse_linear("the curvature", field)
     field, kind, x, v = read_tangents(field, x, v=v)
@@ -163,6 +185,17 @@ def s_curvature(
     ------
     TypeError, ValueError
         As of :func:`spray`, and if ``volume`` is unknown.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.geodesics import FunctionMetric, tensors
+    >>> from finslerconv.metrics import Riemannian
+    >>> eye = torch.eye(2, dtype=torch.float64)
+    >>> half_plane = FunctionMetric(lambda x: Riemannian(eye / x[..., :1, None] ** 2))
+    >>> x, v = [2.0, 0.0], [0.0, 1.0]
+    >>> abs(round(float(tensors.s_curvature(half_plane, x, v)), 6))  # 0 for every Riemannian metric
+    0.0
     """
     field, kind, x, v = read_tangents(field, x, v=v)
 

@@ -98,6 +98,18 @@ def equation_of_motion(field: MetricField, x: Float[Tensor, "*batch d"]) -> Moti
 
     By the closed form for Randers metrics; otherwise by the field's own derivatives
     ``energy_slopes(x, v)`` of the energy, if it has some, or by automatic differentiation.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.geodesics import FunctionMetric, tensors
+    >>> from finslerconv.metrics import Riemannian
+    >>> eye = torch.eye(2, dtype=torch.float64)
+    >>> half_plane = FunctionMetric(lambda x: Riemannian(eye / x[..., :1, None] ** 2))
+    >>> x, v = torch.tensor([[2.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    >>> velocity, acceleration = tensors.equation_of_motion(half_plane, x)(x, v)
+    >>> acceleration.tolist()
+    [-0.5, 0.0]
     """
     own: Slopes | None = getattr(field, "energy_slopes", None)
     if own is None and field.at(x).randers_form(x) is not None:

@@ -24,6 +24,14 @@ class LoadedCheckpoint:
         How many tensors have the same name in both.
     missing, unexpected : tuple of str
         Names that only the model has, and that only the checkpoint has.
+
+    Examples
+    --------
+    >>> from finslerconv.nn import DeformConv2d, load_deformable_checkpoint
+    >>> layer = DeformConv2d(3, 8, 3, padding=1)
+    >>> loaded = load_deformable_checkpoint(layer, layer.state_dict())
+    >>> loaded.renamed, loaded.missing
+    ((), ())
     """
 
     renamed: tuple[tuple[str, str, str], ...]

@@ -24,7 +24,17 @@ from finslerconv.nn.conversion._report import (
 
 
 class Conversion(NamedTuple):
-    """A model that was converted, with the report of what changed; unpacks into the two."""
+    """A model that was converted, with the report of what changed; unpacks into the two.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from finslerconv.nn import convert
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    >>> conversion = convert(model, "metric")
+    >>> conversion.model is not model, len(conversion.report.converted)
+    (True, 1)
+    """
 
     model: nn.Module
     report: ConversionReport

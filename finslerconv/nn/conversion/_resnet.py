@@ -67,7 +67,12 @@ def convert_resnet(
 
     Examples
     --------
-    ``model, report = convert_resnet(torchvision.models.resnet18(weights="DEFAULT"))``
+    >>> import torchvision  # doctest: +SKIP
+    >>> from finslerconv.nn import convert_resnet
+    >>> resnet = torchvision.models.resnet18()  # doctest: +SKIP
+    >>> model, report = convert_resnet(resnet, dilate_last_stage=False)  # doctest: +SKIP
+    >>> len(report.converted)  # doctest: +SKIP
+    12
     """
     check_arguments(model, inplace)
     _check_resnet(model)

@@ -30,6 +30,19 @@ class Density(nn.Module, ABC):
     ------
     ValueError
         If ``kernel_size`` is not a non-empty sequence of positive integers.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.nn import Density, WeightedConv2d
+    >>> class Corners(Density):  # the corners of the kernel count half
+    ...     def __init__(self):
+    ...         super().__init__((3, 3))
+    ...         self.phi = torch.tensor([[0.5, 1.0, 0.5], [1.0, 1.0, 1.0], [0.5, 1.0, 0.5]])
+    ...     def _evaluate(self):
+    ...         return self.phi
+    >>> WeightedConv2d(1, 2, 3, padding=1, density=Corners())(torch.rand(1, 1, 6, 6)).shape
+    torch.Size([1, 2, 6, 6])
     """
 
     phi: Tensor | None

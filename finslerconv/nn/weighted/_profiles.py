@@ -22,6 +22,16 @@ class Profile(nn.Module, ABC):
     ----------
     trainable : bool
         Whether the profile's numbers are parameters.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.nn import Profile
+    >>> class Inverse(Profile):
+    ...     def forward(self, distance):
+    ...         return 1 / (1 + distance)
+    >>> Inverse(trainable=False)(torch.tensor([0.0, 1.0])).tolist()
+    [1.0, 0.5]
     """
 
     def __init__(self, trainable: bool) -> None:

@@ -39,6 +39,16 @@ class Evaluation:
         Mean of the objective over the seeds.
     values : tuple of float
         The objective for each seed.
+
+    Examples
+    --------
+    >>> from finslerconv.nn import search_density
+    >>> found = search_density(
+    ...     lambda profile: (profile[0] - 0.7) ** 2,
+    ...     kernel_size=3, max_evaluations=12, progress=False,
+    ... )
+    >>> found.standard.profile, found.best.value < found.standard.value
+    ((1.0,), True)
     """
 
     profile: tuple[float, ...]
@@ -63,6 +73,16 @@ class DensitySearch:
         All candidates in the order of the search, without ``standard``.
     message : str
         Why the search ended.
+
+    Examples
+    --------
+    >>> from finslerconv.nn import search_density
+    >>> found = search_density(
+    ...     lambda profile: (profile[0] - 0.7) ** 2,
+    ...     kernel_size=3, max_evaluations=12, progress=False,
+    ... )
+    >>> abs(found.profile[0] - 0.7) < 0.1, len(found.evaluations) <= 12
+    (True, True)
     """
 
     kernel_size: int
@@ -238,6 +258,15 @@ def plot_density_search(result: DensitySearch) -> "Figure":
     """Draw the progress of a search, and the value against each entry of the half-profile.
 
     The figure belongs to no window.
+
+    Examples
+    --------
+    >>> from finslerconv.nn import plot_density_search, search_density
+    >>> found = search_density(
+    ...     lambda profile: (profile[0] - 0.7) ** 2,
+    ...     kernel_size=3, max_evaluations=12, progress=False,
+    ... )
+    >>> figure = plot_density_search(found)
     """
     with needs("plot", "plot_density_search"):
         from matplotlib.figure import Figure

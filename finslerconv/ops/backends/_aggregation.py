@@ -42,6 +42,16 @@ class Aggregation:
         Where outputs lie on a grid, row by row: how many are in a row, and the steps in pixels from
         one to the next, right and down. Output ``q`` is at ``(q % n * right, q // n * down)``;
         None for 0.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.ops import Aggregation, reference
+    >>> value = torch.arange(6.0).reshape(1, 6, 1, 1)  # one level of 2 x 3 pixels, one group
+    >>> locations = torch.tensor([1.0, 0.5]).reshape(1, 1, 1, 1, 1, 2)  # (x, y): half-way down
+    >>> aggregation = Aggregation(value, locations, torch.ones(1, 1, 1, 1, 1), levels=(2, 3))
+    >>> reference.aggregate(aggregation).tolist()  # the mean of pixels 1 and 4
+    [[[[2.5]]]]
     """
 
     value: Float[Tensor, "batch pixels groups channels"]
@@ -89,7 +99,14 @@ class Aggregation:
 
 
 class AggregationGradients(NamedTuple):
-    """The gradients of an aggregation's arguments, in their shapes; None where not needed."""
+    """The gradients of an aggregation's arguments, in their shapes; None where not needed.
+
+    Examples
+    --------
+    >>> from finslerconv.ops import AggregationGradients
+    >>> AggregationGradients().value is None
+    True
+    """
 
     value: Float[Tensor, "batch pixels groups channels"] | None = None
     locations: Float[Tensor, "batch queries groups levels points 2"] | None = None
@@ -102,6 +119,17 @@ class AggregationBackend(abc.ABC):
     A backend that is registered by :func:`register_backend` may be of this class besides
     :class:`ConvBackend`; where it is not, the reference aggregates. What holds for
     :class:`ConvBackend` about gradients, autocast and ``torch.compile`` holds here.
+
+    Examples
+    --------
+    >>> from finslerconv import ops
+    >>> class Same(ops.ConvBackend, ops.AggregationBackend):  # the reference under another name
+    ...     def forward(self, conv):
+    ...         return ops.reference.forward(conv)
+    ...     def aggregate(self, aggregation):
+    ...         return ops.reference.aggregate(aggregation)
+    >>> issubclass(Same, ops.AggregationBackend)
+    True
     """
 
     @abc.abstractmethod

@@ -142,7 +142,16 @@ def current_backend(device: torch.device | str | None = None) -> str:
 
 
 def is_compiled(device: torch.device) -> bool:
-    """Return whether tensors on the device go to a backend of their own now, not the reference."""
+    """Return whether tensors on the device go to a backend of their own now, not the reference.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv import ops
+    >>> with ops.use_backend("reference"):
+    ...     print(ops.is_compiled(torch.device("cpu")))
+    False
+    """
     # ONNX has the operators of which the reference is made, not ours.
     if _choice == "reference" or torch.onnx.is_in_onnx_export():
         return False
@@ -158,7 +167,16 @@ def has_backend(device_type: str) -> bool:
 
 
 def why_reference(device: torch.device) -> str:
-    """Return why the reference computes with tensors of a device, in words."""
+    """Return why the reference computes with tensors of a device, in words.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv import ops
+    >>> with ops.use_backend("reference"):
+    ...     print(ops.why_reference(torch.device("cpu")))
+    ops.use_backend('reference') is in force
+    """
     if _choice != "auto":
         return f"ops.use_backend({_choice!r}) is in force"
     own = _backend_of(device.type)

@@ -39,6 +39,15 @@ class Positions:
         Reference points in the Euclidean unit ball; None for offsets.
     formula : HeadFormula or None
         What makes metrics of channels, if the field holds these.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.ops import Positions
+    >>> M = torch.eye(2).expand(1, 1, 6, 6, 2, 2)
+    >>> positions = Positions("radial", M, points=torch.zeros(9, 2))
+    >>> positions.kind, positions.dtype
+    ('radial', torch.float32)
     """
 
     kind: PositionKind
@@ -54,7 +63,7 @@ class Positions:
         return promoted(torch.float32, self.field, self.omega, self.points)
 
     def with_metrics(self) -> "Positions":
-        """Return the positions with matrices and one-forms in the place of channels."""
+        """Return the positions with matrices and one-forms in place of channels."""
         if self.formula is None:
             return self
         M, omega = self.formula.metrics(self.field)
@@ -81,6 +90,20 @@ class Convolution:
         A factor for every sample.
     geometry : ConvGeometry
     padding_mode : {"zeros", "reflect", "replicate", "circular"}
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.ops import ConvGeometry, Convolution, Positions
+    >>> offset = torch.zeros(1, 18, 6, 6)
+    >>> geometry = ConvGeometry.of((3, 3), padding=(1, 1))
+    >>> conv = Convolution(
+    ...     input=torch.rand(1, 2, 6, 6), positions=Positions("offsets", offset),
+    ...     weight=torch.rand(4, 2, 3, 3), bias=None, mask=None,
+    ...     geometry=geometry, padding_mode="zeros",
+    ... )
+    >>> conv.sample_groups, conv.weight_groups, conv.out_size
+    (1, 1, (6, 6))
     """
 
     input: Float[Tensor, "batch channels *size"]
@@ -206,7 +229,14 @@ class Convolution:
 
 
 class Needs(NamedTuple):
-    """The gradients that are wanted; ``positions`` includes the mask."""
+    """The gradients that are wanted; ``positions`` includes the mask.
+
+    Examples
+    --------
+    >>> from finslerconv.ops import Needs
+    >>> Needs(input=False)
+    Needs(input=False, positions=True, weight=True)
+    """
 
     input: bool = True
     positions: bool = True
@@ -219,7 +249,15 @@ class Needs(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """The gradients of a convolution's arguments, in their shapes; None where not needed."""
+    """The gradients of a convolution's arguments, in their shapes; None where not needed.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.ops import Gradients
+    >>> Gradients(input=torch.zeros(1, 3, 8, 8)).weight is None
+    True
+    """
 
     input: Float[Tensor, "batch channels *size"] | None = None
     field: Float[Tensor, "..."] | None = None
@@ -244,6 +282,14 @@ class ConvBackend(abc.ABC):
     dims : tuple of int
         The numbers of axes of the images that it takes, two at least. Images of one axis come as
         images of one row; the reference computes what it does not take.
+
+    Examples
+    --------
+    >>> from finslerconv import ops
+    >>> class Same(ops.ConvBackend):  # a backend that hands everything to the reference
+    ...     def forward(self, conv):
+    ...         return ops.reference.forward(conv)
+    >>> ops.register_backend("same", "cpu", Same)
     """
 
     takes_channels = False
@@ -329,7 +375,16 @@ def in_balls(
 
 
 def memory_format(x: Tensor) -> torch.memory_format:
-    """Return the layout of the output for an input ``x``: channels first where it is both."""
+    """Return the layout of the output for an input ``x``: channels first where it is both.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.ops import memory_format
+    >>> x = torch.rand(1, 3, 8, 8).to(memory_format=torch.channels_last)
+    >>> memory_format(x)
+    torch.channels_last
+    """
     # Inside vmap the question has no answer.
     if is_transformed() or x.is_contiguous():
         return torch.contiguous_format

@@ -1,6 +1,6 @@
 """Fast marching in the plane for norms of any family, compiled: the walk there and the walk back.
 
-The scheme is that of `_plane`, with the norm in the place of formulas. With ``e_i`` the ends of a
+The scheme is that of `_plane`, with the norm in place of formulas. With ``e_i`` the ends of a
 sector, and ``c_i``, ``U_i`` and ``k_i`` as there, a value is
 
     u(x) = min over t of the sum of l_i (U_i - k_i / c_i) + F_x(v),   v = -sum of l_i e_i / c_i,

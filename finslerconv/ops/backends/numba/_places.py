@@ -162,7 +162,7 @@ def _six(lines, p):
 @jit
 @no_type_check
 def _ellipses_backward(metric, g, count):
-    """Put the gradients of M and omega in the place of those of W and R; undo _ellipses."""
+    """Put the gradients of M and omega in place of those of W and R; undo _ellipses."""
     zero = g.dtype.type(0)
     for p in range(count):
         gW0, gW1, g00, g01, g10, g11 = _six(g, p)
