@@ -288,6 +288,13 @@ def fibonacci_ball(n: int) -> ReferenceSet:
     ReferenceSet
         From the inside out, for kernels of shape ``(n,)``; point ``i`` is at radius
         ``((i + 1/2) / n)^(1/3)``. All weights are ``4 pi / (3 n)``.
+
+    Examples
+    --------
+    >>> from finslerconv.balls import fibonacci_ball
+    >>> ball = fibonacci_ball(27)
+    >>> ball.points.shape, round(float(ball.weights.sum()), 4)  # 4 pi / 3
+    ((27, 3), 4.1888)
     """
     (n,) = _counts("fibonacci_ball", n=n)
     i = np.arange(n)

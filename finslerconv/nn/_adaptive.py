@@ -359,6 +359,13 @@ class AdaptiveConv1d(AdaptiveConv, nn.Conv1d):
     """A convolution over one axis whose sampling positions are computed from its own input.
 
     The base class of :class:`DeformConv1d` and :class:`MetricConv1d`; see :class:`AdaptiveConv`.
+
+    Examples
+    --------
+    >>> from finslerconv.nn import AdaptiveConv1d, DeformConv1d
+    >>> layer = DeformConv1d(3, 8, kernel_size=3)
+    >>> isinstance(layer, AdaptiveConv1d), layer.dims
+    (True, 1)
     """
 
     dims = 1
@@ -374,6 +381,13 @@ class AdaptiveConv2d(AdaptiveConv, nn.Conv2d):
     """A convolution over two axes whose sampling positions are computed from its own input.
 
     The base class of the layers for images; see :class:`AdaptiveConv`.
+
+    Examples
+    --------
+    >>> from finslerconv.nn import AdaptiveConv2d, DeformConv2d
+    >>> layer = DeformConv2d(3, 8, kernel_size=3)
+    >>> isinstance(layer, AdaptiveConv2d), layer.dims
+    (True, 2)
     """
 
     dims = 2
@@ -412,6 +426,13 @@ class AdaptiveConv3d(AdaptiveConv, nn.Conv3d):
     """A convolution over three axes whose sampling positions are computed from its own input.
 
     The base class of :class:`DeformConv3d` and :class:`MetricConv3d`; see :class:`AdaptiveConv`.
+
+    Examples
+    --------
+    >>> from finslerconv.nn import AdaptiveConv3d, DeformConv3d
+    >>> layer = DeformConv3d(3, 8, kernel_size=3)
+    >>> isinstance(layer, AdaptiveConv3d), layer.dims
+    (True, 3)
     """
 
     dims = 3

@@ -70,7 +70,17 @@ def _by_formula(aggregation: Aggregation) -> Tensor:
 
 @no_type_check
 def aggregation_of(value, locations, weights, frames, levels, size, grid, backend):
-    """Return the aggregation of the arguments of the operator ``aggregate``."""
+    """Return the aggregation of the arguments of the operator ``aggregate``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.ops import aggregation_of
+    >>> value, weights = torch.rand(1, 12, 2, 4), torch.rand(1, 5, 2, 1, 3)
+    >>> locations = 3 * torch.rand(1, 5, 2, 1, 3, 2)
+    >>> aggregation_of(value, locations, weights, None, None, [3, 4], [], "reference").levels
+    (3, 4)
+    """
     levels = tuple(size) if levels is None else levels
     return Aggregation(value, locations, weights, levels, frames, tuple(grid) or None)
 

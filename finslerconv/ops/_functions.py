@@ -133,6 +133,16 @@ def deform_conv1d(
     ------
     TypeError, ValueError
         As :func:`deform_conv2d`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv import ops
+    >>> signal, weight = torch.randn(2, 3, 20), torch.randn(4, 3, 5)
+    >>> offset = torch.zeros(2, 5, 16)
+    >>> output = ops.deform_conv1d(signal, offset, weight)
+    >>> torch.allclose(output, torch.nn.functional.conv1d(signal, weight), atol=1e-5)
+    True
     """
     return _deform(1, input, offset, weight, bias, stride, padding, dilation, mask, padding_mode)
 
@@ -180,6 +190,16 @@ def deform_conv3d(
     ------
     TypeError, ValueError
         As :func:`deform_conv2d`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv import ops
+    >>> volume, weight = torch.randn(1, 2, 5, 6, 7), torch.randn(4, 2, 3, 3, 3)
+    >>> offset = torch.zeros(1, 3 * 27, 3, 4, 5)
+    >>> output = ops.deform_conv3d(volume, offset, weight)
+    >>> torch.allclose(output, torch.nn.functional.conv3d(volume, weight), atol=1e-5)
+    True
     """
     return _deform(3, input, offset, weight, bias, stride, padding, dilation, mask, padding_mode)
 
@@ -308,6 +328,17 @@ def metric_conv1d(
     ------
     TypeError, ValueError
         As :func:`deform_conv2d`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv import ops
+    >>> from finslerconv.balls import lattice
+    >>> signal, weight = torch.randn(1, 3, 20), torch.randn(4, 3, 5)
+    >>> M, omega = torch.full((1, 20, 1, 1), 0.25), torch.full((1, 20, 1), 0.3)
+    >>> points = torch.tensor(lattice((5,)).points, dtype=torch.float32)
+    >>> ops.metric_conv1d(signal, M, omega, points, weight, padding=2).shape
+    torch.Size([1, 4, 20])
     """
     return _metric(
         1, input, M, omega, points, weight, bias, stride, padding, dilation, mask, map, padding_mode

@@ -63,6 +63,15 @@ def aggregation_for_onnx(aggregation: Aggregation) -> Tensor:
     """Return an aggregation by operators that ONNX has: a ``GridSample`` for each level.
 
     Where the reference backend is chosen, it is made of indices and products alone.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.ops import Aggregation, aggregation_for_onnx
+    >>> value, weights = torch.rand(1, 12, 2, 4), torch.rand(1, 5, 2, 1, 3)
+    >>> locations = 3 * torch.rand(1, 5, 2, 1, 3, 2)
+    >>> aggregation_for_onnx(Aggregation(value, locations, weights, (3, 4))).shape
+    torch.Size([1, 5, 2, 4])
     """
     if current_backend() == "reference":
         return reference.aggregate(aggregation)
