@@ -400,7 +400,7 @@ WRONG = {
     "shape": (lambda: DCNv4(8, group=2)(torch.zeros(1, 20, 8)), "shape: expected rows and columns"),
     "points": (
         lambda: MSDeformAttn(8, 2, 4)(
-            torch.zeros(1, 3, 8), torch.zeros(1, 3, 1, 2), torch.zeros(1, 26, 8),
+            torch.zeros(1, 3, 8), torch.zeros(1, 3, 3, 2), torch.zeros(1, 26, 8),
             torch.tensor(SHAPES),
         ),
         "reference_points: expected shape",
