@@ -494,5 +494,5 @@ def _sizes(levels: Tensor, dtype: torch.dtype) -> Float[Tensor, "levels 1 2"]:
 
 def _needed(name: str, value: Any) -> Any:
     if value is None:
-        raise ValueError(f"{name}: attention samples by it; got none")
+        raise ValueError(f"{name}: attention needs it, got None")
     return value

@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from finslerconv._foreign import OFFSET_HEADS
 from finslerconv._models import first_few, weights_in, without_module
 from finslerconv.nn._given_offset_conv import DeformAlign2d
 from finslerconv.nn._offset_conv import DeformConv2d
-from finslerconv.nn.conversion._found import OFFSET_HEADS
 
 
 @dataclass(frozen=True)
