@@ -56,8 +56,9 @@ def load_deformable_checkpoint(
     """Load weights that were trained with another library's deformable layers.
 
     The model has :class:`DeformConv2d` (or :class:`DeformAlign2d`) where the other had a pack;
-    everything else has the same names in both. A model with the other library's layers needs none
-    of this: load its checkpoint and then ``convert(model, "native")``.
+    everything else has the same names in both, DCNv3, DCNv4 and deformable attention too. A model
+    with the other library's layers needs none of this: load its checkpoint and then
+    ``convert(model, "native")``.
 
     Parameters
     ----------
