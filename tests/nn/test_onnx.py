@@ -154,9 +154,8 @@ def test_layers_for_sequences_are_deformable_convolutions_of_images_of_one_row()
 def test_layers_for_volumes_become_elementary_operators():
     torch.manual_seed(0)
     model = Beside(
-        radial=MetricConv3d(4, 3, (1, 1, 2)),
-        affine=MetricConv3d(4, 3, (1, 2, 2), map="affine", dilation=(1, 2, 1)),
-        riemannian=MetricConv3d(4, 3, (1, 1, 2), map="affine", eps_omega=1, metric_groups=2),
+        radial=MetricConv3d(4, 3, (1, 1, 2), eps_omega=1),
+        affine=MetricConv3d(4, 3, (1, 1, 2), map="affine"),
     )
     stirred(model, 0.2).eval().requires_grad_(False)
     x = torch.randn(2, 4, 3, 4, 5)
