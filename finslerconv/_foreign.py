@@ -61,7 +61,7 @@ class AttentionCall(NamedTuple):
 
     query: Tensor
     reference_points: Tensor
-    shapes: list[list[int]]
+    shapes: list[tuple[int, int]]
 
 
 def attention_call(layer: Any, *args: Any) -> AttentionCall:
@@ -74,7 +74,8 @@ def attention_call(layer: Any, *args: Any) -> AttentionCall:
         query = query if added is None else query + added
     if not is_batch_first(layer):
         query = query.transpose(0, 1)
-    return AttentionCall(query, reference, torch.as_tensor(_argument(given, _SHAPES)).tolist())
+    shapes = torch.as_tensor(_argument(given, _SHAPES)).tolist()
+    return AttentionCall(query, reference, [(rows, columns) for rows, columns in shapes])
 
 
 def argument_names(layer: nn.Module | type[nn.Module]) -> list[str]:

@@ -66,7 +66,7 @@ def read_attention(layer: Any, *args: Any) -> tuple[KernelPositions, ...]:
     reference = reference.to(offsets.dtype).expand(expected + reference.shape[3:])
     rays = MSDeformAttn.rays(heads, n).flip(-1).to(offsets)
     return tuple(
-        _on_level(offsets[:, :, :, i], weights[:, :, :, i], reference[:, :, i], rays, tuple(size))
+        _on_level(offsets[:, :, :, i], weights[:, :, :, i], reference[:, :, i], rays, size)
         for i, size in enumerate(shapes)
     )
 

@@ -44,6 +44,7 @@ class Taps(nn.Module):
         if self.center_feature_scale:
             self.center_feature_scale_proj_weight = nn.Parameter(torch.zeros(group, channels))
             self.center_feature_scale_proj_bias = nn.Parameter(torch.zeros(group))
+            self.center_feature_scale_module = nn.Identity()  # without parameters there too
 
     def depthwise(self, size):
         return nn.Conv2d(

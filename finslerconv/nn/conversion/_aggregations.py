@@ -70,6 +70,7 @@ def own_aggregation(module: Any) -> nn.Module | str:
     try:
         if _is_core(module):
             return MSDeformAttnCore()
+        made: nn.Module
         if has_attention_heads(module):
             made = _attention(module)
         else:

@@ -16,7 +16,8 @@ from finslerconv.nn._constructor import arguments_of
 from finslerconv.nn._geodesic_conv import GeodesicConv2d
 from finslerconv.nn._metric_conv import MetricConv1d, MetricConv2d, MetricConv3d
 from finslerconv.nn._offset_conv import DeformConv1d, DeformConv2d, DeformConv3d, ShiftedConv2d
-from finslerconv.nn.conversion._found import is_adaptive, is_ours, is_own_aggregation
+from finslerconv.nn.conversion._aggregations import is_own_aggregation
+from finslerconv.nn.conversion._found import is_adaptive, is_ours
 from finslerconv.nn.conversion._report import described
 from finslerconv.nn.weighted import (
     WEIGHTED,
