@@ -46,8 +46,7 @@ def is_aggregation(module: nn.Module) -> bool:
         return not any(
             _is_core(inner) or isinstance(inner, MSDeformAttnCore) for inner in module.children()
         )
-    taps = all(hasattr(module, name) for name in _TAPS)
-    return taps and (_linear(module, "offset_mask") or _linear(module, "offset", "mask"))
+    return _has_taps(module) and (_linear(module, "offset_mask") or _linear(module, "offset", "mask"))
 
 
 def aggregated_channels(module: Any) -> int | None:
@@ -59,7 +58,7 @@ def aggregated_channels(module: Any) -> int | None:
         values = _part(module, "value_proj")
         channels = values.out_features if isinstance(values, nn.Linear) else 0
         return levels * points * channels
-    if all(hasattr(module, name) for name in _TAPS):
+    if _has_taps(module):
         taps = module.kernel_size**2 - bool(getattr(module, "remove_center", False))
         return taps * module.channels
     return 0
@@ -145,6 +144,11 @@ def _attention(module: Any) -> MSDeformAttn:
         names = [cls.__name__ for cls in type(module).__mro__]
         options["mask_is_padding"] = any("PixelDecoder" in name for name in names)
     return kind(channels, levels, heads, points, **options)
+
+
+def _has_taps(module: nn.Module) -> bool:
+    """Return whether a module has the numbers of DCNv3 and DCNv4."""
+    return all(isinstance(getattr(module, name, None), int | float) for name in _TAPS)
 
 
 def _takes(kind: type[nn.Module], names: list[str]) -> bool:
