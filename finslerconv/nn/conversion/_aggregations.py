@@ -46,7 +46,8 @@ def is_aggregation(module: nn.Module) -> bool:
         return not any(
             _is_core(inner) or isinstance(inner, MSDeformAttnCore) for inner in module.children()
         )
-    return _has_taps(module) and (_linear(module, "offset_mask") or _linear(module, "offset", "mask"))
+    heads = ("offset_mask",), ("offset", "mask")
+    return _has_taps(module) and any(_linear(module, *names) for names in heads)
 
 
 def aggregated_channels(module: Any) -> int | None:
