@@ -126,7 +126,17 @@ def empty(*shape, dtype=FLOAT):
 
 
 @compiled
-@pytest.mark.parametrize("case", FEW, ids=lambda c: "-".join(map(str, c)))
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(
+            case,
+            id="-".join(map(str, case)),
+            marks=[] if case[0] in ("sm_100", "gfx942") else [pytest.mark.slow],
+        )
+        for case in FEW
+    ],
+)
 def test_compiles_to_what_is_fast(case, tmp_path, monkeypatch):
     import compiled_kernels as static
 
