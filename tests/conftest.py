@@ -21,7 +21,7 @@ settings.load_profile("default")
 
 # A check of annotations costs several times what a small function does. Each test is checked for so
 # many seconds; what a long test repeats later on was checked before.
-_CHECKED_SECONDS = 0.3
+_CHECKED_SECONDS = 0.1
 
 # Where tests without instrumentation leave their outcomes, in the process that runs them.
 _OUTCOMES = "FINSLERCONV_TEST_OUTCOMES"
