@@ -553,7 +553,7 @@ def test_gradients_in_space_and_in_the_centres(method):
     torch.testing.assert_close(slope, difference, rtol=1e-5, atol=1e-8)
 
 
-@pytest.mark.parametrize("method", ["exp", "eikonal"])
+@pytest.mark.parametrize("method", [pytest.param("exp", marks=pytest.mark.slow), "eikonal"])
 def test_second_derivatives_are_refused_or_right(method):
     M, omega = smooth_field(1, (6, 6))
     x, points = torch.tensor([2.6, 2.3]).double(), lattice(3)
