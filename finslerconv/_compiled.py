@@ -84,6 +84,16 @@ jit_unfused: Any = partial(_compile, **UNFUSED)
 entry_unfused: Any = partial(compile_and_keep, **UNFUSED)
 
 
+@inlined
+def put(row: Any, values: Any) -> None:
+    """Write values to an array of one axis, one by one.
+
+    An assignment of arrays brings Numba's checks of shapes along, which take seconds to compile.
+    """
+    for i in range(len(row)):
+        row[i] = values[i]
+
+
 class _Kept(FunctionCache):  # type: ignore[misc]
     """Numba's cache of one function, with files of its own and no errors of its own."""
 
