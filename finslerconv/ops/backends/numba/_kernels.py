@@ -35,6 +35,10 @@ SPARE_ROWS = simd.TILE_ROWS
 
 _LINE = np.uint64(LINE)
 
+# A literal argument has a type of its own, and every combination of types is compiled: these are
+# plain integers.
+ZERO, ONE = np.int64(0), np.int64(1)
+
 # Products that are summed before they are added to the output.
 _BLOCK = 384
 
@@ -70,7 +74,7 @@ def multiply(a, a_at, a_row, a_k, b, b_at, b_panel, b_k, c, c_at, c_row, rows, d
             length = depth * (block + 1) // blocks - first
             a_here = a_at + first * a_k
             b_here = b_at + panel * b_panel + first * b_k
-            adds = add if block == 0 else 1
+            adds = add if block == 0 else ONE
             row = 0
             while row + step <= rows:
                 _product(
@@ -82,7 +86,7 @@ def multiply(a, a_at, a_row, a_k, b, b_at, b_panel, b_k, c, c_at, c_row, rows, d
                 # The register tile is of one size: rows beyond the last are computed and dropped.
                 _product(
                     vectors, a, a_here + row * a_row, a_row, a_k, b, b_here, b_k,
-                    spare, 0, wide, length, 0,
+                    spare, ZERO, wide, length, ZERO,
                 )  # fmt: skip
                 for i in range(rows - row):
                     for j in range(wide):
@@ -272,7 +276,7 @@ def forward(plan, begin, end, image_data, field, omega, head, points, centre, di
                         place(
                             plan, field, omega, head, points, dilation, mask, image, sample_group,
                             pixel, count, first, last, centre_y, centre_x, matrices, metric, work,
-                            y, x, rows, across, shares, False, corner, weight,
+                            y, x, rows, across, shares, corner, weight,
                         )  # fmt: skip
                         placed_group, placed_first = sample_group, first
                     shift = base * plan.channels + channel
@@ -289,9 +293,9 @@ def forward(plan, begin, end, image_data, field, omega, head, points, centre, di
                             )  # fmt: skip
                     channel += length
                 multiply(
-                    columns, 0, line, 1, packed,
+                    columns, ZERO, line, ONE, packed,
                     group * panels * depth * wide + first * channels * wide, depth * wide, wide,
-                    sums, 0, panels * wide, count, (last - first) * channels, panels,
+                    sums, ZERO, panels * wide, count, (last - first) * channels, panels,
                     plan.out_vectors, lanes, int(first > 0), spare,
                 )  # fmt: skip
             for o in range(outputs):
@@ -376,10 +380,10 @@ def backward(plan, begin, end, part, image_data, g_out, g_out_channels_last, fie
                 last = min(plan.taps, first + chunk)
                 width = (last - first) * channels
                 multiply(
-                    slope, 0, out_line, 1, packed,
+                    slope, ZERO, out_line, ONE, packed,
                     (group * chunks + first // chunk) * outputs * line, outputs * wide, wide,
-                    columns, 0, line, count, outputs, (width + wide - 1) // wide,
-                    plan.column_vectors, lanes, 0, spare,
+                    columns, ZERO, line, count, outputs, (width + wide - 1) // wide,
+                    plan.column_vectors, lanes, ZERO, spare,
                 )  # fmt: skip
                 channel = group * channels
                 while channel < (group + 1) * channels:
@@ -389,7 +393,7 @@ def backward(plan, begin, end, part, image_data, g_out, g_out_channels_last, fie
                         place(
                             plan, field, omega, head, points, dilation, mask, image, sample_group,
                             pixel, count, first, last, centre_y, centre_x, matrices, metric, work,
-                            y, x, rows, across, shares, True, corner, weight,
+                            y, x, rows, across, shares, corner, weight,
                         )  # fmt: skip
                         placed_group, placed_first = sample_group, first
                     shift = base * plan.channels + channel
@@ -424,8 +428,8 @@ def backward(plan, begin, end, part, image_data, g_out, g_out_channels_last, fie
                     channel += length
                 if needs_weight:
                     multiply(
-                        columns, 0, 1, line, slope, 0, out_wide, out_line, g_weight,
+                        columns, ZERO, ONE, line, slope, ZERO, out_wide, out_line, g_weight,
                         (group * plan.taps + first) * channels * out_line, out_line, width, count,
-                        out_panels, plan.out_vectors, lanes, 1, spare,
+                        out_panels, plan.out_vectors, lanes, ONE, spare,
                     )  # fmt: skip
         at += count
