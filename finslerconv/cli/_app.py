@@ -4,6 +4,7 @@ PyTorch, matplotlib and scikit-image are imported inside the commands: ``--help`
 """
 
 import functools
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -87,6 +88,10 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
     @app.command(name=function.__name__)
     @functools.wraps(function)
     def run(*args: Any, **options: Any) -> None:
+        for name, value in options.items():
+            # The ranges of typer below 0.29 let NaN pass.
+            if isinstance(value, float) and math.isnan(value):
+                fail(f"--{name.replace('_', '-')}: expected a number, got nan")
         try:
             with needs("cli", f"finslerconv {function.__name__}"):
                 function(*args, **options)
