@@ -12,6 +12,7 @@ import numpy as np
 
 from finslerconv._compiled import entry, jit
 from finslerconv.ops.backends.numba import _simd as simd
+from finslerconv.ops.backends.numba._kernels import rounded
 
 # The samples that are placed at once should leave room in a first-level cache of 32 KiB.
 _TILE = 256
@@ -44,16 +45,10 @@ def _queries_of(sizes):
 
 @jit
 @no_type_check
-def _rounded(count):
-    return (count + _STEP - 1) // _STEP * _STEP
-
-
-@jit
-@no_type_check
 def _levels(sizes, table):
     """Return rows, columns and first pixel of the level of every sample of a tile."""
     queries = _queries_of(sizes)
-    level_of = np.ones((3, _rounded(queries * sizes.levels * sizes.points) + 16), np.int32)
+    level_of = np.ones((3, rounded(queries * sizes.levels * sizes.points, _STEP) + 16), np.int32)
     at = 0
     for _ in range(queries):
         for level in range(sizes.levels):
@@ -173,7 +168,7 @@ def forward(sizes, begin, end, value, table, frames, locations, weights, out):
         image = pair // sizes.groups
         group = pair - image * sizes.groups
         _read(sizes, image, group, query, count, frames, locations, weights, samples)
-        simd.place(samples, level_of, room, _rounded(count * n), lines, shares, axes)
+        simd.place(samples, level_of, room, rounded(count * n, _STEP), lines, shares, axes)
         here = (image * sizes.pixels * sizes.groups + group) * sizes.channels
         if packs:
             if query == 0 or at == begin:
@@ -217,10 +212,10 @@ def backward(sizes, begin, end, part, value, table, frames, locations, weights, 
         count = min(_queries_of(sizes), end - at, sizes.queries - query)
         image = pair // sizes.groups
         group = pair - image * sizes.groups
-        rounded = _rounded(count * n)
+        whole = rounded(count * n, _STEP)
         _read(sizes, image, group, query, count, frames, locations, weights, samples)
-        simd.place(samples, level_of, room, rounded, lines, shares, axes)
-        products[: 4 * rounded] = 0
+        simd.place(samples, level_of, room, whole, lines, shares, axes)
+        products[: 4 * whole] = 0
         here = (image * sizes.pixels * sizes.groups + group) * sizes.channels
         target, target_at, target_stride = g_value, here, sizes.groups * sizes.channels
         if pair * sizes.queries < part:
@@ -244,7 +239,7 @@ def backward(sizes, begin, end, part, value, table, frames, locations, weights, 
                     sizes.channels, products, target, target_at, target_stride,
                 )  # fmt: skip
         if needs_samples:
-            _place_backward(rounded, samples, axes, products, along)
+            _place_backward(whole, samples, axes, products, along)
             for q in range(count):
                 there = ((image * sizes.queries + query + q) * sizes.groups + group) * n
                 for s in range(n):

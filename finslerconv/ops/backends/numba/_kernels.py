@@ -230,6 +230,43 @@ def pack_columns(plan, weight, out, begin, end):
                 out[base + (panel * outputs + o) * wide + column - panel * wide] = 0
 
 
+@jit
+@no_type_check
+def _outputs_at(plan, image, channel, pixel, channels_last):
+    """Return where an output channel of a pixel stands, and how far the next pixel is from it."""
+    pixels = plan.out_depth * plan.out_height * plan.out_width
+    if channels_last:
+        at, step = (image * pixels + pixel) * plan.out_channels + channel, plan.out_channels
+    else:
+        at, step = (image * plan.out_channels + channel) * pixels + pixel, 1
+    return np.uint64(at), np.uint64(step)
+
+
+@jit
+@no_type_check
+def write_outputs(plan, image, group, pixel, count, sums, line, bias, out, channels_last):
+    """Write the outputs of a group at the pixels of a tile: the sums and the bias."""
+    outputs, row = plan.out_channels // plan.weight_groups, np.uint64(line)
+    for o in range(outputs):
+        channel = group * outputs + o
+        at, step = _outputs_at(plan, image, channel, pixel, channels_last)
+        shift, place = bias[channel], np.uint64(o)
+        for p in range(np.uint64(count)):
+            out[at + p * step] = sums[p * row + place] + shift
+
+
+@jit
+@no_type_check
+def read_outputs(plan, image, group, pixel, count, g_out, channels_last, slope, line):
+    """Read the gradients of the outputs of a group at the pixels of a tile."""
+    outputs, row = plan.out_channels // plan.weight_groups, np.uint64(line)
+    for o in range(outputs):
+        at, step = _outputs_at(plan, image, group * outputs + o, pixel, channels_last)
+        place = np.uint64(o)
+        for p in range(np.uint64(count)):
+            slope[p * row + place] = g_out[at + p * step]
+
+
 @entry
 @no_type_check
 def forward(plan, begin, end, image_data, field, omega, head, points, centre, dilation, mask,
@@ -247,7 +284,6 @@ def forward(plan, begin, end, image_data, field, omega, head, points, centre, di
     line = rounded(chunk * channels, lanes)
     columns = np.empty((tile + SPARE_ROWS) * line, kind)
     sums = np.empty(tile * panels * wide, kind)
-    sums_line = np.uint64(panels * wide)
     spare = np.empty(SPARE_ROWS * wide, kind)
     matrices = np.empty(6 * LINE, kind)
     metric = matrices if plan.kind == RADIAL else np.empty(6 * LINE, kind)
@@ -298,17 +334,9 @@ def forward(plan, begin, end, image_data, field, omega, head, points, centre, di
                     sums, ZERO, panels * wide, count, (last - first) * channels, panels,
                     plan.out_vectors, lanes, int(first > 0), spare,
                 )  # fmt: skip
-            for o in range(outputs):
-                b = bias[group * outputs + o]
-                if out_channels_last:
-                    there = (image * pixels + pixel) * plan.out_channels + group * outputs + o
-                    step = np.uint64(plan.out_channels)
-                else:
-                    there = (image * plan.out_channels + group * outputs + o) * pixels + pixel
-                    step = np.uint64(1)
-                there, place_of = np.uint64(there), np.uint64(o)
-                for p in range(np.uint64(count)):
-                    out[there + p * step] = sums[p * sums_line + place_of] + b
+            write_outputs(
+                plan, image, group, pixel, count, sums, panels * wide, bias, out, out_channels_last
+            )
         at += count
 
 
@@ -337,7 +365,6 @@ def backward(plan, begin, end, part, image_data, g_out, g_out_channels_last, fie
     chunks = (plan.taps + chunk - 1) // chunk
     columns = np.empty((tile + SPARE_ROWS) * line, kind)
     slope = np.zeros((tile + SPARE_ROWS) * out_line, kind)
-    slope_line = np.uint64(out_line)
     spare = np.empty(SPARE_ROWS * max(wide, out_wide), kind)
     matrices = np.empty(6 * LINE, kind)
     metric = matrices if plan.kind == RADIAL else np.empty(6 * LINE, kind)
@@ -366,16 +393,9 @@ def backward(plan, begin, end, part, image_data, g_out, g_out_channels_last, fie
         centres(plan, centre, pixel, count, centre_y, centre_x)
         placed_group = placed_first = -1
         for group in range(plan.weight_groups):
-            for o in range(outputs):
-                if g_out_channels_last:
-                    there = (image * pixels + pixel) * plan.out_channels + group * outputs + o
-                    step = np.uint64(plan.out_channels)
-                else:
-                    there = (image * plan.out_channels + group * outputs + o) * pixels + pixel
-                    step = np.uint64(1)
-                there, place_of = np.uint64(there), np.uint64(o)
-                for p in range(np.uint64(count)):
-                    slope[p * slope_line + place_of] = g_out[there + p * step]
+            read_outputs(
+                plan, image, group, pixel, count, g_out, g_out_channels_last, slope, out_line
+            )
             for first in range(0, plan.taps, chunk):
                 last = min(plan.taps, first + chunk)
                 width = (last - first) * channels

@@ -10,7 +10,15 @@ import numpy as np
 
 from finslerconv._compiled import entry, jit
 from finslerconv.ops.backends.numba import _simd as simd
-from finslerconv.ops.backends.numba._kernels import ONE, SPARE_ROWS, ZERO, multiply, rounded
+from finslerconv.ops.backends.numba._kernels import (
+    ONE,
+    SPARE_ROWS,
+    ZERO,
+    multiply,
+    read_outputs,
+    rounded,
+    write_outputs,
+)
 from finslerconv.ops.backends.numba._metrics import LINE
 from finslerconv.ops.backends.numba._places import FAR, locate
 
@@ -206,16 +214,9 @@ def forward(plan, begin, end, image_data, field, omega, head, points, centre, di
                     sums, ZERO, panels * wide, count, (last - first) * channels, panels,
                     plan.out_vectors, lanes, int(first > 0), spare,
                 )  # fmt: skip
-            for o in range(outputs):
-                b = bias[group * outputs + o]
-                if out_channels_last:
-                    there = (image * pixels + pixel) * plan.out_channels + group * outputs + o
-                    step = plan.out_channels
-                else:
-                    there = (image * plan.out_channels + group * outputs + o) * pixels + pixel
-                    step = 1
-                for p in range(count):
-                    out[there + p * step] = sums[p * panels * wide + o] + b
+            write_outputs(
+                plan, image, group, pixel, count, sums, panels * wide, bias, out, out_channels_last
+            )
         at += count
 
 
@@ -266,15 +267,9 @@ def backward(plan, begin, end, part, image_data, g_out, g_out_channels_last, fie
         _centres(plan, centre, pixel, count, centre_at)
         placed_group = placed_first = -1
         for group in range(plan.weight_groups):
-            for o in range(outputs):
-                if g_out_channels_last:
-                    there = (image * pixels + pixel) * plan.out_channels + group * outputs + o
-                    step = plan.out_channels
-                else:
-                    there = (image * plan.out_channels + group * outputs + o) * pixels + pixel
-                    step = 1
-                for p in range(count):
-                    slope[p * out_line + o] = g_out[there + p * step]
+            read_outputs(
+                plan, image, group, pixel, count, g_out, g_out_channels_last, slope, out_line
+            )
             for first in range(0, plan.taps, chunk):
                 last = min(plan.taps, first + chunk)
                 width = (last - first) * channels
