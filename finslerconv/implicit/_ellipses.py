@@ -85,6 +85,15 @@ def holding_pixel(ellipse: Ellipse, limit: float) -> tuple[Ellipse, Bool[Tensor,
     return Ellipse(ellipse.centre * factor, ellipse.shape), wind >= _AT_BOUND * limit
 
 
+def stretched_to_pixel(ellipse: Ellipse, limit: float) -> Ellipse:
+    """Stretch ellipses along their centres ``c`` until ``|z| <= limit``, so that they hold more."""
+    wind = Frame.of(ellipse).wind.norm(dim=-1).clamp_min(limit)
+    # c.(P + t c c^T)^-1 c = 1 / (1 / |z|^2 + t)
+    t = limit**-2 - wind**-2
+    c = ellipse.centre
+    return Ellipse(c, ellipse.shape + t[:, None, None] * c[:, :, None] * c[:, None, :])
+
+
 def where(condition: Bool[Tensor, " batch"], yes: Ellipse, no: Ellipse) -> Ellipse:
     """Return the ellipses ``yes`` where the condition holds, ``no`` elsewhere."""
     return Ellipse(_pick(condition, yes.centre, no.centre), _pick(condition, yes.shape, no.shape))
@@ -146,7 +155,8 @@ def descend(
         if len(active) == 0:
             break
         hessian = _pick(length < 0.05, model.hessian, model.far)[:, :p, :p]
-        size = hessian.diagonal(dim1=-2, dim2=-1).abs().mean(-1).clamp_min(1e-300)
+        # A Hessian can vanish, that of a linear function: the step then follows the gradient.
+        size = hessian.diagonal(dim1=-2, dim2=-1).abs().mean(-1).clamp_min(1e-100)
         damped = hessian + (damping * size)[:, None, None] * eye
         step = -torch.linalg.solve_ex(damped, model.gradient[:, :p])[0]
         length = step.norm(dim=-1)

@@ -11,7 +11,15 @@ from torch import Tensor
 
 from finslerconv._linalg import det, dot, outer
 from finslerconv.balls import Ellipse, ReferenceSet, ball_map, lattice
-from finslerconv.implicit._ellipses import Frame, Model, Refinement, descend, holding_pixel, where
+from finslerconv.implicit._ellipses import (
+    Frame,
+    Model,
+    Refinement,
+    descend,
+    holding_pixel,
+    stretched_to_pixel,
+    where,
+)
 from finslerconv.implicit._enclosing import smallest_enclosing
 from finslerconv.implicit._moments import (
     affine_ellipse,
@@ -253,8 +261,11 @@ class Overlap(Smooth):
         return Model(other - value, other_gradient - gradient, hessian, hessian)
 
     def refine(self, samples: Samples, ellipse: Ellipse, how: Refinement) -> tuple[Ellipse, Tensor]:
-        """Return the optimum, by Newton steps from the ellipse of the hull's moments."""
-        filled = holding_pixel(hull_ellipse(samples.hull, how.centred), 0.9 * how.limit)[0]
+        """Return the optimum, by Newton steps from the ellipse of the hull's moments.
+
+        The start meets the samples, wherever the pixel is: no overlap, no slope.
+        """
+        filled = stretched_to_pixel(hull_ellipse(samples.hull, how.centred), 0.9 * how.limit)
         return super().refine(samples, filled, how)
 
     def residual(self, samples: Samples, ellipse: Ellipse, scale: Tensor) -> Tensor:

@@ -348,6 +348,17 @@ def test_pixel_outside_its_ball_is_named(options):
     assert_valid(fit)
 
 
+@pytest.mark.parametrize("distance", [2.0, 5.0, 30.0])
+def test_a_ball_that_overlaps_is_found_however_far_the_samples_are(distance):
+    angles = np.linspace(0, 2 * np.pi, 16, endpoint=False)
+    turns = np.stack((np.cos(angles), -np.sin(angles), np.sin(angles), np.cos(angles)), -1)
+    away = lattice(3).points + np.array([0.0, distance])
+    fit = fit_randers(away @ turns.reshape(-1, 2, 2).mT, objective="overlap")
+    # An ellipse from the pixel to the far side covers the samples by more than a thin triangle does.
+    # A thin ellipse from the pixel to the samples' far side has about twice this overlap.
+    assert (fit.iou > 1 / (distance + 1)).all()
+
+
 def test_enclosing_ball_that_must_hold_the_pixel_still_holds_the_samples():
     points = lattice(3).points + np.array([0.0, 5.0])
     fit = fit_randers(points, margin=0.1)

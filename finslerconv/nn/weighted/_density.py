@@ -271,7 +271,9 @@ def as_density(density: DensityLike, kernel_size: Sequence[int], like: Tensor) -
 
 def place(module: nn.Module, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
     """Move a module to a device and a dtype; PyTorch's defaults for None."""
-    module.to(device=device or torch.get_default_device(), dtype=dtype or torch.get_default_dtype())
+    # Before PyTorch 2.7 ``get_default_device`` does not see ``with torch.device(...)``.
+    new = torch.empty(0, device=device, dtype=dtype)
+    module.to(device=new.device, dtype=new.dtype)
 
 
 def check_no_zero(phi: Tensor, why: str) -> None:

@@ -47,7 +47,7 @@ class Profile(nn.Module, ABC):
             setattr(self, name, nn.Parameter(values))
         else:
             self.register_buffer(name, values)
-        self.to(torch.get_default_device())
+        self.to(torch.empty(0).device)  # where PyTorch makes tensors now
 
 
 def _double(values: float | Sequence[float]) -> Tensor:
