@@ -354,7 +354,6 @@ def test_a_ball_that_overlaps_is_found_however_far_the_samples_are(distance):
     turns = np.stack((np.cos(angles), -np.sin(angles), np.sin(angles), np.cos(angles)), -1)
     away = lattice(3).points + np.array([0.0, distance])
     fit = fit_randers(away @ turns.reshape(-1, 2, 2).mT, objective="overlap")
-    # An ellipse from the pixel to the far side covers the samples by more than a thin triangle does.
     # A thin ellipse from the pixel to the samples' far side has about twice this overlap.
     assert (fit.iou > 1 / (distance + 1)).all()
 

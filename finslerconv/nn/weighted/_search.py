@@ -238,7 +238,11 @@ def search_density(
     try:
         found = direct(candidate, box, locally_biased=True, maxfun=limit, maxiter=limit)
         message = str(found.message)
-    except _BudgetSpentError:
+    except (_BudgetSpentError, SystemError) as error:
+        # Before version 1.15, SciPy raises a SystemError for what a function raises.
+        raised = error.__cause__ if isinstance(error, SystemError) else error
+        if not isinstance(raised, _BudgetSpentError):
+            raise raised or error from None
         message = f"all {max_evaluations} evaluations are spent"
     finally:
         if progress:
