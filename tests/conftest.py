@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import jaxtyping
@@ -22,6 +22,23 @@ settings.load_profile("default")
 # A check of annotations costs several times what a small function does. Each test is checked for so
 # many seconds; what a long test repeats later on was checked before.
 _CHECKED_SECONDS = 0.1
+
+_jaxtyped = jaxtyping.jaxtyped
+
+
+def _jaxtyped_if_checked(fn=None, /, **options):
+    """Decorate as `jaxtyping.jaxtyped` does, but for inner functions made while nothing is checked.
+
+    Instrumentation decorates every function where it is defined. An inner function is defined by
+    each call of the outer one, and decorating it takes milliseconds.
+    """
+    if fn is None:
+        return partial(_jaxtyped_if_checked, **options)
+    inner = "<locals>" in getattr(fn, "__qualname__", "")
+    return fn if inner and jaxtyping.config.jaxtyping_disable else _jaxtyped(fn, **options)
+
+
+jaxtyping.jaxtyped = _jaxtyped_if_checked
 
 # Where tests without instrumentation leave their outcomes, in the process that runs them.
 _OUTCOMES = "FINSLERCONV_TEST_OUTCOMES"
