@@ -1,0 +1,41 @@
+"""What the experiments share: runs that survive interruption, training, data, tables, plots."""
+
+from engine.data import (
+    Patches,
+    Repeated,
+    Shuffled,
+    cifar,
+    digits,
+    photograph,
+    with_noise,
+)
+from engine.experiment import Experiment, main, setting
+from engine.records import Record, Records, Run, Scores
+from engine.report import Column, Difference, plot_runs, summary
+from engine.scores import accuracy, psnr, ssim
+from engine.training import Trainer
+
+__all__ = [
+    "Experiment",
+    "setting",
+    "main",
+    "Run",
+    "Scores",
+    "Record",
+    "Records",
+    "Trainer",
+    "Patches",
+    "Shuffled",
+    "Repeated",
+    "photograph",
+    "with_noise",
+    "digits",
+    "cifar",
+    "psnr",
+    "ssim",
+    "accuracy",
+    "Column",
+    "Difference",
+    "summary",
+    "plot_runs",
+]

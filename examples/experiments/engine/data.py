@@ -1,0 +1,162 @@
+"""Photographs, noise, digits, CIFAR; endless batches that go on where they were."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from skimage import color, data, transform
+from sklearn import datasets
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+
+Picture = Float[np.ndarray, "height width"]
+
+#: Training pictures and labels, test pictures and labels, number of classes.
+Labelled = tuple[Tensor, Tensor, Tensor, Tensor, int]
+
+
+@cache
+def photograph(name: str, size: int | None = None) -> Picture:
+    """Load a grey photograph in [0, 1] that scikit-image or scikit-learn ships.
+
+    With ``size``, its middle square is taken and reduced to so many pixels; without, the whole is
+    halved. Both average away the photograph's own noise.
+    """
+    shipped = name in ("china", "flower")
+    pixels = datasets.load_sample_image(f"{name}.jpg") if shipped else getattr(data, name)()
+    grey = color.rgb2gray(pixels) if pixels.ndim == 3 else pixels / 255
+    if size is None:
+        return transform.rescale(grey, 0.5, anti_aliasing=True).astype(np.float32)
+    side = min(grey.shape)
+    top, left = ((n - side) // 2 for n in grey.shape)
+    square = grey[top : top + side, left : left + side]
+    return transform.resize(square, (size, size), anti_aliasing=True).astype(np.float32)
+
+
+def with_noise(clean: np.ndarray, sigma: float, generator: np.random.Generator) -> np.ndarray:
+    """Return pictures with white Gaussian noise of deviation ``sigma``, not clipped."""
+    return clean + np.float32(sigma) * generator.standard_normal(clean.shape, dtype=np.float32)
+
+
+class Patches:
+    """Batches of random patches, flipped and turned, with and without noise: (noisy, clean)."""
+
+    def __init__(
+        self, pictures: list[Picture], sigma: float, seed: int, batch: int = 16, size: int = 40
+    ) -> None:
+        self.pictures, self.sigma, self.batch, self.size = pictures, sigma, batch, size
+        self.generator = np.random.default_rng(seed)
+
+    def __iter__(self) -> "Patches":
+        return self
+
+    def __next__(self) -> tuple[Tensor, Tensor]:
+        clean = np.stack([self._patch() for _ in range(self.batch)])[:, None]
+        noisy = with_noise(clean, self.sigma, self.generator)
+        return torch.from_numpy(noisy), torch.from_numpy(clean)
+
+    def _patch(self) -> Picture:
+        picture = self.pictures[self.generator.integers(len(self.pictures))]
+        i, j = (self.generator.integers(n - self.size) for n in picture.shape)
+        patch = picture[i : i + self.size, j : j + self.size]
+        patch = np.rot90(patch, self.generator.integers(4))
+        return patch[:, :: self.generator.choice([-1, 1])]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the batches are."""
+        return dict(self.generator.bit_generator.state)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.generator.bit_generator.state = state
+
+
+class Shuffled:
+    """Batches of tensors in an order that is random in every epoch; what is left over is left out.
+
+    ``batches`` is their number in an epoch.
+    """
+
+    def __init__(self, *tensors: Tensor, batch: int, seed: int) -> None:
+        self.tensors, self.batch = tensors, batch
+        self.batches = max(len(tensors[0]) // batch, 1)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.next = 0
+
+    def __iter__(self) -> "Shuffled":
+        return self
+
+    def __next__(self) -> tuple[Tensor, ...]:
+        if self.next % self.batches == 0:
+            self.epoch = self.generator.get_state()
+            self.order = torch.randperm(len(self.tensors[0]), generator=self.generator)
+        start = self.next % self.batches * self.batch
+        chosen = self.order[start : start + self.batch]
+        self.next += 1
+        return tuple(tensor[chosen] for tensor in self.tensors)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the batches are."""
+        return {"epoch": self.epoch, "next": self.next}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.epoch, self.next = state["epoch"], state["next"]
+        self.generator.set_state(self.epoch)
+        self.order = torch.randperm(len(self.tensors[0]), generator=self.generator)
+
+
+class Repeated:
+    """One batch, again and again."""
+
+    def __init__(self, *tensors: Tensor) -> None:
+        self.tensors = tensors
+
+    def __iter__(self) -> "Repeated":
+        return self
+
+    def __next__(self) -> tuple[Tensor, ...]:
+        return self.tensors
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: it is always in the same place."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Stay there."""
+
+
+@cache
+def digits(seed: int) -> Labelled:
+    """Load scikit-learn's digits of 8 x 8 pixels, a fifth of each class for training."""
+    pictures, labels = datasets.load_digits(return_X_y=True)
+    train, test, train_labels, test_labels = train_test_split(
+        pictures.reshape(-1, 1, 8, 8).astype(np.float32) / 16,
+        labels,
+        train_size=0.2,
+        stratify=labels,
+        random_state=seed,
+    )
+    parts = (train, train_labels, test, test_labels)
+    return *(torch.from_numpy(part) for part in parts), 10
+
+
+@cache
+def cifar(name: str, root: Path | None) -> Labelled:
+    """Load CIFAR-10 or CIFAR-100 through torchvision, from the user's own copy."""
+    if root is None:
+        raise SystemExit(f"{name}: --data-root is needed, the folder of your copy")
+    try:
+        from torchvision.datasets import CIFAR10, CIFAR100
+    except ImportError as error:
+        raise SystemExit(f"{name}: torchvision is needed (pip install torchvision)") from error
+    kind = CIFAR10 if name == "cifar10" else CIFAR100
+    parts: list[Tensor] = []
+    for train in (True, False):
+        held = kind(root, train=train, download=False)
+        pictures = torch.from_numpy(held.data).permute(0, 3, 1, 2).float() / 255
+        parts += [(pictures - 0.47) / 0.25, torch.tensor(held.targets)]
+    return *parts, len(held.classes)

@@ -1,0 +1,43 @@
+"""PSNR, SSIM and accuracy, by torchmetrics, which is imported when a score is wanted."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Pictures = Float[Tensor, "batch channels height width"]
+
+
+def psnr(picture: Pictures, clean: Pictures) -> float:
+    """Return the peak signal-to-noise ratio in decibels; pictures are in [0, 1]."""
+    from torchmetrics.functional.image import peak_signal_noise_ratio
+
+    return float(peak_signal_noise_ratio(picture, clean, data_range=1.0))
+
+
+def ssim(picture: Pictures, clean: Pictures) -> float:
+    """Return the mean structural similarity of all windows of 7 x 7 pixels within the pictures.
+
+    The windows are those of scikit-image's function, which estimates variances by n - 1 = 48.
+    """
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    similarity = structural_similarity_index_measure(
+        picture, clean, gaussian_kernel=False, kernel_size=7, data_range=1.0, return_full_image=True
+    )[1]
+    return float(similarity[..., 3:-3, 3:-3].mean())
+
+
+@torch.no_grad()
+def accuracy(
+    model: torch.nn.Module,
+    pictures: Pictures,
+    labels: Int[Tensor, " batch"],
+    device: torch.device,
+) -> float:
+    """Return the share of pictures that a classifier gets right, in percent."""
+    from torchmetrics.functional.classification import multiclass_accuracy
+
+    model.eval()
+    logits = torch.cat([model(part.to(device)).cpu() for part in pictures.split(500)])
+    right = multiclass_accuracy(logits, labels, logits.shape[1], average="micro")
+    return 100 * float(right)
