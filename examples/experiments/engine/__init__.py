@@ -11,7 +11,7 @@ from engine.data import (
 )
 from engine.experiment import Experiment, main, setting
 from engine.records import Record, Records, Run, Scores
-from engine.report import Column, Difference, plot_runs, summary
+from engine.report import Column, Difference, markdown, plot_runs, summary
 from engine.scores import accuracy, psnr, ssim
 from engine.training import Trainer
 
@@ -37,5 +37,6 @@ __all__ = [
     "Column",
     "Difference",
     "summary",
+    "markdown",
     "plot_runs",
 ]

@@ -1,8 +1,9 @@
 """Tables in Markdown and plots of records."""
 
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -11,15 +12,22 @@ from engine.records import Record
 
 @dataclass(frozen=True)
 class Column:
-    """A column of scores, each cell the mean ± the standard deviation over a row's records."""
+    """A column of scores, each cell the mean ± the standard deviation over a row's records.
+
+    ``where`` names the settings of the records that count; without ``spread`` it is the mean alone.
+    """
 
     title: str
     key: str
     form: str = ".2f"
+    where: Mapping[str, Any] = field(default_factory=dict)
+    spread: bool = True
 
     def cell(self, group: Sequence[Record], records: Sequence[Record]) -> str:
         """Return the cell of a row's records."""
-        return _spread([record[self.key] for record in group], self.form)
+        chosen = [record for record in group if self.where.items() <= record.run.items()]
+        values = [record[self.key] for record in chosen]
+        return _spread(values if self.spread else [statistics.mean(values)], self.form)
 
 
 @dataclass(frozen=True)
