@@ -11,7 +11,7 @@ from engine.data import (
 )
 from engine.experiment import Experiment, main, setting
 from engine.records import Record, Records, Run, Scores
-from engine.report import Column, Difference, markdown, plot_runs, summary
+from engine.report import Column, Difference, Known, markdown, plot_runs, summary
 from engine.scores import accuracy, psnr, ssim
 from engine.training import Trainer
 
@@ -36,6 +36,7 @@ __all__ = [
     "accuracy",
     "Column",
     "Difference",
+    "Known",
     "summary",
     "markdown",
     "plot_runs",

@@ -33,6 +33,10 @@ class Record:
     def __getitem__(self, key: str) -> Any:
         return self.run[key] if key in self.run else self.scores[key]
 
+    def matches(self, settings: Run) -> bool:
+        """Return whether the run has these settings."""
+        return settings.items() <= self.run.items()
+
 
 class Records:
     """The finished runs of an experiment, in a JSON file."""

@@ -1,13 +1,12 @@
 """Tables in Markdown and plots of records."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from matplotlib.figure import Figure
 
-from engine.records import Record
+from engine.records import Record, Run
 
 
 @dataclass(frozen=True)
@@ -20,13 +19,12 @@ class Column:
     title: str
     key: str
     form: str = ".2f"
-    where: Mapping[str, Any] = field(default_factory=dict)
+    where: Run = field(default_factory=dict)
     spread: bool = True
 
     def cell(self, group: Sequence[Record], records: Sequence[Record]) -> str:
         """Return the cell of a row's records."""
-        chosen = [record for record in group if self.where.items() <= record.run.items()]
-        values = [record[self.key] for record in chosen]
+        values = [record[self.key] for record in group if record.matches(self.where)]
         return _spread(values if self.spread else [statistics.mean(values)], self.form)
 
 
@@ -52,8 +50,20 @@ class Difference:
         return _spread(differences, self.form)
 
 
+@dataclass(frozen=True)
+class Known:
+    """A column of figures that do not come from the records, such as a paper's."""
+
+    title: str
+    figure: Callable[[Run], str]
+
+    def cell(self, group: Sequence[Record], records: Sequence[Record]) -> str:
+        """Return the figure of a row."""
+        return self.figure(group[0].run)
+
+
 def summary(
-    records: Sequence[Record], by: Sequence[str], columns: Sequence[Column | Difference]
+    records: Sequence[Record], by: Sequence[str], columns: Sequence[Column | Difference | Known]
 ) -> str:
     """Return a table with a row for each combination of the settings ``by``."""
     groups: dict[tuple[str, ...], list[Record]] = {}
