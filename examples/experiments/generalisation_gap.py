@@ -210,7 +210,7 @@ class GeneralisationGap(Experiment):
                     axis.semilogy(steps, record.losses, style, color=colour, label=label)
                     axis.semilogy(record["steps"], record["test_mse"], "o", color=colour, ms=4)
             axis.set(title=f"{self.photographs[0]}, sigma {sigma}", xlabel="step")
-        axes[0].set_ylabel("MSE (lines: training noise; dots: other noise)")
+        axes[0].set_ylabel("MSE (dots: other noise)")
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
         return figure
