@@ -47,8 +47,7 @@ from engine import (
     Shuffled,
     Trainer,
     accuracy,
-    cifar,
-    digits,
+    labelled,
     main,
     plot_runs,
     setting,
@@ -158,7 +157,7 @@ class WeightedClassification(Experiment):
     def perform(self, run: Run, trainer: Trainer) -> Scores:
         """Train a network and classify the test pictures."""
         seed, kernel_size = run["seed"], run["kernel_size"]
-        data = digits(seed) if self.dataset == "digits" else cifar(self.dataset, self.data_root)
+        data = labelled(run["dataset"], seed, self.data_root)
         pictures, labels, test, test_labels, classes = data
         model = MODELS[run["network"]](pictures.shape[1], classes, kernel_size, run["width"])
         model = with_convolutions(model, run["convolutions"], kernel_size)
@@ -179,7 +178,7 @@ class WeightedClassification(Experiment):
         title = "minus standard, seed by seed"
         columns = [
             Column("test accuracy (%)", "accuracy"),
-            Difference(title, "accuracy", "convolutions", "standard"),
+            Difference(title, "accuracy", {"convolutions": "standard"}),
         ]
         return summary(records, ["network", "convolutions"], columns)
 

@@ -170,7 +170,7 @@ class WeightedDenoising(Experiment):
         columns = [
             Column("PSNR (dB)", "psnr"),
             Column("SSIM", "ssim", ".4f"),
-            Difference(title, "psnr", "convolutions", "standard", "+.3f"),
+            Difference(title, "psnr", {"convolutions": "standard"}, "+.3f"),
         ]
         return summary(records, ["network", "convolutions"], columns)
 

@@ -1,6 +1,10 @@
-"""A small experiment that several processes share: ``python small_denoiser.py --help``."""
+"""A small experiment; ``torchrun small_denoiser.py FOLDER`` shares it among two processes."""
 
+import contextlib
+import itertools
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -10,12 +14,17 @@ from engine import Column, Experiment, Patches, main, photograph, plot_runs, set
 from finslerconv.nn import MetricConv2d
 
 
+class CutOffError(Exception):
+    """The end of a call that does not reach its own."""
+
+
 @dataclass(frozen=True)
 class SmallDenoiser(Experiment):
     """Trains two metric convolutions, without what would depend on the process."""
 
     name = "small_denoiser"
     steps: int = setting(8, "steps of training")
+    cut_at: int = setting(0, "the step in which it is cut off")
 
     def runs(self):
         return [{"model": "metric", "seed": 0, "steps": self.steps}]
@@ -24,10 +33,17 @@ class SmallDenoiser(Experiment):
         model = nn.Sequential(
             MetricConv2d(1, 4, 3, padding=1), nn.ReLU(), MetricConv2d(4, 1, 3, padding=1)
         )
+        steps = itertools.count(1)
+
+        def loss(model, noisy, clean):
+            if next(steps) == self.cut_at:
+                raise CutOffError
+            return mse_loss(model(noisy), clean)
+
         trainer.train(
             model,
             Patches([photograph("camera", 64)], 0.1, run["seed"], batch=4, size=16),
-            lambda model, noisy, clean: mse_loss(model(noisy), clean),
+            loss,
             steps=run["steps"],
             optimiser=lambda model: torch.optim.Adam(model.parameters(), lr=1e-2),
         )
@@ -41,4 +57,11 @@ class SmallDenoiser(Experiment):
 
 
 if __name__ == "__main__":
-    main(SmallDenoiser)
+    folder = Path(sys.argv[1])
+    common = ["--accelerator", "cpu", "--devices", "2", "--checkpoint-every", "4", "--output"]
+    main(SmallDenoiser, [*common, str(folder / "ddp"), "--strategy", "ddp"])
+    sharded = [*common, str(folder / "fsdp2"), "--strategy", "fsdp2"]
+    with contextlib.suppress(CutOffError):
+        main(SmallDenoiser, [*sharded, "--cut-at", "6"])
+    assert len(list((folder / "fsdp2" / "checkpoints").iterdir())) == 1
+    main(SmallDenoiser, sharded)

@@ -148,7 +148,7 @@ def test_summary():
     ]
     columns = [
         Column("mean", "score", ".1f"),
-        Difference("gain", "score", "kind", "plain", "+.2f"),
+        Difference("gain", "score", {"kind": "plain"}, "+.2f"),
     ]
     assert summary(records, ["net", "kind"], columns).splitlines() == [
         "| net | kind | mean | gain |",

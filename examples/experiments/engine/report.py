@@ -30,21 +30,20 @@ class Column:
 
 @dataclass(frozen=True)
 class Difference:
-    """A column of differences from the records that are equal but in one setting."""
+    """A column of differences from the records that differ in the settings ``standard`` alone."""
 
     title: str
     key: str
-    setting: str
-    standard: str
+    standard: Run
     form: str = "+.2f"
 
     def cell(self, group: Sequence[Record], records: Sequence[Record]) -> str:
         """Return the cell of a row's records; that of the standard itself is empty."""
-        if group[0][self.setting] == self.standard:
+        if group[0].matches(self.standard):
             return ""
         differences = []
         for record in group:
-            run = {**record.run, self.setting: self.standard}
+            run = {**record.run, **self.standard}
             other = next(each for each in records if each.run == run)
             differences.append(record[self.key] - other[self.key])
         return _spread(differences, self.form)
