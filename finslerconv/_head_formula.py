@@ -156,11 +156,11 @@ class HeadFormula:
         Float[Tensor, "batch groups *size d d"],
         Float[Tensor, "batch groups *size d"] | None,
     ]:
-        """Return ``M`` and ``omega`` (None if Riemannian), in float32 at least.
+        r"""Return ``M`` and ``omega`` (None if Riemannian), in float32 at least.
 
         Parameters
         ----------
-        channels : Tensor, shape (B, G * n_channels, *size)
+        channels : Tensor, shape (B, G * n_channels, \*size)
             Over the ``dim`` axes of the output.
         """
         raw = channels.to(torch.promote_types(channels.dtype, torch.float32))

@@ -51,14 +51,6 @@ def first_few(entries: Sequence[str]) -> str:
     return ", ".join([*entries[:_SHOWN], *([f"and {rest} more"] if rest > 0 else [])])
 
 
-def torchvision_deform(module: nn.Module) -> type[nn.Module] | None:
-    """Return torchvision's ``DeformConv2d`` if a module is one; torchvision is not imported."""
-    for kind in type(module).__mro__:
-        if kind.__name__ == "DeformConv2d" and kind.__module__.startswith("torchvision."):
-            return kind
-    return None
-
-
 #: Where training scripts keep weights in a checkpoint, in the order in which they are tried.
 WEIGHT_PLACES = (
     "state_dict", "model", "model_state_dict", "ema", "model_ema", "state_dict_ema", "params",

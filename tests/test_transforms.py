@@ -165,18 +165,32 @@ def core_cases() -> list[Case]:
 
 
 def operator_cases() -> list[Case]:
-    x, weight, bias = random(1, 4, 5, 6), random(3, 4, 3, 3, seed=3), random(3, seed=4)
     M, omega = spd(1, 5, 6), 0.1 * random(1, 5, 6, 2, seed=5)
-    mask = torch.rand(1, 9, 5, 6, dtype=torch.float64)
     points = torch.as_tensor(balls.lattice(3).points)
-    offset = 0.3 + 0.2 * random(1, 18, 5, 6, seed=6)
+    cases = [Case("metric_positions", lambda M: ops.metric_positions(M, omega, points), M)]
+    for size, kernel in (((7,), (3,)), ((5, 6), (3, 3)), ((3, 4, 2), (3, 1, 3))):
+        cases += convolution_cases(size, kernel)
+    return cases
 
-    def metric(at: int) -> Callable[[Tensor], Tensor]:
+
+def convolution_cases(size: tuple[int, ...], kernel: tuple[int, ...]) -> list[Case]:
+    d = len(size)
+    padding = tuple(k // 2 for k in kernel)
+    x, weight, bias = random(1, 4, *size), random(3, 4, *kernel, seed=3), random(3, seed=4)
+    M, omega = spd(1, *size, d=d), 0.1 * random(1, *size, d, seed=5)
+    points = torch.as_tensor(balls.lattice(kernel).points)
+    n = len(points)
+    mask = torch.rand(1, n, *size, dtype=torch.float64)
+    offset = 0.3 + 0.2 * random(1, n * d, *size, seed=6)
+    metric_conv = (ops.metric_conv1d, ops.metric_conv2d, ops.metric_conv3d)[d - 1]
+    deform_conv = (ops.deform_conv1d, ops.deform_conv2d, ops.deform_conv3d)[d - 1]
+
+    def metric(at: int, map: ops.MapName = "radial") -> Callable[[Tensor], Tensor]:
         arguments = [x, M, omega, points, weight, bias, mask]
 
         def call(value: Tensor) -> Tensor:
             a = [value if i == at else u for i, u in enumerate(arguments)]
-            return ops.metric_conv2d(*a[:6], padding=1, mask=a[6])
+            return metric_conv(*a[:6], padding=padding, mask=a[6], map=map)
 
         return call
 
@@ -185,17 +199,21 @@ def operator_cases() -> list[Case]:
 
         def call(value: Tensor) -> Tensor:
             a = [value if i == at else u for i, u in enumerate(arguments)]
-            return ops.deform_conv2d(*a[:4], padding=1, mask=a[4])
+            return deform_conv(*a[:4], padding=padding, mask=a[4])
 
         return call
 
     metrics = {"input": x, "M": M, "omega": omega, "weight": weight, "bias": bias, "mask": mask}
     places = {"input": 0, "M": 1, "omega": 2, "weight": 4, "bias": 5, "mask": 6}
     deforms = {"input": x, "offset": offset, "weight": weight, "bias": bias, "mask": mask}
+    name = metric_conv.__name__
     return [
-        *(Case(f"metric_conv2d, {n}", metric(places[n]), at) for n, at in metrics.items()),
-        *(Case(f"deform_conv2d, {n}", deform(i), at) for i, (n, at) in enumerate(deforms.items())),
-        Case("metric_positions", lambda M: ops.metric_positions(M, omega, points), M),
+        *(Case(f"{name}, {n}", metric(places[n]), at) for n, at in metrics.items()),
+        Case(f"{name}, affine, M", metric(1, "affine"), M),
+        *(
+            Case(f"{deform_conv.__name__}, {n}", deform(i), at)
+            for i, (n, at) in enumerate(deforms.items())
+        ),
     ]
 
 
@@ -205,6 +223,14 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
     "GeodesicConv2d": lambda: layers.GeodesicConv2d(2, 3, 3, padding=1),
     "DeformConv2d": lambda: layers.DeformConv2d(2, 3, 3, padding=1),
     "ShiftedConv2d": lambda: layers.ShiftedConv2d(2, 3, 3, padding=1),
+    "MetricConv1d": lambda: nn.Sequential(nn.Flatten(2), layers.MetricConv1d(2, 3, 3, padding=1)),
+    "DeformConv1d": lambda: nn.Sequential(nn.Flatten(2), layers.DeformConv1d(2, 3, 3, padding=1)),
+    "MetricConv3d": lambda: nn.Sequential(
+        nn.Unflatten(-1, (2, 3)), layers.MetricConv3d(2, 3, (2, 1, 2), map="affine")
+    ),
+    "DeformConv3d": lambda: nn.Sequential(
+        nn.Unflatten(-1, (2, 3)), layers.DeformConv3d(2, 3, (2, 1, 2), modulation=True)
+    ),
     "WeightedConv2d": lambda: layers.WeightedConv2d(2, 3, 3, padding=1, density=[0.5]),
     "WeightedConv2d, large": lambda: layers.WeightedConv2d(2, 9000, 3, density=[0.5]),
     "WeightedConv1d": lambda: nn.Sequential(

@@ -1,23 +1,17 @@
 """Where DCNv3, DCNv4 and multi-scale deformable attention take their samples."""
 
-import inspect
 import math
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
+from finslerconv._foreign import attention_call, attention_counts
 from finslerconv.balls import ReferenceSet, lattice
 from finslerconv.implicit._positions import KernelPositions
 from finslerconv.nn import DCNv3, DCNv4, MSDeformAttn
 from finslerconv.ops import tap_grid
-
-# The names of the arguments of attention: of the papers' code and ours, of mmcv, of transformers.
-_QUERY = ("query", "hidden_states")
-_ADDED = ("query_pos", "position_embeddings")
-_SHAPES = ("input_spatial_shapes", "spatial_shapes", "spatial_shapes_list")
-_COUNTS = (("n_heads", "num_heads"), ("n_levels", "num_levels"), ("n_points", "num_points"))
 
 
 def read_taps(layer: DCNv3 | DCNv4, input: Tensor, *shape: Any) -> KernelPositions:
@@ -53,34 +47,10 @@ def read_taps(layer: DCNv3 | DCNv4, input: Tensor, *shape: Any) -> KernelPositio
     )  # fmt: skip
 
 
-def is_attention(layer: Any) -> bool:
-    """Return whether a layer is multi-scale deformable attention, ours or another library's."""
-    heads: list[Any] = [
-        getattr(layer, name, None) for name in ("sampling_offsets", "attention_weights")
-    ]
-    if not all(isinstance(head, nn.Linear) for head in heads):
-        return False
-    counts = [_count(layer, names) for names in _COUNTS]
-    if not all(isinstance(count, int) for count in counts):
-        return False
-    samples = counts[0] * counts[1] * counts[2]
-    taken = set(inspect.signature(layer.forward).parameters)
-    named = "reference_points" in taken and taken & set(_QUERY) and taken & set(_SHAPES)
-    return bool(named) and [head.out_features for head in heads] == [2 * samples, samples]
-
-
 def read_attention(layer: Any, *args: Any) -> tuple[KernelPositions, ...]:
     """Return the positions of the heads of multi-scale deformable attention, on each level."""
-    given = inspect.signature(layer.forward).bind(*args).arguments
-    heads, levels, n = (_count(layer, names) for names in _COUNTS)
-    query, reference = _argument(given, _QUERY), given.get("reference_points")
-    if reference is None:
-        raise ValueError("reference_points: attention samples around them; got none")
-    for added in (given.get(name) for name in _ADDED):
-        query = query if added is None else query + added
-    if getattr(layer, "batch_first", True) is False:
-        query = query.transpose(0, 1)
-    shapes = torch.as_tensor(_argument(given, _SHAPES)).tolist()
+    heads, levels, n = attention_counts(layer)
+    query, reference, shapes = attention_call(layer, *args)
     expected = (*query.shape[:2], levels)
     if reference.ndim != 4 or reference.shape[3] not in (2, 4):
         raise ValueError(
@@ -88,7 +58,7 @@ def read_attention(layer: Any, *args: Any) -> tuple[KernelPositions, ...]:
             f"{tuple(reference.shape)}"
         )
     if len(shapes) != levels:
-        raise ValueError(f"{_SHAPES[1]}: expected {levels} levels, got {len(shapes)}")
+        raise ValueError(f"spatial_shapes: expected {levels} levels, got {len(shapes)}")
     offsets = layer.sampling_offsets(query).unflatten(-1, (heads, levels, n, 2))
     offsets = offsets.to(torch.promote_types(offsets.dtype, torch.float32)).flip(-1)
     weights = layer.attention_weights(query).unflatten(-1, (heads, levels * n)).softmax(-1)
@@ -96,7 +66,7 @@ def read_attention(layer: Any, *args: Any) -> tuple[KernelPositions, ...]:
     reference = reference.to(offsets.dtype).expand(expected + reference.shape[3:])
     rays = MSDeformAttn.rays(heads, n).flip(-1).to(offsets)
     return tuple(
-        _on_level(offsets[:, :, :, i], weights[:, :, :, i], reference[:, :, i], rays, tuple(size))
+        _on_level(offsets[:, :, :, i], weights[:, :, :, i], reference[:, :, i], rays, size)
         for i, size in enumerate(shapes)
     )
 
@@ -125,14 +95,3 @@ def _on_level(
     return KernelPositions(
         points, None, size, "attention", True, weights, standard=standard, places=places
     )
-
-
-def _count(layer: Any, names: tuple[str, ...]) -> Any:
-    return next((getattr(layer, name) for name in names if hasattr(layer, name)), None)
-
-
-def _argument(given: dict[str, Any], names: tuple[str, ...]) -> Any:
-    found = next((given[name] for name in names if given.get(name) is not None), None)
-    if found is None:
-        raise ValueError(f"x: expected the argument {' or '.join(names)} of attention, got none")
-    return found

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from finslerconv._arrays import as_integer
-from finslerconv.implicit._aggregations import is_attention
+from finslerconv._foreign import is_attention
 from finslerconv.implicit._fit import ObjectiveName, RandersFit, fit_randers, known_metric
 from finslerconv.implicit._layers import find_adaptive_layers
 from finslerconv.implicit._objectives import determines

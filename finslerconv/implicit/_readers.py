@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from finslerconv._models import torchvision_deform
+from finslerconv._foreign import OFFSET_HEADS, is_attention, torchvision_deform
 from finslerconv.balls import ReferenceSet
-from finslerconv.implicit._aggregations import is_attention, read_attention, read_taps
+from finslerconv.implicit._aggregations import read_attention, read_taps
 from finslerconv.implicit._positions import KernelPositions
 from finslerconv.metrics import Randers, Riemannian
 from finslerconv.nn import (
@@ -379,7 +379,7 @@ def _has_kernel(layer: nn.Module) -> bool:
 
 
 def _offset_conv(layer: nn.Module) -> nn.Conv2d | None:
-    for name in ("conv_offset", "conv_offset_mask"):
+    for name in OFFSET_HEADS:
         conv = getattr(layer, name, None)
         if isinstance(conv, nn.Conv2d):
             return conv

@@ -22,7 +22,13 @@ from finslerconv.nn._adaptive import (
     AdaptiveConv2d,
     AdaptiveConv3d,
 )
-from finslerconv.nn._aggregation import DCNv3, DCNv4, MSDeformAttn, Samples
+from finslerconv.nn._aggregation import DCNv3, DCNv4, Samples
+from finslerconv.nn._attention import (
+    MSDeformAttn,
+    MSDeformAttnCore,
+    MultiScaleDeformableAttention,
+    TransformersDeformAttn,
+)
 from finslerconv.nn._geodesic_conv import GeodesicConv2d
 from finslerconv.nn._given_offset_conv import DeformAlign2d, GivenOffsetConv2d
 from finslerconv.nn._head import MetricHead, metric_penalty
@@ -83,6 +89,9 @@ __all__ = [
     "DCNv3",
     "DCNv4",
     "MSDeformAttn",
+    "MultiScaleDeformableAttention",
+    "TransformersDeformAttn",
+    "MSDeformAttnCore",
     "Samples",
     "AdaptiveConv",
     "AdaptiveConv1d",

@@ -149,9 +149,9 @@ device, dtype
 
     @abc.abstractmethod
     def _positions(self, x: Tensor) -> Tensor:
-        """Return the displacements from the kernel's centre in pixels, for a batched input.
+        r"""Return the displacements from the kernel's centre in pixels, for a batched input.
 
-        Of shape (B, *out, taps, dims), or (B, sample_groups, *out, taps, dims) if there is more
+        Of shape (B, \*out, taps, dims), or (B, sample_groups, \*out, taps, dims) if there is more
         than one group.
         """
 
@@ -211,15 +211,15 @@ device, dtype
             zero_(self.modulation_conv)
 
     def positions(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """Return the sampling positions for the input ``x``.
+        r"""Return the sampling positions for the input ``x``.
 
         Parameters
         ----------
-        x : Tensor, shape (B, C, *size) or (C, *size)
+        x : Tensor, shape (B, C, \*size) or (C, \*size)
 
         Returns
         -------
-        Tensor, shape (B, *out, taps, dims), or (B, groups, *out, taps, dims)
+        Tensor, shape (B, \*out, taps, dims), or (B, groups, \*out, taps, dims)
             Displacements from the kernel's centre at each output pixel, in pixels and in the order
             of the axes (for images down, right), the taps in the order of the kernel (row-major),
             in float32 at least. :meth:`geometry` says where the centres are. The axis of groups is
@@ -229,15 +229,15 @@ device, dtype
         return self._positions(self._batched(x))
 
     def modulation(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."] | None:
-        """Return the factors of the samples for the input ``x``; None without modulation.
+        r"""Return the factors of the samples for the input ``x``; None without modulation.
 
         Parameters
         ----------
-        x : Tensor, shape (B, C, *size) or (C, *size)
+        x : Tensor, shape (B, C, \*size) or (C, \*size)
 
         Returns
         -------
-        Tensor, shape (B, *out, taps), or (B, groups, *out, taps), or None
+        Tensor, shape (B, \*out, taps), or (B, groups, \*out, taps), or None
             Each in (0, 2), in the order of the kernel.
         """
         mask = self._mask(self._batched(x))
@@ -265,11 +265,11 @@ device, dtype
         return reason
 
     def forward(self, input: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """Return the convolution of ``input``, shape (B, O, *out) or (O, *out).
+        r"""Return the convolution of ``input``, shape (B, O, \*out) or (O, \*out).
 
         Parameters
         ----------
-        input : Tensor, shape (B, C, *size) or (C, *size)
+        input : Tensor, shape (B, C, \*size) or (C, \*size)
         """
         return _output(self, input)
 

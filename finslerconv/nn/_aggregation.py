@@ -1,17 +1,17 @@
-"""DCNv3, DCNv4 and multi-scale deformable attention as modules, with their papers' names."""
+"""DCNv3 and DCNv4 as modules, with their papers' names."""
 
 import math
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
 from finslerconv import ops
 
 _NORMS = ("LN", "BN")
-_ACTIVATIONS = {"ReLU": nn.ReLU, "SiLU": nn.SiLU, "GELU": nn.GELU}
+ACTIVATIONS = {"ReLU": nn.ReLU, "SiLU": nn.SiLU, "GELU": nn.GELU}
 
 
 class Samples(NamedTuple):
@@ -226,8 +226,8 @@ class DCNv3(_AggregatedTaps):
             channels, kernel_size, stride, pad, dilation, group, offset_scale,
             center_feature_scale, remove_center, like,
         )  # fmt: skip
-        if act_layer not in _ACTIVATIONS:
-            raise ValueError(f"act_layer: expected one of {tuple(_ACTIVATIONS)}, got {act_layer!r}")
+        if act_layer not in ACTIVATIONS:
+            raise ValueError(f"act_layer: expected one of {tuple(ACTIVATIONS)}, got {act_layer!r}")
         if norm_layer not in _NORMS:
             raise ValueError(f"norm_layer: expected one of {_NORMS}, got {norm_layer!r}")
         self.dw_kernel_size = kernel_size if dw_kernel_size is None else dw_kernel_size
@@ -239,7 +239,7 @@ class DCNv3(_AggregatedTaps):
         self.dw_conv = nn.Sequential(
             _Depthwise(channels, self.dw_kernel_size, like),
             nn.Sequential(*norm),
-            _ACTIVATIONS[act_layer](),
+            ACTIVATIONS[act_layer](),
         )
         self.offset = nn.Linear(channels, group * self._taps * 2, **like)
         self.mask = nn.Linear(channels, group * self._taps, **like)
@@ -252,7 +252,7 @@ class DCNv3(_AggregatedTaps):
         for layer in self.dw_conv.modules():
             if isinstance(layer, nn.Conv2d | nn.LayerNorm | nn.BatchNorm2d):
                 layer.reset_parameters()
-        _reset(self)
+        reset_linear(self)
 
     def forward(
         self, input: Float[Tensor, "batch height width channels"]
@@ -370,7 +370,7 @@ class DCNv4(_AggregatedTaps):
         """Start anew: no offsets, and weights of zero."""
         if self.dw_kernel_size is not None:
             self.offset_mask_dw.reset_parameters()
-        _reset(self)
+        reset_linear(self)
 
     def forward(
         self, input: Float[Tensor, "batch pixels channels"], shape: tuple[int, int] | None = None
@@ -422,194 +422,6 @@ class DCNv4(_AggregatedTaps):
         return input.unflatten(1, (rows, columns))
 
 
-class MSDeformAttn(nn.Module):
-    """Multi-scale deformable attention, as in Deformable DETR and Mask2Former.
-
-    Each query samples a few points around its reference point on each of several feature maps, and
-    sums them by attention weights. A drop-in for ``MSDeformAttn`` of the paper's code, which needs
-    no compiler: the arguments, the names of the parameters and the start are the same, so its
-    checkpoints load, and those of mmcv's ``MultiScaleDeformableAttention``.
-
-    Parameters
-    ----------
-    d_model : int
-        The number of channels.
-    n_levels : int
-        The number of feature maps.
-    n_heads : int
-        The number of groups of channels, each with points of its own.
-    n_points : int
-        The number of points on each map.
-    device, dtype
-        Of the parameters.
-
-    Raises
-    ------
-    ValueError
-        If ``n_heads`` does not divide ``d_model``, or a number is not positive.
-
-    Notes
-    -----
-    ``state_dict`` keys: ``sampling_offsets.*``, ``attention_weights.*``, ``value_proj.*``,
-    ``output_proj.*``. At the start the heads look into different directions, point after point
-    farther.
-
-    References
-    ----------
-    Zhu et al., "Deformable DETR: Deformable Transformers for End-to-End Object Detection" (ICLR
-    2021).
-
-    Examples
-    --------
-    >>> import torch
-    >>> from finslerconv.nn import MSDeformAttn
-    >>> layer = MSDeformAttn(d_model=64, n_levels=2, n_heads=4, n_points=3)
-    >>> shapes = torch.tensor([[8, 6], [4, 3]])
-    >>> maps, query = torch.randn(1, 8 * 6 + 4 * 3, 64), torch.randn(1, 10, 64)
-    >>> reference_points = torch.rand(1, 10, 2, 2)  # (x, y) of each query on each map, in [0, 1]
-    >>> layer(query, reference_points, maps, shapes).shape
-    torch.Size([1, 10, 64])
-    """
-
-    def __init__(
-        self,
-        d_model: int = 256,
-        n_levels: int = 4,
-        n_heads: int = 8,
-        n_points: int = 4,
-        *,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        for name, number in (("n_levels", n_levels), ("n_heads", n_heads), ("n_points", n_points)):
-            if number < 1:
-                raise ValueError(f"{name}: expected at least 1, got {number}")
-        if d_model % n_heads != 0:
-            raise ValueError(f"n_heads: expected a divisor of d_model {d_model}, got {n_heads}")
-        self.d_model = d_model
-        self.n_levels = n_levels
-        self.n_heads = n_heads
-        self.n_points = n_points
-        like = {"device": device, "dtype": dtype}
-        samples = n_heads * n_levels * n_points
-        self.sampling_offsets = nn.Linear(d_model, samples * 2, **like)
-        self.attention_weights = nn.Linear(d_model, samples, **like)
-        self.value_proj = nn.Linear(d_model, d_model, **like)
-        self.output_proj = nn.Linear(d_model, d_model, **like)
-        self.reset_parameters()
-
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """Start anew: equal weights, and points that look from the centre into all directions."""
-        _reset(self)
-        bias = self.sampling_offsets.bias
-        rays = self.rays(self.n_heads, self.n_points).to(bias.device)
-        bias.copy_(rays[:, None].expand(-1, self.n_levels, -1, -1).reshape(-1))
-
-    @staticmethod
-    def rays(n_heads: int, n_points: int) -> Float[Tensor, "heads points 2"]:
-        """Return the points (x, y) of each head before anything is learned, in pixels.
-
-        Each head's are on a ray of its own, of lengths 1, 2, ... along its longer axis.
-        """
-        angles = torch.arange(n_heads) * (2 * math.pi / n_heads)
-        directions = torch.stack((angles.cos(), angles.sin()), -1)
-        directions = directions / directions.abs().amax(-1, keepdim=True)
-        return directions[:, None] * torch.arange(1, n_points + 1)[:, None]
-
-    def forward(
-        self,
-        query: Float[Tensor, "batch queries channels"],
-        reference_points: Float[Tensor, "batch queries levels point"],
-        input_flatten: Float[Tensor, "batch pixels channels"],
-        input_spatial_shapes: Int[Tensor, "levels 2"],
-        input_level_start_index: Int[Tensor, " levels"] | None = None,
-        input_padding_mask: Bool[Tensor, "batch pixels"] | None = None,
-    ) -> Float[Tensor, "batch queries channels"]:
-        """Return what the queries gather.
-
-        Parameters
-        ----------
-        query : Tensor, shape (B, Q, d_model)
-        reference_points : Tensor, shape (B, Q, n_levels, 2) or (B, Q, n_levels, 4)
-            Points (x, y) in units of each map, from (0, 0) at its top left corner to (1, 1) at the
-            bottom right one; or boxes (x, y, width, height), of which offsets are parts.
-        input_flatten : Tensor, shape (B, S, d_model)
-            The pixels of all maps, each row by row.
-        input_spatial_shapes : Tensor of integers, shape (n_levels, 2)
-            Rows and columns of each map.
-        input_level_start_index : Tensor of integers, shape (n_levels,), optional
-            The index of each map's first pixel.
-        input_padding_mask : Tensor of bool, shape (B, S), optional
-            True where a pixel is padding, which counts as zero.
-        """
-        levels = ops.level_table(
-            input_spatial_shapes, input_level_start_index, input_flatten.device
-        )
-        offsets, weights = self._fields(query, reference_points, levels)
-        value = self.value_proj(input_flatten)
-        if input_padding_mask is not None:
-            value = value.masked_fill(input_padding_mask[..., None], 0.0)
-        value = value.unflatten(-1, (self.n_heads, -1))
-        # From units of the maps to pixels: the centre of the first pixel is (0, 0).
-        points = reference_points[:, :, None, :, None, :2].to(offsets.dtype)
-        points = points * _sizes(levels, offsets.dtype) - 0.5
-        return self.output_proj(ops.aggregate(value, points + offsets, weights, levels).flatten(2))
-
-    def samples(
-        self,
-        query: Float[Tensor, "batch queries channels"],
-        reference_points: Float[Tensor, "batch queries levels point"],
-        input_flatten: Float[Tensor, "batch pixels channels"],
-        input_spatial_shapes: Int[Tensor, "levels 2"],
-        input_level_start_index: Int[Tensor, " levels"] | None = None,
-        input_padding_mask: Bool[Tensor, "batch pixels"] | None = None,
-    ) -> Samples:
-        """Return the sampling positions and their weights for the arguments of :meth:`forward`."""
-        levels = ops.level_table(input_spatial_shapes, None, query.device)
-        offsets, weights = self._fields(query, reference_points, levels)
-        return Samples(offsets.flip(-1).transpose(1, 2), weights.transpose(1, 2))
-
-    def _fields(
-        self, query: Tensor, reference_points: Tensor, levels: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Return offsets (x, y) in pixels, float32 at least, and attention weights."""
-        expected = (*query.shape[:2], self.n_levels)
-        if query.ndim != 3 or query.shape[2] != self.d_model:
-            raise ValueError(
-                f"query: expected shape (B, Q, {self.d_model}), got {tuple(query.shape)}"
-            )
-        if (
-            reference_points.ndim != 4
-            or reference_points.shape[:3] != expected
-            or reference_points.shape[3] not in (2, 4)
-        ):
-            raise ValueError(
-                f"reference_points: expected shape {(*expected, 2)} or {(*expected, 4)}, got "
-                f"{tuple(reference_points.shape)}"
-            )
-        if len(levels) != self.n_levels:
-            raise ValueError(
-                f"input_spatial_shapes: expected {self.n_levels} levels, got {len(levels)}"
-            )
-        grid = (self.n_heads, self.n_levels, self.n_points)
-        weights = self.attention_weights(query).unflatten(-1, (self.n_heads, -1)).softmax(-1)
-        offsets = self.sampling_offsets(query).unflatten(-1, (*grid, 2))
-        offsets = offsets.to(torch.promote_types(offsets.dtype, torch.float32))
-        if reference_points.shape[3] == 4:
-            box = reference_points[:, :, None, :, None, 2:].to(offsets.dtype)
-            offsets = offsets * (box * _sizes(levels, offsets.dtype) * (0.5 / self.n_points))
-        return offsets, weights.unflatten(-1, grid[1:])
-
-    def extra_repr(self) -> str:
-        """Return what the module's line in a printed model shows."""
-        return (
-            f"{self.d_model}, n_levels={self.n_levels}, n_heads={self.n_heads}, "
-            f"n_points={self.n_points}"
-        )
-
-
 class _ChannelsLast(nn.Module):
     """Images (B, C, H, W) as (B, H, W, C)."""
 
@@ -630,13 +442,8 @@ class _Depthwise(nn.Conv2d):
         return super().forward(input)
 
 
-def _sizes(levels: Tensor, dtype: torch.dtype) -> Float[Tensor, "levels 1 2"]:
-    """Return columns and rows of each level: the units of a map (x, y) in pixels."""
-    return levels[:, None, :2].flip(-1).to(dtype)
-
-
 @torch.no_grad()
-def _reset(module: nn.Module) -> None:
+def reset_linear(module: nn.Module) -> None:
     """Reset a layer's own linear maps: the projections at random, the fields to zero."""
     for name, layer in module.named_children():
         if isinstance(layer, nn.Linear):

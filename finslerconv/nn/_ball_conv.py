@@ -84,17 +84,17 @@ class BallConv(AdaptiveConv):
         """Return the positions of a batched input whose metrics are known."""
 
     def metric(self, x: Float[Tensor, "..."]) -> FinslerMetric:
-        """Return the metrics whose balls the layer samples for the input ``x``.
+        r"""Return the metrics whose balls the layer samples for the input ``x``.
 
         Parameters
         ----------
-        x : Tensor, shape (B, C, *size) or (C, *size)
+        x : Tensor, shape (B, C, \*size) or (C, \*size)
 
         Returns
         -------
         FinslerMetric
-            Over the output pixels, of batch (B, *out), or (B, metric_groups, *out) if there is more
-            than one group (B = 1 for an input without batch); lengths in spacings between taps
+            Over the output pixels, of batch (B, \*out), or (B, metric_groups, \*out) if there is
+            more than one group (B = 1 for an input without batch); lengths in spacings between taps
             (pixels, at dilation 1).
         """
         return self._metric(self._batched(x))

@@ -84,16 +84,16 @@ class MetricHead(nn.Module):
                 tensor.unflatten(0, (self.groups, -1))[:, directions:] = 0
 
     def forward(self, x: Float[Tensor, "batch channels *size"]) -> Randers | Riemannian:
-        """Return the metrics at the output pixels.
+        r"""Return the metrics at the output pixels.
 
         Parameters
         ----------
-        x : Tensor, shape (B, C, *size)
+        x : Tensor, shape (B, C, \*size)
 
         Returns
         -------
         Randers or Riemannian
-            Of batch (B, *out), or (B, G, *out) for ``G > 1`` groups; in float32 at least.
+            Of batch (B, \*out), or (B, G, \*out) for ``G > 1`` groups; in float32 at least.
         """
         M, omega = self.formula.metrics(self.conv(x))
         if self.groups == 1:

@@ -67,15 +67,15 @@ class OffsetConv(AdaptiveConv):
         """How many offsets displace the taps of a kernel: one for each, or one for all."""
 
     def offsets(self, x: Float[Tensor, "..."]) -> Float[Tensor, "batch offset_channels *out"]:
-        """Return the offsets for the input ``x``, as ``ops.deform_conv2d`` takes them.
+        r"""Return the offsets for the input ``x``, as ``ops.deform_conv2d`` takes them.
 
         Parameters
         ----------
-        x : Tensor, shape (B, C, *size) or (C, *size)
+        x : Tensor, shape (B, C, \*size) or (C, \*size)
 
         Returns
         -------
-        Tensor, shape (B, dims * offset_groups * taps, *out)
+        Tensor, shape (B, dims * offset_groups * taps, \*out)
             Displacements of every tap from its place in the standard convolution, in the order of
             the axes (for images dy, dx), in pixels, in float32 at least. torchvision's
             ``deform_conv2d`` takes the same.

@@ -139,16 +139,22 @@ def _offsets(conv: Convolution) -> Tensor:
 
     Those in the plane are computed as :mod:`finslerconv.balls` does, but in few operators: the
     entries of a metric are tensors of their own, and what is linear in them is one product of
-    matrices for all taps.
+    matrices for all taps. The affine map in space does without the inverse of a matrix.
     """
     where, geometry = conv.positions, conv.geometry
-    if where.kind == "offsets" or conv.dims != 2:
+    if where.kind == "offsets" or (conv.dims == 3 and where.kind == "radial"):
         return conv.with_offsets().positions.field
-    radius, entries = _entries(where)
     g = conv.points.to(where.dtype)
-    map = _radial if where.kind == "radial" else _affine
     # Not torch.tensor, which a decomposition must not call.
-    unit = torch.stack([g.new_full((), radius * step) for step in geometry.dilation])
+    unit = torch.stack([g.new_full((), step) for step in geometry.dilation])
+    if conv.dims == 3:
+        where = where.with_metrics()
+        omega = None if where.omega is None else where.omega.to(where.dtype)
+        offsets = _affine_in_space(g, where.field.to(where.dtype), omega) * unit - geometry.taps(g)
+        return offsets.movedim((-2, -1), (2, 3)).flatten(1, 3)
+    radius, entries = _entries(where)
+    unit = radius * unit
+    map = _radial if where.kind == "radial" else _affine
     offsets = map(g, *entries) * unit.repeat(len(g)) - geometry.taps(g).reshape(-1)
     return offsets.movedim(-1, 2).flatten(1, 2)
 
@@ -229,3 +235,49 @@ def _affine(g, a, b, c, x, y):
         numbers += [-u / rest, -v / rest]
         factors += [torch.stack((one, zero), 1), torch.stack((zero, one), 1)]
     return torch.stack(numbers, -1) @ torch.stack(factors).flatten(1)
+
+
+# In space matrices stay matrices, (B, G, D, H, W, 3, 3), and ONNX has no inverse of them.
+
+
+def _affine_in_space(g: Tensor, M: Tensor, omega: Tensor | None) -> Tensor:
+    """Return the points (taps, 3) in the ellipsoids of metrics, (B, G, D, H, W, taps, 3)."""
+    shape, _ = _inverse(M)
+    if omega is None:
+        return g @ _root(shape)
+    u = shape @ omega[..., None]
+    rest = 1 - (omega[..., None] * u).sum(-2, keepdim=True)
+    shape = (shape + u @ u.mT / rest) / rest
+    return g @ _root(shape) - (u / rest).mT
+
+
+def _inverse(A: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the inverses and determinants of positive definite matrices, by elimination."""
+    xx, xy, xz, yy, yz, zz = (A[..., i, j] for i in range(3) for j in range(i, 3))
+    # A = L D L' with the entries a; b, c below the diagonal of L.
+    a, b = xy / xx, xz / xx
+    second, off = yy - a * xy, yz - a * xz
+    c = off / second
+    third = zz - b * xz - c * off
+    corner = a * c - b
+    zero, one = torch.zeros_like(a), torch.ones_like(a)
+    rows = torch.stack((one, zero, zero, -a, one, zero, corner, -c, one), -1).unflatten(-1, (3, 3))
+    pivots = torch.stack((xx, second, third), -1)
+    return rows.mT @ (rows / pivots[..., None]), xx * second * third
+
+
+def _root(A: Tensor) -> Tensor:
+    """Return the square roots of positive definite matrices, as ``spd_sqrt`` computes them."""
+    xx, xy, xz, yy, yz, zz = (A[..., i, j] for i in range(3) for j in range(i, 3))
+    trace = xx + yy + zz
+    minors = xx * yy - xy * xy + yy * zz - yz * yz + xx * zz - xz * xz
+    minors = minors.clamp(min=0)
+    det = _inverse(A)[1].clamp(min=0).sqrt()
+    # The invariants i and j of the root; each step makes their error nine times smaller.
+    i = trace.sqrt()
+    for _ in range(9 if A.dtype == torch.float32 else 18):
+        j = (minors + 2 * det * i).sqrt()
+        i = (trace + 2 * j).sqrt()
+    one = torch.eye(3, dtype=A.dtype, device=A.device)
+    inverse, _ = _inverse(A + j[..., None, None] * one)
+    return (i[..., None, None] * A + det[..., None, None] * one) @ inverse

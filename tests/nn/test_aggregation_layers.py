@@ -7,7 +7,13 @@ import torch
 from aggregation_forms import attention_form, dcnv3_form, dcnv4_form, normal
 from torch.nn import functional
 
-from finslerconv.nn import DCNv3, DCNv4, MSDeformAttn
+from finslerconv.nn import (
+    DCNv3,
+    DCNv4,
+    MSDeformAttn,
+    MultiScaleDeformableAttention,
+    TransformersDeformAttn,
+)
 
 SHAPES = [(5, 4), (3, 2)]
 
@@ -377,10 +383,20 @@ def test_layers_compile_in_one_graph():
             (normal(1, 7, 8), torch.rand(1, 7, 2, 2).double(), normal(1, 26, 8),
              torch.tensor(SHAPES)),
         ),
+        (
+            trained(MultiScaleDeformableAttention(8, 4, 2, 2)),
+            (normal(7, 1, 8), None, normal(26, 1, 8), None, None, None,
+             torch.rand(1, 7, 2, 2).double(), torch.tensor(SHAPES)),
+        ),
+        (
+            trained(TransformersDeformAttn(8, 2, 4, 2)),
+            (normal(1, 7, 8), torch.arange(26)[None] > 5, normal(1, 26, 8), None, None,
+             torch.rand(1, 7, 2, 2).double(), torch.tensor(SHAPES)),
+        ),
     ]  # fmt: skip
     for layer, given in cases:
         compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-        assert_equal([compiled(*given)], [layer(*given)])
+        torch.testing.assert_close(compiled(*given), layer(*given), rtol=1e-10, atol=1e-10)
 
 
 def test_printed_layers_name_their_arguments():
@@ -400,7 +416,7 @@ WRONG = {
     "shape": (lambda: DCNv4(8, group=2)(torch.zeros(1, 20, 8)), "shape: expected rows and columns"),
     "points": (
         lambda: MSDeformAttn(8, 2, 4)(
-            torch.zeros(1, 3, 8), torch.zeros(1, 3, 1, 2), torch.zeros(1, 26, 8),
+            torch.zeros(1, 3, 8), torch.zeros(1, 3, 3, 2), torch.zeros(1, 26, 8),
             torch.tensor(SHAPES),
         ),
         "reference_points: expected shape",

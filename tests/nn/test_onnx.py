@@ -153,11 +153,16 @@ def test_layers_for_sequences_are_deformable_convolutions_of_images_of_one_row()
 @pytest.mark.uninstrumented
 def test_layers_for_volumes_become_elementary_operators():
     torch.manual_seed(0)
-    layer = stirred(MetricConv3d(4, 3, (1, 1, 2)), 0.1).eval().requires_grad_(False)
+    model = Beside(
+        radial=MetricConv3d(4, 3, (1, 1, 2), eps_omega=1),
+        affine=MetricConv3d(4, 3, (1, 1, 2), map="affine"),
+    )
+    stirred(model, 0.2).eval().requires_grad_(False)
     x = torch.randn(2, 4, 3, 4, 5)
-    onnx = Exported(layer, (x,))
+    onnx = Exported(model, (x,))
     assert "DeformConv" not in onnx.operators
-    torch.testing.assert_close(onnx(x)[0], layer(x), rtol=0, atol=1e-5)
+    for found, expected in zip(onnx(x), model(x), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 class Block(nn.Module):

@@ -8,12 +8,22 @@ import warnings
 
 import pytest
 import torch
-from adaptive_layers import GROUPS_ARGUMENT, stirred
+from adaptive_layers import GROUPS_ARGUMENT, LINE_AND_SPACE, stirred
 from every_layer import LAYERS, OTHER_DIMENSIONS, WEIGHTED
 from torch import nn
 
 from finslerconv import ops
-from finslerconv.nn import DCNv3, DCNv4, DeformConv2d, GeodesicConv2d, MetricConv2d, MSDeformAttn
+from finslerconv.nn import (
+    AdaptiveConv,
+    DCNv3,
+    DCNv4,
+    DeformConv2d,
+    DeformConv3d,
+    GeodesicConv2d,
+    MetricConv1d,
+    MetricConv2d,
+    MSDeformAttn,
+)
 
 # The first is traced, the others are of other numbers, heights and widths.
 SIZES = ((2, 4, 9, 12), (1, 4, 8, 8), (5, 4, 21, 6))
@@ -30,8 +40,19 @@ def _seed():
 def small(family):
     """Return a layer of few samples, and so of few nodes in a graph of PyTorch's operators."""
     options = {"steps": 1} if family is GeodesicConv2d else {}
-    options[GROUPS_ARGUMENT[family]] = 2
-    return stirred(family(4, 4, (1, 2), stride=2, padding=1, modulation=True, **options))
+    options[(GROUPS_ARGUMENT | LINE_AND_SPACE)[family]] = 2
+    kernel = (1, 2, 1)[-family.dims :] if family.dims > 1 else 2
+    return stirred(family(4, 4, kernel, stride=2, padding=1, modulation=True, **options))
+
+
+def free(family):
+    """Return how an export is told that an input's number of images and its sizes may vary."""
+    return (dict.fromkeys((0, *range(2, 2 + family.dims)), torch.export.Dim.DYNAMIC),)
+
+
+def image(family, size):
+    """Return an input (B, C, *axes) for a layer, of the first of these sizes."""
+    return torch.randn(*size[:2], *(*size[2:], 7)[: family.dims])
 
 
 def called_operators(program):
@@ -130,13 +151,14 @@ class TestSymbolicTrace:
 
 @pytest.mark.uninstrumented
 def test_export_by_the_reference_is_of_pytorchs_operators_alone():
-    for family in GROUPS_ARGUMENT:
+    for family in (*GROUPS_ARGUMENT, MetricConv1d, DeformConv3d):
         layer = small(family).eval()
         with ops.use_backend("reference"):
-            program = torch.export.export(layer, (torch.randn(SIZES[0]),), dynamic_shapes=(FREE,))
+            x = image(family, SIZES[0])
+            program = torch.export.export(layer, (x,), dynamic_shapes=free(family))
             module = program.module()
             for size in SIZES:
-                x = torch.randn(size)
+                x = image(family, size)
                 torch.testing.assert_close(module(x), layer(x), rtol=0, atol=1e-6)
         assert not {target for target in called_operators(program) if "finslerconv" in target}
 
@@ -153,7 +175,7 @@ def test_export_of_weighted_layers():
 
 @pytest.mark.uninstrumented
 def test_compile_once_for_inputs_of_any_number_and_size():
-    layers = {family.__name__: small(family) for family in GROUPS_ARGUMENT}
+    layers = {family.__name__: small(family) for family in (*GROUPS_ARGUMENT, *LINE_AND_SPACE)}
     for name, layer in (layers | {name: make() for name, make in WEIGHTED.items()}).items():
         torch.compiler.reset()
         graphs = []
@@ -165,7 +187,7 @@ def test_compile_once_for_inputs_of_any_number_and_size():
         compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend=backend)
         # Not 2 images: the compiler would take the 2 components of the reference points for them.
         for size in ((3, 4, 9, 12), (5, 4, 21, 6)):
-            x = torch.randn(size)
+            x = image(layer, size) if isinstance(layer, AdaptiveConv) else torch.randn(size)
             torch.testing.assert_close(compiled(x), layer(x), rtol=1e-5, atol=1e-5)
         assert len(graphs) == 1, name
 
@@ -188,17 +210,17 @@ def test_torchscript_by_tracing():
     def traced(layer):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            function = torch.jit.trace(layer, (torch.randn(SIZES[0]),))
+            function = torch.jit.trace(layer, (image(type(layer), SIZES[0]),))
             file = io.BytesIO()
             torch.jit.save(function, file)
             file.seek(0)
             return torch.jit.load(file)
 
-    for family in (DeformConv2d, MetricConv2d):
+    for family in (DeformConv2d, MetricConv2d, *LINE_AND_SPACE):
         layer = small(family).eval()
         function = traced(layer)
         for size in SIZES:
-            x = torch.randn(size)
+            x = image(family, size)
             assert torch.equal(function(x), layer(x))
     with pytest.raises(RuntimeError, match=r"torch\.jit\.trace cannot record.*torch\.export"):
         traced(small(GeodesicConv2d))

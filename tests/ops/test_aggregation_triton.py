@@ -34,7 +34,7 @@ def test_in_the_interpreter():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def aggregation(channels=5, levels=2, frames=True, grid=True, batch=2, queries=7, dtype=DOUBLE):
+def aggregation(channels=5, levels=2, frames=True, grid=True, batch=2, queries=6, dtype=DOUBLE):
     table = torch.tensor([[4, 6, 0], [2, 3, 24]]) if levels == 2 else (5, 6)
     locations = 2 * normal(batch, queries, 3, levels, 4, 2, seed=1)
     locations[:1, :1, 0, 0, 0, 0], locations[:1, :1, 1, 0, 1, 1] = torch.nan, -torch.inf

@@ -125,6 +125,19 @@ def test_samples_within_layers_make_a_volume_a_stack_of_images(mode):
         torch.testing.assert_close(output[:, :, layer], expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("omega", [False, True])
+@pytest.mark.parametrize("kind", ["radial", "affine"])
+@pytest.mark.parametrize("case", [LINE, VOLUME], ids=str)
+def test_in_the_words_of_onnx_it_is_the_same(case, kind, omega):
+    """Volumes and other paddings than zeros, for which there is no single operator."""
+    case = dataclasses.replace(
+        case, kind=kind, omega=omega, sample_groups=2, dilation=2, padding_mode="replicate"
+    )
+    conv = case.convolution()
+    expected = ops.reference.forward(conv)
+    torch.testing.assert_close(ops.for_onnx(conv), expected, rtol=0, atol=1e-11)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, 1e30, -3e9])
 @pytest.mark.parametrize("case", [LINE, VOLUME], ids=str)
 def test_samples_nowhere_are_zero(case, value):

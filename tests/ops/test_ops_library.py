@@ -21,6 +21,7 @@ def live(case):
 
 VOLUME = Case(batch=1, channels=2, size=(2, 3, 2), out_channels=2, kernel=(2, 1, 2), padding=0)
 LINE = Case(batch=1, channels=2, size=(5,), out_channels=2, kernel=(2,), padding=0)
+ELLIPSOID, INTERVAL = (dataclasses.replace(case, kind="radial") for case in (VOLUME, LINE))
 
 
 def operator(case, tensors):
@@ -38,7 +39,8 @@ def operator(case, tensors):
 def test_opcheck():
     plane = (dataclasses.replace(SMALL, kind=kind) for kind in KINDS)
     last = (dataclasses.replace(c, kind="radial", channels_last=True) for c in (SMALL, VOLUME))
-    for case in (*plane, VOLUME, *last):
+    others = (VOLUME, dataclasses.replace(ELLIPSOID, kind="affine"), LINE, INTERVAL)
+    for case in (*plane, *others, *last):
         op, arguments = operator(case, live(case))
         torch.library.opcheck(op, arguments)
         # Second derivatives go through the reference, whose tracing takes minutes and says nothing
@@ -85,7 +87,7 @@ def test_only_what_is_wanted_gets_a_gradient():
 @pytest.mark.uninstrumented
 def test_compiles_in_one_graph():
     plane = (Case(kind=kind) for kind in KINDS)
-    for case in (*plane, VOLUME, dataclasses.replace(LINE, kind="radial"), LINE):
+    for case in (*plane, VOLUME, ELLIPSOID, INTERVAL, LINE):
         case.points  # noqa: B018 - drawn before the tracing, which knows no generators
 
         def function(*tensors, case=case):
@@ -115,7 +117,7 @@ def test_compiled_code_notices_another_choice():
 
 
 @pytest.mark.uninstrumented
-@pytest.mark.parametrize("case", [Case(kind="affine"), VOLUME, LINE], ids=str)
+@pytest.mark.parametrize("case", [Case(kind="affine"), VOLUME, ELLIPSOID, LINE, INTERVAL], ids=str)
 def test_exports_as_one_operator(case):
     class Layer(torch.nn.Module):
         def forward(self, *tensors):
@@ -130,8 +132,9 @@ def test_exports_as_one_operator(case):
 
 
 @pytest.mark.parametrize("backend", ["reference", "numba"])
-def test_autocast_lowers_values_and_never_positions(backend):
-    case = Case(dtype=torch.float32)
+@pytest.mark.parametrize("case", [Case(), VOLUME, LINE], ids=str)
+def test_autocast_lowers_values_and_never_positions(case, backend):
+    case = dataclasses.replace(case, dtype=torch.float32)
     tensors = live(case)
     # In bfloat16 this offset of half a pixel would be lost.
     tensors[1] = (tensors[1].detach() + 512.5).requires_grad_()
@@ -145,6 +148,26 @@ def test_autocast_lowers_values_and_never_positions(backend):
     assert ((low - exact).abs().amax() / exact.abs().amax()) < 0.03
     low.float().sum().backward()
     assert tensors[1].grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("backend", ["reference", "numba"])
+@pytest.mark.parametrize("case", [Case(kind="radial"), ELLIPSOID, INTERVAL], ids=str)
+def test_autocast_never_lowers_metrics(case, backend):
+    case = dataclasses.replace(case, dtype=torch.float32)
+    case.points  # noqa: B018 - drawn before the autocast
+    tensors = live(case)
+    with ops.use_backend(backend):
+        exact = case(*tensors)
+        with torch.autocast("cpu", torch.bfloat16):
+            low = case(*tensors)
+        assert low.dtype == torch.bfloat16
+        # The same samples, of an image in bfloat16.
+        rounded = case(*(t.bfloat16().float() if i in (0, 3) else t for i, t in enumerate(tensors)))
+    assert (low - rounded).abs().amax() < 0.005 * exact.abs().amax()
+    low.float().sum().backward()
+    for position in tensors[1:3]:
+        assert position.grad.dtype == torch.float32
+        assert position.grad.abs().amax() > 0
 
 
 @pytest.mark.unchecked

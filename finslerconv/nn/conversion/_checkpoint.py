@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from finslerconv._foreign import OFFSET_HEADS
 from finslerconv._models import first_few, weights_in, without_module
 from finslerconv.nn._given_offset_conv import DeformAlign2d
 from finslerconv.nn._offset_conv import DeformConv2d
-from finslerconv.nn.conversion._found import OFFSET_HEADS
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,9 @@ def load_deformable_checkpoint(
     """Load weights that were trained with another library's deformable layers.
 
     The model has :class:`DeformConv2d` (or :class:`DeformAlign2d`) where the other had a pack;
-    everything else has the same names in both. A model with the other library's layers needs none
-    of this: load its checkpoint and then ``convert(model, "native")``.
+    everything else has the same names in both, DCNv3, DCNv4 and deformable attention too. A model
+    with the other library's layers needs none of this: load its checkpoint and then
+    ``convert(model, "native")``.
 
     Parameters
     ----------

@@ -60,8 +60,9 @@ def convert(
         What they become: :class:`MetricConv2d`, :class:`GeodesicConv2d`, :class:`DeformConv2d`,
         :class:`ShiftedConv2d`, a weighted convolution, an :class:`AdaptiveConv` of your own, or
         what a function makes of a convolution (it is given the options, and keeps weights, device
-        and dtype itself). ``"native"`` replaces the deformable layers of other libraries, and no
-        other convolutions, by layers of this library with equal outputs (see the notes).
+        and dtype itself). ``"native"`` replaces the deformable layers and attentions of other
+        libraries, and nothing else, by layers of this library with equal outputs (see the
+        notes).
     where : Selection, str, sequence of str, int, sequence of int, class or callable, optional
         Which convolutions: a selection (see :func:`select`), a pattern of names or several, a
         kernel size, a class, or a function of a name and a module. By default all that can be.
@@ -119,7 +120,11 @@ def convert(
     (``conv_offset`` of mmcv, ``conv_offset_mask`` of DCNv2) become :class:`DeformConv2d`, and
     those that compute it from a second input (BasicSR's ``DCNv2Pack``) :class:`DeformAlign2d`;
     ``offset_conv`` beside ``modulator_conv`` and ``regular_conv`` is a layer too. Where a pack's
-    factors are sigmoids its weights are halved, since ours are twice a sigmoid. A subclass that
+    factors are sigmoids its weights are halved, since ours are twice a sigmoid. InternImage's and
+    DCNv4's layers become :class:`DCNv3` and :class:`DCNv4`; multi-scale deformable attention
+    becomes :class:`MSDeformAttn` (Deformable DETR's), :class:`MultiScaleDeformableAttention`
+    (mmcv's) or :class:`TransformersDeformAttn`, called as before; where transformers has the
+    computation in a module inside, that one becomes :class:`MSDeformAttnCore`. A subclass that
     computes more in its ``forward`` looks the same: compare outputs where the old layer runs.
 
     Examples

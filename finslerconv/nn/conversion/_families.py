@@ -16,7 +16,8 @@ from finslerconv.nn._constructor import arguments_of
 from finslerconv.nn._geodesic_conv import GeodesicConv2d
 from finslerconv.nn._metric_conv import MetricConv1d, MetricConv2d, MetricConv3d
 from finslerconv.nn._offset_conv import DeformConv1d, DeformConv2d, DeformConv3d, ShiftedConv2d
-from finslerconv.nn.conversion._found import is_foreign, is_ours
+from finslerconv.nn.conversion._aggregations import is_own_aggregation
+from finslerconv.nn.conversion._found import is_adaptive, is_ours
 from finslerconv.nn.conversion._report import described
 from finslerconv.nn.weighted import (
     WEIGHTED,
@@ -256,6 +257,8 @@ class Plain(Family):
         self._refused: list[str] = []
 
     def stranger(self, module: nn.Module) -> str | None:
+        if is_own_aggregation(module):
+            return "no convolution, and no plain one stands for it"
         return None if is_ours(module) else "no layer of this library"
 
     def refuse(self, module: nn.Module) -> str | None:
@@ -348,10 +351,10 @@ def _check_start(start: Start, to: str) -> None:
 
 
 def _wrong_kind(module: nn.Module) -> str | None:
-    if isinstance(module, AdaptiveConv) or is_foreign(module):
-        return "adaptive already"
     if density_of(module) is not None:
         return "weighted already"
+    if is_adaptive(module):
+        return "adaptive already"
     if not isinstance(module, _ConvNd):
         return f"no convolution of PyTorch but of its own kind, {type(module).__name__}"
     if isinstance(module, _ConvTransposeNd):

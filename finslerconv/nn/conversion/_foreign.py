@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from finslerconv._foreign import OFFSET_HEADS
 from finslerconv.nn._given_offset_conv import DeformAlign2d, GivenOffsetConv2d
 from finslerconv.nn._offset_conv import DeformConv2d
+from finslerconv.nn.conversion._aggregations import is_aggregation, own_aggregation
 from finslerconv.nn.conversion._families import (
     Family,
     Finish,
@@ -17,7 +19,7 @@ from finslerconv.nn.conversion._families import (
     Modules,
     take_over_surroundings,
 )
-from finslerconv.nn.conversion._found import OFFSET_HEADS, is_foreign, is_three_convolutions
+from finslerconv.nn.conversion._found import is_foreign, is_three_convolutions
 from finslerconv.nn.weighted import shared_outside
 
 
@@ -40,6 +42,9 @@ class Native(Family):
 
     def prepare(self, name: str, conv: Any) -> Finish | str:
         """Return the last step of a module's conversion, or why the module is left alone."""
+        if is_aggregation(conv):
+            made = own_aggregation(conv)
+            return made if isinstance(made, str) else self._finish(conv, made)
         if is_three_convolutions(conv):
             return self._finish(conv, *_of_three(conv))
         head = next((h for h in OFFSET_HEADS if hasattr(conv, h)), None)
@@ -83,7 +88,7 @@ class Native(Family):
 
     def _finish(self, old: nn.Module, layer: nn.Module, notes: tuple[str, ...] = ()) -> Finish:
         def finish() -> Made:
-            weight: Any = layer.weight
+            weight: Any = getattr(layer, "weight", None)
             if old in self._halved and weight not in self._done:
                 self._done.add(weight)
                 with torch.no_grad():

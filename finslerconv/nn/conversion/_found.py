@@ -6,13 +6,12 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from finslerconv._models import named, torchvision_deform
+from finslerconv._foreign import OFFSET_HEADS, torchvision_deform
+from finslerconv._models import named
 from finslerconv.nn._adaptive import AdaptiveConv
 from finslerconv.nn._given_offset_conv import GivenOffsetConv2d
+from finslerconv.nn.conversion._aggregations import is_aggregation, is_own_aggregation
 from finslerconv.nn.weighted import density_of
-
-#: What packs call the convolution of their offsets: mmcv and BasicSR, DCNv2.
-OFFSET_HEADS = ("conv_offset", "conv_offset_mask")
 
 
 @dataclass(frozen=True)
@@ -62,8 +61,8 @@ def find_convolutions(model: nn.Module) -> list[Found]:
 
 
 def is_adaptive(module: nn.Module) -> bool:
-    """Whether a module is a weighted or an adaptive convolution already, of any library."""
-    return is_ours(module) or is_foreign(module)
+    """Whether a module is a weighted or an adaptive layer already, of any library."""
+    return is_ours(module) or is_own_aggregation(module) or is_foreign(module)
 
 
 def is_ours(module: nn.Module) -> bool:
@@ -72,10 +71,10 @@ def is_ours(module: nn.Module) -> bool:
 
 
 def is_foreign(module: nn.Module) -> bool:
-    """Whether a module is an adaptive convolution of another library; none of them is imported.
+    """Whether a module is an adaptive layer of another library; none of them is imported.
 
     It is known by torchvision's class, attributes of mmcv's, detectron2's, DCNv2's and BasicSR's,
-    or the methods of this library's layers.
+    the parts of DCNv3, DCNv4 and deformable attention, or the methods of this library's layers.
     """
     if isinstance(module, AdaptiveConv | GivenOffsetConv2d):
         return False
@@ -83,7 +82,7 @@ def is_foreign(module: nn.Module) -> bool:
         return True
     if torchvision_deform(module) is not None:
         return True
-    if is_three_convolutions(module):
+    if is_three_convolutions(module) or is_aggregation(module):
         return True
     names = ("deform_groups", "deformable_groups", *OFFSET_HEADS)
     return _has_kernel(module) and any(hasattr(module, name) for name in names)

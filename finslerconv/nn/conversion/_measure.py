@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from finslerconv._models import evaluating
+from finslerconv.nn.conversion._aggregations import aggregated_channels
 
 Example = Tensor | Sequence[Any] | Mapping[str, Any]
 
@@ -41,7 +42,9 @@ def measure(model: nn.Module, layers: Sequence[nn.Module], example: Example) -> 
     def after(module: nn.Module, _: Any, output: Any) -> None:
         _synchronize()
         running[module] = running.get(module, 0.0) + time.perf_counter() - started[module]
-        sizes[module] = tuple(output.shape[2:]) if isinstance(output, Tensor) else ()
+        # DCNv3, DCNv4 and attention have channels last.
+        axes = slice(2, None) if aggregated_channels(module) is None else slice(1, -1)
+        sizes[module] = tuple(output.shape[axes]) if isinstance(output, Tensor) else ()
 
     totals: list[float] = []
     passes: list[dict[nn.Module, float]] = []

@@ -11,6 +11,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from finslerconv._models import named
 from finslerconv.nn._adaptive import AdaptiveConv
+from finslerconv.nn.conversion._aggregations import aggregated_channels
 
 # Columns of the printed report, as in a terminal.
 _WIDTH = 80
@@ -258,6 +259,10 @@ def cost(module: nn.Module) -> Cost:
     convolutions = [m for m in module.modules() if isinstance(m, _ConvNd)]
     own = convolutions[0] if convolutions else None
     total = 0
+    samples = aggregated_channels(module)
+    if samples is not None:
+        linear = (m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear))
+        total = (_CORNERS[2] + 1) * samples + sum(linear)
     weight = module._parameters.get("weight")
     if own is not module and isinstance(weight, nn.Parameter) and weight.ndim == 4:
         # A deformable layer that is no convolution of PyTorch.

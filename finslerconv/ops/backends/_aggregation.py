@@ -39,8 +39,8 @@ class Aggregation:
         Scale (x, y) and origin (x, y) of the frame in which each point has its locations; None for
         1 and 0. It has no gradient.
     grid : tuple of three ints or None
-        Where outputs lie on a grid, row by row: how many are in a row, and the steps in pixels from
-        one to the next, right and down. Output ``q`` is at ``(q % n * right, q // n * down)``;
+        Where outputs lie on a grid, in whole rows: how many are in a row, and the steps in pixels
+        from one to the next, right and down. Output ``q`` is at ``(q % n * right, q // n * down)``;
         None for 0.
 
     Examples

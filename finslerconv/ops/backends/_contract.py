@@ -23,17 +23,17 @@ PositionKind = Literal["offsets", "radial", "affine"]
 
 @dataclass(frozen=True)
 class Positions:
-    """Where a convolution takes its samples: offsets of the taps, or points in a metric's balls.
+    r"""Where a convolution takes its samples: offsets of the taps, or points in a metric's balls.
 
     Parameters
     ----------
     kind : {"offsets", "radial", "affine"}
         Offsets, or the map that carries the points into the unit balls.
-    field : Tensor, shape (B, G * taps * d, *out), (B, G, *out, d, d) or (B, G * n, *out)
+    field : Tensor, shape (B, G * taps * d, \*out), (B, G, \*out, d, d) or (B, G * n, \*out)
         Offsets of every tap from its standard place in pixels, axis by axis ((dy, dx) in the
         plane), or the matrices of the metrics, or the ``n`` channels of each metric, for each of
         the ``G`` groups among which the channels are split evenly.
-    omega : Tensor, shape (B, G, *out, d), or None
+    omega : Tensor, shape (B, G, \*out, d), or None
         The one-forms of Randers metrics; None for Riemannian metrics, channels and offsets.
     points : Tensor, shape (taps, d), or None
         Reference points in the Euclidean unit ball; None for offsets.
@@ -72,7 +72,7 @@ class Positions:
 
 @dataclass(frozen=True)
 class Convolution:
-    """One call of the operator, its arguments checked.
+    r"""One call of the operator, its arguments checked.
 
     ``output(x) = bias + sum_k weight_k mask_k(x) input(centre(x) + displacement_k(x))``, read
     between pixels by linear interpolation along each axis, and beyond the image by
@@ -81,12 +81,12 @@ class Convolution:
 
     Parameters
     ----------
-    input : Tensor, shape (B, C, *size)
+    input : Tensor, shape (B, C, \*size)
     positions : Positions
         For ``sample_groups`` groups of channels.
-    weight : Tensor, shape (O, C // weight_groups, *kernel_size)
+    weight : Tensor, shape (O, C // weight_groups, \*kernel_size)
     bias : Tensor, shape (O,), or None
-    mask : Tensor, shape (B, sample_groups * taps, *out), or None
+    mask : Tensor, shape (B, sample_groups * taps, \*out), or None
         A factor for every sample.
     geometry : ConvGeometry
     padding_mode : {"zeros", "reflect", "replicate", "circular"}

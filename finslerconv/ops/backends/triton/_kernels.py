@@ -413,7 +413,7 @@ def backward_samples(
     # Threads take four channels: their atomics are 16 bytes, and neighbours fill whole sectors. The
     # product's columns are in the order in which tl.split makes of them the halves of the channels.
     # That split has one layout, which spares the compiler conversions between layouts.
-    quads = (4 * tl.arange(0, BLOCK_C // 8)[:, None] + tl.arange(0, 4)[None, :])[None, :, :]
+    fours = (4 * tl.arange(0, BLOCK_C // 8)[:, None] + tl.arange(0, 4)[None, :])[None, :, :]
     columns = tl.arange(0, BLOCK_C)
     columns = columns // 8 * 4 + columns % 4 + columns // 4 % 2 * (BLOCK_C // 2)
     if ONE_SLOPE:
@@ -442,7 +442,7 @@ def backward_samples(
         p11 = tl.zeros((BLOCK_P, BLOCK_C // 8), real)
         for begin in range(s * sampled, (s + 1) * sampled, run):
             for c in range(0, run, BLOCK_C):
-                first = c + quads
+                first = c + fours
                 second = first + BLOCK_C // 2
                 if g_field is not None:
                     at_first, at_second = x + begin + first, x + begin + second
