@@ -3,7 +3,7 @@
 By default on scikit-learn's 8 x 8 digits, of which a fifth trains and the rest tests (with more the
 networks are right too often to differ); on CIFAR-10 or CIFAR-100 where you have the data, which is
 never downloaded. Each network is trained five times over, with the kinds of convolutions of
-``weighted.py``. For one seed all five see the same split, initial weights and batches.
+``weighted_variants.py``. For one seed all five see the same split, initial weights and batches.
 
     python examples/experiments/weighted_classification.py --quick   # half a minute
     python examples/experiments/weighted_classification.py           # some minutes on one core
@@ -53,7 +53,7 @@ from engine import (
     setting,
     summary,
 )
-from weighted import VARIANTS, optimiser, with_convolutions
+from weighted_variants import VARIANTS, optimiser, with_convolutions
 
 
 def conv(inputs: int, outputs: int, kernel_size: int, stride: int = 1) -> list[nn.Module]:

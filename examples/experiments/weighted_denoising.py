@@ -3,8 +3,8 @@
 The natural photographs that scikit-image and scikit-learn ship are split by photograph: camera,
 coffee, rocket and china are for training, astronaut, chelsea and flower for validation. Grey
 patches with white Gaussian noise (sigma 25 / 255) train each network five times over, with the
-kinds of convolutions of ``weighted.py``. For one seed all five see the same initial weights,
-patches and noise.
+kinds of convolutions of ``weighted_variants.py``. For one seed all five see the same initial
+weights, patches and noise.
 
     python examples/experiments/weighted_denoising.py --quick   # half a minute
     python examples/experiments/weighted_denoising.py           # some minutes on one core
@@ -55,7 +55,7 @@ from engine import (
     summary,
     with_noise,
 )
-from weighted import VARIANTS, optimiser, with_convolutions
+from weighted_variants import VARIANTS, optimiser, with_convolutions
 
 SIGMA = 25 / 255
 TRAINING = ("camera", "coffee", "rocket", "china")
