@@ -29,7 +29,7 @@ EXPERIMENTS = Path(__file__).parents[2] / "examples" / "experiments"
 
 @dataclass(frozen=True)
 class Line(Experiment):
-    """Fits lines to noise, with dropout and shuffled batches. And more."""
+    """Fits lines, with dropout, shuffled batches, and a second training. And more."""
 
     name = "line"
     steps: int = setting(12, "steps of training", quick=4)
@@ -48,11 +48,18 @@ class Line(Experiment):
 
     def perform(self, run, trainer):
         model = nn.Sequential(nn.Linear(run["width"], 4), nn.Dropout(0.3), nn.Linear(4, 1))
+        self.fit(model, run, trainer, training=1)
+        # The second starts from what the first has learned, and from new weights.
+        model[2] = nn.Linear(4, 1)
+        self.fit(model, run, trainer, training=2)
+        return {"norm": sum(p.norm().item() for p in model.parameters())}
+
+    def fit(self, model, run, trainer, training):
         x = torch.randn(20, run["width"])
         batches = Shuffled(x, x.sum(1, keepdim=True), batch=4, seed=run["seed"])
 
         def loss(model, x, y):
-            if self.cut_at == (run["width"], batches.next):
+            if self.cut_at == (run["width"], training, batches.next):
                 raise KeyboardInterrupt
             return mse_loss(model(x), y)
 
@@ -64,7 +71,6 @@ class Line(Experiment):
             optimiser=lambda model: torch.optim.Adam(model.parameters(), lr=1e-2),
             schedule=lambda plain: torch.optim.lr_scheduler.CosineAnnealingLR(plain, run["steps"]),
         )
-        return {"norm": sum(p.norm().item() for p in model.parameters())}
 
     def table(self, records):
         return summary(records, ["width"], [Column("norm", "norm", ".6f")])
@@ -80,23 +86,23 @@ def call(kind, folder, *options):
     return json.loads((folder / "results.json").read_text())
 
 
-@pytest.mark.parametrize("step", [2, 5, 6, 12])
-def test_a_run_that_was_cut_ends_as_one_that_was_not(step, tmp_path, capsys):
+@pytest.mark.parametrize(("training", "step"), [(1, 2), (1, 5), (1, 6), (2, 1), (2, 12)])
+def test_a_run_that_was_cut_ends_as_one_that_was_not(training, step, tmp_path, capsys):
     whole = call(Line, tmp_path / "whole")
 
     class Cut(Line):
-        cut_at = (5, step)
+        cut_at = (5, training, step)
 
     with pytest.raises(KeyboardInterrupt):
         call(Cut, tmp_path / "cut")
     left = list((tmp_path / "cut" / "checkpoints").iterdir())
-    assert len(left) == (step > 5)
+    assert len(left) == (training - 1) + (step > 5)
     resumed = call(Line, tmp_path / "cut")
     for one, other in zip(whole, resumed, strict=True):
         assert one["run"] == other["run"]
         assert one["scores"] == other["scores"]
         assert one["losses"] == other["losses"]
-    assert [len(record["losses"]) for record in resumed] == [12, 12]
+    assert [len(record["losses"]) for record in resumed] == [24, 24]
     table = (tmp_path / "whole" / "table.md").read_text()
     assert table == (tmp_path / "cut" / "table.md").read_text()
     assert table in capsys.readouterr().out
@@ -119,7 +125,7 @@ def test_help_names_the_settings(capsys):
     with pytest.raises(SystemExit):
         main(Line, ["--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "Fits lines to noise, with dropout and shuffled batches." in text
+    assert "Fits lines, with dropout, shuffled batches, and a second training." in text
     assert "--widths WIDTHS [WIDTHS ...] numbers of inputs (default: 3 5)" in text
     assert "steps of training (default: 12, with --quick 4)" in text
     with pytest.raises(SystemExit):
