@@ -27,6 +27,7 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from engine import (
+    DATA_SETS,
     Column,
     Difference,
     Experiment,
@@ -112,11 +113,8 @@ class Classification(Experiment):
 
     name = "classification"
 
-    dataset: str = setting(
-        "digits",
-        "digits, warped digits, mnist5k; with --data-root mnist, fashion, cifar10, cifar100",
-    )
-    data_root: Path | None = setting(None, "folder of your copy of a data set")
+    dataset: str = setting("digits", "what is classified", choices=DATA_SETS)
+    data_root: Path | None = setting(None, "folder of your copy of MNIST, FashionMNIST or CIFAR")
     layers: tuple[str, ...] = setting(
         ("standard", "deformable", "shifted", "Riemannian", "Randers"),
         "the layers",

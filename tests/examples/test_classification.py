@@ -74,6 +74,8 @@ def test_warping_moves_pictures_each_by_its_own_map():
 def test_a_folder_is_asked_for():
     with pytest.raises(SystemExit, match="cifar10: --data-root is needed"):
         labelled("cifar10", 0)
+    with pytest.raises(ValueError, match=r"expected one of .*mnist5k.*, got 'letters'"):
+        labelled("letters", 0)
 
 
 def test_a_small_run(tmp_path, capsys, scores):

@@ -1,6 +1,7 @@
 """What the experiments share: runs that survive interruption, training, data, tables, plots."""
 
 from engine.data import (
+    DATA_SETS,
     Patches,
     Repeated,
     Shuffled,
@@ -29,6 +30,7 @@ __all__ = [
     "Repeated",
     "photograph",
     "with_noise",
+    "DATA_SETS",
     "labelled",
     "enlarged",
     "psnr",

@@ -131,9 +131,10 @@ class Repeated:
         """Stay there."""
 
 
-#: The data sets that :func:`labelled` knows: shipped with packages, or in a folder of the user.
-SHIPPED = ("digits", "warped digits", "mnist5k")
-FROM_FOLDER = ("mnist", "fashion", "cifar10", "cifar100")
+_FROM_FOLDER = ("mnist", "fashion", "cifar10", "cifar100")
+
+#: The data sets of :func:`labelled`: three that packages ship, then those in a folder of the user.
+DATA_SETS = ("digits", "warped digits", "mnist5k", *_FROM_FOLDER)
 
 
 @cache
@@ -145,7 +146,9 @@ def labelled(name: str, seed: int, root: Path | None = None) -> Labelled:
     ships. A fifth of each class, by the seed, is for training. The others are read through
     torchvision from ``root``, the user's own copy, with their own division.
     """
-    if name in FROM_FOLDER:
+    if name not in DATA_SETS:
+        raise ValueError(f"name: expected one of {DATA_SETS}, got {name!r}")
+    if name in _FROM_FOLDER:
         return _from_folder(name, root)
     if name == "mnist5k":
         pictures, labels = _mnist5k()
@@ -202,7 +205,7 @@ def _from_folder(name: str, root: Path | None) -> Labelled:
     except ImportError as error:
         raise SystemExit(f"{name}: torchvision is needed (pip install torchvision)") from error
     kinds = (sets.MNIST, sets.FashionMNIST, sets.CIFAR10, sets.CIFAR100)
-    kind = dict(zip(FROM_FOLDER, kinds, strict=True))[name]
+    kind = dict(zip(_FROM_FOLDER, kinds, strict=True))[name]
     parts: list[Tensor] = []
     for train in (True, False):
         held = kind(root, train=train, download=False)
