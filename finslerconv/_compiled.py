@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, no_type_check
 
 import llvmlite
 import llvmlite.binding as llvm
@@ -82,6 +82,17 @@ entry: Any = partial(compile_and_keep, **OPTIONS)
 #: the axes.
 jit_unfused: Any = partial(_compile, **UNFUSED)
 entry_unfused: Any = partial(compile_and_keep, **UNFUSED)
+
+
+@inlined
+@no_type_check
+def put(row, values):
+    """Write values to an array of one axis, one by one.
+
+    An assignment of arrays brings Numba's checks of shapes along, which take seconds to compile.
+    """
+    for i in range(len(row)):
+        row[i] = values[i]
 
 
 class _Kept(FunctionCache):  # type: ignore[misc]

@@ -21,10 +21,20 @@ settings.load_profile("default")
 
 # A check of annotations costs several times what a small function does. Each test is checked for so
 # many seconds; what a long test repeats later on was checked before.
-_CHECKED_SECONDS = 0.3
+_CHECKED_SECONDS = 0.1
 
 # Where tests without instrumentation leave their outcomes, in the process that runs them.
 _OUTCOMES = "FINSLERCONV_TEST_OUTCOMES"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    # A file's tests share processes and compiled state. The order of files is that of their names:
+    # pytest-xdist would end with those of the fewest tests, which are the longest.
+    option = config.option
+    if getattr(option, "numprocesses", None) and option.dist == "no":
+        option.dist = "loadfile"
+        option.loadscopereorder = False
 
 
 def pytest_configure(config):
@@ -40,10 +50,12 @@ def pytest_configure(config):
     )
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are left out by their markers
 def pytest_collection_modifyitems(items):
     for item in items:
         if _uninstrumented(item):
             item.add_marker(pytest.mark.timeout(1800))  # the first one waits for all of its file
+            item.add_marker(pytest.mark.slow)  # a process of its own, and a compiler at work
 
 
 @pytest.fixture(autouse=True)

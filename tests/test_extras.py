@@ -18,6 +18,7 @@ def run(code, *missing):
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_the_base_install_has_all_but_pictures_and_the_command():
     done = run(
         """
@@ -62,7 +63,16 @@ def test_a_missing_package_names_its_extra(code, missing, message):
     assert done.stderr.rstrip().splitlines()[-1].endswith(f"MissingExtraError: {message}")
 
 
-@pytest.mark.parametrize("missing", ["typer", "rich", "skimage", "matplotlib", "PIL"])
+@pytest.mark.parametrize(
+    "missing",
+    [
+        "typer",
+        *(
+            pytest.param(p, marks=pytest.mark.slow)
+            for p in ("rich", "skimage", "matplotlib", "PIL")
+        ),
+    ],
+)
 def test_the_command_without_a_package_is_one_line(missing):
     done = run(
         "sys.argv = ['finslerconv', 'denoise']\nfrom finslerconv.__main__ import main\nmain()",

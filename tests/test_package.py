@@ -125,15 +125,29 @@ def test_public_names_exist_and_are_documented(package):
     assert public == set(package.__all__)
 
 
+# Those whose examples train, or compile many kernels.
+SLOW = (
+    "finslerconv._doctor",
+    "finslerconv.geodesics._paths",
+    "finslerconv.geodesics.flow._jacobi",
+    "finslerconv.geodesics.flow._logarithm",
+    "finslerconv.nn._aggregation",
+    "finslerconv.nn._metric_conv",
+)
+
 # The Triton kernels can only be imported where Triton is installed; they have no examples.
 MODULES = [
-    importlib.import_module(module.name)
+    pytest.param(
+        importlib.import_module(module.name),
+        id=module.name,
+        marks=[pytest.mark.slow] if module.name in SLOW else [],
+    )
     for module in pkgutil.walk_packages(finslerconv.__path__, "finslerconv.")
     if "_triton" not in module.name
 ]
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__)
+@pytest.mark.parametrize("module", MODULES)
 def test_examples_in_the_docstrings(module):
     assert inspect.getdoc(module)
     try:

@@ -268,6 +268,18 @@ def layer_cases() -> list[Case]:
 CASES = [*geodesic_cases(), *core_cases(), *operator_cases(), *layer_cases()]
 
 
+# Those that solve for many geodesics.
+SLOW = ("exponential, grid", "geodesic", "geodesic_flow, cubic", "logarithm, function")
+
+every_case = pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=str(case), marks=[pytest.mark.slow] if str(case) in SLOW else [])
+        for case in CASES
+    ],
+)
+
+
 def close(a: Tensor, b: Tensor) -> None:
     torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
 
@@ -289,7 +301,7 @@ def refused(case: Case, run: Callable[[], object], message: str) -> bool:
     return bool(message)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@every_case
 def test_forward_mode_is_reverse_mode_transposed_or_refused(case):
     tangent = random(*case.at.shape, seed=8)
 
@@ -308,7 +320,7 @@ def test_forward_mode_is_reverse_mode_transposed_or_refused(case):
             close((moved * along).sum(), (gradient * tangent).sum())
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@every_case
 def test_transforms_of_torch_func_are_reverse_mode_or_refused(case):
     along = gradient = torch.zeros(())
     if not case.refuses:

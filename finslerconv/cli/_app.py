@@ -4,6 +4,7 @@ PyTorch, matplotlib and scikit-image are imported inside the commands: ``--help`
 """
 
 import functools
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -87,6 +88,10 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
     @app.command(name=function.__name__)
     @functools.wraps(function)
     def run(*args: Any, **options: Any) -> None:
+        for name, value in options.items():
+            # The ranges of typer below 0.29 let NaN pass.
+            if isinstance(value, float) and math.isnan(value):
+                fail(f"--{name.replace('_', '-')}: expected a number, got nan")
         try:
             with needs("cli", f"finslerconv {function.__name__}"):
                 function(*args, **options)
@@ -652,7 +657,7 @@ def inspect(
     pixels = _read(image, max_size)
 
     from finslerconv.cli import _inspect
-    from finslerconv.implicit import offset_heads
+    from finslerconv.implicit import offset_heads, offset_health
 
     target = _device(device)
     say = _speaker(json, csv)
@@ -691,16 +696,17 @@ def inspect(
             lambda: advance(1),
             together,
         )
+    healths = {layer.key: offset_health(layer.positions) for layer in layers}
     say(_inspect.table(results))
     if adaptive:
-        say(_inspect.health_table(layers))
-        for complaint in _inspect.complaints(layers):
+        say(_inspect.health_table(healths))
+        for complaint in _inspect.complaints(healths):
             say(complaint)
     if not adaptive:
         say("The model has no adaptive layer: these convolutions sample the same disc everywhere.")
     if model.startswith(("torchvision:", "timm:")) and weights is None:
         say("The weights are random ones; --weights loads trained ones.")
-    _write_records(_inspect.records(layers, results), json, csv, say)
+    _write_records(_inspect.records(healths, results), json, csv, say)
     drawn = _inspect.for_the_figure(results, 5)
     if len(drawn) < len(results):
         say(f"The figure has {len(drawn)} of {len(results)} layers; --layer chooses others.")

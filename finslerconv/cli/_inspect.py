@@ -24,9 +24,9 @@ from finslerconv.implicit import (
     ImplicitMetric,
     ObjectiveName,
     OffsetHead,
+    OffsetHealth,
     find_adaptive_layers,
     metric_of_positions,
-    offset_health,
 )
 
 #: Metrics on the longer side of a layer's field.
@@ -320,15 +320,14 @@ def read(
 
 
 def records(
-    layers: Sequence[AdaptiveLayer], results: Mapping[str, ImplicitMetric]
+    healths: Mapping[str, OffsetHealth], results: Mapping[str, ImplicitMetric]
 ) -> list[dict[str, Any]]:
     """Return the numbers of both tables, and those that have no room in them."""
     found = []
-    for layer in layers:
-        health = offset_health(layer.positions)
+    for key, health in healths.items():
         sound = {**asdict(health), "complaints": list(health.complaints)}
         del sound["explained"]  # It is in the summary.
-        found.append({**results[layer.key].to_dict(), "health": sound})
+        found.append({**results[key].to_dict(), "health": sound})
     return found
 
 
@@ -356,17 +355,16 @@ def weights_table(heads: Sequence[OffsetHead]) -> Table:
     return view
 
 
-def health_table(layers: Sequence[AdaptiveLayer]) -> Table:
+def health_table(healths: Mapping[str, OffsetHealth]) -> Table:
     """Return one row for each adaptive layer: how sound its offsets are."""
     view = _table("Offset health")
     view.add_column("layer", overflow="fold")
     for name in ("offset", "99 %", "far", "outside", "(standard)", "collapsed"):
         view.add_column(name, justify="right", no_wrap=True)
-    for layer in layers:
-        health = offset_health(layer.positions)
+    for key, health in healths.items():
         shares = (health.exploded, health.outside, health.outside_standard, health.collapsed)
         view.add_row(
-            f"{layer.key} !" if health.complaints else layer.key,
+            f"{key} !" if health.complaints else key,
             f"{health.offset:.2f}",
             f"{health.offset_99:.2f}",
             *(f"{100 * share:.0f} %" for share in shares),
@@ -381,11 +379,11 @@ def health_table(layers: Sequence[AdaptiveLayer]) -> Table:
     return view
 
 
-def complaints(layers: Sequence[AdaptiveLayer]) -> Iterator[str]:
+def complaints(healths: Mapping[str, OffsetHealth]) -> Iterator[str]:
     """Yield what is wrong with the offsets of layers, a line each."""
-    for layer in layers:
-        for complaint in offset_health(layer.positions).complaints:
-            yield f"{layer.key}: {complaint}"
+    for key, health in healths.items():
+        for complaint in health.complaints:
+            yield f"{key}: {complaint}"
 
 
 def _table(title: str) -> Table:

@@ -51,6 +51,7 @@ def psnr_of(output, name):
     return float(re.search(r"(\d+\.\d\d) ", row)[1])
 
 
+@pytest.mark.slow
 def test_denoise_on_the_default_photograph(here):
     """Ellipses beat every box and the Gaussian; those that compare patches beat ellipses."""
     result = run("denoise", "--max-size", 96, "--kernel-size", 5)
@@ -145,6 +146,7 @@ def test_balls(here):
     assert "Wrote balls.pdf" in result.stdout
 
 
+@pytest.mark.slow
 def test_same_seed_same_noise(here):
     first, second, other = (run("denoise", *SMALL, "--seed", seed).stdout for seed in (1, 1, 2))
     assert first == second

@@ -9,14 +9,19 @@ import torch
 DOCS = Path(__file__).parents[2] / "docs"
 
 
+SLOW = ("extending.md", "how-to/terrain_and_wind.md", "how-to/vessels.md")
+
+
 def pages():
     """Return the pages that have blocks, those that trace a model as tests of their own process."""
     for page in sorted(DOCS.rglob("*.md")):
         source = "".join(code_blocks.python_blocks(page)) if "_build" not in page.parts else ""
         if source:
             traces = "torch.export" in source or "torch.compile" in source
+            name = page.relative_to(DOCS).as_posix()
             marks = [pytest.mark.uninstrumented] if traces else []
-            yield pytest.param(page, id=page.relative_to(DOCS).as_posix(), marks=marks)
+            marks += [pytest.mark.slow] if name in SLOW else []
+            yield pytest.param(page, id=name, marks=marks)
 
 
 # A reader's session does not check shapes.

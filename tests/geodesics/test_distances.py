@@ -550,6 +550,7 @@ def test_broken_metrics_are_refused_by_every_method(method):
             distance(GridMetric(bad, validate=False), (1, 1), method)
 
 
+@pytest.mark.slow
 def test_many_conditions_and_methods_agree():
     """Where no truth is known: second and first order, and heat, draw together as n grows."""
     gaps = []

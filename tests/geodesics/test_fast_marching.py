@@ -288,12 +288,12 @@ def test_it_converges_for_hard_metrics():
     field = pull_back(A, (0.5, 0.7), c)
     source = field.point(0.52, 0.47)
     errors = []
-    for n in (101, 201, 401):
+    for n in (101, 401):
         found = fast_marching(*grid(field, n), [at(source)])
         exact = truth(field, field.grid(n), source)
         assert found.distance.isfinite().all()
         errors.append(float((found.distance[0] - exact).abs()[trusted(exact)].mean()))
-    assert errors[2] < errors[0] / 8, errors
+    assert errors[1] < errors[0] / 8, errors
 
 
 @pytest.mark.parametrize("field", [pull_back_3d(), half_plane(3), funk(3)], ids=str)
@@ -301,11 +301,11 @@ def test_it_converges_for_hard_metrics():
 def test_it_converges_at_its_order_in_space(field, order, factorise):
     source = field.point(0.52, 0.47, 0.51)
     errors = []
-    for n in (13, 25, 49):
+    for n in (13, 49):
         found = fast_marching(*grid(field, n), [at(source)], order=order, factorise=factorise)
         exact = truth(field, field.grid(n), source)
         errors.append(float((found.distance[0] - exact).abs()[trusted(exact)].mean()))
-    rate = math.log2(errors[0] / errors[2]) / 2
+    rate = math.log2(errors[0] / errors[1]) / 2
     assert rate > (1.6 if order == 2 and factorise else 0.85), errors
 
 

@@ -1,6 +1,7 @@
 """Geodesic balls: closed forms, the three methods against each other, folds, gradients."""
 
 import warnings
+from functools import cache
 
 import numpy as np
 import pytest
@@ -260,9 +261,8 @@ def sphere():
     """Return the unit sphere in stereographic coordinates, and its distance."""
 
     def metric(x):
-        return Riemannian(
-            4 * torch.eye(2, dtype=x.dtype) / (1 + (x * x).sum(-1)[..., None, None]) ** 2
-        )
+        scale = 4 / (1 + (x * x).sum(-1)) ** 2
+        return Riemannian(scale[..., None, None] * torch.eye(2, dtype=x.dtype), validate=False)
 
     def distance(x, y):
         across = x[..., 0] * y[..., 1] - x[..., 1] * y[..., 0]
@@ -294,11 +294,11 @@ def named(field, x, reference, radius, **options):
 @pytest.mark.parametrize(
     ("surface", "start", "reference", "radius", "map"),
     [
-        (cylinder(), (1.0, 0.0), polar(30, 72), 4.0, "radial"),
+        (cylinder(), (1.0, 0.0), polar(10, 36), 4.0, "radial"),
         (cylinder(), (1.0, 0.0), polar(1, 60), 4.0, "radial"),
         (cylinder(0.6), (1.0, 0.3), polar(8, 24), 3.0, "radial"),
         (cylinder(0.6), (1.0, 0.3), lattice(7), 1.8, "affine"),
-        (sphere(), (1.0, 0.3), polar(1, 10), 3.5, "radial"),
+        pytest.param(sphere(), (0.9, 0.5), polar(1, 6), 3.5, "radial", marks=pytest.mark.slow),
     ],
 )
 def test_samples_beyond_a_cut_point_are_named(surface, start, reference, radius, map):
@@ -314,10 +314,10 @@ def test_samples_beyond_a_cut_point_are_named(surface, start, reference, radius,
 @pytest.mark.parametrize(
     ("surface", "start", "reference", "radius"),
     [
-        (cylinder(), (1.0, 0.0), polar(30, 72), 3.1),
+        (cylinder(), (1.0, 0.0), polar(10, 36), 3.1),
         (cylinder(), (1.0, 0.0), polar(1, 60), 2.8),
         (cylinder(0.6), (1.0, 0.3), polar(8, 24), 0.98 * torch.pi * 0.64),
-        (sphere(), (1.0, 0.3), polar(1, 10), 3.1),
+        pytest.param(sphere(), (0.9, 0.5), polar(1, 6), 3.1, marks=pytest.mark.slow),
     ],
 )
 def test_nothing_is_named_within_the_injectivity_radius(surface, start, reference, radius):
@@ -328,14 +328,13 @@ def test_nothing_is_named_within_the_injectivity_radius(surface, start, referenc
     torch.testing.assert_close(distance(x.expand_as(ball), ball), lengths, rtol=1e-6, atol=0)
 
 
+@pytest.mark.slow
 def test_samples_beyond_a_cut_point_are_named_in_space():
     # The cylinder times a line: the same geodesics, at every height.
-    plane, _ = cylinder()
-
     def metric(x):
-        M = torch.zeros(*x.shape, 3, dtype=x.dtype)
-        M[..., :2, :2], M[..., 2, 2] = plane.at(x[..., :2]).M, 1.0
-        return Riemannian(M)
+        across = 1 / (x[..., :2] * x[..., :2]).sum(-1, keepdim=True).expand(*x.shape[:-1], 2)
+        M = torch.diag_embed(torch.cat((across, torch.ones_like(x[..., :1])), -1))
+        return Riemannian(M, validate=False)
 
     x = torch.tensor([[1.0, 0.0, 0.0], [2.0, 0.0, 1.0]]).double()
     around = torch.linspace(0.1, 3.1, 7).double()
@@ -554,14 +553,14 @@ def test_gradients_in_space_and_in_the_centres(method):
     torch.testing.assert_close(slope, difference, rtol=1e-5, atol=1e-8)
 
 
-@pytest.mark.parametrize("method", ["exp", "eikonal"])
+@pytest.mark.parametrize("method", [pytest.param("exp", marks=pytest.mark.slow), "eikonal"])
 def test_second_derivatives_are_refused_or_right(method):
     M, omega = smooth_field(1, (6, 6))
     x, points = torch.tensor([2.6, 2.3]).double(), lattice(3)
 
     def value(t, **options):
         field = GridMetric((1 + t * t + t) * M[0], omega[0], **options)
-        return geodesic_ball(field, x, points, method=method, resolution=4)[0, 0]
+        return geodesic_ball(field, x, points, method=method, resolution=4, steps=2)[0, 0]
 
     t = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
     with pytest.raises(RuntimeError, match=r"first derivatives only.*interpolation='cubic'"):
@@ -584,6 +583,7 @@ def test_a_gpu_gives_the_same_positions():
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9 * float(a.detach().abs().max()))
 
 
+@pytest.mark.slow
 @pytest.mark.uninstrumented
 def test_positions_compile_in_one_graph():
     M, omega = (u.float() for u in smooth_field(1))
@@ -655,15 +655,21 @@ def test_a_field_of_numpy_takes_centres_of_every_kind(method):
 def lens(x):
     """A slow spot in the plane: geodesics that pass it cross behind it."""
     slowness = 1 + 1.2 * torch.exp(-(x * x).sum(-1) / 0.5)
-    return Riemannian(slowness[..., None, None] ** 2 * torch.eye(2, dtype=x.dtype))
+    return Riemannian(slowness[..., None, None] ** 2 * torch.eye(2, dtype=x.dtype), validate=False)
 
 
-@pytest.mark.parametrize("gridded", [True, False])
+@cache
+def length_to_the_cusp(start, ahead):
+    """Return the length at which the lens's geodesics first cross."""
+    start, ahead = torch.tensor((start, ahead)).double()
+    return float(conjugate_time(FunctionMetric(lens), start, 5 * ahead, steps=32)) * 5
+
+
+@pytest.mark.parametrize("gridded", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_ball_says_where_it_folds(gridded):
     field = FunctionMetric(lens)
-    start = torch.tensor([0.0, -2.0]).double()
-    ahead = torch.tensor([0.0, 1.0]).double()
-    first = float(conjugate_time(field, start, 5 * ahead, steps=64)) * 5
+    start, ahead = torch.tensor([[0.0, -2.0], [0.0, 1.0]]).double()
+    first = length_to_the_cusp((0.0, -2.0), (0.0, 1.0))
     if gridded:
         field = GridMetric.from_function(lens, (161, 161), spacing=0.05, origin=-4.0)
     # Samples on the rim alone, one of them a little behind the tip of the cusp, where the

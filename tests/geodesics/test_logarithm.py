@@ -93,6 +93,7 @@ def test_the_same_point_is_no_way():
     assert torch.equal(logarithm(half_plane(), x, x), torch.zeros_like(x))
 
 
+@pytest.mark.slow
 def test_the_gradient_of_the_length_is_that_of_the_distance():
     field = pull_back()
     x, y = (u.requires_grad_() for u in random_pair(field, 3, margin=0.3))
@@ -103,6 +104,7 @@ def test_the_gradient_of_the_length_is_that_of_the_distance():
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_gradient_in_a_fields_parameters():
     x, y = random_pair(half_plane(), 3)
     a = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
@@ -123,6 +125,7 @@ def test_second_derivatives_are_refused():
         torch.autograd.grad(logarithm(half_plane(), x, y).sum(), x, create_graph=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", [half_plane(), funk()], ids=str)
 def test_geodesics_are_shortest_and_evenly_spaced(field):
     x, y = random_pair(field, 2)
@@ -135,6 +138,7 @@ def test_geodesics_are_shortest_and_evenly_spaced(field):
     torch.testing.assert_close(long, field.distance(x, y), rtol=1e-4, atol=0)
 
 
+@pytest.mark.slow
 def test_where_geodesics_cross_the_start_decides():
     x, y = torch.tensor([[-1.5, 0.0], [1.5, 0.0]], dtype=torch.float64)
     straight = logarithm(LENS, x, y, method="rk4")
@@ -147,6 +151,7 @@ def test_where_geodesics_cross_the_start_decides():
     assert LENS.at(x).norm(up) < 0.9 * LENS.at(x).norm(straight)
 
 
+@pytest.mark.slow
 def test_pairs_that_no_geodesic_was_found_for_are_named():
     # Out of Funk's ball no geodesic leads.
     field = funk()

@@ -115,6 +115,7 @@ def test_paths_end_at_a_source_in_any_field(seed):
         assert np.linalg.norm(np.argwhere(sources) - path[0], axis=-1).min() < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_paths_end_at_the_source_of_a_rough_and_very_anisotropic_field(seed):
     """Its fronts jump over neighbours: a node may be lower than all of those and no source."""
@@ -248,8 +249,9 @@ def constant_field(rng, d, condition, wind, shape):
     return GridMetric.from_metric(metric, shape, spacing=spacing, origin=origin), metric
 
 
+@pytest.mark.slow
 @given(**CASES, method=st.sampled_from(("fast_marching", "fast_iterative", "graph")))
-@settings(max_examples=25)
+@settings(max_examples=12)
 def test_the_shortest_path_of_a_constant_field_is_straight(
     seed, d, condition, wind, reverse, method
 ):
@@ -304,8 +306,9 @@ def test_lengths_in_narrow_and_winding_valleys_converge(wind):
     assert errors[2] < errors[1] / 3
 
 
+@pytest.mark.slow
 @given(**CASES, method=st.sampled_from(("fast_marching", "graph")), share=st.floats(0.05, 0.45))
-@settings(max_examples=20)
+@settings(max_examples=10)
 def test_no_path_crosses_a_wall(seed, d, condition, wind, reverse, method, share):
     """In mazes: not through a wall, not between two that touch, and no longer than need be."""
     rng = np.random.default_rng(seed)

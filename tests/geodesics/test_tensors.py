@@ -135,6 +135,7 @@ def test_hilberts_metric_of_the_disc_is_kleins():
     torch.testing.assert_close(tensors.spray(one, x, v), tensors.spray(other, x, v))
 
 
+@pytest.mark.slow
 def test_geodesics_in_a_killing_wind_are_carried_great_circles():
     field = FunctionMetric(turning)
     x, v = 0.5 * torch.tanh(normal(6, 2)), normal(6, 2, seed=1)

@@ -19,6 +19,7 @@ OMEGA = np.array([0.2, 0.3])
 V = np.array([[1.0, 2.0], [3.0, -1.0]])
 
 
+@pytest.mark.slow
 def test_values_are_numpys():
     ours = metrics.Randers(jax.numpy.asarray(M), jax.numpy.asarray(OMEGA))
     theirs = metrics.Randers(M, OMEGA)

@@ -436,6 +436,7 @@ def test_hilbert_of_the_disc_is_kleins_model():
     )
 
 
+@pytest.mark.slow
 def test_straight_lines_are_the_geodesics_of_funk():
     body = PNorm(4.0, torch.ones(2, dtype=torch.float64))
     field = FunctionMetric(lambda x: Funk(body, x))

@@ -37,3 +37,20 @@ def stirred(layer, amount=0.3):
             if name not in ("weight", "bias"):
                 parameter.add_(amount * torch.randn_like(parameter))
     return layer
+
+
+def assert_it_learns(layer, x, steps):
+    """Assert that gradient descent lowers a loss, and that every parameter gets a gradient."""
+    optimiser = torch.optim.SGD(layer.parameters(), lr=0.05)
+    y = torch.randn_like(layer(x))
+    losses = []
+    for _ in range(steps):
+        optimiser.zero_grad()
+        loss = (layer(x) - y).square().mean()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    for name, parameter in layer.named_parameters():
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().max() > 0, name

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from adaptive_layers import GROUPS_ARGUMENT, LINE_AND_SPACE, stirred
+from adaptive_layers import GROUPS_ARGUMENT, LINE_AND_SPACE, assert_it_learns, stirred
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -77,19 +77,7 @@ def test_it_takes_over_what_the_convolution_is(family):
 @every_layer
 def test_it_learns_and_every_parameter_gets_a_gradient(family):
     layer = family(3, 4, 3, padding=1, modulation=True)
-    optimiser = torch.optim.SGD(layer.parameters(), lr=0.05)
-    x, y = torch.randn(2, 3, 12, 12), torch.randn(2, 4, 12, 12)
-    losses = []
-    for _ in range(8):
-        optimiser.zero_grad()
-        loss = (layer(x) - y).square().mean()
-        loss.backward()
-        optimiser.step()
-        losses.append(loss.item())
-    assert losses[-1] < losses[0]
-    for name, parameter in layer.named_parameters():
-        assert parameter.grad.isfinite().all(), name
-        assert parameter.grad.abs().max() > 0, name
+    assert_it_learns(layer, torch.randn(2, 3, 12, 12), steps=8)
 
 
 @every_layer

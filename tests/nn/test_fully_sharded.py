@@ -12,6 +12,7 @@ from fully_sharded_worker import LAYERS
 _HERE = Path(__file__).parent
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="needs PyTorch with gloo"
 )

@@ -179,6 +179,7 @@ def test_shift_equivariance():
     torch.testing.assert_close(torch.roll(layer(x), (2, 3), (2, 3))[inner], layer(moved)[inner])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("map", ["radial", "affine"])
 def test_gradcheck_through_the_flow(map):
     # Points off the axes: rays along grid lines, where the slope of the field jumps, have no

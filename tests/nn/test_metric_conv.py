@@ -380,6 +380,7 @@ def test_metric_penalty(strength, seed):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [0.1, 10.0])
 def test_the_default_of_the_penalty_lets_the_metric_learn(size):
     """Adam's steps are of one size: a pull beyond the loss's gradient holds the metric still."""

@@ -14,7 +14,6 @@ from torch import nn
 
 from finslerconv import ops
 from finslerconv.nn import (
-    AdaptiveConv,
     DCNv3,
     DCNv4,
     DeformConv2d,
@@ -43,6 +42,16 @@ def small(family):
     options[(GROUPS_ARGUMENT | LINE_AND_SPACE)[family]] = 2
     kernel = (1, 2, 1)[-family.dims :] if family.dims > 1 else 2
     return stirred(family(4, 4, kernel, stride=2, padding=1, modulation=True, **options))
+
+
+class Beside(nn.ModuleList):
+    """Layers that are given the same input: several for the cost of one compilation."""
+
+    def __init__(self, layers):
+        super().__init__(layers.values())
+
+    def forward(self, x):
+        return [layer(x) for layer in self]
 
 
 def free(family):
@@ -165,18 +174,22 @@ def test_export_by_the_reference_is_of_pytorchs_operators_alone():
 
 @pytest.mark.uninstrumented
 def test_export_of_weighted_layers():
-    for name, make in WEIGHTED.items():
-        layer = make().eval()
-        program = torch.export.export(layer, (torch.randn(SIZES[0]),), dynamic_shapes=(FREE,))
-        for size in SIZES:
-            x = torch.randn(size)
-            assert torch.equal(program.module()(x), layer(x)), name
+    model = Beside({name: make() for name, make in WEIGHTED.items()}).eval()
+    program = torch.export.export(model, (torch.randn(SIZES[0]),), dynamic_shapes=(FREE,))
+    module = program.module()
+    for size in SIZES:
+        x = torch.randn(size)
+        for name, found, expected in zip(WEIGHTED, module(x), model(x), strict=True):
+            assert torch.equal(found, expected), name
 
 
 @pytest.mark.uninstrumented
 def test_compile_once_for_inputs_of_any_number_and_size():
-    layers = {family.__name__: small(family) for family in (*GROUPS_ARGUMENT, *LINE_AND_SPACE)}
-    for name, layer in (layers | {name: make() for name, make in WEIGHTED.items()}).items():
+    families = (*GROUPS_ARGUMENT, *LINE_AND_SPACE)
+    weighted = {name: make() for name, make in WEIGHTED.items()}
+    for dims in (1, 2, 3):
+        layers = {f.__name__: small(f) for f in families if f.dims == dims}
+        model = Beside(layers | (weighted if dims == 2 else {}))
         torch.compiler.reset()
         graphs = []
 
@@ -184,12 +197,12 @@ def test_compile_once_for_inputs_of_any_number_and_size():
             graphs.append(graph)
             return graph
 
-        compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend=backend)
+        compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=backend)
         # Not 2 images: the compiler would take the 2 components of the reference points for them.
         for size in ((3, 4, 9, 12), (5, 4, 21, 6)):
-            x = image(layer, size) if isinstance(layer, AdaptiveConv) else torch.randn(size)
-            torch.testing.assert_close(compiled(x), layer(x), rtol=1e-5, atol=1e-5)
-        assert len(graphs) == 1, name
+            x = torch.randn(*size[:2], *(*size[2:], 7)[:dims])
+            torch.testing.assert_close(compiled(x), model(x), rtol=1e-5, atol=1e-5)
+        assert len(graphs) == 1, dims
 
 
 @pytest.mark.uninstrumented

@@ -1,18 +1,14 @@
 """The aggregation's Triton kernels: right in the interpreter, and compiled to what is fast."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+import triton_interpreter
 from aggregation_forms import normal
+from triton_interpreter import INTERPRETED
 
 from finslerconv import ops
 
 pytest.importorskip("triton")
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs in the interpreter's process")
 compiled = pytest.mark.skipif(INTERPRETED, reason="the interpreter does not compile")
 on_gpu = pytest.mark.skipif(INTERPRETED or not torch.cuda.is_available(), reason="needs CUDA")
@@ -20,18 +16,16 @@ on_gpu = pytest.mark.skipif(INTERPRETED or not torch.cuda.is_available(), reason
 HALF, FLOAT, DOUBLE = torch.float16, torch.float32, torch.float64
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED, reason="this is the interpreter's process")
 def test_in_the_interpreter():
-    # The interpreter must be chosen before Triton is first imported.
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", __file__, "-q", "-x", "-p", "no:cacheprovider"],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    triton_interpreter.assert_tests_pass(__file__)
+
+
+@pytest.fixture(autouse=INTERPRETED, scope="module")
+def _quick():
+    with triton_interpreter.quick():
+        yield
 
 
 def aggregation(channels=5, levels=2, frames=True, grid=True, batch=2, queries=6, dtype=DOUBLE):
@@ -132,7 +126,17 @@ def empty(*shape, dtype=FLOAT):
 
 
 @compiled
-@pytest.mark.parametrize("case", FEW, ids=lambda c: "-".join(map(str, c)))
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(
+            case,
+            id="-".join(map(str, case)),
+            marks=[] if case[0] in ("sm_100", "gfx942") else [pytest.mark.slow],
+        )
+        for case in FEW
+    ],
+)
 def test_compiles_to_what_is_fast(case, tmp_path, monkeypatch):
     import compiled_kernels as static
 

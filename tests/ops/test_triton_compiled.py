@@ -47,7 +47,6 @@ FEW = [
     ("sm_90", "odd", "radial", FLOAT, "ieee"),
     ("sm_90", "odd depthwise", "affine", HALF, "tf32"),
     ("sm_90", "square", "affine", DOUBLE, "ieee"),
-    ("sm_90", "volume", "offsets", HALF, "tf32"),
     ("sm_90", "volume", "offsets", FLOAT, "tf32"),
     ("sm_90", "volume", "offsets", DOUBLE, "ieee"),
     ("sm_90", "odd volume", "offsets", FLOAT, "ieee"),
@@ -69,7 +68,11 @@ ALL = [
     if kind == "offsets" or "volume" not in shape
     for precision in (("tf32", "ieee") if dtype == FLOAT else ("ieee",))
 ]
-CASES = ALL if os.environ.get("FINSLERCONV_ALL_KERNELS") == "1" else FEW
+CASES = [
+    pytest.param(case, id="-".join(str(c).removeprefix("torch.") for c in case), marks=marks)
+    for case in (ALL if os.environ.get("FINSLERCONV_ALL_KERNELS") == "1" else FEW)
+    for marks in ([pytest.mark.slow] if "volume" in case[1] else [],)
+]
 
 
 @pytest.fixture(autouse=True)
@@ -89,11 +92,7 @@ def precision():
     torch.backends.cudnn.allow_tf32 = before
 
 
-def name(case):
-    return "-".join(str(c).removeprefix("torch.") for c in case)
-
-
-@pytest.mark.parametrize("case", CASES, ids=name)
+@pytest.mark.parametrize("case", CASES)
 def test_compiles_to_what_is_fast(case, precision):
     target, shape, kind, dtype, how = case
     precision(how)

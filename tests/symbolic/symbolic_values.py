@@ -53,14 +53,20 @@ def numbers(P, seed):
     }
 
 
-def precise(expressions, values, digits=40):
-    """Return expressions as mpmath numbers, given numbers for (some of) their symbols."""
+def precise(expressions, *several, digits=40):
+    """Return expressions as mpmath numbers, given numbers for (some of) their symbols.
+
+    A list of them for each of the ``several`` choices of numbers.
+    """
     symbols = sorted(set().union(*(e.free_symbols for e in expressions)), key=str)
-    values = {s: values.get(s, sympy.Rational(3 + i, 7)) for i, s in enumerate(symbols)}
     function = sympy.lambdify(symbols, expressions, modules="mpmath", cse=True)
-    with mpmath.workdps(digits):
-        fractions = (mpmath.mpf(int(values[s].p)) / int(values[s].q) for s in symbols)
-        return [mpmath.mpf(value) for value in function(*fractions)]
+    results = []
+    for values in several:
+        chosen = [values.get(s, sympy.Rational(3 + i, 7)) for i, s in enumerate(symbols)]
+        with mpmath.workdps(digits):
+            fractions = (mpmath.mpf(int(value.p)) / int(value.q) for value in chosen)
+            results.append([mpmath.mpf(value) for value in function(*fractions)])
+    return results
 
 
 @singledispatch

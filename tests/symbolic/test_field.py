@@ -1,5 +1,7 @@
 """Fields by formula: classical tensors written out, and the numerical core's derivatives."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 import sympy
@@ -77,6 +79,7 @@ def test_the_s_curvature_of_a_volume_that_is_not_the_metrics():
     assert sphere.s_curvature(symbolic.sphere(P.x).volume_density()) == 0
 
 
+@pytest.mark.slow
 def test_berwald_exactly_if_the_form_is_parallel():
     norm = sqrt(A**2 + B**2)
     parallel = MetricField(norm + A / 2, P.x, P.v)
@@ -135,11 +138,17 @@ def test_spray_and_tensors_agree_with_the_core(name):
         np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9)
 
 
-def test_connections_and_curvature_agree_with_the_core():
-    # Euclidean with a one-form that turns.
+@cache
+def turning():
+    """Return the field of a Euclidean metric with a one-form that turns."""
     wave = ImmutableMatrix([Rational(3, 10), X / 5])
     metric = symbolic.Randers(ImmutableMatrix.eye(2), wave)
-    field = MetricField(metric.norm(P.v), P.x, P.v, as_it_stands)
+    return MetricField(metric.norm(P.v), P.x, P.v, as_it_stands)
+
+
+@pytest.mark.slow
+def test_connections_and_curvature_agree_with_the_core():
+    field = turning()
 
     def core(x):
         form = torch.stack((0.3 + 0 * x[..., 0], 0.2 * x[..., 0]), -1)
@@ -169,10 +178,9 @@ def test_connections_and_curvature_agree_with_the_core():
         np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_berwalds_connection_is_cherns_and_landsbergs_tensor():
-    wave = ImmutableMatrix([Rational(3, 10), X / 5])
-    metric = symbolic.Randers(ImmutableMatrix.eye(2), wave)
-    F = MetricField(metric.norm(P.v), P.x, P.v, as_it_stands)
+    F = turning()
     g, berwald, chern, landsberg = numpy_function(
         (F.fundamental_tensor, F.berwald_connection, F.chern_connection, F.landsberg_tensor),
         P.x,

@@ -10,7 +10,16 @@ from finslerconv.symbolic import Randers, identities, parameters
 from finslerconv.symbolic._linear_algebra import determinant, dot, inverse
 
 ALL = tuple(identities().values())
-CASES = [(identity, dimension) for identity in ALL for dimension in identity.dimensions]
+SLOW = {("alpha_beta_tensor", 3), ("dual_norm", 3), ("klein_curvature", 2)}
+CASES = [
+    pytest.param(
+        identity,
+        dimension,
+        marks=[pytest.mark.slow] if (identity.name, dimension) in SLOW else [],
+    )
+    for identity in ALL
+    for dimension in identity.dimensions
+]
 
 
 def label(case):

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from scipy.spatial import ConvexHull
 from torch import Tensor
 
-from finslerconv._compiled import entry, jit
+from finslerconv._compiled import entry, jit, put
 from finslerconv._linalg import det
 from finslerconv._norms import norm_off_zero
 from finslerconv._threads import run, share
@@ -323,7 +323,7 @@ def _covers_once(nodes, simplices, rim):
     corners = np.empty((3, 2))
     for number in range(len(simplices)):
         for j in range(3):
-            corners[j] = nodes[simplices[number, j]]
+            put(corners[j], nodes[simplices[number, j]])
         if not _volume(corners) > 0.0:
             return False
     n = len(rim)
@@ -349,12 +349,12 @@ def _covers_once(nodes, simplices, rim):
 def _weights(corners, volume, point, weights):
     """Write the barycentric coordinates of a point; say whether they are those of one inside."""
     inside = True
-    kept = np.empty_like(point)
+    kept = np.empty(len(point))
     for j in range(len(corners)):
-        kept[:] = corners[j]
-        corners[j] = point
+        put(kept, corners[j])
+        put(corners[j], point)
         weights[j] = _volume(corners) / volume
-        corners[j] = kept
+        put(corners[j], kept)
         if not weights[j] >= -1e-12:
             inside = False
     return inside
@@ -378,12 +378,13 @@ def _earlier(vertices, times, simplices, rim, nodes, samples, part, begin, end, 
         mesh = nodes[centre]
         if len(rim) and _covers_once(mesh, simplices, rim):
             continue
-        bounds[:] = part * samples[centre, :, d]
+        for i in range(n):
+            bounds[i] = part * samples[centre, i, d]
         for number in range(len(simplices)):
             simplex = simplices[number]
             earliest = np.inf
             for j in range(d + 1):
-                corners[j] = mesh[simplex[j]]
+                put(corners[j], mesh[simplex[j]])
                 earliest = min(earliest, times[simplex[j]])
             volume = _volume(corners)
             if not volume > 0.0:
@@ -409,6 +410,7 @@ def _earlier(vertices, times, simplices, rim, nodes, samples, part, begin, end, 
                 if time < bounds[i]:
                     bounds[i] = time
                     place = places[centre, i]
-                    place[:] = 0.0
-                    for j in range(d + 1):
-                        place += weights[j] * vertices[simplex[j]]
+                    for axis in range(d):
+                        place[axis] = 0.0
+                        for j in range(d + 1):
+                            place[axis] += weights[j] * vertices[simplex[j], axis]

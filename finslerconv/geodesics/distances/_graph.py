@@ -185,13 +185,13 @@ def _dijkstra(
     least = value.min()
     start, to, weight = first_edges
     weight = weight + value[start] - least
-    rows = np.bincount(start, minlength=len(value))
+    ends = base.indptr[-1] + np.cumsum(np.bincount(start, minlength=len(value)))
     order = np.argsort(start, kind="stable")
     graph = csr_array(
         (
             np.concatenate([base.data, weight[order]]),
             np.concatenate([base.indices, to[order].astype(base.indices.dtype)]),
-            np.concatenate([base.indptr, base.indptr[-1] + np.cumsum(rows)]),
+            np.concatenate([base.indptr, ends.astype(base.indptr.dtype)]),
         ),
         shape=(n + len(value), n + len(value)),
     )

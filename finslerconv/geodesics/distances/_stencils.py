@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from finslerconv._compiled import entry_unfused, jit_unfused
+from finslerconv._compiled import entry_unfused, jit_unfused, put
 from finslerconv.geodesics.distances._norms import Norms, norm_at, slope
 from finslerconv.geodesics.distances._sight import visible
 
@@ -171,7 +171,8 @@ def _stencils_of_norms(norms, start, stack):
         last = first + _refine_for_norm(metric, stack, out[first:])
         if last > len(out):
             more = np.empty((2 * last, 2), np.int16)
-            more[:first] = out[:first]
+            for k in range(first):
+                put(more[k], out[k])
             out = more
             _refine_for_norm(metric, stack, out[first:])
         start[x + 1] = last
@@ -287,7 +288,8 @@ def _selling(dual, offset, weight, bases):
                         base[k, a] += base[p, a]
             for a in range(3):
                 base[p, a] = -base[p, a]
-        bases[x] = base
+        for i in range(4):
+            put(bases[x, i], base[i])
         n = 0
         for i in range(4):
             for j in range(i + 1, 4):

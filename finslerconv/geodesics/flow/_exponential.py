@@ -284,7 +284,11 @@ def _plain_flow(
         if method == "rk4":
             positions, states = fixed(start.rates, x, start.state, times, steps)
         else:
-            positions, states = adaptive(start.rates, x, start.state, times, method, tolerance)
+            # Rates jump, or bend, at the lines of nodes.
+            smooth = not isinstance(field, GridMetric)
+            positions, states = adaptive(
+                start.rates, x, start.state, times, method, tolerance, smooth=smooth
+            )
         states = torch.where(start.still, 0.0, start.size * states)
 
         def dual(x: Tensor, y: Tensor) -> Tensor:

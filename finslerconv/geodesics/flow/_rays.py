@@ -29,6 +29,9 @@ _TILE = 2**17
 _PART_WORK = 20_000
 _MOST_PARTS = 16
 
+# PyTorch before 2.7 does not tell: there a program is tied to its number of tiles.
+_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
+
 
 class Schedule(NamedTuple):
     """Where in time the rays of a fan are recorded, and by how many steps they get there.
@@ -138,7 +141,7 @@ def shoot(
     def tile(*arguments: Tensor) -> Tensor:
         return _shoot_tile(grid, schedule, momenta, *arguments)
 
-    if torch.compiler.is_exporting():
+    if _is_exporting():
         # A number of tiles would tie the program to the sizes that it was exported with.
         out = tile(table, *parts)
         return out.reshape(fields, n, *out.shape[1:])

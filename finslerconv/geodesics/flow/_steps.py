@@ -56,12 +56,20 @@ def fixed(f: Rates, x: Tensor, p: Tensor, times: list[float], steps: int) -> tup
 
 
 def adaptive(
-    f: Rates, x: Tensor, p: Tensor, times: list[float], method: str, tolerance: float
+    f: Rates,
+    x: Tensor,
+    p: Tensor,
+    times: list[float],
+    method: str,
+    tolerance: float,
+    *,
+    smooth: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return the states (times, ...) by steps whose estimated errors are within a tolerance.
 
     The tolerance is absolute and relative, and holds for the worst trajectory. Steps end at the
-    times that are asked for. Gradients are those of the steps, whose lengths are held fixed.
+    times that are asked for. Gradients are those of the steps, whose lengths are held fixed. For
+    rates that are not ``smooth`` errors are estimated with more caution.
 
     References
     ----------
@@ -92,7 +100,8 @@ def adaptive(
         return torch.cat(f(y[..., :d], y[..., d:]), dim=-1)
 
     rule = _RULES[method]
-    power = -1 / ((5 if rule is DOP853 else rule.error_estimator_order) + 1)
+    cautious = rule is DOP853 and not smooth
+    power = -1 / ((5 if cautious else rule.error_estimator_order) + 1)
     slope = rates(y)
     h = _first_step(rates, y, slope, times[-1], power, tolerance)
     states = []
@@ -107,7 +116,7 @@ def adaptive(
                 )
             last = abs(h) >= abs(end - t)
             step = end - t if last else h
-            new, new_slope, error = _try_step(rule, rates, y, slope, step, tolerance)
+            new, new_slope, error = _try_step(rule, rates, y, slope, step, tolerance, cautious)
             factor = 0.9 * error**power if error > 0 else _GROWTH[1]
             # A NaN is no success, and the least factor.
             factor = min(max(_GROWTH[0], factor), 1.0 if after_failure else _GROWTH[1])
@@ -130,6 +139,7 @@ def _try_step(
     slope: Tensor,
     step: float,
     tolerance: float,
+    cautious: bool,
 ) -> tuple[Tensor, Tensor, float]:
     """Return the state after a step, the slope there, and the error in tolerances."""
     slopes = [slope]
@@ -139,10 +149,13 @@ def _try_step(
     slopes.append(rates(new))
     with torch.no_grad():
         size = torch.maximum(y.abs(), new.abs())
-        # Of DOP853's two estimates the cautious one, of order 5: the other, which divides by it,
-        # takes fields to be smooth, and grids have kinks.
-        E = rule.E5 if rule is DOP853 else rule.E
-        errors = _squares(_weighted(E, slopes), size, tolerance).sqrt()
+        square = _squares(_weighted(rule.E5 if rule is DOP853 else rule.E, slopes), size, tolerance)
+        errors = square.sqrt()
+        if rule is DOP853 and not cautious:
+            # From the estimates of the orders 5 and 3 that of order 7, if the rates are smooth.
+            third = _squares(_weighted(rule.E3, slopes), size, tolerance)
+            whole = (square + 0.01 * third).sqrt()
+            errors = torch.where(whole > 0, square / whole, whole)
         return new, slopes[-1], abs(step) * float(errors.max())
 
 

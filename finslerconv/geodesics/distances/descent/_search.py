@@ -12,7 +12,7 @@ Chords between nodes may run through corners of walls; what shortens the path ta
 
 import numpy as np
 
-from finslerconv._compiled import entry, jit
+from finslerconv._compiled import entry, jit, put
 from finslerconv.geodesics.distances._heap import ACCEPTED, FAR, pop, push
 from finslerconv.geodesics.distances._sight import clear, passes
 from finslerconv.geodesics.distances.descent._chord_length import chord_length
@@ -135,8 +135,8 @@ def search(
         steps += 1
         node = before[node]
     out = np.empty((steps, 3))
-    out[0] = sources[best_source]
-    out[steps - 1] = goal
+    put(out[0], sources[best_source])
+    put(out[steps - 1], goal)
     node = best_node
     for step in range(1, steps - 1):
         out[step, 0], out[step, 1], out[step, 2] = _point(node, shape)

@@ -8,7 +8,7 @@ shorter chord passes by are left out. No round makes a path longer or leads it i
 
 import numpy as np
 
-from finslerconv._compiled import entry, jit
+from finslerconv._compiled import entry, jit, put
 from finslerconv.geodesics.distances._sight import MARGIN, passes, turns
 from finslerconv.geodesics.distances.descent._chord_length import chord_length
 
@@ -45,7 +45,7 @@ def split(path, longest):
             for axis in range(3):
                 out[at, axis] = path[i, axis] + t * (path[i + 1, axis] - path[i, axis])
             at += 1
-    out[at] = path[-1]
+    put(out[at], path[-1])
     return out
 
 
@@ -54,7 +54,7 @@ def _tighten(table, walls, walled, shape, path, longest):
     """Return the path without corners where the chord is no longer than the two sides."""
     out = np.empty_like(path)
     sides = np.empty(len(path))
-    out[0] = path[0]
+    put(out[0], path[0])
     count = 1
     for i in range(1, len(path)):
         side = chord_length(table, shape, out[count - 1], path[i])
@@ -66,7 +66,7 @@ def _tighten(table, walls, walled, shape, path, longest):
                 break
             count -= 1
             side = chord
-        out[count] = path[i]
+        put(out[count], path[i])
         sides[count] = side
         count += 1
     return out[:count].copy()
@@ -151,7 +151,7 @@ def _off_walls(walls, shape, path):
         out.append(b.copy())
     result = np.empty((len(out), 3))
     for i in range(len(out)):
-        result[i] = out[i]
+        put(result[i], out[i])
     return result
 
 
@@ -177,7 +177,9 @@ def _across(a, b, d, out):
     out[0, 0] -= along * t0
     out[0, 1] -= along * t1
     out[0, 2] -= along * t2
-    out[0] /= np.sqrt(1.0 - along * along)
+    across = np.sqrt(1.0 - along * along)
+    for axis in range(3):
+        out[0, axis] /= across
     out[1, 0] = t1 * out[0, 2] - t2 * out[0, 1]
     out[1, 1] = t2 * out[0, 0] - t0 * out[0, 2]
     out[1, 2] = t0 * out[0, 1] - t1 * out[0, 0]
@@ -227,7 +229,7 @@ def _settle(table, walls, walled, shape, d, path, width):
         if 0 < i < n - 1:
             _across(path[i - 1], path[i + 1], d, across)
         for choice in range(choices):
-            places[i, choice] = path[i]
+            put(places[i, choice], path[i])
             if choice >= sideways:
                 _to_edge(walls, shape, places[i, choice], choice - sideways)
                 continue
@@ -254,7 +256,7 @@ def _settle(table, walls, walled, shape, d, path, width):
                     before[i, choice] = other
     choice = 0
     for i in range(n - 1, 0, -1):
-        path[i] = places[i, choice]
+        put(path[i], places[i, choice])
         choice = before[i, choice]
     return length[n - 1, 0]
 
@@ -263,7 +265,8 @@ def _settle(table, walls, walled, shape, d, path, width):
 def shorten(table, walls, walled, shape, d, path, step):
     """Return a path (n, 3) of the same ends, as short as it can be made, with sides of ``step``."""
     straight = np.empty((2, 3))
-    straight[0], straight[1] = path[0], path[-1]
+    put(straight[0], path[0])
+    put(straight[1], path[-1])
     whole = 0.0
     for i in range(len(path) - 1):
         whole += chord_length(table, shape, path[i], path[i + 1])

@@ -37,7 +37,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from finslerconv._compiled import entry_unfused, jit_unfused
+from finslerconv._compiled import entry_unfused, jit_unfused, put
 from finslerconv.geodesics.distances._heap import ACCEPTED, FAR, pop, push
 from finslerconv.geodesics.distances._sight import visible_in_space
 
@@ -652,7 +652,7 @@ def arrival_velocities(field, sources, sequence, label, first, first_code, u, co
         if bits == _KEEP:
             bits, values = np.int64(first_code[x]), first
         if bits < 0:
-            velocity[:] = v
+            put(velocity, v)
         elif bits & AXIS:
             direction = bits >> _WHICH & 7
             velocity[:] = 0.0

@@ -12,6 +12,7 @@ import numpy as np
 
 from finslerconv._compiled import entry, jit
 from finslerconv.ops.backends.numba import _simd as simd
+from finslerconv.ops.backends.numba._kernels import rounded
 
 # The samples that are placed at once should leave room in a first-level cache of 32 KiB.
 _TILE = 256
@@ -44,16 +45,10 @@ def _queries_of(sizes):
 
 @jit
 @no_type_check
-def _rounded(count):
-    return (count + _STEP - 1) // _STEP * _STEP
-
-
-@jit
-@no_type_check
 def _levels(sizes, table):
     """Return rows, columns and first pixel of the level of every sample of a tile."""
     queries = _queries_of(sizes)
-    level_of = np.ones((3, _rounded(queries * sizes.levels * sizes.points) + 16), np.int32)
+    level_of = np.ones((3, rounded(queries * sizes.levels * sizes.points, _STEP) + 16), np.int32)
     at = 0
     for _ in range(queries):
         for level in range(sizes.levels):
@@ -111,6 +106,46 @@ def _place_backward(n, samples, axes, products, along):
         g_factor[s] = top[s] * upper[s] + bottom[s] * lower[s]
 
 
+@jit
+@no_type_check
+def _packs(sizes, begin, end):
+    """Return whether the queries of a range take enough samples that a group is packed for them.
+
+    The pixels of a group lie ``groups * channels`` numbers apart, and where this is a power of two
+    few of them find room in a first-level cache.
+    """
+    samples = min(end - begin, sizes.queries) * sizes.levels * sizes.points
+    return sizes.groups > 1 and samples >= sizes.pixels
+
+
+@jit
+@no_type_check
+def _pack(sizes, value, at, packed):
+    """Copy a group of an image, so that its pixels lie one beside the other."""
+    channels = np.uint64(sizes.channels)
+    stride = np.uint64(sizes.groups * sizes.channels)
+    at, there = np.uint64(at), np.uint64(0)
+    for _ in range(sizes.pixels):
+        for c in range(channels):
+            packed[there + c] = value[at + c]
+        at += stride
+        there += channels
+
+
+@jit
+@no_type_check
+def _add(sizes, packed, target, at, stride):
+    """Add a packed group of an image to another, and set it to zero."""
+    channels = np.uint64(sizes.channels)
+    at, here, stride = np.uint64(at), np.uint64(0), np.uint64(stride)
+    for _ in range(sizes.pixels):
+        for c in range(channels):
+            target[at + c] += packed[here + c]
+            packed[here + c] = 0
+        at += stride
+        here += channels
+
+
 @entry
 @no_type_check
 def forward(sizes, begin, end, value, table, frames, locations, weights, out):
@@ -121,7 +156,10 @@ def forward(sizes, begin, end, value, table, frames, locations, weights, out):
     room = level_of.shape[1]
     samples, axes = np.zeros((3, room), kind), np.empty((8, room), kind)
     lines, shares = np.empty((4, room), np.int32), np.empty((4, room), kind)
-    stride = sizes.groups * sizes.channels
+    packs = _packs(sizes, begin, end)
+    source, stride = value, sizes.groups * sizes.channels
+    if packs:
+        source, stride = np.empty(sizes.pixels * sizes.channels, kind), sizes.channels
     at = begin
     while at < end:
         pair = at // sizes.queries
@@ -130,12 +168,16 @@ def forward(sizes, begin, end, value, table, frames, locations, weights, out):
         image = pair // sizes.groups
         group = pair - image * sizes.groups
         _read(sizes, image, group, query, count, frames, locations, weights, samples)
-        simd.place(samples, level_of, room, _rounded(count * n), lines, shares, axes)
+        simd.place(samples, level_of, room, rounded(count * n, _STEP), lines, shares, axes)
         here = (image * sizes.pixels * sizes.groups + group) * sizes.channels
+        if packs:
+            if query == 0 or at == begin:
+                _pack(sizes, value, here, source)
+            here = 0
         for q in range(count):
             there = ((image * sizes.queries + query + q) * sizes.groups + group) * sizes.channels
             simd.combine(
-                value, here, stride, lines, shares, room, q * n, n, out, there, sizes.channels
+                source, here, stride, lines, shares, room, q * n, n, out, there, sizes.channels
             )
         at += count
 
@@ -158,7 +200,11 @@ def backward(sizes, begin, end, part, value, table, frames, locations, weights, 
     lines, shares = np.empty((4, room), np.int32), np.empty((4, room), kind)
     products, along = np.zeros(4 * room, kind), np.empty((5, room), kind)
     g_x, g_y, g_factor = along[0], along[1], along[2]
-    stride = sizes.groups * sizes.channels
+    packs = _packs(sizes, begin, end)
+    source, stride, packed = value, sizes.groups * sizes.channels, g_private
+    if packs:
+        source, stride = np.empty(sizes.pixels * sizes.channels, kind), sizes.channels
+        packed = np.zeros(sizes.pixels * sizes.channels if needs_value else 0, kind)
     at = begin
     while at < end:
         pair = at // sizes.queries
@@ -166,28 +212,34 @@ def backward(sizes, begin, end, part, value, table, frames, locations, weights, 
         count = min(_queries_of(sizes), end - at, sizes.queries - query)
         image = pair // sizes.groups
         group = pair - image * sizes.groups
-        rounded = _rounded(count * n)
+        whole = rounded(count * n, _STEP)
         _read(sizes, image, group, query, count, frames, locations, weights, samples)
-        simd.place(samples, level_of, room, rounded, lines, shares, axes)
-        products[: 4 * rounded] = 0
+        simd.place(samples, level_of, room, whole, lines, shares, axes)
+        products[: 4 * whole] = 0
         here = (image * sizes.pixels * sizes.groups + group) * sizes.channels
-        target, target_at, target_stride = g_value, here, stride
+        target, target_at, target_stride = g_value, here, sizes.groups * sizes.channels
         if pair * sizes.queries < part:
             target, target_at, target_stride = g_private, 0, sizes.channels
+        total, total_at, total_stride = target, target_at, target_stride
+        if packs:
+            if query == 0 or at == begin:
+                _pack(sizes, value, here, source)
+            here = 0
+            target, target_at, target_stride = packed, 0, sizes.channels
         for q in range(count):
             there = ((image * sizes.queries + query + q) * sizes.groups + group) * sizes.channels
             if needs_value:
                 simd.combine_scatter(
-                    value, here, stride, lines, shares, room, q * n, n, slope, there,
+                    source, here, stride, lines, shares, room, q * n, n, slope, there,
                     sizes.channels, products, target, target_at, target_stride,
                 )  # fmt: skip
             else:
                 simd.combine_backward(
-                    value, here, stride, lines, shares, room, q * n, n, slope, there,
+                    source, here, stride, lines, shares, room, q * n, n, slope, there,
                     sizes.channels, products, target, target_at, target_stride,
                 )  # fmt: skip
         if needs_samples:
-            _place_backward(rounded, samples, axes, products, along)
+            _place_backward(whole, samples, axes, products, along)
             for q in range(count):
                 there = ((image * sizes.queries + query + q) * sizes.groups + group) * n
                 for s in range(n):
@@ -195,3 +247,5 @@ def backward(sizes, begin, end, part, value, table, frames, locations, weights, 
                     g_locations[2 * (there + s) + 1] = frames[4 * s + 1] * g_y[q * n + s]
                     g_weights[there + s] = g_factor[q * n + s]
         at += count
+        if packs and needs_value and (at == end or query + count == sizes.queries):
+            _add(sizes, packed, total, total_at, total_stride)

@@ -35,6 +35,10 @@ SPARE_ROWS = simd.TILE_ROWS
 
 _LINE = np.uint64(LINE)
 
+# A literal argument has a type of its own, and every combination of types is compiled: these are
+# plain integers.
+ZERO, ONE = np.int64(0), np.int64(1)
+
 # Products that are summed before they are added to the output.
 _BLOCK = 384
 
@@ -70,7 +74,7 @@ def multiply(a, a_at, a_row, a_k, b, b_at, b_panel, b_k, c, c_at, c_row, rows, d
             length = depth * (block + 1) // blocks - first
             a_here = a_at + first * a_k
             b_here = b_at + panel * b_panel + first * b_k
-            adds = add if block == 0 else 1
+            adds = add if block == 0 else ONE
             row = 0
             while row + step <= rows:
                 _product(
@@ -82,7 +86,7 @@ def multiply(a, a_at, a_row, a_k, b, b_at, b_panel, b_k, c, c_at, c_row, rows, d
                 # The register tile is of one size: rows beyond the last are computed and dropped.
                 _product(
                     vectors, a, a_here + row * a_row, a_row, a_k, b, b_here, b_k,
-                    spare, 0, wide, length, 0,
+                    spare, ZERO, wide, length, ZERO,
                 )  # fmt: skip
                 for i in range(rows - row):
                     for j in range(wide):
@@ -226,6 +230,43 @@ def pack_columns(plan, weight, out, begin, end):
                 out[base + (panel * outputs + o) * wide + column - panel * wide] = 0
 
 
+@jit
+@no_type_check
+def _outputs_at(plan, image, channel, pixel, channels_last):
+    """Return where an output channel of a pixel stands, and how far the next pixel is from it."""
+    pixels = plan.out_depth * plan.out_height * plan.out_width
+    if channels_last:
+        at, step = (image * pixels + pixel) * plan.out_channels + channel, plan.out_channels
+    else:
+        at, step = (image * plan.out_channels + channel) * pixels + pixel, 1
+    return np.uint64(at), np.uint64(step)
+
+
+@jit
+@no_type_check
+def write_outputs(plan, image, group, pixel, count, sums, line, bias, out, channels_last):
+    """Write the outputs of a group at the pixels of a tile: the sums and the bias."""
+    outputs, row = plan.out_channels // plan.weight_groups, np.uint64(line)
+    for o in range(outputs):
+        channel = group * outputs + o
+        at, step = _outputs_at(plan, image, channel, pixel, channels_last)
+        shift, place = bias[channel], np.uint64(o)
+        for p in range(np.uint64(count)):
+            out[at + p * step] = sums[p * row + place] + shift
+
+
+@jit
+@no_type_check
+def read_outputs(plan, image, group, pixel, count, g_out, channels_last, slope, line):
+    """Read the gradients of the outputs of a group at the pixels of a tile."""
+    outputs, row = plan.out_channels // plan.weight_groups, np.uint64(line)
+    for o in range(outputs):
+        at, step = _outputs_at(plan, image, group * outputs + o, pixel, channels_last)
+        place = np.uint64(o)
+        for p in range(np.uint64(count)):
+            slope[p * row + place] = g_out[at + p * step]
+
+
 @entry
 @no_type_check
 def forward(plan, begin, end, image_data, field, omega, head, points, centre, dilation, mask,
@@ -243,7 +284,6 @@ def forward(plan, begin, end, image_data, field, omega, head, points, centre, di
     line = rounded(chunk * channels, lanes)
     columns = np.empty((tile + SPARE_ROWS) * line, kind)
     sums = np.empty(tile * panels * wide, kind)
-    sums_line = np.uint64(panels * wide)
     spare = np.empty(SPARE_ROWS * wide, kind)
     matrices = np.empty(6 * LINE, kind)
     metric = matrices if plan.kind == RADIAL else np.empty(6 * LINE, kind)
@@ -272,7 +312,7 @@ def forward(plan, begin, end, image_data, field, omega, head, points, centre, di
                         place(
                             plan, field, omega, head, points, dilation, mask, image, sample_group,
                             pixel, count, first, last, centre_y, centre_x, matrices, metric, work,
-                            y, x, rows, across, shares, False, corner, weight,
+                            y, x, rows, across, shares, corner, weight,
                         )  # fmt: skip
                         placed_group, placed_first = sample_group, first
                     shift = base * plan.channels + channel
@@ -289,22 +329,14 @@ def forward(plan, begin, end, image_data, field, omega, head, points, centre, di
                             )  # fmt: skip
                     channel += length
                 multiply(
-                    columns, 0, line, 1, packed,
+                    columns, ZERO, line, ONE, packed,
                     group * panels * depth * wide + first * channels * wide, depth * wide, wide,
-                    sums, 0, panels * wide, count, (last - first) * channels, panels,
+                    sums, ZERO, panels * wide, count, (last - first) * channels, panels,
                     plan.out_vectors, lanes, int(first > 0), spare,
                 )  # fmt: skip
-            for o in range(outputs):
-                b = bias[group * outputs + o]
-                if out_channels_last:
-                    there = (image * pixels + pixel) * plan.out_channels + group * outputs + o
-                    step = np.uint64(plan.out_channels)
-                else:
-                    there = (image * plan.out_channels + group * outputs + o) * pixels + pixel
-                    step = np.uint64(1)
-                there, place_of = np.uint64(there), np.uint64(o)
-                for p in range(np.uint64(count)):
-                    out[there + p * step] = sums[p * sums_line + place_of] + b
+            write_outputs(
+                plan, image, group, pixel, count, sums, panels * wide, bias, out, out_channels_last
+            )
         at += count
 
 
@@ -333,7 +365,6 @@ def backward(plan, begin, end, part, image_data, g_out, g_out_channels_last, fie
     chunks = (plan.taps + chunk - 1) // chunk
     columns = np.empty((tile + SPARE_ROWS) * line, kind)
     slope = np.zeros((tile + SPARE_ROWS) * out_line, kind)
-    slope_line = np.uint64(out_line)
     spare = np.empty(SPARE_ROWS * max(wide, out_wide), kind)
     matrices = np.empty(6 * LINE, kind)
     metric = matrices if plan.kind == RADIAL else np.empty(6 * LINE, kind)
@@ -362,24 +393,17 @@ def backward(plan, begin, end, part, image_data, g_out, g_out_channels_last, fie
         centres(plan, centre, pixel, count, centre_y, centre_x)
         placed_group = placed_first = -1
         for group in range(plan.weight_groups):
-            for o in range(outputs):
-                if g_out_channels_last:
-                    there = (image * pixels + pixel) * plan.out_channels + group * outputs + o
-                    step = np.uint64(plan.out_channels)
-                else:
-                    there = (image * plan.out_channels + group * outputs + o) * pixels + pixel
-                    step = np.uint64(1)
-                there, place_of = np.uint64(there), np.uint64(o)
-                for p in range(np.uint64(count)):
-                    slope[p * slope_line + place_of] = g_out[there + p * step]
+            read_outputs(
+                plan, image, group, pixel, count, g_out, g_out_channels_last, slope, out_line
+            )
             for first in range(0, plan.taps, chunk):
                 last = min(plan.taps, first + chunk)
                 width = (last - first) * channels
                 multiply(
-                    slope, 0, out_line, 1, packed,
+                    slope, ZERO, out_line, ONE, packed,
                     (group * chunks + first // chunk) * outputs * line, outputs * wide, wide,
-                    columns, 0, line, count, outputs, (width + wide - 1) // wide,
-                    plan.column_vectors, lanes, 0, spare,
+                    columns, ZERO, line, count, outputs, (width + wide - 1) // wide,
+                    plan.column_vectors, lanes, ZERO, spare,
                 )  # fmt: skip
                 channel = group * channels
                 while channel < (group + 1) * channels:
@@ -389,7 +413,7 @@ def backward(plan, begin, end, part, image_data, g_out, g_out_channels_last, fie
                         place(
                             plan, field, omega, head, points, dilation, mask, image, sample_group,
                             pixel, count, first, last, centre_y, centre_x, matrices, metric, work,
-                            y, x, rows, across, shares, True, corner, weight,
+                            y, x, rows, across, shares, corner, weight,
                         )  # fmt: skip
                         placed_group, placed_first = sample_group, first
                     shift = base * plan.channels + channel
@@ -424,8 +448,8 @@ def backward(plan, begin, end, part, image_data, g_out, g_out_channels_last, fie
                     channel += length
                 if needs_weight:
                     multiply(
-                        columns, 0, 1, line, slope, 0, out_wide, out_line, g_weight,
+                        columns, ZERO, ONE, line, slope, ZERO, out_wide, out_line, g_weight,
                         (group * plan.taps + first) * channels * out_line, out_line, width, count,
-                        out_panels, plan.out_vectors, lanes, 1, spare,
+                        out_panels, plan.out_vectors, lanes, ONE, spare,
                     )  # fmt: skip
         at += count

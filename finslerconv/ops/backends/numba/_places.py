@@ -215,7 +215,7 @@ def _ellipses_backward(metric, g, count):
 @jit
 @no_type_check
 def place(plan, field, omega, head, points, dilation, mask, image, group, pixel, count, first, last,
-          centre_y, centre_x, matrices, metric, work, y, x, rows, columns, shares, keep, corner,
+          centre_y, centre_x, matrices, metric, work, y, x, rows, columns, shares, corner,
           weight):  # fmt: skip
     """Place the taps ``first`` to ``last`` of the pixels of a tile.
 
@@ -223,8 +223,9 @@ def place(plan, field, omega, head, points, dilation, mask, image, group, pixel,
     array).
 
     For each tap ``corner`` takes four lines, where the four pixels of each sample begin in the
-    image, and ``weight`` their weights; ``shares`` takes eight (``keep``), or the same eight for
-    all taps: the shares along each axis, and whether they count, as of :func:`locate`.
+    image, and ``weight`` their weights; ``shares`` takes eight, or the same eight for all taps if
+    there is no room for more: the shares along each axis, and whether they count, as of
+    :func:`locate`.
     """
     pixels = plan.out_height * plan.out_width
     zero = y.dtype.type(0)
@@ -266,7 +267,7 @@ def place(plan, field, omega, head, points, dilation, mask, image, group, pixel,
                 shift = metric[_1 + p] + (metric[_4 + p] * g0 + metric[_5 + p] * g1)
                 x[p] = centre_x[p] + shift * dilation[1]
         here = np.uint64((tap - first) * 4 * LINE)
-        own = here + here if keep else _0
+        own = here + here if shares.size > 8 * LINE else _0
         locate(y, x, n, plan.height, plan.mode, rows, shares, own)
         locate(x, y, n, plan.width, plan.mode, columns, shares, own + _4)
         for i in range(4):

@@ -10,7 +10,15 @@ import numpy as np
 
 from finslerconv._compiled import entry, jit
 from finslerconv.ops.backends.numba import _simd as simd
-from finslerconv.ops.backends.numba._kernels import SPARE_ROWS, multiply, rounded
+from finslerconv.ops.backends.numba._kernels import (
+    ONE,
+    SPARE_ROWS,
+    ZERO,
+    multiply,
+    read_outputs,
+    rounded,
+    write_outputs,
+)
 from finslerconv.ops.backends.numba._metrics import LINE
 from finslerconv.ops.backends.numba._places import FAR, locate
 
@@ -42,11 +50,11 @@ def _centres(plan, centre, pixel, count, centre_at):
 @jit
 @no_type_check
 def _place(plan, field, points, mask, image, group, pixel, count, first, last, centre_at, where,
-           reach, cells, shares, keep, corner, weight):  # fmt: skip
+           reach, cells, shares, corner, weight):  # fmt: skip
     """Place the taps ``first`` to ``last`` of the voxels of a tile: corners and their weights.
 
-    The shares along the axes, of which the weights are products, are kept for all taps or only for
-    one.
+    The shares along the axes, of which the weights are products, are kept for all taps if there is
+    room, else for one.
     """
     pixels = plan.out_depth * plan.out_height * plan.out_width
     at = image * plan.sample_groups + group
@@ -62,7 +70,7 @@ def _place(plan, field, points, mask, image, group, pixel, count, first, last, c
             g = points[3 * tap + axis]
             for p in range(n):
                 where[line + p] = centre_at[line + p] + (field[there + p] + g)
-        own = np.uint64(tap - first) * _SHARES if keep else np.uint64(0)
+        own = np.uint64(tap - first) * _SHARES if shares.size > _SHARES else np.uint64(0)
         for axis in range(3):
             line = np.uint64(axis * LINE)
             other, third = np.uint64((axis + 1) % 3 * LINE), np.uint64((axis + 2) % 3 * LINE)
@@ -188,7 +196,7 @@ def forward(plan, begin, end, image_data, field, omega, head, points, centre, di
                     if sample_group != placed_group or first != placed_first:
                         _place(
                             plan, field, points, mask, image, sample_group, pixel, count, first,
-                            last, centre_at, where, reach, cells, shares, False, corner, weight,
+                            last, centre_at, where, reach, cells, shares, corner, weight,
                         )  # fmt: skip
                         placed_group, placed_first = sample_group, first
                     for tap in range(first, last):
@@ -201,21 +209,14 @@ def forward(plan, begin, end, image_data, field, omega, head, points, centre, di
                             )  # fmt: skip
                     channel += length
                 multiply(
-                    columns, 0, line, 1, packed,
+                    columns, ZERO, line, ONE, packed,
                     group * panels * depth * wide + first * channels * wide, depth * wide, wide,
-                    sums, 0, panels * wide, count, (last - first) * channels, panels,
+                    sums, ZERO, panels * wide, count, (last - first) * channels, panels,
                     plan.out_vectors, lanes, int(first > 0), spare,
                 )  # fmt: skip
-            for o in range(outputs):
-                b = bias[group * outputs + o]
-                if out_channels_last:
-                    there = (image * pixels + pixel) * plan.out_channels + group * outputs + o
-                    step = plan.out_channels
-                else:
-                    there = (image * plan.out_channels + group * outputs + o) * pixels + pixel
-                    step = 1
-                for p in range(count):
-                    out[there + p * step] = sums[p * panels * wide + o] + b
+            write_outputs(
+                plan, image, group, pixel, count, sums, panels * wide, bias, out, out_channels_last
+            )
         at += count
 
 
@@ -266,23 +267,17 @@ def backward(plan, begin, end, part, image_data, g_out, g_out_channels_last, fie
         _centres(plan, centre, pixel, count, centre_at)
         placed_group = placed_first = -1
         for group in range(plan.weight_groups):
-            for o in range(outputs):
-                if g_out_channels_last:
-                    there = (image * pixels + pixel) * plan.out_channels + group * outputs + o
-                    step = plan.out_channels
-                else:
-                    there = (image * plan.out_channels + group * outputs + o) * pixels + pixel
-                    step = 1
-                for p in range(count):
-                    slope[p * out_line + o] = g_out[there + p * step]
+            read_outputs(
+                plan, image, group, pixel, count, g_out, g_out_channels_last, slope, out_line
+            )
             for first in range(0, plan.taps, chunk):
                 last = min(plan.taps, first + chunk)
                 width = (last - first) * channels
                 multiply(
-                    slope, 0, out_line, 1, packed,
+                    slope, ZERO, out_line, ONE, packed,
                     (group * chunks + first // chunk) * outputs * line, outputs * wide, wide,
-                    columns, 0, line, count, outputs, (width + wide - 1) // wide,
-                    plan.column_vectors, lanes, 0, spare,
+                    columns, ZERO, line, count, outputs, (width + wide - 1) // wide,
+                    plan.column_vectors, lanes, ZERO, spare,
                 )  # fmt: skip
                 channel = group * channels
                 while channel < (group + 1) * channels:
@@ -291,7 +286,7 @@ def backward(plan, begin, end, part, image_data, g_out, g_out_channels_last, fie
                     if sample_group != placed_group or first != placed_first:
                         _place(
                             plan, field, points, mask, image, sample_group, pixel, count, first,
-                            last, centre_at, where, reach, cells, shares, True, corner, weight,
+                            last, centre_at, where, reach, cells, shares, corner, weight,
                         )  # fmt: skip
                         placed_group, placed_first = sample_group, first
                     for tap in range(first, last):
@@ -320,8 +315,8 @@ def backward(plan, begin, end, part, image_data, g_out, g_out_channels_last, fie
                     channel += length
                 if needs_weight:
                     multiply(
-                        columns, 0, 1, line, slope, 0, out_wide, out_line, g_weight,
+                        columns, ZERO, ONE, line, slope, ZERO, out_wide, out_line, g_weight,
                         (group * plan.taps + first) * channels * out_line, out_line, width, count,
-                        out_panels, plan.out_vectors, lanes, 1, spare,
+                        out_panels, plan.out_vectors, lanes, ONE, spare,
                     )  # fmt: skip
         at += count
