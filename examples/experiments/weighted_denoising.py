@@ -30,18 +30,19 @@ weighted network's kernels gain as much, weighted ones that start as the standar
 
 from dataclasses import dataclass
 
-import numpy as np
-import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from engine import (
+    TRAINING,
+    VALIDATION,
     Column,
     Difference,
     Experiment,
     Patches,
+    Picture,
     Record,
     Run,
     Scores,
@@ -49,17 +50,13 @@ from engine import (
     main,
     photograph,
     plot_runs,
-    psnr,
     setting,
-    ssim,
     summary,
-    with_noise,
+    validate,
 )
 from weighted_variants import VARIANTS, optimiser, with_convolutions
 
 SIGMA = 25 / 255
-TRAINING = ("camera", "coffee", "rocket", "china")
-VALIDATION = ("astronaut", "chelsea", "flower")
 
 
 class DnCNN(nn.Module):
@@ -162,7 +159,8 @@ class WeightedDenoising(Experiment):
             optimiser=lambda model: optimiser(model, weight_decay=1e-4),
             schedule=lambda plain: CosineAnnealingLR(plain, run["steps"]),
         )
-        return validate(model, trainer.fabric.device)
+        pictures = [middle(photograph(name)) for name in VALIDATION]
+        return validate(model, pictures, SIGMA, trainer.fabric.device)
 
     def table(self, records: list[Record]) -> str:
         """Mean and spread over the seeds, and the difference from standard, seed by seed."""
@@ -179,21 +177,10 @@ class WeightedDenoising(Experiment):
         return plot_runs(records, "network", "convolutions", "psnr", "validation PSNR (dB)")
 
 
-@torch.no_grad()
-def validate(model: nn.Module, device: torch.device) -> Scores:
-    """Mean PSNR (dB) and SSIM over the centres of the validation photographs, one fixed noise."""
-    model.eval()
-    generator = np.random.default_rng(10_000)
-    scores = []
-    for picture in map(photograph, VALIDATION):
-        i, j = ((n - 144) // 2 for n in picture.shape)
-        middle = picture[i : i + 144, j : j + 144]
-        noisy = torch.from_numpy(with_noise(middle, SIGMA, generator)).to(device)
-        denoised = model(noisy[None, None]).clamp(0, 1).cpu()
-        clean = torch.from_numpy(middle.copy())[None, None]
-        scores.append((psnr(denoised, clean), ssim(denoised, clean)))
-    means = np.mean(scores, axis=0)
-    return {"psnr": float(means[0]), "ssim": float(means[1])}
+def middle(picture: Picture) -> Picture:
+    """Return the centre of 144 x 144 pixels."""
+    i, j = ((n - 144) // 2 for n in picture.shape)
+    return picture[i : i + 144, j : j + 144]
 
 
 if __name__ == "__main__":

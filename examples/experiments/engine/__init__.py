@@ -2,18 +2,23 @@
 
 from engine.data import (
     DATA_SETS,
+    TRAINING,
+    VALIDATION,
     Patches,
+    Picture,
     Repeated,
     Shuffled,
+    divided_photographs,
     enlarged,
     labelled,
+    moved,
     photograph,
     with_noise,
 )
 from engine.experiment import Experiment, main, setting
 from engine.records import Record, Records, Run, Scores
 from engine.report import Column, Difference, Known, markdown, plot_runs, summary
-from engine.scores import accuracy, psnr, ssim
+from engine.scores import accuracy, psnr, ssim, validate
 from engine.training import Trainer
 
 __all__ = [
@@ -25,16 +30,22 @@ __all__ = [
     "Record",
     "Records",
     "Trainer",
+    "Picture",
     "Patches",
     "Shuffled",
     "Repeated",
     "photograph",
+    "TRAINING",
+    "VALIDATION",
+    "divided_photographs",
     "with_noise",
     "DATA_SETS",
     "labelled",
     "enlarged",
+    "moved",
     "psnr",
     "ssim",
+    "validate",
     "accuracy",
     "Column",
     "Difference",

@@ -1,14 +1,15 @@
 """Photographs, noise, digits, CIFAR; endless batches that go on where they were."""
 
 import math
-from functools import cache
+from collections.abc import Sequence
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from skimage import color, data, transform
+from skimage import color, data, io, transform
 from sklearn import datasets
 from sklearn.model_selection import train_test_split
 from torch import Tensor
@@ -29,13 +30,70 @@ def photograph(name: str, size: int | None = None) -> Picture:
     """
     shipped = name in ("china", "flower")
     pixels = datasets.load_sample_image(f"{name}.jpg") if shipped else getattr(data, name)()
-    grey = color.rgb2gray(pixels) if pixels.ndim == 3 else pixels / 255
+    return _grey(pixels, size)
+
+
+def _grey(pixels: np.ndarray, size: int | None) -> Picture:
+    grey = color.rgb2gray(pixels[..., :3]) if pixels.ndim == 3 else pixels / 255
     if size is None:
         return transform.rescale(grey, 0.5, anti_aliasing=True).astype(np.float32)
     side = min(grey.shape)
     top, left = ((n - side) // 2 for n in grey.shape)
     square = grey[top : top + side, left : left + side]
     return transform.resize(square, (size, size), anti_aliasing=True).astype(np.float32)
+
+
+#: The photographs for learning to denoise, and those for testing it.
+TRAINING = ("camera", "coffee", "rocket", "china")
+VALIDATION = ("astronaut", "chelsea", "flower")
+
+
+class Files(Sequence[Picture]):
+    """Photographs of files, read when they are asked for, as :func:`photograph` returns them."""
+
+    def __init__(self, paths: Sequence[Path], size: int | None) -> None:
+        self.paths, self.size = paths, size
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: Any) -> Any:
+        return _read(self.paths[index], self.size)
+
+
+@lru_cache(maxsize=2000)
+def _read(path: Path, size: int | None) -> Picture:
+    return _grey(io.imread(path), size)
+
+
+def divided_photographs(
+    root: Path | None, size: int | None
+) -> tuple[Sequence[Picture], Sequence[Picture]]:
+    """Return photographs for training and for validation, of a folder or those that are shipped.
+
+    A file of the folder is for training if a folder within it is named after that ("train"), and
+    for validation if one is named after validation or test ("val", "test"). If no folder is, every
+    fifth file in the order of their names is for validation.
+    """
+    if root is None:
+        return tuple([photograph(name, size) for name in names] for names in (TRAINING, VALIDATION))
+    endings = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}
+    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in endings)
+    parts: dict[str, list[Path]] = {"train": [], "val": [], "test": []}
+    for path in paths:
+        folders = " ".join(path.relative_to(root).parts[:-1]).lower()
+        for part, files in parts.items():
+            if part in folders:
+                files.append(path)
+                break
+    training, validation = parts["train"], parts["val"] + parts["test"]
+    if not training and not validation:
+        validation = paths[4::5]
+        training = [path for path in paths if path not in set(validation)]
+    for part, files in (("training", training), ("validation", validation)):
+        if not files:
+            raise SystemExit(f"--data-root: no photographs for {part} in {root}")
+    return Files(training, size), Files(validation, size)
 
 
 def with_noise(clean: np.ndarray, sigma: float, generator: np.random.Generator) -> np.ndarray:
@@ -47,7 +105,7 @@ class Patches:
     """Batches of random patches, flipped and turned, with and without noise: (noisy, clean)."""
 
     def __init__(
-        self, pictures: list[Picture], sigma: float, seed: int, batch: int = 16, size: int = 40
+        self, pictures: Sequence[Picture], sigma: float, seed: int, batch: int = 16, size: int = 40
     ) -> None:
         self.pictures, self.sigma, self.batch, self.size = pictures, sigma, batch, size
         self.generator = np.random.default_rng(seed)
@@ -178,7 +236,19 @@ def warped(pictures: Tensor, seed: int) -> Tensor:
     turn, tilt = _rotations(math.pi / 4 * angle), _rotations(math.pi * axis)
     scales = torch.diag_embed(torch.stack(rest[:2], dim=1).mul(math.log(1.3)).exp())
     shift = 0.1 * torch.stack(rest[2:], dim=1)[..., None]
-    affine = torch.cat((turn @ tilt @ scales @ tilt.mT, shift), dim=2)
+    return moved(pictures, turn @ tilt @ scales @ tilt.mT, shift)
+
+
+def moved(
+    pictures: Float[Tensor, "batch channels height width"],
+    matrices: Float[Tensor, "batch 2 2"],
+    shifts: Float[Tensor, "batch 2 1"],
+) -> Float[Tensor, "batch channels height width"]:
+    """Return square pictures each of which reads its pixel (x, y) at ``matrix @ (x, y) + shift``.
+
+    The origin is the centre; a half of the width is 1. Beyond its border a picture is black.
+    """
+    affine = torch.cat((matrices, shifts), dim=2)
     places = affine_grid(affine, list(pictures.shape), align_corners=False)
     return grid_sample(pictures, places, align_corners=False)
 

@@ -1,8 +1,14 @@
 """PSNR, SSIM and accuracy, by torchmetrics, which is imported when a score is wanted."""
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from engine.data import Picture, with_noise
+from engine.records import Scores
 
 Pictures = Float[Tensor, "batch channels height width"]
 
@@ -25,6 +31,23 @@ def ssim(picture: Pictures, clean: Pictures) -> float:
         picture, clean, gaussian_kernel=False, kernel_size=7, data_range=1.0, return_full_image=True
     )[1]
     return float(similarity[..., 3:-3, 3:-3].mean())
+
+
+@torch.no_grad()
+def validate(
+    model: torch.nn.Module, pictures: Sequence[Picture], sigma: float, device: torch.device
+) -> Scores:
+    """Return the mean PSNR (dB) and SSIM of denoised pictures, with one fixed noise."""
+    model.eval()
+    generator = np.random.default_rng(10_000)
+    scores = []
+    for picture in pictures:
+        noisy = torch.from_numpy(with_noise(picture, sigma, generator)).to(device)
+        denoised = model(noisy[None, None]).clamp(0, 1).cpu()
+        clean = torch.from_numpy(picture.copy())[None, None]
+        scores.append((psnr(denoised, clean), ssim(denoised, clean)))
+    means = np.mean(scores, axis=0)
+    return {"psnr": float(means[0]), "ssim": float(means[1])}
 
 
 @torch.no_grad()
