@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import nn
@@ -149,31 +150,35 @@ class Denoising(Experiment):
         return summary(self._chosen(records), ["kernel_size", "kernel", "layer"], columns)
 
     def plot(self, records: Sequence[Record]) -> Figure:
-        """Draw the PSNR of every layer and noise, a panel for each size."""
+        """Draw the gain over the box of the same size where it is there, a panel for each size."""
         chosen = self._chosen(records)
-        figure = Figure(figsize=(4.6 * len(self.kernel_sizes), 3.6), layout="constrained")
+        figure = Figure(figsize=(4.6 * len(self.kernel_sizes), 4.2), layout="constrained")
         axes = figure.subplots(1, len(self.kernel_sizes), sharey=True, squeeze=False)[0]
+
+        def means(kernel_size: int, kernel: str, layer: str) -> np.ndarray:
+            shown = {"kernel_size": kernel_size, "kernel": kernel, "layer": layer}
+            groups = ([r for r in chosen if r.matches({**shown, "sigma": s})] for s in self.sigmas)
+            return np.array([statistics.mean(r["psnr"] for r in group) for group in groups])
+
+        has_box = "standard" in self.layers and "fixed" in self.kernels
         for axis, kernel_size in zip(axes, self.kernel_sizes, strict=True):
+            box = means(kernel_size, "fixed", "standard") if has_box else 0.0
             for layer in self.layers:
                 for kernel in self.kernels:
-                    shown = {"kernel_size": kernel_size, "layer": layer, "kernel": kernel}
-                    means = [
-                        statistics.mean(
-                            record["psnr"]
-                            for record in chosen
-                            if record.matches({**shown, "sigma": sigma})
-                        )
-                        for sigma in self.sigmas
-                    ]
-                    style = "o--" if kernel == "fixed" else "o-"
-                    colour = f"C{list(LAYERS).index(layer)}"
-                    label = f"{layer}, {kernel} kernel"
-                    axis.plot(self.sigmas, means, style, color=colour, ms=4, label=label)
+                    axis.plot(
+                        self.sigmas,
+                        means(kernel_size, kernel, layer) - box,
+                        "o--" if kernel == "fixed" else "o-",
+                        color=f"C{list(LAYERS).index(layer)}",
+                        ms=4,
+                        label=f"{layer}, {kernel} kernel",
+                    )
             axis.set(title=f"k = {kernel_size}", xlabel="deviation of the noise")
             axis.set_xticks(self.sigmas)
-        axes[0].set_ylabel("validation PSNR (dB)")
+        axes[0].set_ylabel("PSNR minus the box's (dB)" if has_box else "PSNR (dB)")
         handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
+        columns = len(self.layers)
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
         return figure
 
     def _chosen(self, records: Sequence[Record]) -> list[Record]:
