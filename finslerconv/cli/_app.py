@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import torch
     from matplotlib.figure import Figure
 
-    from finslerconv.cli._denoise import GeodesicFilter, Result
+    from finslerconv.cli.filters import GeodesicFilter, Result
 
 DEFAULT = MetricOptions()
 
@@ -219,7 +219,8 @@ def denoise(
 
     import torch
 
-    from finslerconv.cli._denoise import (
+    from finslerconv.cli._figures import denoise_figure
+    from finslerconv.cli.filters import (
         Result,
         ball_filters,
         baselines,
@@ -227,7 +228,6 @@ def denoise(
         estimated_noise,
         with_noise,
     )
-    from finslerconv.cli._figures import denoise_figure
 
     where = _device(device)
     noisy = with_noise(pixels, sigma, seed)
@@ -263,8 +263,8 @@ def _denoise_picture(
     """Filter a picture that is noisy, and write it."""
     import torch
 
-    from finslerconv.cli._denoise import chosen, estimated_noise, mean_over_balls, middle
     from finslerconv.cli._picture import write_picture
+    from finslerconv.cli.filters import chosen, estimated_noise, mean_over_balls, middle
 
     noise = estimated_noise(pixels) if sigma is None else sigma
     with torch.inference_mode():

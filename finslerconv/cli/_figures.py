@@ -12,7 +12,7 @@ from scipy.ndimage import uniform_filter
 
 from finslerconv import plotting
 from finslerconv.balls import polar, radial
-from finslerconv.cli._denoise import GeodesicFilter, Result
+from finslerconv.cli.filters import GeodesicFilter, Result
 from finslerconv.metrics import Randers
 from finslerconv.plotting import BLUE, GREEN, Zoom
 

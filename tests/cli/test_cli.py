@@ -12,7 +12,9 @@ from typer.testing import CliRunner
 
 from finslerconv import __version__
 from finslerconv.cli import app
-from finslerconv.cli._denoise import (
+from finslerconv.cli._options import MetricOptions
+from finslerconv.cli._picture import PictureError, _floats, _reduced, read_picture
+from finslerconv.cli.filters import (
     Result,
     ball_filters,
     baselines,
@@ -22,8 +24,6 @@ from finslerconv.cli._denoise import (
     stein_risk,
     with_noise,
 )
-from finslerconv.cli._options import MetricOptions
-from finslerconv.cli._picture import PictureError, _floats, _reduced, read_picture
 from finslerconv.geodesics import GridMetric
 from finslerconv.metrics import Randers
 

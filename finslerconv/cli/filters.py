@@ -1,4 +1,4 @@
-"""The filters that ``denoise`` compares: means over unit balls, the usual filters; scores.
+"""Filters that remove noise: means over unit balls, the usual filters; scores of pictures.
 
 scikit-image and the geodesics, which take seconds to import, are imported by what needs them.
 """
@@ -97,12 +97,12 @@ def ball_filters(metric: Randers, kernel_size: int, radius: float) -> list[BallF
     # The set most like the box: rings of 8 j samples, of equal areas.
     grid, rings = lattice(k), concentric(k)
     return [
-        BallFilter("box", f"{k} x {k} grid", _discs(metric, reach), grid),
-        BallFilter("dilated box", "the same, dilation 2", _discs(metric, 2 * reach), grid),
+        BallFilter("box", f"{k} x {k} grid", discs(metric, reach), grid),
+        BallFilter("dilated box", "the same, dilation 2", discs(metric, 2 * reach), grid),
         BallFilter(
             "isotropic ball",
             f"mean over a disc of radius {radius:.2g}",
-            _discs(metric, radius),
+            discs(metric, radius),
             rings,
         ),
         BallFilter("Riemannian ball", "ellipses along edges", metric.symmetrize(), rings),
@@ -174,8 +174,8 @@ def stein_risk(
     return float(error + noise**2 * (2 * follows - 1))
 
 
-def _discs(metric: Randers, radius: float) -> Riemannian:
-    """Return the metric whose balls are discs, on the same grid."""
+def discs(metric: Randers, radius: float) -> Riemannian:
+    """Return the metric whose balls are discs of a radius in pixels, on the grid of another."""
     identity = torch.eye(2, dtype=metric.M.dtype, device=metric.M.device)
     return Riemannian((identity / radius**2).expand_as(metric.M), validate=False)
 
@@ -200,35 +200,70 @@ class Result:
         return cls(name, how, picture, float(psnr), float(ssim))
 
 
-def baselines(noisy: Picture, clean: Picture, noise: float) -> list[Result]:
-    """Filter a picture with the best of the small boxes and three filters set by the noise.
+@dataclass(frozen=True)
+class PlainFilter:
+    """A filter without a metric."""
 
-    The size of the box is the best for the clean picture, which no other filter sees. The factors
-    of the others were chosen on the pictures that :class:`MetricOptions` names.
+    name: str
+    how: str
+    apply: Callable[[Picture], Picture]
+
+    def __call__(self, noisy: Picture) -> Picture:
+        """Filter a picture."""
+        return self.apply(noisy)
+
+
+def box(size: int) -> PlainFilter:
+    """Return the mean over a square of ``size`` x ``size`` pixels."""
+    from scipy.ndimage import uniform_filter
+
+    return PlainFilter(
+        "box",
+        f"{size} x {size} grid",
+        lambda noisy: uniform_filter(noisy, (0, size, size), mode="nearest"),
+    )
+
+
+def usual_filters(noise: float) -> list[PlainFilter]:
+    """Return three filters set by the deviation of the noise.
+
+    Their factors were chosen on the pictures that :class:`MetricOptions` names.
     """
-    from scipy.ndimage import gaussian_filter, uniform_filter
+    from scipy.ndimage import gaussian_filter
     from skimage.restoration import denoise_tv_chambolle
 
-    boxes = [
-        Result.of(
-            "best small box",
-            f"{size} x {size} grid, the best size",
-            uniform_filter(noisy, (0, size, size), mode="nearest"),
-            clean,
-        )
-        for size in (3, 5, 7, 9)
-    ]
     width = 2.8 * noise**0.5
     weight = 1.8 * noise**1.4
-    smooth = gaussian_filter(noisy, (0, width, width), mode="nearest")
-    flat = denoise_tv_chambolle(noisy, weight=weight, channel_axis=0)
-    means = _non_local_means(noisy, noise)
     return [
-        max(boxes, key=lambda box: box.psnr),
-        Result.of("Gaussian", f"of deviation {width:.2g} pixels", smooth, clean),
-        Result.of("total variation", f"of weight {weight:.2g}", flat, clean),
-        Result.of("non-local means", "patches of 5 x 5 within 13 x 13", means, clean),
+        PlainFilter(
+            "Gaussian",
+            f"of deviation {width:.2g} pixels",
+            lambda noisy: gaussian_filter(noisy, (0, width, width), mode="nearest"),
+        ),
+        PlainFilter(
+            "total variation",
+            f"of weight {weight:.2g}",
+            lambda noisy: denoise_tv_chambolle(noisy, weight=weight, channel_axis=0),
+        ),
+        PlainFilter(
+            "non-local means",
+            "patches of 5 x 5 within 13 x 13",
+            lambda noisy: _non_local_means(noisy, noise),
+        ),
     ]
+
+
+def baselines(noisy: Picture, clean: Picture, noise: float) -> list[Result]:
+    """Filter a picture with the best of the small boxes and the usual filters.
+
+    The size of the box is the best for the clean picture, which no other filter sees.
+    """
+    boxes = [box(size) for size in (3, 5, 7, 9)]
+    results = [Result.of(each.name, each.how, each(noisy), clean) for each in boxes]
+    best = max(results, key=lambda result: result.psnr)
+    best = replace(best, name="best small box", how=f"{best.how}, the best size")
+    usual = [Result.of(f.name, f.how, f(noisy), clean) for f in usual_filters(noise)]
+    return [best, *usual]
 
 
 def _non_local_means(picture: Picture, noise: float) -> Picture:
