@@ -587,7 +587,7 @@ def test_a_gpu_gives_the_same_positions():
 @pytest.mark.uninstrumented
 def test_positions_compile_in_one_graph():
     M, omega = (u.float() for u in smooth_field(1))
-    rays = fan(concentric(3).points)
+    rays = fan(concentric(3).points, steps=2)  # each step is traced
 
     def positions(M, omega):
         return geodesic_positions(M, omega, rays)
