@@ -1,0 +1,17 @@
+"""Pictures, volumes and sources too many for one machine: the library over Dask's arrays.
+
+A function here computes what the function of the same purpose computes in memory, chunk by chunk,
+and returns a Dask array: nothing is computed before ``compute()``, but for what a docstring names.
+Chunks are NumPy arrays. It needs the extra ``dask``.
+"""
+
+from finslerconv._optional import needs
+
+with needs("dask", "finslerconv.dask"):
+    import dask.array as _  # noqa: F401 - the extra, asked for once
+
+from finslerconv.dask._conv import ball_reach, metric_conv
+from finslerconv.dask._distance import distance
+from finslerconv.dask._image_metric import image_metric
+
+__all__ = ["image_metric", "metric_conv", "ball_reach", "distance"]
