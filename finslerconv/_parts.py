@@ -33,7 +33,7 @@ class Part:
     columns: slice
     """The core's rows and columns in the window."""
 
-    answers: Sequence[Float[Tensor, "batch values"]] | None = None
+    answers: Sequence[Float[Tensor, "batch _"]] | None = None
     """The largest values over the whole picture, in the order in which they are asked for; None if
     the window is the whole."""
 

@@ -287,14 +287,12 @@ def _check(
     bias: np.ndarray | None,
     mask: Any,
     geometry: ConvGeometry,
-    map: str,
-    padding_mode: str,
+    map: MapName,
+    padding_mode: PaddingMode,
 ) -> None:
     """Check a convolution's arguments as the operators do, on tensors without values."""
 
-    def meta(name: str, array: Any) -> Tensor | None:
-        if array is None:
-            return None
+    def meta(name: str, array: Any) -> Tensor:
         if not isinstance(array, da.Array | np.ndarray):
             raise TypeError(
                 f"{name}: expected a dask.array.Array or a NumPy array, got {type(array).__name__}"
@@ -302,11 +300,14 @@ def _check(
         dtype = torch.from_numpy(np.empty(0, array.dtype)).dtype
         return torch.empty(array.shape, dtype=dtype, device="meta")
 
+    def optional(name: str, array: Any) -> Tensor | None:
+        return None if array is None else meta(name, array)
+
     call = (ops.metric_conv1d, ops.metric_conv2d, ops.metric_conv3d)[geometry.dims - 1]
     call(
-        meta("input", input), meta("M", M), meta("omega", omega), meta("points", points),
-        meta("weight", weight), meta("bias", bias), 1, "same", geometry.dilation,
-        meta("mask", mask), map=map, padding_mode=padding_mode,
+        meta("input", input), meta("M", M), optional("omega", omega), meta("points", points),
+        meta("weight", weight), optional("bias", bias), 1, "same", geometry.dilation,
+        optional("mask", mask), map=map, padding_mode=padding_mode,
     )  # fmt: skip
 
 

@@ -177,7 +177,7 @@ def _cut(name: str, x: Any, core: int, problems: tuple[int, ...], some: slice) -
 
 def _shared(field: GridMetric) -> Any:
     """Return the field as one object that all tasks take, on the cluster if there is one."""
-    client = getattr(get_scheduler(), "__self__", None)
-    if hasattr(client, "scatter") and not client.asynchronous:
+    client: Any = getattr(get_scheduler(), "__self__", None)
+    if client is not None and hasattr(client, "scatter") and not client.asynchronous:
         return client.scatter(field)
     return dask.delayed(field, traverse=False)
