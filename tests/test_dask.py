@@ -89,7 +89,8 @@ def test_a_metric_of_chunks_is_that_of_the_picture(name, data):
     height, width = data.draw(st.tuples(st.integers(1, 41), st.integers(1, 33)), "size")
     picture = PICTURE[:, :, :height, :width]
     cut = data.draw(chunks(2, 3, height, width), "chunks")
-    form = image_metric(da.from_array(picture, chunks=cut), function)
+    lazy = data.draw(st.booleans(), "lazy")
+    form = image_metric(da.from_array(picture, chunks=cut), function, lazy=lazy)
     assert_equal_metrics(form, function(torch.tensor(picture)).randers_form())
 
 
@@ -177,7 +178,7 @@ def test_image_metric_refuses(image, function, error, message):
 def test_errors_of_the_function_come_when_it_is_computed():
     picture = np.ones((1, 1, 20, 20))
     picture[0, 0, 15, 3] = np.nan
-    form = image_metric(da.from_array(picture, chunks=10), images.ridge_metric)
+    form = image_metric(da.from_array(picture, chunks=10), images.ridge_metric, lazy=True)
     with pytest.raises(ValueError, match="image: expected finite values, got nan"):
         form.M.compute()
 
@@ -325,13 +326,15 @@ def test_nothing_is_computed_where_the_reach_is_given():
         raise RuntimeError("computed")
 
     lazy = da.ones((1, 1, 40, 40), chunks=10).map_blocks(fail, dtype=float, meta=np.empty((0,) * 4))
-    M, omega = image_metric(lazy, images.gradient_metric)
+    M, omega = image_metric(lazy, images.gradient_metric, lazy=True)
     smooth = metric_conv(lazy, M, omega, lattice(3).points, np.ones((1, 1, 3, 3)), reach=20.0)
     assert smooth.shape == (1, 1, 40, 40)
     with pytest.raises(RuntimeError, match="computed"):
         smooth.compute()
     with pytest.raises(RuntimeError, match="computed"):
         metric_conv(lazy, M, omega, lattice(3).points, np.ones((1, 1, 3, 3)))
+    with pytest.raises(RuntimeError, match="computed"):
+        image_metric(lazy, images.gradient_metric)
 
 
 def test_a_ball_beyond_the_reach_is_an_error():

@@ -1,8 +1,9 @@
 """Pictures, volumes and sources too many for one machine: the library over Dask's arrays.
 
 A function here computes what the function of the same purpose computes in memory, chunk by chunk,
-and returns a Dask array: nothing is computed before ``compute()``, but for what a docstring names.
-Chunks are NumPy arrays. It needs the extra ``dask``.
+and returns a Dask array, which is computed by ``compute()``. Numbers of the whole picture without
+which there is no such array (its largest gradient, its largest ball) are computed first, in passes
+that the docstrings name. Chunks are NumPy arrays. It needs the extra ``dask``.
 """
 
 from finslerconv._optional import needs

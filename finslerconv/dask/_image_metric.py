@@ -17,15 +17,19 @@ _TRIED = 8
 
 
 def image_metric(
-    image: da.Array, function: Callable[[Tensor], FinslerMetric], *, margin: int | None = None
+    image: da.Array,
+    function: Callable[[Tensor], FinslerMetric],
+    *,
+    margin: int | None = None,
+    lazy: bool = False,
 ) -> RandersForm:
     r"""Return the metric that a function computes of a picture, chunk by chunk.
 
     It is the metric of the whole picture within rounding: chunks see as far around themselves as
     the function looks, borders are those of the picture, and what :mod:`finslerconv.images` takes
-    relative to the largest gradient is relative to that of the whole picture. To find these largest
-    values takes a pass over the picture each, two for each of the library's functions, when the
-    metric is computed.
+    relative to the largest gradient is relative to that of the whole picture. These largest values
+    are **computed now**, in a pass over the picture for each, two for each of the library's
+    functions; the metric is not.
 
     Parameters
     ----------
@@ -40,6 +44,9 @@ def image_metric(
         :mod:`finslerconv.images` do in it: 0 where it works pixel by pixel. It may be left out of a
         function that calls one of these, and is 0 then. A value below the truth gives wrong metrics
         along the borders of chunks, without an error.
+    lazy : bool
+        Whether to leave the largest values to be computed with the metric, each time anew. The
+        chunks of the picture are then held from the first pass to the last.
 
     Returns
     -------
@@ -93,6 +100,8 @@ def image_metric(
             new_axes={"largest": width}, of=function,
         )  # fmt: skip
         largest = asked.max(axis=tuple(range(2, image.ndim)))
+        if not lazy:
+            largest = da.from_array(largest.compute(), chunks=largest.chunks)
         answers.append((largest, ("batch", f"answer {number}")))
     # One array, so that M and omega of a chunk are computed together.
     columns = dims + (form.omega is not None)
@@ -126,7 +135,7 @@ def _form(function: Callable[[Tensor], FinslerMetric], picture: Tensor) -> Rande
     if form is None:
         raise ValueError(
             f"function: expected a Riemannian or Randers metric, got {type(metric).__name__}, "
-            "whose convolutions there are none of"
+            "which has no convolution"
         )
     batch = (len(picture), *picture.shape[2:])
     d = len(batch) - 1
