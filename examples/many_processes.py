@@ -1,7 +1,7 @@
 """Train metric convolutions on one process or many, replicated (DDP) or sharded (FSDP2).
 
-``torchrun --nproc-per-node 2 examples/many_processes.py ddp`` on two processors or two GPUs; without
-torchrun, one process.
+``torchrun --nproc-per-node 2 examples/many_processes.py ddp`` runs two processes, on GPUs if there
+are any; without torchrun it is one.
 """
 
 import os
@@ -21,6 +21,7 @@ BATCH, STEPS = 16, 10  # the batch of all processes together
 
 
 def main(strategy: str) -> None:
+    """Train a small network by a strategy, ``"one"``, ``"ddp"`` or ``"fsdp2"``, and save it."""
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(device)
