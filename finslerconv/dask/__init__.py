@@ -6,9 +6,9 @@ which there is no such array (its largest gradient, its largest ball) are comput
 that the docstrings name. Chunks are NumPy arrays. It needs the extra ``dask``.
 """
 
-from finslerconv._optional import needs
+from finslerconv import _optional
 
-with needs("dask", "finslerconv.dask"):
+with _optional.needs("dask", "finslerconv.dask"):
     import dask.array as _  # noqa: F401 - the extra, asked for once
 
 from finslerconv.dask._conv import ball_reach, metric_conv

@@ -60,7 +60,7 @@ def image_metric(
         If ``image`` is no Dask array of float32 or float64, or ``function`` returns no metric.
     ValueError
         If the shape of the image or of the metric does not fit, the metric is of another kind, or
-        nothing tells the margin. What ``function`` itself raises comes when the metric is computed.
+        nothing tells the margin. What ``function`` itself raises comes when a chunk is computed.
 
     Examples
     --------
