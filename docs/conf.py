@@ -77,7 +77,7 @@ nitpick_ignore_regex = [
     (
         r"py:.*",
         r"(abc|collections|enum|pathlib|re|typing|types|numpy|torch|jaxtyping|sympy|matplotlib|scipy|skimage|"
-        r"rich|typer)(\..+)?",
+        r"rich|typer|dask)(\..+)?",
     ),
     # The names by which our docstrings call some of these.
     (r"py:class", r"(Tensor|ndarray|Array|Figure|Axes|Module|Table)"),

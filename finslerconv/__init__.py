@@ -14,6 +14,7 @@ The subpackages, from the mathematics to the tools, are imported on first use, s
 ``finslerconv.onnx``       exported programs in operators that ONNX has
 ``finslerconv.nn``         PyTorch modules
 ``finslerconv.implicit``   existing convolutions read as metrics
+``finslerconv.dask``       arrays in chunks, on many machines
 ``finslerconv.plotting``   pictures
 ``finslerconv.cli``        the command ``finslerconv``
 =========================  ==========================================================
@@ -38,6 +39,7 @@ _SUBPACKAGES = (
     "onnx",
     "nn",
     "implicit",
+    "dask",
     "plotting",
     "cli",
 )

@@ -12,6 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from finslerconv import _parts
+
 Padding = Literal["reflect", "replicate"]
 """How a picture goes on beyond its border: mirrored at its outermost pixels, or held constant."""
 
@@ -22,6 +24,7 @@ def continued(
     image: Float[Tensor, "batch channels height width"], margin: int, padding: Padding
 ) -> Float[Tensor, "batch channels tall wide"]:
     """Return the picture with ``margin`` pixels more on every side, however small it is."""
+    _parts.look(margin)
     for axis in (-2, -1):
         # torch's own padding refuses to mirror a picture smaller than the margin.
         index = _continued_index(image.shape[axis], margin, padding)

@@ -4,7 +4,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 #: The packages of each extra, by the names under which they are imported.
-_EXTRAS = {"plot": ("matplotlib",), "cli": ("matplotlib", "PIL", "rich", "skimage", "typer")}
+_EXTRAS = {
+    "plot": ("matplotlib",),
+    "cli": ("matplotlib", "PIL", "rich", "skimage", "typer"),
+    "dask": ("dask", "distributed"),
+}
 
 
 class MissingExtraError(ImportError):

@@ -8,7 +8,7 @@ import pytest
 
 from finslerconv.images import photograph
 
-EXTRA = ("matplotlib", "PIL", "rich", "skimage", "typer", "imageio", "sklearn")
+EXTRA = ("matplotlib", "PIL", "rich", "skimage", "typer", "imageio", "sklearn", "dask")
 
 
 def run(code, *missing):
@@ -49,6 +49,11 @@ print(images.gradient_metric(torch.tensor(images.photograph()[None, None] / 255)
             "from finslerconv.nn import plot_density_search\nplot_density_search(None)",
             "matplotlib",
             'plot_density_search needs matplotlib, which is not installed: pip install "finslerconv[plot]"',  # noqa: E501
+        ),
+        (
+            "import finslerconv.dask",
+            "dask",
+            'finslerconv.dask needs dask, which is not installed: pip install "finslerconv[dask]"',
         ),
         (
             "import finslerconv.cli",

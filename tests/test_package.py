@@ -16,6 +16,7 @@ import finslerconv
 from finslerconv import (
     balls,
     cli,
+    dask,
     geodesics,
     images,
     implicit,
@@ -29,7 +30,7 @@ from finslerconv import (
 )
 
 ROOT = Path(__file__).parents[1]
-HEAVY = ("torch", "scipy", "sympy", "matplotlib", "skimage", "PIL", "typer", "rich")
+HEAVY = ("torch", "scipy", "sympy", "matplotlib", "skimage", "PIL", "typer", "rich", "dask")
 
 
 def run(code):
@@ -100,6 +101,7 @@ PACKAGES = [
     onnx,
     nn,
     implicit,
+    dask,
     plotting,
     cli,
 ]

@@ -136,7 +136,7 @@ def gradient_metric(
     else:
         wide = _filters.continued(picture, margin + _filters.SOBEL_RADIUS, padding)
         gradients = _filters.sobel_gradient(_filters.smooth(wide, sigma))
-    gradients = gradients / gradient_unit(picture, [gradients])
+    gradients = gradients / gradient_unit(picture, [gradients.detach().abs().amax(dim=(1, 4))])
     tensors = TensorField.of(torch.einsum("bchwi,bchwj->bhwij", gradients, gradients))
     u = 1 + anisotropy * safe_sqrt(tensors.gap / largest_or_one(tensors.gap))
     along, across = (scale * u, scale / u) if stretch == "across" else (scale / u, scale * u)

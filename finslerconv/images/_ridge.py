@@ -141,7 +141,7 @@ def _strongest(
     for sigma in scales:
         picture = _filters.continued(grey, _filters.gaussian_radius(sigma), padding)
         hessians.append(sigma**2 * _filters.gaussian_hessian(picture, sigma)[:, 0])
-    unit = gradient_unit(image, hessians)
+    unit = gradient_unit(image, [hessian.detach().abs().amax(dim=(3, 4)) for hessian in hessians])
     best: TensorField | None = None
     strength = torch.empty(0)
     for hessian in hessians:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from finslerconv import _filters
+from finslerconv import _filters, _parts
 from finslerconv._filters import Padding
 from finslerconv._transforms import is_transformed
 from finslerconv.images._checks import (
@@ -163,11 +163,13 @@ def _law(
 def _strips(image: Tensor, scales: Sequence[tuple[float, float]]) -> list[slice]:
     """Return the rows that are computed at a time: what is in between takes much memory.
 
-    All at once where gradients are recorded, for that keeps everything, and under transforms.
+    All at once where gradients are recorded, for that keeps everything, under transforms, and of a
+    part of a larger picture.
     """
     batch, channels, height, width = image.shape
     rows = height
-    if not ((image.requires_grad and torch.is_grad_enabled()) or is_transformed()):
+    recorded = image.requires_grad and torch.is_grad_enabled()
+    if not (recorded or is_transformed() or _parts.current()):
         margin = max(_filters.gaussian_radius(i) + _filters.gaussian_radius(o) for i, o in scales)
         rows = max(4 * margin, _STRIP // max(1, batch * channels * width))
     return [slice(a, min(a + rows, height)) for a in range(0, height, rows)]
@@ -198,10 +200,7 @@ def _structure(
 
     kept = gradients(strips[0]) if len(strips) == 1 else None
     largest = [
-        g.detach().abs().flatten(1).amax(dim=1, keepdim=True)
-        for rows in strips
-        for g in (kept or gradients(rows))
-        if g.numel() > 0
+        g.detach().abs().amax(dim=(1, 4)) for rows in strips for g in (kept or gradients(rows))
     ]
     unit = gradient_unit(image, largest)
     found = []

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from finslerconv import _parts
 from finslerconv._arrays import safe_sqrt
 from finslerconv._linalg import from_eigenvalues
 from finslerconv.images._checks import Direction
@@ -119,18 +120,22 @@ def one_form(
 
 
 def gradient_unit(
-    image: Float[Tensor, "batch channels height width"], gradients: Sequence[Float[Tensor, "..."]]
+    image: Float[Tensor, "batch channels height width"],
+    components: Sequence[Float[Tensor, "batch _ _"]],
 ) -> Float[Tensor, "batch 1 1 1 1"]:
     """Return the largest component of each picture's gradients, to divide them by.
 
-    It is infinite, so that quotients are 0, if rounding errors of a constant explain the gradients.
-    It is not differentiated, so results must not depend on it.
+    ``components`` are the absolute values of the largest component at each pixel, on the picture
+    or with a margin around it. The unit is infinite, so that quotients are 0, if rounding errors of
+    a constant explain the gradients. It is not differentiated, so results must not depend on it.
     """
     if image.numel() == 0:
         return image.new_ones((len(image), 1, 1, 1, 1))
-    each = [g.detach().abs().flatten(1).amax(dim=1) for g in gradients]
-    largest = torch.stack(each).amax(dim=0)
-    brightest = image.detach().abs().flatten(1).amax(dim=1)
+    size = (image.shape[2], image.shape[3])
+    each = [_parts.core(c.detach(), size).flatten(1).amax(dim=1) for c in components]
+    brightest = _parts.core(image.detach().abs().amax(dim=1), size).flatten(1).amax(dim=1)
+    both = torch.stack((torch.stack(each).amax(dim=0), brightest), dim=1)
+    largest, brightest = _parts.over_whole(both).unbind(1)
     textured = largest > 16 * torch.finfo(image.dtype).eps * brightest
     unit = torch.where(textured, largest, torch.full_like(largest, torch.inf))
     return unit[:, None, None, None, None]
@@ -140,5 +145,6 @@ def largest_or_one(energy: Float[Tensor, "batch height width"]) -> Float[Tensor,
     """Return the largest energy of each picture, and 1 where all are 0."""
     if energy.numel() == 0:
         return energy.new_ones((len(energy), 1, 1))
-    largest = energy.amax(dim=(1, 2), keepdim=True)
+    inner = _parts.core(energy, (energy.shape[1], energy.shape[2]))
+    largest = _parts.over_whole(inner.flatten(1).amax(dim=1, keepdim=True))[:, :, None]
     return torch.where(largest > 0, largest, torch.ones_like(largest))

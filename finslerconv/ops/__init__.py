@@ -20,6 +20,7 @@ from finslerconv.ops._aggregation_operator import aggregation_of
 from finslerconv.ops._autotune import autotune
 from finslerconv.ops._checks import multiplied_dtype
 from finslerconv.ops._functions import (
+    convolve,
     deform_conv1d,
     deform_conv2d,
     deform_conv3d,
@@ -81,6 +82,7 @@ __all__ = [
     "register_backend",
     "ConvBackend",
     "Convolution",
+    "convolve",
     "Positions",
     "Needs",
     "Gradients",

@@ -479,7 +479,7 @@ def head_conv2d(
     groups = check_field("channels", channels, input, formula.n_channels, output_size)
     check_metric_mask(mask, input, groups, geometry.n_taps, output_size)
     positions = Positions(map, channels, None, points, formula)
-    return _convolve(Convolution(input, positions, weight, bias, mask, geometry, padding_mode))
+    return convolve(Convolution(input, positions, weight, bias, mask, geometry, padding_mode))
 
 
 @recorded
@@ -533,6 +533,56 @@ def metric_positions(
     return in_balls(M, omega, points, int_tuple("dilation", dilation, dims, least=1), map)
 
 
+def convolve(conv: Convolution) -> Float[Tensor, "batch out_channels *out_size"]:
+    r"""Compute a convolution by the backend of its device.
+
+    The other functions check their arguments and call this one. A geometry that they do not make is
+    welcome too: with negative padding the output begins inside the image, so that a window on a
+    larger image gives the part of the output for which it holds all samples.
+
+    Parameters
+    ----------
+    conv : Convolution
+        Its shapes are taken as right.
+
+    Returns
+    -------
+    Tensor, shape (B, O, \*conv.out_size)
+        Differentiable in all tensors.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from finslerconv.ops import ConvGeometry, Convolution, Positions, convolve
+    >>> image, weight = torch.rand(1, 2, 8, 8), torch.rand(4, 2, 3, 3)
+    >>> positions = Positions("offsets", torch.zeros(1, 18, 4, 4))
+    >>> inner = ConvGeometry((3, 3), (1, 1), (1, 1), (-1, -1), (-1, -1))  # begins at pixel (2, 2)
+    >>> y = convolve(Convolution(image, positions, weight, None, None, inner, "zeros"))
+    >>> plain = torch.nn.functional.conv2d(image, weight, padding=1)
+    >>> torch.allclose(y, plain[..., 2:6, 2:6], atol=1e-5)
+    True
+    """
+    where = conv.positions
+    tensors = (
+        conv.input, where.field, where.omega, where.points, conv.weight, conv.bias, conv.mask,
+    )  # fmt: skip
+    if torch.onnx.is_in_onnx_export():
+        return for_onnx(conv)
+    if not is_compiled(conv.input.device) or needs_formulas(*tensors):
+        return reference.forward(conv)
+    if conv.dims == 1:
+        return convolve(conv.as_image()).squeeze(2)
+    if where.points is not None and where.points.requires_grad and torch.is_grad_enabled():
+        # The operator differentiates in the metric alone: the positions of learned reference
+        # points are computed in PyTorch and given to it as offsets.
+        conv = conv.with_offsets()
+    elif where.formula is not None and not (
+        where.formula.name is not None and takes_channels(conv.input.device)
+    ):
+        conv = replace(conv, positions=where.with_metrics())
+    return call_operator(conv)
+
+
 def _deform(
     dims: int,
     input: Tensor,
@@ -559,7 +609,7 @@ def _deform(
                 f"groups, got {mask.shape[1]}"
             )
     positions = Positions("offsets", offset)
-    return _convolve(Convolution(input, positions, weight, bias, mask, geometry, padding_mode))
+    return convolve(Convolution(input, positions, weight, bias, mask, geometry, padding_mode))
 
 
 def _metric(
@@ -591,26 +641,4 @@ def _metric(
             raise ValueError(f"omega: expected the {groups} groups of M, got {omega.shape[1]}")
     check_metric_mask(mask, input, groups, geometry.n_taps, output_size)
     positions = Positions(map, M, omega, points)
-    return _convolve(Convolution(input, positions, weight, bias, mask, geometry, padding_mode))
-
-
-def _convolve(conv: Convolution) -> Tensor:
-    where = conv.positions
-    tensors = (
-        conv.input, where.field, where.omega, where.points, conv.weight, conv.bias, conv.mask,
-    )  # fmt: skip
-    if torch.onnx.is_in_onnx_export():
-        return for_onnx(conv)
-    if not is_compiled(conv.input.device) or needs_formulas(*tensors):
-        return reference.forward(conv)
-    if conv.dims == 1:
-        return _convolve(conv.as_image()).squeeze(2)
-    if where.points is not None and where.points.requires_grad and torch.is_grad_enabled():
-        # The operator differentiates in the metric alone: the positions of learned reference
-        # points are computed in PyTorch and given to it as offsets.
-        conv = conv.with_offsets()
-    elif where.formula is not None and not (
-        where.formula.name is not None and takes_channels(conv.input.device)
-    ):
-        conv = replace(conv, positions=where.with_metrics())
-    return call_operator(conv)
+    return convolve(Convolution(input, positions, weight, bias, mask, geometry, padding_mode))

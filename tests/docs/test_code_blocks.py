@@ -9,7 +9,12 @@ import torch
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-SLOW = ("extending.md", "how-to/terrain_and_wind.md", "how-to/vessels.md")
+SLOW = (
+    "extending.md",
+    "how-to/larger_than_memory.md",
+    "how-to/terrain_and_wind.md",
+    "how-to/vessels.md",
+)
 
 
 def pages():
