@@ -17,6 +17,10 @@ from finslerconv.ops.backends.numba._kernels import rounded
 # What is kept of a tile of so many samples should leave room in a first-level cache of 32 KiB.
 _TILE = 128
 
+# What belongs to a group lies far apart, query after query. Processors foresee steps over their
+# numbers badly, and are told so many queries in advance.
+_AHEAD = 8
+
 
 class Sizes(NamedTuple):
     """The sizes of an aggregation, and the grid on which its outputs lie."""
@@ -44,6 +48,14 @@ class Strides(NamedTuple):
     image: int
     query: int
     group: int
+
+
+@jit
+@no_type_check
+def _prefetch(array, at, count):
+    """Ask for ``count`` numbers that are needed soon; they need not exist."""
+    for i in range(0, count + 15, 16):
+        simd.prefetch(array, at + i)
 
 
 @jit
@@ -115,6 +127,7 @@ def _write(sizes, image, group, query, count, array, each, out):
     n = sizes.levels * sizes.points * each
     for q in range(count):
         there = ((image * sizes.queries + query + q) * sizes.groups + group) * n
+        _prefetch(out, there + _AHEAD * sizes.groups * n, n)
         simd.copy(array, q * n, out, there, n)
 
 
@@ -159,8 +172,9 @@ def forward(sizes, begin, end, value, table, frames, strides, locations, weights
         _read(sizes, strides[1], image, group, query, count, weights, 1, factor)
         row = query // sizes.width
         left = value.dtype.type((query - row * sizes.width) * sizes.right)
+        top = value.dtype.type(row * sizes.down)
         simd.place(
-            where, factor, frame_of, level_of, left, value.dtype.type(row * sizes.down), stride, room,
+            where, factor, frame_of, level_of, left, top, stride, room,
             rounded(count * n, simd.PLACED), corners, shares, axes,
         )  # fmt: skip
         here = (image * sizes.pixels * sizes.groups + group) * sizes.channels
@@ -203,11 +217,11 @@ def backward(sizes, begin, end, part, value, table, frames, strides, locations, 
         _read(sizes, strides[1], image, group, query, count, weights, 1, factor)
         row = query // sizes.width
         left = value.dtype.type((query - row * sizes.width) * sizes.right)
+        top = value.dtype.type(row * sizes.down)
         whole = rounded(count * n, simd.PLACED)
         simd.place(
-            where, factor, frame_of, level_of, left, value.dtype.type(row * sizes.down), stride, room,
-            whole, corners, shares, axes,
-        )  # fmt: skip
+            where, factor, frame_of, level_of, left, top, stride, room, whole, corners, shares, axes
+        )
         products[: 4 * whole] = 0
         here = (image * sizes.pixels * sizes.groups + group) * sizes.channels
         total, total_at, total_stride = g_value, here, sizes.groups * sizes.channels
@@ -222,6 +236,7 @@ def backward(sizes, begin, end, part, value, table, frames, strides, locations, 
             target, target_at = packed, 0
         for q in range(count):
             there = ((image * sizes.queries + query + q) * sizes.groups + group) * sizes.channels
+            _prefetch(slope, there + _AHEAD * sizes.groups * sizes.channels, sizes.channels)
             if needs_value:
                 simd.combine_scatter(
                     source, here, corners, shares, room, q * n, n, slope, there, sizes.channels,
