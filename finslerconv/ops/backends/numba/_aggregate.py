@@ -117,7 +117,9 @@ def _read(sizes, strides, image, group, query, count, array, each, out):
     n = sizes.levels * sizes.points * each
     at = image * strides.image + query * strides.query + group * strides.group
     for q in range(count):
-        simd.copy(array, at + q * strides.query, out, q * n, n)
+        here = at + q * strides.query
+        _prefetch(array, here + _AHEAD * strides.query, n)
+        simd.copy(array, here, out, q * n, n)
 
 
 @jit
