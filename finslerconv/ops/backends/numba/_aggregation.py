@@ -141,8 +141,9 @@ def _job(aggregation: Aggregation) -> _Job:
     value, dtype = aggregation.value, aggregation.dtype
     batch, pixels, groups, channels = value.shape
     _, queries, _, levels, points = aggregation.weights.shape
-    table = aggregation.level_table()
-    for rows, columns, first in table.tolist():
+    given = aggregation.levels
+    table = given.tolist() if isinstance(given, Tensor) else [[*given, 0]]
+    for rows, columns, first in table:
         # The kernels would read memory that is not the value's.
         if min(rows, columns) < 1 or first < 0 or first + rows * columns > pixels:
             raise ValueError(
@@ -155,13 +156,13 @@ def _job(aggregation: Aggregation) -> _Job:
     width, right, down = aggregation.grid or (queries, 0, 0)
     # Copying a group costs as much as reading some samples at every pixel's place.
     packs = groups > 1 and queries * levels * points >= pixels
-    locations, across = _flat_rows(aggregation.locations, dtype, 3)
-    weights, along = _flat_rows(aggregation.weights, dtype, 2)
+    locations, across = _flat_rows(aggregation.locations, dtype)
+    weights, along = _flat_rows(aggregation.weights, dtype)
     return _Job(
         kernels.Sizes(pixels, queries, groups, channels, levels, points, width, right, down, packs),
         batch * groups,
         _flat(value, dtype),
-        array_of(table.contiguous()).reshape(-1),
+        np.array(table).reshape(-1),
         _flat(frames, dtype),
         (across, along),
         locations,
@@ -170,18 +171,20 @@ def _job(aggregation: Aggregation) -> _Job:
 
 
 def _flat(tensor: Tensor, dtype: torch.dtype) -> np.ndarray:
-    return array_of(tensor.detach().to(dtype).contiguous()).reshape(-1)
+    return array_of(tensor.to(dtype).contiguous().view(-1))
 
 
-def _flat_rows(tensor: Tensor, dtype: torch.dtype, axes: int) -> tuple[np.ndarray, kernels.Strides]:
+def _flat_rows(tensor: Tensor, dtype: torch.dtype) -> tuple[np.ndarray, kernels.Strides]:
     """Return a tensor (B, Q, G, ...) as a flat array, with its strides along B, Q and G.
 
-    It is not copied if the numbers of its last ``axes`` lie one beside the other.
+    It is not copied if what a group has lies in one piece, as in the packed tensor of DCNv4.
     """
-    tensor = tensor.detach().to(dtype)
-    if not tensor[0, 0, 0].is_contiguous() or min(tensor.stride()) < 0:
-        tensor = tensor.contiguous()
-    image, query, group = tensor.stride()[:3]
-    span = 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
-    flat = tensor.as_strided((span,), (1,))
-    return array_of(flat), kernels.Strides(image, query, group)
+    tensor = tensor.to(dtype)
+    if not tensor.is_contiguous():
+        if not tensor[0, 0, 0].is_contiguous():
+            tensor = tensor.contiguous()
+        last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+        flat = tensor.as_strided((last + 1,), (1,))
+    else:
+        flat = tensor.view(-1)
+    return array_of(flat), kernels.Strides(*tensor.stride()[:3])
