@@ -162,7 +162,7 @@ def _job(aggregation: Aggregation) -> _Job:
         kernels.Sizes(pixels, queries, groups, channels, levels, points, width, right, down, packs),
         batch * groups,
         _flat(value, dtype),
-        np.array(table).reshape(-1),
+        np.array(table, np.int64).reshape(-1),
         _flat(frames, dtype),
         (across, along),
         locations,
