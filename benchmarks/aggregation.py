@@ -1,10 +1,9 @@
 """DCNv3, DCNv4 and deformable attention against their plain PyTorch forms, on the CPU.
 
 Claim: forward and backward pass together take at most a tenth of the time of the plain form for the
-encoder of Deformable DETR, a fifth for the first two stages of InternImage-T, and a quarter for the
-last two. The plain forms run without a compiler and are made of ``grid_sample``: InternImage ships
-one for DCNv3, Deformable DETR one for attention. DCNv4 has no form but its CUDA kernel; here it is
-that of DCNv3.
+encoder of Deformable DETR, and a fifth for the four stages of InternImage-T. The plain forms run
+without a compiler and are made of ``grid_sample``: InternImage ships one for DCNv3, Deformable DETR
+one for attention. DCNv4 has no form but its CUDA kernel; here it is that of DCNv3.
 
     python benchmarks/aggregation.py               # all sizes
     python benchmarks/aggregation.py --only attn --clock cpu    # processor time, on a busy machine

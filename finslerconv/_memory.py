@@ -1,5 +1,6 @@
 """NumPy views of tensors for the compiled kernels."""
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -9,14 +10,20 @@ class _Memory:
     """The memory of a tensor, by NumPy's array interface; it keeps the tensor alive."""
 
     def __init__(self, tensor: Any) -> None:
+        size = tensor.element_size()
         self._tensor = tensor
         self.__array_interface__ = {
             "version": 3,
             "data": (tensor.data_ptr(), False),
             "shape": tuple(tensor.shape),
-            "strides": tuple(n * tensor.element_size() for n in tensor.stride()),
-            "typestr": np.dtype(str(tensor.dtype).removeprefix("torch.")).str,
+            "strides": tuple([n * size for n in tensor.stride()]),
+            "typestr": _type_of(tensor.dtype),
         }
+
+
+@cache
+def _type_of(dtype: Any) -> str:
+    return np.dtype(str(dtype).removeprefix("torch.")).str
 
 
 def array_of(tensor: Any) -> np.ndarray:
@@ -25,7 +32,9 @@ def array_of(tensor: Any) -> np.ndarray:
     ``Tensor.numpy()`` would forbid resizing the storage, which fully sharded training does to free
     parameters between uses.
     """
-    tensor = tensor.detach().resolve_neg().resolve_conj()
+    tensor = tensor.detach()
+    if tensor.is_neg() or tensor.is_conj():
+        tensor = tensor.resolve_neg().resolve_conj()
     if tensor.numel() == 0:  # it may have no address
-        return np.empty(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+        return np.empty(tuple(tensor.shape), _type_of(tensor.dtype))
     return np.asarray(_Memory(tensor))

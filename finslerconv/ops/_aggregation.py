@@ -144,8 +144,8 @@ def dcnv3(
                 f"{name}: expected shape {expected}, {each * taps} numbers for each of the {group} "
                 f"groups, got {tuple(tensor.shape)}"
             )
-    offsets = offset.reshape(input.shape[0], rows * columns, group, taps, 2)
-    weights = mask.reshape(input.shape[0], rows * columns, group, taps)
+    leading = (input.shape[0], rows * columns, group, 1)
+    offsets, weights = offset.reshape(*leading, taps, 2), mask.reshape(*leading, taps)
     return _aggregate_taps(input, offsets, weights, geometry, offset_scale, remove_center)
 
 
@@ -206,11 +206,9 @@ def dcnv4(
             f"offset_mask: expected shape {leading} and {used} channels at least, {3 * taps} for "
             f"each of the {group} groups, got {tuple(offset_mask.shape)}"
         )
-    unused = offset_mask.shape[3] - used
-    groups = offset_mask.split((used, unused), -1)[0] if unused else offset_mask
-    groups = groups.reshape(input.shape[0], rows * columns, group, 3 * taps)
-    # Copied once, not by the forward and by the backward pass.
-    offsets, weights = (part.contiguous() for part in groups.split((2 * taps, taps), -1))
+    groups = offset_mask[..., :used] if offset_mask.shape[3] > used else offset_mask
+    groups = groups.reshape(input.shape[0], rows * columns, group, 1, 3 * taps)
+    offsets, weights = groups.split((2 * taps, taps), -1)
     return _aggregate_taps(
         input, offsets.unflatten(-1, (taps, 2)), weights, geometry, offset_scale, remove_center
     )
@@ -396,25 +394,32 @@ def tap_grid(
     >>> centre.tolist(), taps[:3].tolist()
     ([0.0, 0.0], [[-1.0, -1.0], [-1.0, 0.0], [-1.0, 1.0]])
     """
+    origin, taps = _tap_grid(geometry, remove_center)
+    return like.new_tensor(origin), like.new_tensor(taps).reshape(-1, 2)
+
+
+def _tap_grid(
+    geometry: ConvGeometry, remove_center: bool
+) -> tuple[tuple[int, int], list[tuple[int, int]]]:
+    """Return what :func:`tap_grid` does, as numbers."""
     before = [
         step * (k - 1) // 2 for k, step in zip(geometry.kernel_size, geometry.dilation, strict=True)
     ]
     rows, columns = (
-        torch.arange(k, dtype=like.dtype, device=like.device) * step - first
+        [step * i - first for i in range(k)]
         for k, step, first in zip(geometry.kernel_size, geometry.dilation, before, strict=True)
     )
-    taps = torch.stack(torch.meshgrid(columns, rows, indexing="ij"), -1).flatten(0, 1)
+    taps = [(x, y) for x in columns for y in rows]
     if remove_center:
-        middle = len(taps) // 2
-        taps = torch.cat((taps[:middle], taps[middle + 1 :]))
-    origin = [float(b - p) for b, p in zip(before, geometry.padding_before, strict=True)]
-    return like.new_tensor(origin[::-1]), taps
+        del taps[len(taps) // 2]
+    top, left = (b - p for b, p in zip(before, geometry.padding_before, strict=True))
+    return (left, top), taps
 
 
 def _aggregate_taps(
     input: Tensor,
-    offsets: Float[Tensor, "batch queries groups taps 2"],
-    weights: Float[Tensor, "batch queries groups taps"],
+    offsets: Float[Tensor, "batch queries groups 1 taps 2"],
+    weights: Float[Tensor, "batch queries groups 1 taps"],
     geometry: ConvGeometry,
     offset_scale: float,
     remove_center: bool,
@@ -423,13 +428,15 @@ def _aggregate_taps(
     rows, columns = geometry.output_size(height, width)
     group = offsets.shape[2]
     dtype = torch.promote_types(offsets.dtype, torch.float32)
-    origin, taps = tap_grid(geometry, remove_center, offsets.new_empty(0, dtype=dtype))
-    places = origin + offset_scale * taps
-    frames = torch.cat((torch.full_like(places, offset_scale), places), 1)
+    (x, y), taps = _tap_grid(geometry, remove_center)
+    frames = offsets.new_tensor(
+        [(offset_scale, offset_scale, x + offset_scale * i, y + offset_scale * j) for i, j in taps],
+        dtype=dtype,
+    )
     value = input.reshape(batch, height * width, group, channels // group)
     down, right = geometry.stride
     aggregation = Aggregation(
-        value, offsets[:, :, :, None], weights[:, :, :, None], (height, width), frames[None],
+        value, offsets, weights, (height, width), frames[None],
         (columns, right, down),
     )  # fmt: skip
     return _call(aggregation).reshape(batch, rows, columns, channels)

@@ -141,13 +141,35 @@ def test_on_the_edge_of_the_image_and_on_its_pixels():
     assert_equal(*results)
 
 
+@pytest.mark.parametrize(
+    "lay",
+    [lambda t: t[..., 1:], lambda t: t.transpose(1, 2).contiguous().transpose(1, 2)[..., :36],
+     lambda t: t[:1, :, :1, :36].expand(2, -1, 3, -1), lambda t: t.mT.contiguous().mT[..., :36]],
+    ids=["packed", "groups first", "expanded", "far apart"],
+)  # fmt: skip
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_samples_are_read_wherever_they_lie(backend, lay):
+    value, *_ = attention_arguments()
+    both = normal(2, 5, 3, 37, seed=4)
+
+    def parts(both):
+        locations, weights = lay(both).split((24, 12), -1)
+        return locations.unflatten(-1, (3, 4, 2)), weights.unflatten(-1, (3, 4))
+
+    with ops.use_backend(backend):
+        found = with_gradients(lambda v, t: attend(v, *parts(t)), (value, both))
+    expected = with_gradients(lambda v, t: attention_form(v, SHAPES, *parts(t)), (value, both))
+    assert_equal(found, expected)
+
+
+@pytest.mark.parametrize("sizes", [{"queries": 50}, {"queries": 1}, {"heads": 1}])
 @pytest.mark.parametrize("threads", [1, 2, 5])
-def test_threads_share_groups(threads, monkeypatch):
+def test_threads_share_groups(threads, sizes, monkeypatch):
     from finslerconv.ops.backends.numba import _aggregation
 
     monkeypatch.setattr(_aggregation, "_PART_WORK", 1)
     before = torch.get_num_threads()
-    tensors = attention_arguments(batch=1, queries=50, heads=2)
+    tensors = attention_arguments(**{"batch": 1, "heads": 2, "queries": 9, **sizes})
     torch.set_num_threads(threads)
     try:
         found = [with_gradients(attend, tensors) for _ in range(2)]

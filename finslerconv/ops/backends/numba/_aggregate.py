@@ -11,15 +11,15 @@ from typing import NamedTuple, no_type_check
 import numpy as np
 
 from finslerconv._compiled import entry, jit
-from finslerconv.ops.backends.numba import _simd as simd
+from finslerconv.ops.backends.numba import _simd_aggregate as simd
 from finslerconv.ops.backends.numba._kernels import rounded
 
-# The samples that are placed at once should leave room in a first-level cache of 32 KiB.
-_TILE = 256
+# What is kept of a tile of so many samples should leave room in a first-level cache of 32 KiB.
+_TILE = 128
 
-# Loops go over multiples of this, so that no remainder is left to slow ones. What lies beyond the
-# last sample is computed and not used.
-_STEP = 2 * simd.PLACED
+# What belongs to a group lies far apart, query after query. Processors foresee steps over their
+# numbers badly, and are told so many queries in advance.
+_AHEAD = 8
 
 
 class Sizes(NamedTuple):
@@ -34,6 +34,37 @@ class Sizes(NamedTuple):
     width: int
     right: int
     down: int
+    packs: bool
+    """Whether the channels of a group are copied, so that its pixels lie one beside the other.
+
+    They lie ``groups * channels`` numbers apart, and where this is a power of two few of them find
+    room in a first-level cache.
+    """
+
+
+class Strides(NamedTuple):
+    """How many numbers lie between the samples of images, of queries and of groups."""
+
+    image: int
+    query: int
+    group: int
+
+
+@jit
+@no_type_check
+def _prefetch(array, at, count):
+    """Ask for ``count`` numbers that are needed soon; they need not exist."""
+    for i in range(0, count + 15, 16):
+        simd.prefetch(array, at + i)
+
+
+@jit
+@no_type_check
+def _aligned(count, kind):
+    """Return an empty array that begins with a line of the cache, so that vectors cross none."""
+    array = np.empty(count + 16, kind)
+    skip = (64 - array.ctypes.data % 64) // array.itemsize
+    return array[skip : skip + count]
 
 
 @jit
@@ -45,147 +76,124 @@ def _queries_of(sizes):
 
 @jit
 @no_type_check
-def _levels(sizes, table):
-    """Return rows, columns and first pixel of the level of every sample of a tile."""
-    queries = _queries_of(sizes)
-    level_of = np.ones((3, rounded(queries * sizes.levels * sizes.points, _STEP) + 16), np.int32)
-    at = 0
-    for _ in range(queries):
-        for level in range(sizes.levels):
-            for _ in range(sizes.points):
-                for i in range(3):
-                    level_of[i, at] = table[3 * level + i]
-                at += 1
-    return level_of
+def _frames(sizes, table, frames):
+    """Return the frame and the level of every sample of a tile, as :func:`simd.place` takes them.
 
-
-@jit
-@no_type_check
-def _read(sizes, image, group, query, count, frames, locations, weights, samples):
-    """Read the samples of ``count`` queries: write x, y and the weight of each."""
-    n = sizes.levels * sizes.points
-    x, y, factor = samples[0], samples[1], samples[2]
-    for q in range(count):
-        at = ((image * sizes.queries + query + q) * sizes.groups + group) * n
-        row = (query + q) // sizes.width
-        left = x.dtype.type((query + q - row * sizes.width) * sizes.right)
-        top = x.dtype.type(row * sizes.down)
+    The origins are those of the tile at the beginning of a row.
+    """
+    queries, n = _queries_of(sizes), sizes.levels * sizes.points
+    room = rounded(queries * n, simd.PLACED)
+    frame_of, level_of = np.zeros((4, room), frames.dtype), np.ones((3, room), np.int32)
+    for q in range(queries):
         for s in range(n):
-            x[q * n + s] = frames[4 * s] * locations[2 * (at + s)] + (frames[4 * s + 2] + left)
-            y[q * n + s] = frames[4 * s + 1] * locations[2 * (at + s) + 1] + (
-                frames[4 * s + 3] + top
-            )
-            factor[q * n + s] = weights[at + s]
+            at = q * n + s
+            for i in range(4):
+                frame_of[i, at] = frames[4 * s + i]
+            frame_of[2, at] += q * sizes.right
+            for i in range(3):
+                level_of[i, at] = table[s // sizes.points * 3 + i]
+    return frame_of, level_of
 
 
 @jit
 @no_type_check
-def _place_backward(n, samples, axes, products, along):
-    """Write the gradients of x, y and the weight of ``n`` samples to the rows of ``along``.
+def _tile(sizes, at, end):
+    """Return image, group, first query and number of queries of the tile that begins at ``at``.
 
-    ``products`` has for each sample the products of the output's gradient with its four pixels.
+    A tile is a piece of a row of the grid.
     """
-    factor = samples[2, :n]
-    left, right, left_in, right_in = axes[0, :n], axes[1, :n], axes[2, :n], axes[3, :n]
-    top, bottom, top_in, bottom_in = axes[4, :n], axes[5, :n], axes[6, :n], axes[7, :n]
-    g_x, g_y, g_factor = along[0, :n], along[1, :n], along[2, :n]
-    upper, lower = along[3, :n], along[4, :n]
-    for s in range(n):
-        upper[s] = right_in[s] * products[4 * s + 1] - left_in[s] * products[4 * s]
-    for s in range(n):
-        lower[s] = right_in[s] * products[4 * s + 3] - left_in[s] * products[4 * s + 2]
-    for s in range(n):
-        g_x[s] = factor[s] * (top[s] * upper[s] + bottom[s] * lower[s])
-    for s in range(n):
-        upper[s] = left[s] * products[4 * s] + right[s] * products[4 * s + 1]
-    for s in range(n):
-        lower[s] = left[s] * products[4 * s + 2] + right[s] * products[4 * s + 3]
-    for s in range(n):
-        g_y[s] = factor[s] * (bottom_in[s] * lower[s] - top_in[s] * upper[s])
-    for s in range(n):
-        g_factor[s] = top[s] * upper[s] + bottom[s] * lower[s]
+    pair = at // sizes.queries
+    query = at - pair * sizes.queries
+    in_row = min(sizes.width - query % sizes.width, sizes.queries - query)
+    count = min(_queries_of(sizes), end - at, in_row)
+    image = pair // sizes.groups
+    return image, pair - image * sizes.groups, query, count
 
 
 @jit
 @no_type_check
-def _packs(sizes, begin, end):
-    """Return whether the queries of a range take enough samples that a group is packed for them.
+def _read(sizes, strides, image, group, query, count, array, each, out):
+    """Read what the samples of ``count`` queries have, ``each`` numbers."""
+    n = sizes.levels * sizes.points * each
+    at = image * strides.image + query * strides.query + group * strides.group
+    for q in range(count):
+        here = at + q * strides.query
+        _prefetch(array, here + _AHEAD * strides.query, n)
+        simd.copy(array, here, out, q * n, n)
 
-    The pixels of a group lie ``groups * channels`` numbers apart, and where this is a power of two
-    few of them find room in a first-level cache.
-    """
-    samples = min(end - begin, sizes.queries) * sizes.levels * sizes.points
-    return sizes.groups > 1 and samples >= sizes.pixels
+
+@jit
+@no_type_check
+def _write(sizes, image, group, query, count, array, each, out):
+    """Write what the samples of ``count`` queries have, ``each`` numbers."""
+    n = sizes.levels * sizes.points * each
+    for q in range(count):
+        there = ((image * sizes.queries + query + q) * sizes.groups + group) * n
+        _prefetch(out, there + _AHEAD * sizes.groups * n, n)
+        simd.copy(array, q * n, out, there, n)
 
 
 @jit
 @no_type_check
 def _pack(sizes, value, at, packed):
     """Copy a group of an image, so that its pixels lie one beside the other."""
-    channels = np.uint64(sizes.channels)
-    stride = np.uint64(sizes.groups * sizes.channels)
-    at, there = np.uint64(at), np.uint64(0)
-    for _ in range(sizes.pixels):
-        for c in range(channels):
-            packed[there + c] = value[at + c]
-        at += stride
-        there += channels
+    for pixel in range(sizes.pixels):
+        here = at + pixel * sizes.groups * sizes.channels
+        simd.copy(value, here, packed, pixel * sizes.channels, sizes.channels)
 
 
 @jit
 @no_type_check
 def _add(sizes, packed, target, at, stride):
     """Add a packed group of an image to another, and set it to zero."""
-    channels = np.uint64(sizes.channels)
-    at, here, stride = np.uint64(at), np.uint64(0), np.uint64(stride)
-    for _ in range(sizes.pixels):
-        for c in range(channels):
-            target[at + c] += packed[here + c]
-            packed[here + c] = 0
-        at += stride
-        here += channels
+    for pixel in range(sizes.pixels):
+        here = pixel * sizes.channels
+        simd.move(packed, here, target, at + pixel * stride, sizes.channels)
 
 
 @entry
 @no_type_check
-def forward(sizes, begin, end, value, table, frames, locations, weights, out):
-    """Aggregate for the queries ``begin <= query of all groups of all images < end``."""
+def forward(sizes, begin, end, value, table, frames, strides, locations, weights, out):
+    """Aggregate for the queries ``begin <= query of all groups of all images < end``.
+
+    ``strides`` are those of locations and of weights.
+    """
     kind = value.dtype
     n = sizes.levels * sizes.points
-    level_of = _levels(sizes, table)
-    room = level_of.shape[1]
-    samples, axes = np.zeros((3, room), kind), np.empty((8, room), kind)
-    lines, shares = np.empty((4, room), np.int32), np.empty((4, room), kind)
-    packs = _packs(sizes, begin, end)
+    frame_of, level_of = _frames(sizes, table, frames)
+    room = frame_of.shape[1]
+    where, factor, axes = np.zeros(2 * room, kind), np.zeros(room, kind), np.empty(8 * room, kind)
+    corners, shares = np.empty(4 * room, np.int64), np.empty(4 * room, kind)
     source, stride = value, sizes.groups * sizes.channels
-    if packs:
-        source, stride = np.empty(sizes.pixels * sizes.channels, kind), sizes.channels
+    if sizes.packs:
+        source, stride = _aligned(sizes.pixels * sizes.channels, kind), sizes.channels
     at = begin
     while at < end:
-        pair = at // sizes.queries
-        query = at - pair * sizes.queries
-        count = min(_queries_of(sizes), end - at, sizes.queries - query)
-        image = pair // sizes.groups
-        group = pair - image * sizes.groups
-        _read(sizes, image, group, query, count, frames, locations, weights, samples)
-        simd.place(samples, level_of, room, rounded(count * n, _STEP), lines, shares, axes)
+        image, group, query, count = _tile(sizes, at, end)
+        _read(sizes, strides[0], image, group, query, count, locations, 2, where)
+        _read(sizes, strides[1], image, group, query, count, weights, 1, factor)
+        row = query // sizes.width
+        left = value.dtype.type((query - row * sizes.width) * sizes.right)
+        top = value.dtype.type(row * sizes.down)
+        simd.place(
+            where, factor, frame_of, level_of, left, top, stride, room,
+            rounded(count * n, simd.PLACED), corners, shares, axes,
+        )  # fmt: skip
         here = (image * sizes.pixels * sizes.groups + group) * sizes.channels
-        if packs:
+        if sizes.packs:
             if query == 0 or at == begin:
                 _pack(sizes, value, here, source)
             here = 0
         for q in range(count):
             there = ((image * sizes.queries + query + q) * sizes.groups + group) * sizes.channels
-            simd.combine(
-                source, here, stride, lines, shares, room, q * n, n, out, there, sizes.channels
-            )
+            simd.combine(source, here, corners, shares, room, q * n, n, out, there, sizes.channels)
         at += count
 
 
 @entry
 @no_type_check
-def backward(sizes, begin, end, part, value, table, frames, locations, weights, slope, g_value,
-             g_private, g_locations, g_weights, needs_value, needs_samples):  # fmt: skip
+def backward(sizes, begin, end, part, value, table, frames, strides, locations, weights, slope,
+             g_value, g_private, g_locations, g_weights, needs_value, needs_samples):  # fmt: skip
     """Write the gradients that come from the queries ``begin <= query < end``, as in forward.
 
     The range is a piece of a part that begins at the query ``part``. The gradient of the value is
@@ -194,58 +202,58 @@ def backward(sizes, begin, end, part, value, table, frames, locations, weights, 
     """
     kind = value.dtype
     n = sizes.levels * sizes.points
-    level_of = _levels(sizes, table)
-    room = level_of.shape[1]
-    samples, axes = np.zeros((3, room), kind), np.empty((8, room), kind)
-    lines, shares = np.empty((4, room), np.int32), np.empty((4, room), kind)
-    products, along = np.zeros(4 * room, kind), np.empty((5, room), kind)
-    g_x, g_y, g_factor = along[0], along[1], along[2]
-    packs = _packs(sizes, begin, end)
+    frame_of, level_of = _frames(sizes, table, frames)
+    room = frame_of.shape[1]
+    where, factor, axes = np.zeros(2 * room, kind), np.zeros(room, kind), np.empty(8 * room, kind)
+    corners, shares = np.empty(4 * room, np.int64), np.empty(4 * room, kind)
+    products = np.zeros(4 * room, kind)
     source, stride, packed = value, sizes.groups * sizes.channels, g_private
-    if packs:
-        source, stride = np.empty(sizes.pixels * sizes.channels, kind), sizes.channels
-        packed = np.zeros(sizes.pixels * sizes.channels if needs_value else 0, kind)
+    if sizes.packs:
+        source, stride = _aligned(sizes.pixels * sizes.channels, kind), sizes.channels
+        packed = _aligned(sizes.pixels * sizes.channels if needs_value else 0, kind)
+        packed[:] = 0
     at = begin
     while at < end:
-        pair = at // sizes.queries
-        query = at - pair * sizes.queries
-        count = min(_queries_of(sizes), end - at, sizes.queries - query)
-        image = pair // sizes.groups
-        group = pair - image * sizes.groups
-        whole = rounded(count * n, _STEP)
-        _read(sizes, image, group, query, count, frames, locations, weights, samples)
-        simd.place(samples, level_of, room, whole, lines, shares, axes)
+        image, group, query, count = _tile(sizes, at, end)
+        _read(sizes, strides[0], image, group, query, count, locations, 2, where)
+        _read(sizes, strides[1], image, group, query, count, weights, 1, factor)
+        row = query // sizes.width
+        left = value.dtype.type((query - row * sizes.width) * sizes.right)
+        top = value.dtype.type(row * sizes.down)
+        whole = rounded(count * n, simd.PLACED)
+        simd.place(
+            where, factor, frame_of, level_of, left, top, stride, room, whole, corners, shares, axes
+        )
         products[: 4 * whole] = 0
         here = (image * sizes.pixels * sizes.groups + group) * sizes.channels
-        target, target_at, target_stride = g_value, here, sizes.groups * sizes.channels
-        if pair * sizes.queries < part:
-            target, target_at, target_stride = g_private, 0, sizes.channels
-        total, total_at, total_stride = target, target_at, target_stride
-        if packs:
+        total, total_at, total_stride = g_value, here, sizes.groups * sizes.channels
+        if (image * sizes.groups + group) * sizes.queries < part:
+            # Only with packed groups, or one group: the pixels are ``channels`` apart.
+            total, total_at, total_stride = g_private, 0, sizes.channels
+        target, target_at = total, total_at
+        if sizes.packs:
             if query == 0 or at == begin:
                 _pack(sizes, value, here, source)
             here = 0
-            target, target_at, target_stride = packed, 0, sizes.channels
+            target, target_at = packed, 0
         for q in range(count):
             there = ((image * sizes.queries + query + q) * sizes.groups + group) * sizes.channels
+            _prefetch(slope, there + _AHEAD * sizes.groups * sizes.channels, sizes.channels)
             if needs_value:
                 simd.combine_scatter(
-                    source, here, stride, lines, shares, room, q * n, n, slope, there,
-                    sizes.channels, products, target, target_at, target_stride,
+                    source, here, corners, shares, room, q * n, n, slope, there, sizes.channels,
+                    products, target, target_at,
                 )  # fmt: skip
             else:
                 simd.combine_backward(
-                    source, here, stride, lines, shares, room, q * n, n, slope, there,
-                    sizes.channels, products, target, target_at, target_stride,
+                    source, here, corners, shares, room, q * n, n, slope, there, sizes.channels,
+                    products, target, target_at,
                 )  # fmt: skip
         if needs_samples:
-            _place_backward(whole, samples, axes, products, along)
-            for q in range(count):
-                there = ((image * sizes.queries + query + q) * sizes.groups + group) * n
-                for s in range(n):
-                    g_locations[2 * (there + s)] = frames[4 * s] * g_x[q * n + s]
-                    g_locations[2 * (there + s) + 1] = frames[4 * s + 1] * g_y[q * n + s]
-                    g_weights[there + s] = g_factor[q * n + s]
+            # In place of the locations and weights, which are not read again.
+            simd.place_backward(products, axes, factor, frame_of, room, whole, where, factor)
+            _write(sizes, image, group, query, count, where, 2, g_locations)
+            _write(sizes, image, group, query, count, factor, 1, g_weights)
         at += count
-        if packs and needs_value and (at == end or query + count == sizes.queries):
+        if sizes.packs and needs_value and (at == end or query + count == sizes.queries):
             _add(sizes, packed, total, total_at, total_stride)

@@ -37,6 +37,7 @@ class _Job:
     value: np.ndarray
     table: np.ndarray
     frames: np.ndarray
+    strides: tuple[kernels.Strides, kernels.Strides]
     locations: np.ndarray
     weights: np.ndarray
 
@@ -56,7 +57,10 @@ class _Job:
 
     def ranges(self, parts: int) -> list[tuple[int, int]]:
         """Return the queries of each part, counted over all groups of all images."""
-        return [share(self.pairs * self.sizes.queries, part, parts) for part in range(parts)]
+        sizes = self.sizes
+        # The kernels share a group among parts only where its pixels lie one beside the other.
+        multiple = 1 if sizes.packs or sizes.groups == 1 else sizes.queries
+        return [share(self.pairs * sizes.queries, part, parts, multiple) for part in range(parts)]
 
 
 class NumbaAggregation(AggregationBackend):
@@ -76,8 +80,8 @@ class NumbaAggregation(AggregationBackend):
         def combine(part: int) -> Iterator[None]:
             for band in bands(*ranges[part], job.band):
                 kernels.forward(
-                    job.sizes, *band, job.value, job.table, job.frames, job.locations, job.weights,
-                    flat,
+                    job.sizes, *band, job.value, job.table, job.frames, job.strides,
+                    job.locations, job.weights, flat,
                 )  # fmt: skip
                 yield
 
@@ -112,7 +116,7 @@ class NumbaAggregation(AggregationBackend):
                 for band in bands(*ranges[part], job.band):
                     kernels.backward(
                         sizes, *band, ranges[part][0], job.value, job.table, job.frames,
-                        job.locations, job.weights, slope, targets[0],
+                        job.strides, job.locations, job.weights, slope, targets[0],
                         array_of(empty if own is None else own).reshape(-1), *targets[1:],
                         needs_value, needs_samples,
                     )  # fmt: skip
@@ -137,8 +141,9 @@ def _job(aggregation: Aggregation) -> _Job:
     value, dtype = aggregation.value, aggregation.dtype
     batch, pixels, groups, channels = value.shape
     _, queries, _, levels, points = aggregation.weights.shape
-    table = aggregation.level_table()
-    for rows, columns, first in table.tolist():
+    given = aggregation.levels
+    table = given.tolist() if isinstance(given, Tensor) else [[*given, 0]]
+    for rows, columns, first in table:
         # The kernels would read memory that is not the value's.
         if min(rows, columns) < 1 or first < 0 or first + rows * columns > pixels:
             raise ValueError(
@@ -148,17 +153,38 @@ def _job(aggregation: Aggregation) -> _Job:
     frames = aggregation.frames
     if frames is None:
         frames = torch.tensor([1.0, 1.0, 0.0, 0.0]).expand(levels, points, 4)
-    grid = aggregation.grid or (1, 0, 0)
+    width, right, down = aggregation.grid or (queries, 0, 0)
+    # Copying a group costs as much as reading some samples at every pixel's place.
+    packs = groups > 1 and queries * levels * points >= pixels
+    locations, across = _flat_rows(aggregation.locations, dtype)
+    weights, along = _flat_rows(aggregation.weights, dtype)
     return _Job(
-        kernels.Sizes(pixels, queries, groups, channels, levels, points, *grid),
+        kernels.Sizes(pixels, queries, groups, channels, levels, points, width, right, down, packs),
         batch * groups,
         _flat(value, dtype),
-        array_of(table.contiguous()).reshape(-1),
+        np.array(table, np.int64).reshape(-1),
         _flat(frames, dtype),
-        _flat(aggregation.locations, dtype),
-        _flat(aggregation.weights, dtype),
+        (across, along),
+        locations,
+        weights,
     )
 
 
 def _flat(tensor: Tensor, dtype: torch.dtype) -> np.ndarray:
-    return array_of(tensor.detach().to(dtype).contiguous()).reshape(-1)
+    return array_of(tensor.to(dtype).contiguous().view(-1))
+
+
+def _flat_rows(tensor: Tensor, dtype: torch.dtype) -> tuple[np.ndarray, kernels.Strides]:
+    """Return a tensor (B, Q, G, ...) as a flat array, with its strides along B, Q and G.
+
+    It is not copied if what a group has lies in one piece, as in the packed tensor of DCNv4.
+    """
+    tensor = tensor.to(dtype)
+    if not tensor.is_contiguous():
+        if not tensor[0, 0, 0].is_contiguous():
+            tensor = tensor.contiguous()
+        last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+        flat = tensor.as_strided((last + 1,), (1,))
+    else:
+        flat = tensor.view(-1)
+    return array_of(flat), kernels.Strides(*tensor.stride()[:3])

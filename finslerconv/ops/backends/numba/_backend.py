@@ -28,6 +28,7 @@ from finslerconv.ops.backends import _head_numbers as heads
 from finslerconv.ops.backends.numba import _kernels as kernels
 from finslerconv.ops.backends.numba import _places as places
 from finslerconv.ops.backends.numba import _simd as simd
+from finslerconv.ops.backends.numba import _vectors as vec
 from finslerconv.ops.backends.numba import _volumes as volumes
 from finslerconv.ops.backends.numba._aggregation import NumbaAggregation
 
@@ -256,7 +257,7 @@ def _job(conv: Convolution) -> _Job:
         # With channels of zeros a sample is one vector.
         channels = next(few for few in simd.FEW if channels <= few)
         weight = functional.pad(weight, (*(0, 0) * conv.dims, 0, channels - weight.shape[1]))
-    lanes = simd.lanes(dtype.itemsize)
+    lanes = vec.lanes(dtype.itemsize)
     line = weight.shape[1] * dtype.itemsize
     # Large weights are read once for every tile: then larger tiles.
     large = weight.numel() * dtype.itemsize > 512 * 1024

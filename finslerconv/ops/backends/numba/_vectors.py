@@ -1,0 +1,160 @@
+"""The vocabulary of the compiled CPU kernels' vector instructions, in LLVM's own language.
+
+Numba leaves vectorisation to LLVM. The innermost loops are spelled out instead, over the widest
+vectors of the machine, by intrinsics (:mod:`_simd`, :mod:`_simd_aggregate`). An intrinsic takes
+flat arrays, each followed by the index at which it starts.
+"""
+
+from typing import Any
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba.core import cgutils
+
+
+def _vector_bytes() -> int:
+    features = llvm.get_host_cpu_features()
+    if features.get("avx512f"):
+        return 64
+    if features.get("avx2"):
+        return 32
+    return 16
+
+
+#: Width of the machine's vectors in bytes.
+VECTOR_BYTES = _vector_bytes()
+
+
+def lanes(itemsize: int) -> int:
+    """Return how many numbers of ``itemsize`` bytes a vector holds."""
+    return VECTOR_BYTES // itemsize
+
+
+def data(context: Any, builder: Any, array_type: Any, array: Any) -> Any:
+    return context.make_array(array_type)(context, builder, array).data
+
+
+def at(builder: Any, pointer: Any, index: Any, element: Any) -> Any:
+    return builder.gep(builder.bitcast(pointer, element.as_pointer()), [index])
+
+
+def splat(builder: Any, scalar: Any, width: int) -> Any:
+    if width == 1:
+        return scalar
+    vector = ir.VectorType(scalar.type, width)
+    undefined = ir.Constant(vector, ir.Undefined)
+    single = builder.insert_element(undefined, scalar, ir.Constant(ir.IntType(32), 0))
+    zeros = ir.Constant(ir.VectorType(ir.IntType(32), width), [0] * width)
+    return builder.shuffle_vector(single, undefined, zeros)
+
+
+def load(builder: Any, pointer: Any, element: Any, width: int) -> Any:
+    kind = element if width == 1 else ir.VectorType(element, width)
+    pointer = builder.bitcast(pointer, kind.as_pointer())
+    return builder.load(pointer, align=size_of(element))
+
+
+def store(builder: Any, value: Any, pointer: Any, element: Any) -> None:
+    pointer = builder.bitcast(pointer, value.type.as_pointer())
+    builder.store(value, pointer, align=size_of(element))
+
+
+def size_of(element: Any) -> int:
+    if isinstance(element, ir.IntType):
+        return element.width // 8
+    return 8 if isinstance(element, ir.DoubleType) else 4
+
+
+def call(builder: Any, name: str, *arguments: Any) -> Any:
+    """Call LLVM's function of floating numbers or vectors of that name, as ``floor``."""
+    kind = arguments[0].type
+    vector = isinstance(kind, ir.VectorType)
+    number = f"f{8 * size_of(kind.element if vector else kind)}"
+    function = cgutils.get_or_insert_function(
+        builder.module,
+        ir.FunctionType(kind, [kind] * len(arguments)),
+        f"llvm.{name}.v{kind.count}{number}" if vector else f"llvm.{name}.{number}",
+    )
+    return builder.call(function, arguments)
+
+
+def fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    # "muladd" fuses where the machine can and never calls a slow software routine.
+    return call(builder, "fmuladd", a, b, c)
+
+
+def each_vector(builder: Any, count: Any, widest: int, body: Any) -> None:
+    """Emit ``body(offset, width)`` over ``count`` numbers: whole vectors, then ever halved ones."""
+    index = count.type
+    step = ir.Constant(index, widest)
+    whole = builder.sub(count, builder.srem(count, step))
+    with cgutils.for_range_slice(builder, ir.Constant(index, 0), whole, step, index) as (at, _):
+        body(at, widest)
+    offset = cgutils.alloca_once_value(builder, whole)
+    width = widest // 2
+    while width >= 1:
+        bit = builder.and_(count, ir.Constant(index, width))
+        with builder.if_then(builder.icmp_signed("!=", bit, ir.Constant(index, 0))):
+            at = builder.load(offset)
+            body(at, width)
+            builder.store(builder.add(at, ir.Constant(index, width)), offset)
+        width //= 2
+
+
+def sum_lanes(builder: Any, vector: Any) -> Any:
+    """Add up the lanes in halves, the same tree on every machine of this width."""
+    width = vector.type.count
+    undefined = ir.Constant(vector.type, ir.Undefined)
+    while width > 1:
+        width //= 2
+        kind = ir.VectorType(ir.IntType(32), width)
+        low = ir.Constant(kind, list(range(width)))
+        high = ir.Constant(kind, list(range(width, 2 * width)))
+        vector = builder.fadd(
+            builder.shuffle_vector(vector, undefined, low),
+            builder.shuffle_vector(vector, undefined, high),
+        )
+        undefined = ir.Constant(vector.type, ir.Undefined)
+    return builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))
+
+
+def sum_four(builder: Any, vectors: list[Any], element: Any) -> Any:
+    """Return the sums of the lanes of four vectors, as a vector of four."""
+    four = ir.VectorType(element, 4)
+    width = vectors[0].type.count if isinstance(vectors[0].type, ir.VectorType) else 1
+    if width < 4:
+        total = ir.Constant(four, ir.Undefined)
+        for i, vector in enumerate(vectors):
+            single = vector if width == 1 else sum_lanes(builder, vector)
+            total = builder.insert_element(total, single, ir.Constant(ir.IntType(32), i))
+        return total
+
+    def merged(a: Any, b: Any, low: tuple[int, ...], high: tuple[int, ...]) -> Any:
+        """Add two shuffles of (a, b), which go the same way in every four lanes."""
+
+        def shuffle(places: tuple[int, ...]) -> Any:
+            indices = [
+                lane + (place if place < 4 else width + place - 4)
+                for lane in range(0, width, 4)
+                for place in places
+            ]
+            mask = ir.Constant(ir.VectorType(ir.IntType(32), width), indices)
+            return builder.shuffle_vector(a, b, mask)
+
+        return builder.fadd(shuffle(low), shuffle(high))
+
+    a, b, c, d = vectors
+    ab = merged(a, b, (0, 4, 1, 5), (2, 6, 3, 7))
+    cd = merged(c, d, (0, 4, 1, 5), (2, 6, 3, 7))
+    total = merged(ab, cd, (0, 1, 4, 5), (2, 3, 6, 7))
+    while width > 4:
+        width //= 2
+        kind = ir.VectorType(ir.IntType(32), width)
+        undefined = ir.Constant(total.type, ir.Undefined)
+        total = builder.fadd(
+            builder.shuffle_vector(total, undefined, ir.Constant(kind, list(range(width)))),
+            builder.shuffle_vector(
+                total, undefined, ir.Constant(kind, list(range(width, 2 * width)))
+            ),
+        )
+    return total
