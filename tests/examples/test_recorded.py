@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from classification import Classification
 from deformed_digits import DeformedDigits
+from denoising import Denoising
 from engine import main
 from explicit_filters import ExplicitFilters
 from generalisation_gap import GeneralisationGap
@@ -18,6 +19,7 @@ RECORDED = Path(__file__).parents[2] / "examples" / "experiments" / "recorded"
 RUNS = {
     "explicit_filters": (ExplicitFilters, []),
     "generalisation_gap": (GeneralisationGap, ["--kernel-sizes", "5"]),
+    "denoising": (Denoising, []),
     "classification_warped_digits": (
         Classification,
         ["--dataset", "warped digits", "--starts", "scratch"],
