@@ -92,7 +92,7 @@ class Denoising(Experiment):
     rates: tuple[float, ...] = setting((1e-3, 1e-2), "learning rates to choose from", quick=(1e-2,))
     steps: int = setting(250, "steps of training", quick=50)
     batch: int = setting(4, "patches in a batch; the paper's 32 are whole pictures")
-    seeds: int = setting(2, "how often everything is repeated", quick=1)
+    seeds: int = setting(1, "how often everything is repeated")
 
     def runs(self) -> list[Run]:
         """Return every layer with every kernel, noise and rate, seed by seed."""
@@ -152,7 +152,7 @@ class Denoising(Experiment):
     def plot(self, records: Sequence[Record]) -> Figure:
         """Draw the gain over the box of the same size where it is there, a panel for each size."""
         chosen = self._chosen(records)
-        figure = Figure(figsize=(4.6 * len(self.kernel_sizes), 4.2), layout="constrained")
+        figure = Figure(figsize=(5.2 * len(self.kernel_sizes), 4.4), layout="constrained")
         axes = figure.subplots(1, len(self.kernel_sizes), sharey=True, squeeze=False)[0]
 
         def means(kernel_size: int, kernel: str, layer: str) -> np.ndarray:
@@ -177,7 +177,7 @@ class Denoising(Experiment):
             axis.set_xticks(self.sigmas)
         axes[0].set_ylabel("PSNR minus the box's (dB)" if has_box else "PSNR (dB)")
         handles, labels = axes[0].get_legend_handles_labels()
-        columns = len(self.layers)
+        columns = 2 * len(self.kernel_sizes)
         figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
         return figure
 

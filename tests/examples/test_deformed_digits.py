@@ -8,7 +8,7 @@ import torch
 
 import deformed_digits
 from deformed_digits import FAMILIES, LAYERS, compared, deformation, deformed, network, size
-from engine import Record, main
+from engine import Record, labelled, main
 
 
 def second_moments(picture):
@@ -88,7 +88,10 @@ def test_the_rate_is_chosen_on_upright_digits_and_applied_to_all_seeds():
     assert lines[-2].startswith("| metric minus standard | +3.00 |")
 
 
-def test_a_small_run(tmp_path, capsys, scores):
+def test_a_small_run(tmp_path, capsys, scores, monkeypatch):
+    train, labels, rest, rest_labels, classes = labelled("digits", 0)
+    few = train[:64], labels[:64], rest[:128], rest_labels[:128], classes
+    monkeypatch.setattr(deformed_digits, "labelled", lambda name, seed: few)
     options = ["--parameters", "600", "--epochs", "1", "--seeds", "1", "--rates", "4e-3"]
     main(deformed_digits.DeformedDigits, [*options, "--output", str(tmp_path)])
     records = json.loads((tmp_path / "results.json").read_text())
