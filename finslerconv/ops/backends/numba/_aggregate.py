@@ -17,8 +17,8 @@ from finslerconv.ops.backends.numba._kernels import rounded
 # What is kept of a tile of so many samples should leave room in a first-level cache of 32 KiB.
 _TILE = 128
 
-# What belongs to a group lies far apart, query after query. Processors foresee steps over their
-# numbers badly, and are told so many queries in advance.
+# The numbers of a group lie far apart, query after query. The processor does not foresee such
+# steps, so they are prefetched so many queries ahead.
 _AHEAD = 8
 
 
@@ -53,7 +53,7 @@ class Strides(NamedTuple):
 @jit
 @no_type_check
 def _prefetch(array, at, count):
-    """Ask for ``count`` numbers that are needed soon; they need not exist."""
+    """Prefetch ``count`` numbers, which need not exist."""
     for i in range(0, count + 15, 16):
         simd.prefetch(array, at + i)
 
@@ -158,6 +158,8 @@ def forward(sizes, begin, end, value, table, frames, strides, locations, weights
 
     ``strides`` are those of locations and of weights.
     """
+    # Samples are read and placed here and in backward: one function for both, even inlined, made
+    # them slower by a tenth.
     kind = value.dtype
     n = sizes.levels * sizes.points
     frame_of, level_of = _frames(sizes, table, frames)

@@ -341,7 +341,7 @@ combine_backward = _combine_backward(scatters=False)
 combine_scatter = _combine_backward(scatters=True)
 
 
-def _run_copy(moves: bool) -> Any:
+def _copy(moves: bool) -> Any:
     @no_type_check
     def copy(typing, source, source_at, target, target_at, count):
         """Copy a few numbers; or move them, added to those of the target and zero afterwards."""
@@ -376,14 +376,14 @@ def _run_copy(moves: bool) -> Any:
     return intrinsic(copy)
 
 
-copy = _run_copy(moves=False)
-move = _run_copy(moves=True)
+copy = _copy(moves=False)
+move = _copy(moves=True)
 
 
 @intrinsic
 @no_type_check
 def prefetch(typing, array, at):
-    """Ask for the line of the cache with the number at ``at``, which need not exist."""
+    """Prefetch the line of the cache with the number at ``at``, which need not exist."""
     signature = types.void(array, at)
 
     @no_type_check
