@@ -212,7 +212,8 @@ class GeneralisationGap(Experiment):
             axis.set(title=f"{self.photographs[0]}, sigma {sigma}", xlabel="step")
         axes[0].set_ylabel("MSE (dots: other noise)")
         handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+        columns = min(len(self.sigmas), 3)
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
         return figure
 
 

@@ -19,6 +19,10 @@ RECORDED = Path(__file__).parents[2] / "examples" / "experiments" / "recorded"
 RUNS = {
     "explicit_filters": (ExplicitFilters, []),
     "generalisation_gap": (GeneralisationGap, ["--kernel-sizes", "5"]),
+    "generalisation_gap_11": (
+        GeneralisationGap,
+        ["--kernel-sizes", "11", "--sigmas", "0.3"],
+    ),
     "denoising": (Denoising, []),
     "classification_warped_digits": (
         Classification,
