@@ -111,7 +111,10 @@ def pytest_pyfunc_call(pyfuncitem):
         for item in pyfuncitem.session.items
         if item.path == pyfuncitem.path and _uninstrumented(item)
     ]
-    outcomes, output = _run_uninstrumented(str(pyfuncitem.config.rootpath), tuple(together))
+    config = pyfuncitem.config
+    outcomes, output = _run_uninstrumented(
+        str(config.rootpath), tuple(config.option.plugins), tuple(together)
+    )
     outcome, text = outcomes.get(pyfuncitem.nodeid, ("failed", output))
     if outcome == "skipped":
         pytest.skip(text)
@@ -129,9 +132,10 @@ def ctrl_c():
 
 
 @cache
-def _run_uninstrumented(root, tests):
+def _run_uninstrumented(root, plugins, tests):
     """Run tests in one process; return the outcome of each with its text, and all output."""
     command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider"]
+    command += [part for name in plugins for part in ("-p", name)]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "outcomes"
         path.touch()
