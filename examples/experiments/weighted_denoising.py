@@ -9,20 +9,7 @@ weights, patches and noise.
     python examples/experiments/weighted_denoising.py --quick   # half a minute
     python examples/experiments/weighted_denoising.py           # some minutes on one core
 
-Result (three seeds, 300 steps, 589 s of CPU on one core), mean ± standard deviation over the seeds:
-
-    | network | convolutions    | PSNR (dB)    | PSNR - standard |
-    |---------|-----------------|--------------|-----------------|
-    | DnCNN   | standard        | 25.81 ± 0.25 |                 |
-    | DnCNN   | weighted        | 26.47 ± 0.19 | +0.664 ± 0.115  |
-    | DnCNN   | same start      | 25.60 ± 0.38 | -0.206 ± 0.124  |
-    | DnCNN   | folded start    | 26.50 ± 0.21 | +0.694 ± 0.075  |
-    | DnCNN   | trained density | 26.53 ± 0.14 | +0.718 ± 0.114  |
-    | NAFNet  | standard        | 26.07 ± 0.07 |                 |
-    | NAFNet  | weighted        | 26.19 ± 0.06 | +0.118 ± 0.034  |
-    | NAFNet  | same start      | 26.05 ± 0.07 | -0.024 ± 0.010  |
-    | NAFNet  | folded start    | 26.17 ± 0.04 | +0.097 ± 0.031  |
-    | NAFNet  | trained density | 26.20 ± 0.07 | +0.130 ± 0.090  |
+The results are in ``recorded/weighted_denoising``, beside this file.
 
 Weighted is better here, and all of it is the start: ordinary convolutions that start from the
 weighted network's kernels gain as much, weighted ones that start as the standard network nothing.

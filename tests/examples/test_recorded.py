@@ -12,6 +12,8 @@ from denoising import Denoising
 from engine import main
 from explicit_filters import ExplicitFilters
 from generalisation_gap import GeneralisationGap
+from weighted_classification import WeightedClassification
+from weighted_denoising import WeightedDenoising
 
 RECORDED = Path(__file__).parents[2] / "examples" / "experiments" / "recorded"
 
@@ -29,6 +31,8 @@ RUNS = {
         ["--dataset", "warped digits", "--starts", "scratch"],
     ),
     "deformed_digits": (DeformedDigits, []),
+    "weighted_denoising": (WeightedDenoising, []),
+    "weighted_classification": (WeightedClassification, []),
 }
 
 
