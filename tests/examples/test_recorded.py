@@ -26,10 +26,7 @@ RUNS = {
         ["--kernel-sizes", "11", "--sigmas", "0.3"],
     ),
     "denoising": (Denoising, []),
-    "classification_warped_digits": (
-        Classification,
-        ["--dataset", "warped digits", "--starts", "scratch"],
-    ),
+    "classification_warped_digits": (Classification, ["--dataset", "warped digits"]),
     "deformed_digits": (DeformedDigits, []),
     "weighted_denoising": (WeightedDenoising, []),
     "weighted_classification": (WeightedClassification, []),
