@@ -102,20 +102,25 @@ def each_vector(builder: Any, count: Any, widest: int, body: Any) -> None:
 
 
 def sum_lanes(builder: Any, vector: Any) -> Any:
-    """Add up the lanes in halves, the same tree on every machine of this width."""
-    width = vector.type.count
-    undefined = ir.Constant(vector.type, ir.Undefined)
-    while width > 1:
-        width //= 2
-        kind = ir.VectorType(ir.IntType(32), width)
-        low = ir.Constant(kind, list(range(width)))
-        high = ir.Constant(kind, list(range(width, 2 * width)))
-        vector = builder.fadd(
-            builder.shuffle_vector(vector, undefined, low),
-            builder.shuffle_vector(vector, undefined, high),
-        )
+    """Return the sum of the lanes of a vector."""
+    total = _halved(builder, vector, 1)
+    return builder.extract_element(total, ir.Constant(ir.IntType(32), 0))
+
+
+def _halved(builder: Any, vector: Any, width: int) -> Any:
+    """Add up halves until ``width`` lanes are left, by one tree on every machine of this width."""
+    while vector.type.count > width:
+        half = vector.type.count // 2
+        kind = ir.VectorType(ir.IntType(32), half)
         undefined = ir.Constant(vector.type, ir.Undefined)
-    return builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))
+        low, high = (
+            builder.shuffle_vector(
+                vector, undefined, ir.Constant(kind, list(range(first, first + half)))
+            )
+            for first in (0, half)
+        )
+        vector = builder.fadd(low, high)
+    return vector
 
 
 def sum_four(builder: Any, vectors: list[Any], element: Any) -> Any:
@@ -146,15 +151,4 @@ def sum_four(builder: Any, vectors: list[Any], element: Any) -> Any:
     a, b, c, d = vectors
     ab = merged(a, b, (0, 4, 1, 5), (2, 6, 3, 7))
     cd = merged(c, d, (0, 4, 1, 5), (2, 6, 3, 7))
-    total = merged(ab, cd, (0, 1, 4, 5), (2, 3, 6, 7))
-    while width > 4:
-        width //= 2
-        kind = ir.VectorType(ir.IntType(32), width)
-        undefined = ir.Constant(total.type, ir.Undefined)
-        total = builder.fadd(
-            builder.shuffle_vector(total, undefined, ir.Constant(kind, list(range(width)))),
-            builder.shuffle_vector(
-                total, undefined, ir.Constant(kind, list(range(width, 2 * width)))
-            ),
-        )
-    return total
+    return _halved(builder, merged(ab, cd, (0, 1, 4, 5), (2, 3, 6, 7)), 4)
