@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 
 import sympy
 
+from finslerconv.symbolic._factoring import factor
 from finslerconv.symbolic._linear_algebra import Contraction, MatrixLike, determinant, inverse
 
 # One factor of a word: a symbol with an exponent, if it is a square matrix, or "column" or "row".
@@ -135,7 +136,7 @@ def _transpose(terms: _Sum) -> _Sum:
 def _split(terms: _Sum) -> tuple[Any, _Word, list[_Word], list[_Word], sympy.Matrix]:
     """Return c, w, C, R, K of the expression c w + sum of C_i K_ij R_j, w free of columns."""
     base = [(word, c) for word, c in terms.items() if all(k != "column" for _, k in word)]
-    base = [(word, c) for word, c in base if sympy.factor(c) != 0]
+    base = [(word, c) for word, c in base if factor(c) != 0]
     if len(base) != 1 or len(base[0][0]) > 1:
         raise ValueError(
             f"expression: expected a power of one matrix plus terms of low rank, got {terms}"
@@ -143,7 +144,7 @@ def _split(terms: _Sum) -> tuple[Any, _Word, list[_Word], list[_Word], sympy.Mat
     [(word, c)] = base
     low_rank = {}
     for whole, coefficient in terms.items():
-        if whole != word and sympy.factor(coefficient) != 0:
+        if whole != word and factor(coefficient) != 0:
             cut = next(i for i, (_, kind) in enumerate(whole) if kind == "column") + 1
             low_rank[whole[:cut], whole[cut:]] = coefficient
     columns = sorted({column for column, _ in low_rank}, key=str)
@@ -166,7 +167,7 @@ def _schur(
             _multiply({rows[i]: sympy.S.One}, B_inverse), {columns[j]: sympy.S.One}
         ).get((), sympy.S.Zero),
     )
-    return B_inverse, (sympy.eye(len(columns)) + K * G).applyfunc(sympy.factor)
+    return B_inverse, (sympy.eye(len(columns)) + K * G).applyfunc(factor)
 
 
 def _inverse(terms: _Sum) -> _Sum:
@@ -174,7 +175,7 @@ def _inverse(terms: _Sum) -> _Sum:
     B_inverse, small = _schur(c, word, columns, rows, K)
     if not columns:
         return B_inverse
-    middle = (inverse(small) * K).applyfunc(sympy.factor)
+    middle = (inverse(small) * K).applyfunc(factor)
     corrections = [
         _multiply(
             _multiply(_multiply(B_inverse, {column: sympy.S.One}), {row: -middle[i, j]}), B_inverse

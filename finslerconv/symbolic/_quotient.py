@@ -7,11 +7,12 @@ greatest common divisor for every sum.
 
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
-from functools import lru_cache
 from typing import Any
 
 from sympy import ZZ, primerange
 from sympy.polys.rings import ring as polynomial_ring
+
+from finslerconv.symbolic._factoring import factor_list
 
 _PRIMES = tuple(primerange(50, 1000))
 
@@ -144,7 +145,7 @@ def _factors(polynomial: Any) -> tuple[int, list[tuple[Any, int]]]:
     # SymPy's recursion goes through all variables of the ring, so the unused are left out.
     small, *_ = polynomial_ring([ring.symbols[i] for i in used], ring.domain)
     terms = {tuple(exponents[i] for i in used): c for exponents, c in polynomial.terms()}
-    content, factors = _factor_list(small.from_dict(terms))
+    content, factors = factor_list(small.from_dict(terms))
     lifted = []
     for factor, k in factors:
         full = ring.zero
@@ -153,11 +154,6 @@ def _factors(polynomial: Any) -> tuple[int, list[tuple[Any, int]]]:
             full[tuple(place.get(i, 0) for i in range(ring.ngens))] = c
         lifted.append((full, k))
     return int(content), lifted
-
-
-@lru_cache(maxsize=4096)  # the assumptions of different identities are mostly the same
-def _factor_list(polynomial: Any) -> Any:
-    return polynomial.factor_list()
 
 
 def _divided(polynomial: Any, f: Any) -> Any:

@@ -11,6 +11,8 @@ from typing import Any
 import sympy
 from sympy.polys.fields import field
 
+from finslerconv.symbolic._factoring import factor
+
 
 def simplified(expression: Any) -> sympy.Expr:
     """Return an equal expression in that form.
@@ -91,7 +93,7 @@ class _Names:
 def _expanded(value: Any, roots: list[tuple[Any, int, Any]]) -> sympy.Expr:
     """Return a quotient of polynomials as a sum of powers of roots, the last root first."""
     if not roots or not value:
-        return sympy.factor(value.as_expr())
+        return factor(value.as_expr())
     *earlier, (root, q, base) = roots
     top, bottom = (_coefficients(part, root, q, base) for part in _parts(value))
     if q == 2:
@@ -106,7 +108,7 @@ def _expanded(value: Any, roots: list[tuple[Any, int, Any]]) -> sympy.Expr:
             j = i - k
             terms[j % q] += a / c if j >= 0 else a / (c * base)
     else:
-        return sympy.factor(value.as_expr())
+        return factor(value.as_expr())
     name = root.as_expr()
     return sympy.Add(*(_expanded(t, earlier) * name**k for k, t in enumerate(terms) if t))
 
