@@ -52,6 +52,7 @@ from engine import (
     markdown,
     moved,
     setting,
+    with_best_rate,
 )
 from finslerconv.nn import DeformConv2d, MetricConv2d
 
@@ -200,7 +201,7 @@ class DeformedDigits(Experiment):
 
     def table(self, records: Sequence[Record]) -> str:
         """Return the accuracies, and the comparisons of the metric layers with the others."""
-        chosen = {layers: self._chosen(records, layers) for layers in LAYERS}
+        chosen = _chosen(records)
         rows = []
         for layers, group in chosen.items():
             families = [
@@ -232,10 +233,8 @@ class DeformedDigits(Experiment):
         axes = figure.subplots(1, len(FAMILIES), sharey=True)
         labels = ("angle (degrees)", "factor", "slope")
         for axis, (family, strengths), label in zip(axes, FAMILIES.items(), labels, strict=True):
-            for i, layers in enumerate(LAYERS):
-                columns = list(
-                    zip(*(record[family] for record in self._chosen(records, layers)), strict=True)
-                )
+            for i, (layers, group) in enumerate(_chosen(records).items()):
+                columns = list(zip(*(record[family] for record in group), strict=True))
                 means = [statistics.mean(column) for column in columns]
                 axis.plot(strengths, means, "o-", color=f"C{i}", ms=4, label=layers)
                 lows, highs = ([end(column) for column in columns] for end in (min, max))
@@ -246,16 +245,11 @@ class DeformedDigits(Experiment):
         figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False)
         return figure
 
-    def _chosen(self, records: Sequence[Record], layers: str) -> list[Record]:
-        """Return the records of the rate with the best accuracy on the digits for the choice."""
-        by_rate: dict[float, list[Record]] = {}
-        for record in records:
-            if record["layers"] == layers:
-                by_rate.setdefault(record["rate"], []).append(record)
-        return max(
-            by_rate.values(),
-            key=lambda group: statistics.mean(record["choice"] for record in group),
-        )
+
+def _chosen(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Return the records of the layers, with the rate that is best on the digits for the choice."""
+    best = with_best_rate(records, "choice", max)
+    return {layers: [each for each in best if each["layers"] == layers] for layers in LAYERS}
 
 
 def deformed_mean(scores: Mapping[str, Sequence[float]]) -> float:

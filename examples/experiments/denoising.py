@@ -49,6 +49,7 @@ from engine import (
     setting,
     summary,
     validate,
+    with_best_rate,
 )
 from finslerconv.nn import DeformConv2d, MetricConv2d
 
@@ -147,11 +148,12 @@ class Denoising(Experiment):
             for sigma in self.sigmas
         ]
         columns.append(Column("parameters", "parameters", ".0f", spread=False))
-        return summary(self._chosen(records), ["kernel_size", "kernel", "layer"], columns)
+        chosen = with_best_rate(records, "last_losses", min)
+        return summary(chosen, ["kernel_size", "kernel", "layer"], columns)
 
     def plot(self, records: Sequence[Record]) -> Figure:
         """Draw the gain over the box of the same size where it is there, a panel for each size."""
-        chosen = self._chosen(records)
+        chosen = with_best_rate(records, "last_losses", min)
         figure = Figure(figsize=(5.2 * len(self.kernel_sizes), 4.4), layout="constrained")
         axes = figure.subplots(1, len(self.kernel_sizes), sharey=True, squeeze=False)[0]
 
@@ -180,18 +182,6 @@ class Denoising(Experiment):
         columns = 2 * len(self.kernel_sizes)
         figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
         return figure
-
-    def _chosen(self, records: Sequence[Record]) -> list[Record]:
-        """Return the records with the rate that trains each layer best."""
-        layers: dict[tuple[Any, ...], dict[float, list[Record]]] = {}
-        for record in records:
-            key = tuple(record[name] for name in ("kernel_size", "kernel", "layer", "sigma"))
-            layers.setdefault(key, {}).setdefault(record["rate"], []).append(record)
-
-        def loss(group: list[Record]) -> float:
-            return statistics.mean(record["last_losses"] for record in group)
-
-        return [record for rates in layers.values() for record in min(rates.values(), key=loss)]
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import torch
 
 import classification
 from classification import LAYERS, ResNet18, with_layers
-from engine import labelled, main
+from engine import Record, labelled, main
 from engine.data import warped
 
 
@@ -89,3 +89,37 @@ def test_a_small_run(tmp_path, capsys, scores):
     # The networks of one seed have the same first training.
     assert records[0]["losses"][:5] == records[1]["losses"][:5] == records[2]["losses"][:5]
     assert "| converted | learned | standard |" in capsys.readouterr().out
+
+
+def test_each_layer_has_its_best_rate_and_is_tested_on_pictures_that_did_not_choose_it():
+    def record(layers, rate, seed, choice, rest):
+        run = {"start": "scratch", "kernel": "learned", "layers": layers, "seed": seed}
+        scores = {"accuracy": 0.0, "choice": choice, "rest": rest, "extra": 5}
+        return Record({**run, "rate": rate}, scores, 1.0, "")
+
+    records = [
+        record("standard", 1e-3, 0, 80, 60), record("standard", 1e-3, 1, 90, 64),
+        record("standard", 4e-3, 0, 84, 90), record("standard", 4e-3, 1, 85, 90),
+        record("Randers", 1e-3, 0, 70, 50), record("Randers", 1e-3, 1, 60, 50),
+        record("Randers", 4e-3, 0, 80, 71), record("Randers", 4e-3, 1, 60, 77),
+    ]  # fmt: skip
+    experiment = classification.Classification(
+        layers=("standard", "Randers"), rates=(1e-3, 4e-3), seeds=2
+    )
+    *_, standard, randers = experiment.table(records).splitlines()
+    assert standard == "| scratch | learned | standard | 62.00 ± 2.83 |  | 5 | 0.001 |"
+    assert randers == "| scratch | learned | Randers | 74.00 ± 4.24 | +12.00 ± 1.41 | 5 | 0.004 |"
+
+
+def test_both_parts_of_the_test_pictures_make_its_accuracy(tmp_path, scores, monkeypatch):
+    part = [torch.zeros(8, 1, 16, 16), torch.zeros(8, dtype=torch.int64)]
+    test = [torch.zeros(10, 1, 16, 16), torch.arange(10)]
+    monkeypatch.setattr(classification, "labelled", lambda *_: (*part, *test, 10))
+    options = ["--width", "2", "--epochs", "1", "--seeds", "1", "--layers", "standard"]
+    options += ["--kernels", "learned", "--starts", "scratch"]
+    main(classification.Classification, [*options, "--output", str(tmp_path)])
+    [record] = json.loads((tmp_path / "results.json").read_text())
+    found = record["scores"]
+    # One class of ten is right, whichever it is: two of the pictures choose, eight do not.
+    assert found["accuracy"] == pytest.approx(10)
+    assert (found["choice"], found["rest"]) in [(50, 0), (0, pytest.approx(12.5))]

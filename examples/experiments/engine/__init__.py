@@ -17,7 +17,7 @@ from engine.data import (
 )
 from engine.experiment import Experiment, main, setting
 from engine.records import Record, Records, Run, Scores
-from engine.report import Column, Difference, Known, markdown, plot_runs, summary
+from engine.report import Column, Difference, Known, markdown, plot_runs, summary, with_best_rate
 from engine.scores import accuracy, psnr, ssim, validate
 from engine.training import Trainer
 
@@ -50,6 +50,7 @@ __all__ = [
     "Column",
     "Difference",
     "Known",
+    "with_best_rate",
     "summary",
     "markdown",
     "plot_runs",

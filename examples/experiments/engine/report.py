@@ -1,8 +1,9 @@
 """Tables in Markdown and plots of records."""
 
+import json
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 from matplotlib.figure import Figure
 
@@ -59,6 +60,31 @@ class Known:
     def cell(self, group: Sequence[Record], records: Sequence[Record]) -> str:
         """Return the figure of a row."""
         return self.figure(group[0].run)
+
+
+def with_best_rate(
+    records: Sequence[Record], key: str, best: Callable[[Iterable[float]], float]
+) -> list[Record]:
+    """Return the records of the rate that is best for the mean of a score over the seeds.
+
+    ``best`` is min or max. Every combination of the other settings has a rate of its own, which is
+    a score of its records from then on.
+    """
+    groups: dict[str, dict[float, list[Record]]] = {}
+    for record in records:
+        others = {name: value for name, value in record.run.items() if name not in ("rate", "seed")}
+        rates = groups.setdefault(json.dumps(others, sort_keys=True), {})
+        rates.setdefault(record["rate"], []).append(record)
+    chosen = []
+    for rates in groups.values():
+        means = {
+            rate: statistics.mean(record[key] for record in group) for rate, group in rates.items()
+        }
+        rate = next(rate for rate in means if means[rate] == best(means.values()))
+        for record in rates[rate]:
+            run = {name: value for name, value in record.run.items() if name != "rate"}
+            chosen.append(replace(record, run=run, scores={**record.scores, "rate": rate}))
+    return chosen
 
 
 def summary(
