@@ -96,6 +96,7 @@ def test_machine_code_is_read_until_a_source_or_the_code_itself_changes(package)
     assert _run(package) == (40.0, 2, [])
 
 
+@pytest.mark.slow
 def test_one_warning_where_nothing_can_be_kept(package, tmp_path):
     # A file where a folder would be made, beside the kernel and at home.
     (package / "__pycache__").touch()
@@ -105,6 +106,7 @@ def test_one_warning_where_nothing_can_be_kept(package, tmp_path):
     assert _run(package, **places) == (12.0, 0, ["compiled kernels cannot be kept on"])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_one_warning_on_a_full_disk(package, tmp_path):
     """The folder may be made, but what is written into it comes back as an error."""
@@ -137,6 +139,7 @@ def test_processes_that_start_at_once_agree(package):
     assert _run(package) == (12.0, 2, [])
 
 
+@pytest.mark.slow
 def test_compiled_functions_have_names_of_their_own():
     """Machine code from disk is linked by names: equal names would mix functions up."""
     import finslerconv.geodesics

@@ -81,6 +81,7 @@ def assert_equal_metrics(form, whole):
         np.testing.assert_allclose(form.omega.compute(), whole.omega, **CLOSE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FUNCTIONS)
 @settings(max_examples=6)
 @given(data=st.data())
@@ -94,6 +95,7 @@ def test_a_metric_of_chunks_is_that_of_the_picture(name, data):
     assert_equal_metrics(form, function(torch.tensor(picture)).randers_form())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gradient", "edges", "ridges"])
 def test_largest_values_are_those_of_the_whole_picture(name):
     """Far from a blob gradients are below rounding, relative to the largest one."""
@@ -131,6 +133,7 @@ def test_a_function_of_ones_own_tells_its_margin():
     assert constant.omega is None
 
 
+@pytest.mark.slow
 def test_a_margin_is_added_to_those_of_the_library():
     blurred = lambda x: images.gradient_metric(  # noqa: E731
         torch.nn.functional.avg_pool2d(x, 7, stride=1, padding=3), tau=0.3
@@ -200,6 +203,7 @@ def both(dims, cut, M, omega, points, weight, bias=None, dilation=1, mask=None, 
     return found.compute(), expected.numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padding_mode", ["zeros", "reflect", "replicate", "circular"])
 @settings(max_examples=6)
 @given(data=st.data())
@@ -223,6 +227,7 @@ def test_chunks_of_pictures_are_convolved_as_the_picture(padding_mode, data):
     np.testing.assert_allclose(found, expected, **CLOSE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padding_mode", ["zeros", "reflect", "replicate", "circular"])
 @settings(max_examples=2)
 @given(data=st.data())
@@ -279,6 +284,7 @@ def test_the_dtype_of_the_picture_stays(dtype):
     np.testing.assert_allclose(found.compute(), expected, atol=tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", ["synchronous", "threads"])
 def test_a_filter_is_a_metric_and_a_convolution(scheduler):
     photo = images.photograph()[None, None, 100:300, 150:400] / 255
@@ -321,6 +327,7 @@ def map_tensors(*arrays):
     return [torch.tensor(x) for x in arrays]
 
 
+@pytest.mark.slow
 def test_nothing_is_computed_where_the_reach_is_given():
     def fail(block):
         raise RuntimeError("computed")
@@ -337,6 +344,7 @@ def test_nothing_is_computed_where_the_reach_is_given():
         image_metric(lazy, images.gradient_metric)
 
 
+@pytest.mark.slow
 def test_a_ball_beyond_the_reach_is_an_error():
     M = np.broadcast_to(np.eye(2), (1, 40, 30, 2, 2)).copy()
     M[0, 33, 7] = np.diag([1 / 64.0, 1 / 25])

@@ -33,6 +33,7 @@ def registry(monkeypatch):
         monkeypatch.setattr(_choice, name, dict(getattr(_choice, name)))
 
 
+@pytest.mark.slow
 def test_a_sound_machine():
     report = finslerconv.doctor("cpu")
     assert report.ok
@@ -47,6 +48,7 @@ def test_a_sound_machine():
         assert word in text
 
 
+@pytest.mark.slow
 def test_wrong_results_are_named(registry):
     ops.register_backend("doubled", "cpu", Doubled)
     with ops.use_backend("doubled"):

@@ -37,6 +37,7 @@ print(images.gradient_metric(torch.tensor(images.photograph()[None, None] / 255)
     assert "1 converted, 0 left alone" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "missing", "message"),
     [

@@ -136,6 +136,7 @@ def test_log_euclidean_series_and_closed_form_meet(square):
     torch.testing.assert_close(M, expected, rtol=1e-13, atol=1e-15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spread", [1.0, 10.0, 100.0])
 @pytest.mark.parametrize("kind", ALL, ids=repr)
 @given(seed=seeds)

@@ -19,6 +19,7 @@ def in_unit_ball(case, n, radius=1.0, salt=0):
     return case.rounded(radius * (1 - 2 * case.dim * case.eps) * g)
 
 
+@pytest.mark.slow
 @given(cases(), st.floats(0.01, 1.0))
 def test_radial_carries_smaller_balls_into_smaller_balls(case, s):
     g = in_unit_ball(case, 8, s)
@@ -37,12 +38,14 @@ def test_radial_carries_smaller_balls_into_smaller_balls(case, s):
     ).all()
 
 
+@pytest.mark.slow
 @given(cases())
 def test_affine_carries_the_ball_into_the_ball(case):
     v = as_numpy(affine(case.metric, case.array(in_unit_ball(case, 8))))
     assert_bounded(np.maximum(case.exact.norm(v) - 1, 0), case.bound(2))
 
 
+@pytest.mark.slow
 @given(cases())
 def test_affine_carries_the_sphere_onto_the_indicatrix(case):
     g = in_unit_ball(case, 8)[:4]
@@ -50,6 +53,7 @@ def test_affine_carries_the_sphere_onto_the_indicatrix(case):
     assert_bounded(case.exact.norm(v) - 1, case.bound(2))
 
 
+@pytest.mark.slow
 @given(cases(dtypes=("float64",)))
 def test_affine_has_the_constant_jacobian_of_its_docstring(case):
     """An affine map is known from its values at the origin and on a basis."""
@@ -72,6 +76,7 @@ def test_affine_has_the_constant_jacobian_of_its_docstring(case):
     assert_bounded(np.linalg.norm(direct - linear, axis=-1) / scale, case.bound(1))
 
 
+@pytest.mark.slow
 @given(cases())
 def test_affine_of_a_riemannian_metric_is_its_inverse_square_root(case):
     metric = case.metric.symmetrize()

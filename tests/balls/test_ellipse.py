@@ -11,6 +11,7 @@ from finslerconv.balls import Ellipse, volume
 from finslerconv.metrics import CallableMetric, Euclidean, Randers, Riemannian
 
 
+@pytest.mark.slow
 @given(cases(dims=(2,)))
 def test_support_function_is_the_dual_norm(case):
     p = case.array(case.vectors(8))
@@ -57,6 +58,7 @@ def test_boundary_is_on_the_indicatrix(case):
     assert_bounded(case.exact.norm(boundary) - 1, case.bound(2))
 
 
+@pytest.mark.slow
 @given(cases(dims=(2,)))
 def test_area_closed_form_polygon_and_quadrature(case):
     area = as_numpy(Ellipse.of(case.metric).area)

@@ -15,6 +15,7 @@ from finslerconv.metrics import CallableMetric, Euclidean, Randers, Riemannian
 UNIT_BALL = {1: 2.0, 2: math.pi, 3: 4 * math.pi / 3, 4: math.pi**2 / 2, 5: 8 * math.pi**2 / 15}
 
 
+@pytest.mark.slow
 @given(cases(dims=(1, 2, 3), dtypes=("float64",), batch=2))
 @settings(max_examples=30)
 def test_volume_of_randers_balls(case):
@@ -69,6 +70,7 @@ def test_overlap_of_crossed_ellipses(exponent, angle):
     assert measured == pytest.approx(expected, rel=2 * (2 * math.pi / 1024) ** 2)
 
 
+@pytest.mark.slow
 @given(
     cases(dims=(2,), kinds=("numpy",), dtypes=("float64",), max_condition=30.0, batch=2),
 )
@@ -90,6 +92,7 @@ def test_overlap_against_counted_pixels(case):
     assert overlap(first, second) == pytest.approx((a & b).sum() / union, abs=tolerance)
 
 
+@pytest.mark.slow
 @given(cases(dims=(2,), dtypes=("float64",), batch=2))
 @settings(max_examples=20)
 def test_overlap_is_symmetric_and_one_for_equal_balls(case):

@@ -69,6 +69,7 @@ def test_denoise_on_the_default_photograph(here):
         assert min(figure.size) > 500
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size", "sigma", "kernel_size"),
     [("hubble_deep_field", 128, 0.1, 3), ("moon", 96, 0.3, 5), ("clock", 96, 0.1, 3)],
@@ -96,6 +97,7 @@ def test_options_that_are_given_stay():
     assert chosen(image, 0.3, 3, start, ["radius"]).anisotropy == 7.0
 
 
+@pytest.mark.slow
 def test_stein_estimates_the_error_without_the_clean_picture():
     clean = np.repeat(np.linspace(0, 1, 200, dtype=np.float32)[None], 200, 0)[None]
     noisy = torch.as_tensor(with_noise(clean, 0.2, 1))[None]
@@ -139,6 +141,7 @@ def test_the_box_is_the_best_of_the_small_ones():
     assert "3 x 3" in baselines(with_noise(clean, 0.02, 0), clean, 0.02)[0].how
 
 
+@pytest.mark.slow
 def test_balls(here):
     result = run("balls", "--max-size", 64, "-o", "balls.pdf", "--colour-by", "none")
     assert result.exit_code == 0, result.output
@@ -255,6 +258,7 @@ def test_a_constant_picture_of_floats(value, tmp_path):
     np.testing.assert_array_equal(pixels, np.full((1, 20, 20), 0.5 if value == 0.5 else 0.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [lambda: picture("L"), lambda: Image.new("L", (30, 30), 90)])
 def test_commands_on_a_grey_and_on_a_flat_picture(make, here):
     make().save("picture.png")
@@ -262,6 +266,7 @@ def test_commands_on_a_grey_and_on_a_flat_picture(make, here):
     assert run("balls", "picture.png").exit_code == 0
 
 
+@pytest.mark.slow
 def test_denoise_in_colour(here):
     Image.fromarray(data.astronaut()[:64, 200:280]).save("picture.png")
     result = run("denoise", "picture.png", "--add-noise", *SMALL)
@@ -269,6 +274,7 @@ def test_denoise_in_colour(here):
     assert "non-local means" in result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 3])
 def test_denoise_a_noisy_photograph(channels, here):
     """Nothing is added: the noise is found, removed, and the picture written at full size."""

@@ -70,6 +70,7 @@ def rows_of(output, name):
     return [row for row in rows if row.startswith(f"{name} ")]
 
 
+@pytest.mark.slow
 def test_saved_module_without_trust(here):
     """Modules of PyTorch's and of this library's layers are loaded as weights are."""
     torch.save(model(), "net.pt")
@@ -83,6 +84,7 @@ def test_saved_module_without_trust(here):
         assert min(figure.size) > 500
 
 
+@pytest.mark.slow
 def test_numbers_are_those_of_the_layer(here):
     net = model()
     net[3].head.conv.weight.data.zero_()
@@ -94,6 +96,7 @@ def test_numbers_are_those_of_the_layer(here):
     assert (here / "a.pdf").read_bytes().startswith(b"%PDF")
 
 
+@pytest.mark.slow
 def test_factory_in_the_working_folder(here):
     (here / "network_one.py").write_text(
         "from torch import nn\n"
@@ -109,6 +112,7 @@ def test_factory_in_the_working_folder(here):
     assert str(here) not in sys.path
 
 
+@pytest.mark.slow
 def test_names_are_whole_in_a_narrow_terminal(here, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     block = nn.Sequential(OrderedDict(conv1=DeformConv2d(3, 2, 3, padding=1)))
@@ -120,6 +124,7 @@ def test_names_are_whole_in_a_narrow_terminal(here, monkeypatch):
     assert max(len(line) for line in result.stdout.splitlines()) <= 80
 
 
+@pytest.mark.slow
 def test_diverged_fits_are_counted(here):
     net = nn.Sequential(DeformConv2d(3, 2, 3, padding=1))
     nn.init.normal_(net[0].offset_conv.weight, std=1.0, generator=torch.Generator().manual_seed(0))
@@ -135,6 +140,7 @@ def test_other_objectives(here):
     assert "standard 3x3 1.41" in row_of(result.stdout, "0")
 
 
+@pytest.mark.slow
 def test_weights(here):
     (here / "network_two.py").write_text(
         "from torch import nn\n"
@@ -187,6 +193,7 @@ STATE = shifted(0.3).state_dict()
 OTHER = shifted(0.6).state_dict()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("held", "said"),
     [
@@ -221,6 +228,7 @@ def test_checkpoints_of_every_kind(here, held, said):
     assert re.search(said, result.stdout)
 
 
+@pytest.mark.slow
 def test_safetensors(here, monkeypatch):
     (here / "network_six.py").write_text(FACTORY)
     arguments = "network_six:make", "photo.png", *SMALL, "--weights", "weights.safetensors"
@@ -239,6 +247,7 @@ def test_safetensors(here, monkeypatch):
     assert "offsets 3x3 1 3 -> 2 0.30" in row_of(bare.stdout, "model.0")
 
 
+@pytest.mark.slow
 def test_trust_is_for_weights_too(here):
     (here / "network_seven.py").write_text(FACTORY)
     torch.save({"state_dict": STATE, "settings": Settings()}, "weights.pt")
@@ -289,6 +298,7 @@ class Bomb:
         return open, ("exploded", "w")
 
 
+@pytest.mark.slow
 def test_pickled_code_needs_trust(here):
     torch.save(Custom(), "custom.pt")
     refused(run("custom.pt", "photo.png", *SMALL), r"Custom, .*would run code .* add --trust")
@@ -380,6 +390,7 @@ def test_layers_of_the_figure_are_spread():
     assert list(for_the_figure(results, 20)) == list(results)
 
 
+@pytest.mark.slow
 def test_half_precision_and_grey(here):
     torch.save(model(channels=1).double(), "net.pt")
     result = run("net.pt", *SMALL)  # the camera man
@@ -406,6 +417,7 @@ def test_weights_without_a_model(here):
     assert not (here / "finslerconv-inspect.png").exists()
 
 
+@pytest.mark.slow
 def test_health_of_the_offsets(here):
     net = model()
     with torch.no_grad():
@@ -447,6 +459,7 @@ def make():
 """
 
 
+@pytest.mark.slow
 def test_attention_and_dcnv3(here):
     """Group by group and head by head, or together; and as far as the weights alone tell."""
     (here / "network_of_attention.py").write_text(ATTENTION)
@@ -468,6 +481,7 @@ def test_attention_and_dcnv3(here):
     assert "attention attention - - 8 -> 16 2.00 0" in row_of(result.stdout, "attention")
 
 
+@pytest.mark.slow
 def test_numbers_as_json_and_csv(here):
     torch.save(model(), "net.pt")
     result = run("net.pt", "photo.png", *SMALL, "--json", "net.json", "--csv", "net.csv")
@@ -486,6 +500,7 @@ def test_numbers_as_json_and_csv(here):
     assert rows[0]["kernel_size.0"] == "3"
 
 
+@pytest.mark.slow
 def test_numbers_on_standard_output_stand_alone(here):
     torch.save(model(), "net.pt")
     result = run("net.pt", "photo.png", *SMALL, "--json", "-")

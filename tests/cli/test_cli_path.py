@@ -33,6 +33,7 @@ def corner_picture(n=64):
     return picture
 
 
+@pytest.mark.slow
 def test_the_path_follows_the_edge_and_the_drift_goes_one_way():
     picture = torch.as_tensor(corner_picture())[None]
     metric = MetricOptions(anisotropy=8.0, tau=0.3).of(picture)
@@ -51,6 +52,7 @@ def test_the_path_follows_the_edge_and_the_drift_goes_one_way():
     assert there.pixels > 1.1 * straight.pixels
 
 
+@pytest.mark.slow
 def test_without_a_drift_both_ways_are_as_long():
     picture = torch.as_tensor(corner_picture())[None]
     metric = MetricOptions(anisotropy=8.0, tau=0.0).of(picture)
@@ -60,6 +62,7 @@ def test_without_a_drift_both_ways_are_as_long():
     assert there.length == pytest.approx(distances.distance[31, 120], rel=0.03)
 
 
+@pytest.mark.slow
 def test_the_command(here):
     Image.fromarray((255 * corner_picture()[0]).astype(np.uint8)).save("corner.png")
     result = run("corner.png", "--from", "60,15.5", "--to", "15,60", "-o", "path.pdf")
@@ -72,6 +75,7 @@ def test_the_command(here):
     assert max(lengths["there"], lengths["back"]) < lengths["straight line there"]
 
 
+@pytest.mark.slow
 def test_several_ends_and_their_coordinates(here):
     Image.fromarray((255 * corner_picture(40)[0]).astype(np.uint8)).save("corner.png")
     ends = ["--to", "10,38", "--to", "30,30"]

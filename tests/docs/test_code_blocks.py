@@ -30,6 +30,7 @@ def pages():
 
 
 # A reader's session does not check shapes.
+@pytest.mark.slow
 @pytest.mark.unchecked
 @pytest.mark.parametrize("page", list(pages()))
 def test_the_blocks_of_a_page_run(page, tmp_path, monkeypatch):

@@ -260,6 +260,7 @@ async def _check_consistent(page):
     return metric
 
 
+@pytest.mark.slow
 @needs_browser
 def test_dragging_with_the_mouse_moves_the_metric(browse):
     async def actions(page):
@@ -281,6 +282,7 @@ def test_dragging_with_the_mouse_moves_the_metric(browse):
     browse(actions)
 
 
+@pytest.mark.slow
 @needs_browser
 def test_an_axis_and_the_one_form_far_outside_stay_in_their_range(browse):
     async def actions(page):
@@ -309,6 +311,7 @@ def extreme_metrics(axes, most, n=60):
     return Randers(M, (M @ frame @ raised[..., None])[..., 0])
 
 
+@pytest.mark.slow
 @needs_browser
 def test_whatever_can_be_dragged_to_fits_the_panels(browse):
     async def actions(page):
@@ -419,6 +422,7 @@ def test_a_screen_reader_hears_where_the_handles_are(browse):
     browse(actions)
 
 
+@pytest.mark.slow
 @needs_browser
 def test_touch_and_keys_move_it_too(browse):
     async def actions(page):

@@ -12,6 +12,7 @@ from engine import Record, labelled, main
 from engine.data import warped
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", LAYERS)
 def test_layers_start_as_what_they_replace(layers):
     torch.manual_seed(0)
@@ -78,6 +79,7 @@ def test_a_folder_is_asked_for():
         labelled("letters", 0)
 
 
+@pytest.mark.slow
 def test_a_small_run(tmp_path, capsys, scores):
     options = ["--width", "2", "--epochs", "1", "--seeds", "1", "--layers", "standard", "Randers"]
     options += ["--kernels", "learned", "fixed", "--starts", "converted"]

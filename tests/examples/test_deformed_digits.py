@@ -88,6 +88,7 @@ def test_the_rate_is_chosen_on_upright_digits_and_applied_to_all_seeds():
     assert lines[-2].startswith("| metric minus standard | +3.00 |")
 
 
+@pytest.mark.slow
 def test_a_small_run(tmp_path, capsys, scores, monkeypatch):
     train, labels, rest, rest_labels, classes = labelled("digits", 0)
     few = train[:64], labels[:64], rest[:128], rest_labels[:128], classes

@@ -77,6 +77,7 @@ def test_the_rate_with_the_lowest_training_loss_is_shown():
     assert table.splitlines()[2:] == [row]
 
 
+@pytest.mark.slow
 def test_a_small_run(tmp_path, capsys, scores):
     options = ["--quick", "--steps", "3", "--batch", "1", "--layers", "standard", "Riemannian"]
     main(denoising.Denoising, [*options, "--output", str(tmp_path)])

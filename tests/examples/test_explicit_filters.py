@@ -76,6 +76,7 @@ def test_guided_is_the_mean_of_the_windows_linear_fits():
         assert found[i, j] == pytest.approx(np.mean(fits), abs=1e-12)
 
 
+@pytest.mark.slow
 def test_a_small_run(tmp_path, capsys, scores):
     options = ["--size", "32", "--sigmas", "0.1", "--kernel-size", "3"]
     options += ["--photographs", "camera", "moon", "--output", str(tmp_path)]

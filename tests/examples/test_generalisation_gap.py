@@ -48,6 +48,7 @@ def test_rates():
     assert rate("metric, eps_omega 0.9", 5, 0.3, 128) == 2.5e3
 
 
+@pytest.mark.slow
 def test_a_small_run(tmp_path, capsys):
     options = ["--size", "24", "--kernel-sizes", "5", "--sigmas", "0.3", "--photographs", "camera"]
     main(generalisation_gap.GeneralisationGap, [*options, "--output", str(tmp_path)])

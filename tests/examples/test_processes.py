@@ -20,6 +20,7 @@ def losses(folder):
     return record["scores"]["processes"], record["losses"]
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_losses_of_one(tmp_path):
     """Replicated (DDP), and sharded (FSDP2) with an interruption."""
     main(SmallDenoiser, ["--accelerator", "cpu", "--output", str(tmp_path / "one")])

@@ -12,6 +12,7 @@ from weighted_denoising import MODELS
 from weighted_variants import VARIANTS, optimiser, with_convolutions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_what_the_networks_start_as(name):
     torch.manual_seed(0)
@@ -40,6 +41,7 @@ def test_the_density_is_trained_ten_times_faster():
     assert {group["lr"] for group in trained.param_groups} == {2e-3, 2e-2}
 
 
+@pytest.mark.slow
 def test_a_small_run(tmp_path, capsys, scores):
     options = ["--width", "2", "--epochs", "1", "--seeds", "1", "--output", str(tmp_path)]
     main(weighted_classification.WeightedClassification, options)

@@ -95,6 +95,7 @@ def some(n=5, d=2, seed=0):
 # Closed forms.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "field",
     [rotation_wind(), pull_back(), half_plane(), funk(), half_plane(3), funk(3)],
@@ -191,6 +192,7 @@ def test_gradients_in_start_velocity_and_field_in_both_modes():
     torch.testing.assert_close(each, end(x, v, beta))
 
 
+@pytest.mark.slow
 def test_the_logarithm_has_gradients():
     field = pulled_back(SLOPE.norm)
     x, v = (u[0] for u in some())
@@ -202,6 +204,7 @@ def test_the_logarithm_has_gradients():
         torch.testing.assert_close(slope, known, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_what_stands_still_stays_and_its_derivative_is_one():
     field = pulled_back(SLOPE.norm)
     x, v = tensor(0.3, 0.1), tensor(0.0, 0.0).requires_grad_()
@@ -233,6 +236,7 @@ def test_lengths_are_read_by_any_norm_from_tensors_and_arrays():
 # Balls.
 
 
+@pytest.mark.slow
 def test_geodesic_balls_have_their_radius():
     field = pulled_back(SLOPE.norm)
     x, _ = some(1)
@@ -321,6 +325,7 @@ def image():
     return torch.rand(2, 2, 6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups", [1, 2])
 def test_where_a_metric_is_constant_the_layer_is_the_metric_convolution(image, groups):
     options = {"padding": 1, "metric_groups": groups, "metric": Slopes(True, groups)}
@@ -332,6 +337,7 @@ def test_where_a_metric_is_constant_the_layer_is_the_metric_convolution(image, g
     torch.testing.assert_close(bent(image), straight(image))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"stride": 2, "dilation": (1, 2), "padding": (1, 2)}])
 def test_the_layer_reads_a_riemannian_field_in_disguise_as_it_is(image, options):
     options = {"padding": 1} | options
@@ -348,6 +354,7 @@ def test_the_layer_reads_a_riemannian_field_in_disguise_as_it_is(image, options)
     assert (straight._positions_in(straight.head(smooth), image) - plain).abs().max() > 0.05
 
 
+@pytest.mark.slow
 def test_the_layer_learns_its_metric(image):
     layer = GeodesicConv2d(2, 3, 3, padding=1, steps=2, metric=Slopes()).double()
     weight = layer.head.conv.weight

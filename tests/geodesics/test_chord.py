@@ -90,6 +90,7 @@ def test_the_chord_is_asymmetric():
     torch.testing.assert_close(chord_distance(reverse, x, y), back)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 def test_gradients(rule):
     field = random_smooth(condition=9.0, strength=0.6)

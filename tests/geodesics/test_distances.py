@@ -51,6 +51,7 @@ def mild(n=12, seed=0, d=2):
     return random_smooth(d, condition=4.0, strength=0.4, seed=seed, waves=0.5).grid(n)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("field", [*known_fields(), *known_fields_3d()[1:5:2]], ids=str)
 def test_the_truth(field, method):
@@ -62,6 +63,7 @@ def test_the_truth(field, method):
     assert float(error.mean() / exact[near].max()) < MEAN_ERROR[field.dim][method]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_distances_to_the_source(method):
     field = rotation_wind()
@@ -109,6 +111,7 @@ def flipped(field):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @settings(max_examples=4)
 @given(seed=st.integers(0, 1000))
@@ -133,6 +136,7 @@ def test_the_two_schemes_have_one_fixed_point(d, factorise):
     assert float((first - same).abs().max()) < 1e-6 * float(first.max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", FRONTS)
 def test_voronoi_labels_and_the_flow(method):
     field = rotation_wind()
@@ -169,6 +173,7 @@ def test_flow_of_a_constant_metric():
         torch.testing.assert_close(full.flow, expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_walls(method):
     """A wall with a door: paths bend round its edge; a closed one cannot be passed."""
@@ -285,6 +290,7 @@ def test_starting_values():
     assert bool((late.label == 0).all())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_batches_of_fields_and_problems(method):
     fields = [mild(11, seed) for seed in range(3)]
@@ -323,6 +329,7 @@ def directional(function, arguments, seed=0, step=1e-6):
     return slope, float((ahead - behind) / (2 * step))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", DIFFERENTIABLE)
 @pytest.mark.parametrize("d", [2, 3])
 def test_gradients_in_the_metric(method, d):
@@ -340,6 +347,7 @@ def test_gradients_in_the_metric(method, d):
         assert slope == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", DIFFERENTIABLE)
 def test_gradients_in_the_sources(method):
     field = random_smooth(condition=4.0, strength=0.5, seed=1).grid(15)

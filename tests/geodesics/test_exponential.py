@@ -144,6 +144,7 @@ def test_a_grid_tends_to_the_field_that_it_samples():
     assert errors[1] / errors[2] > 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "tolerance", "batch"), [("dopri8", 1e-7, ()), ("dopri5", 1e-9, (2,))]
 )
@@ -182,6 +183,7 @@ def test_adaptive_methods_come_to_an_end_on_a_linear_grid():
     torch.testing.assert_close(end, exponential(field, x, v, steps=512), rtol=0, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_adaptive_gradients_on_a_linear_grid_are_those_of_differences():
     field = rough_grid(shape=(4, 5))
     x, v = torch.tensor([[1.3, 2.4]]).double(), torch.tensor([[0.4, -0.3]]).double()
@@ -194,6 +196,7 @@ def test_adaptive_gradients_on_a_linear_grid_are_those_of_differences():
     assert torch.autograd.gradcheck(end, inputs, fast_mode=True, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_speed_drifts_with_the_square_of_the_spacing():
     # On a linear grid the force is not the derivative of the interpolated metric.
     field = pull_back()
@@ -268,6 +271,7 @@ def test_the_grids_closed_form_is_what_differentiation_gives(d, outside):
 # Properties of the map.
 
 
+@pytest.mark.slow
 def test_time_scales_velocity():
     field = pull_back()
     x, _ = random_pair(field, 5)
@@ -278,6 +282,7 @@ def test_time_scales_velocity():
         torch.testing.assert_close(exponential(field, x, v, time=t), position)
 
 
+@pytest.mark.slow
 def test_the_reversed_metric_leads_back():
     field = FunctionMetric(pull_back().metric)
     x, _ = random_pair(pull_back(), 5)
@@ -287,6 +292,7 @@ def test_the_reversed_metric_leads_back():
     torch.testing.assert_close(exponential(field, flow.position[0], flow.velocity[0], time=-1.0), x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["rk4", "dopri5"])
 @pytest.mark.parametrize("field", [pull_back().grid(9), pull_back()], ids=["grid", "function"])
 def test_no_velocity_no_motion_but_a_derivative(field, method):
@@ -446,6 +452,7 @@ def test_compiled_kernels_take_the_steps_of_the_reference(fields, outside):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10 * float(b.detach().abs().max()))
 
 
+@pytest.mark.slow
 def test_compiled_gradients_are_those_of_differences():
     grid, tensors, schedule = example(1)
 
@@ -473,6 +480,7 @@ def test_space_has_gradients_too():
     assert torch.autograd.gradcheck(symmetric, inputs, fast_mode=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["rk4", "dopri5"])
 def test_gradients_of_any_field(method):
     def end(x, v, a):
@@ -515,6 +523,7 @@ def test_single_precision_is_double_rounded():
         torch.testing.assert_close(out.double(), double.detach(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_tiles_and_threads_make_no_difference(monkeypatch):
     grid, tensors, schedule = example(2)
 

@@ -74,6 +74,7 @@ def test_it_is_fast_marching_in_space(field):
     assert torch.allclose(ours.flow, theirs.flow, rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_it_settles_where_a_one_form_in_space_turns_at_every_node():
     """No order makes such a field causal: nodes are lowered again and again."""
     generator = torch.Generator().manual_seed(0)
@@ -168,6 +169,7 @@ def assert_gradients(function, inputs, seed=0):
         assert torch.isclose((gradient * direction).sum(), slope, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factorise", [False, True])
 def test_gradients_are_those_of_finite_differences(factorise):
     field = random_smooth(2, 20.0, 0.7)

@@ -226,6 +226,7 @@ def test_first_order_is_the_fixed_point_of_its_scheme_in_space(condition, streng
 # --- The truth -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=20)
 @given(
     st.integers(0, 2**32 - 1),
@@ -264,6 +265,7 @@ def test_factored_a_constant_metric_is_exact_in_space(order, M, omega):
         assert float((found.distance[0] - exact).abs().max()) < 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "field", [pull_back(), pull_back(wobble=0.15), half_plane(), rotation_wind(), funk()], ids=str
 )
@@ -281,6 +283,7 @@ def test_it_converges_at_its_order(field, order, factorise):
     assert rate > {1: 0.9 if factorise else 0.65, 2: 1.7}[order], errors
 
 
+@pytest.mark.slow
 def test_it_converges_for_hard_metrics():
     """Condition 1000 and |omega| 0.95, varying."""
     A = np.diag([1.0, 1000**-0.5]) @ [[0.9, 0.4359], [-0.4359, 0.9]]
@@ -296,6 +299,7 @@ def test_it_converges_for_hard_metrics():
     assert errors[1] < errors[0] / 8, errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", [pull_back_3d(), half_plane(3), funk(3)], ids=str)
 @pytest.mark.parametrize(("order", "factorise"), [(1, True), (2, True), (2, False)])
 def test_it_converges_at_its_order_in_space(field, order, factorise):
@@ -666,6 +670,7 @@ def test_no_number_is_no_hang(d):
     assert u[0, 0].isfinite().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("condition", [9.0, 300.0])
 def test_one_forms_that_turn_strongly_in_space_do_not_take_for_ever(condition):
     """In the order of values alone, nodes of these fields are opened again a million times."""

@@ -79,6 +79,7 @@ def rough(kind, shape, bound, seed=0):
 # --- The norm of a constant field, and of one that is pulled back ---------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", norms())
 @pytest.mark.parametrize("source", [(12.0, 9.0), (11.25, 6.5)])
 @pytest.mark.parametrize("order", [1, 2])
@@ -140,6 +141,7 @@ def quartic(v):
     return ((v**2).sum(-1) ** 2 + 2 * v[..., 0] ** 4).sqrt().sqrt() + 0.3 * v[..., 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["asymmetric", "matsumoto", "function"])
 @pytest.mark.parametrize(("order", "least"), [(1, 0.85), (2, 1.75)])
 def test_a_pulled_back_norm_converges_at_the_order_of_the_scheme(kind, order, least):
@@ -367,6 +369,7 @@ def test_fields_are_read_between_nodes_by_their_energies():
 # --- Paths ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["asymmetric", "matsumoto", "tabulated"])
 @pytest.mark.parametrize("reverse", [False, True])
 def test_paths_of_constant_norms_are_straight(name, reverse):
@@ -381,6 +384,7 @@ def test_paths_of_constant_norms_are_straight(name, reverse):
     np.testing.assert_allclose(path_length(field, path), norms()[name].norm(side), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_path_leads_round_walls_as_long_as_the_distance_says():
     field, _, _ = pulled_back("matsumoto", 65)
     mask = torch.ones(65, 65, dtype=torch.bool)
@@ -433,6 +437,7 @@ def test_gradients_in_the_parameters(kind, order, factorise, reverse):
     assert slope == pytest.approx(expected, rel=2e-6)
 
 
+@pytest.mark.slow
 def test_gradients_in_the_parameters_of_a_function():
     """Through the table, whose resolution does not change."""
     shape = (12, 13)

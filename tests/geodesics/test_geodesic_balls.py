@@ -64,6 +64,7 @@ def area(polygon):
 # Closed forms.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("map", ["radial", "affine"])
 @pytest.mark.parametrize("method", ["exp", "eikonal"])
 def test_the_ball_of_a_constant_metric_is_its_tangent_ball(method, map):
@@ -78,6 +79,7 @@ def test_the_ball_of_a_constant_metric_is_its_tangent_ball(method, map):
     np.testing.assert_allclose(ball, expected, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", [*CURVED, pull_back_3d()], ids=str)
 def test_samples_are_at_their_distance(field):
     x = torch.stack([field.point(*[0.5] * field.dim), field.point(*[0.4] * field.dim)])
@@ -100,6 +102,7 @@ def test_level_sets_are_second_order_in_the_resolution(field):
     assert errors[1] < errors[0] / 2
 
 
+@pytest.mark.slow
 def test_level_sets_in_space():
     field = half_plane(3)
     x, reference = field.point(0.5, 0.5, 0.5), lattice((3, 3, 3))
@@ -108,6 +111,7 @@ def test_level_sets_in_space():
     assert (field.distance(x.expand_as(ball), ball) - wanted).abs().max() < 0.005 * 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", [*known_fields()], ids=str)
 def test_three_ways_to_one_ball(field):
     x, rim = field.point(0.5, 0.5), polar(1, 90)
@@ -124,6 +128,7 @@ def test_three_ways_to_one_ball(field):
         assert (level / 0.2 - 1).abs().max() < tolerance
 
 
+@pytest.mark.slow
 def test_the_default_resolution_falls_with_the_dimension():
     for metric, resolution in ((np.diag([1.0, 2.0]), 24), (np.diag([1.0, 2.0, 0.5]), 8)):
         d = len(metric)
@@ -155,6 +160,7 @@ def test_straight_rays_are_followed_to_the_level():
     assert torch.equal(ball[12], x)
 
 
+@pytest.mark.slow
 def test_a_ball_larger_than_its_first_window():
     # F = exp(-x_1) |v|: to the right, s is at distance 1 - exp(-s), and a radius of 1 has no end.
     field = FunctionMetric(
@@ -431,6 +437,7 @@ def test_samples_that_miss_their_distances_are_named():
 # Displacements for a layer.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("map", ["radial", "affine"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_compiled_positions_are_those_of_the_reference(map, dtype):
@@ -533,6 +540,7 @@ def test_gradients_of_balls_are_those_of_differences(method):
     torch.testing.assert_close(slope, difference, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["exp", "eikonal"])
 def test_gradients_in_space_and_in_the_centres(method):
     field = pull_back_3d().grid(5)

@@ -82,6 +82,7 @@ def test_nodes_are_interpolated_exactly(shape, interpolation):
     np.testing.assert_allclose(got.omega, omega, atol=1e-14)
 
 
+@pytest.mark.slow
 @given(
     shape=st.lists(st.integers(1, 300), min_size=2, max_size=2),
     spacing=st.lists(st.floats(-3, 3), min_size=2, max_size=2),

@@ -263,6 +263,7 @@ def test_a_time_too_short_for_a_form_that_turns_is_an_error():
     assert bool((d.isfinite() & (d >= 0)).all())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "time"), [((20_000, 2), 1.0), ((120, 120), 0.001), ((60, 60), 1e-11)]
 )
@@ -287,6 +288,7 @@ def test_times_without_a_direction_are_refused():
         assert (d - exact).abs().max() < 0.1 * exact.max()
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 10_000), time=st.none() | st.floats(-6, 6))
 @settings(max_examples=60)
 def test_distances_are_never_negative_nor_lost(seed, time):

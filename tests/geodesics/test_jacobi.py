@@ -95,6 +95,7 @@ def test_jacobi_fields_of_constant_curvature(name):
         assert float(inner(*here, E, here[2]).abs().max()) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", [pull_back(wobble=0.3).metric, hill])
 def test_jacobi_fields_are_derivatives_of_the_exponential_map(metric):
     field = FunctionMetric(metric)

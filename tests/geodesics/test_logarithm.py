@@ -26,6 +26,7 @@ LENS = FunctionMetric(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", known_fields() + known_fields_3d(), ids=str)
 def test_the_logarithm_is_as_long_as_the_distance(field):
     x, y = random_pair(field, 3, margin=0.35)
@@ -41,6 +42,7 @@ def test_the_logarithm_undoes_the_exponential_on_a_grid():
     torch.testing.assert_close(logarithm(field, x, exponential(field, x, v)), v, rtol=0, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("kind", ["function", "linear", "cubic"])
 def test_points_that_are_nearly_one_are_connected(kind, dtype):
@@ -64,6 +66,7 @@ def test_points_that_are_nearly_one_are_connected(kind, dtype):
     torch.testing.assert_close(by_y[1:], torch.ones_like(by_y[1:]), rtol=0, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_adaptive_methods_find_the_same_on_a_linear_grid():
     field = pull_back().grid(9)
     x, y = (u[0] for u in random_pair(pull_back(), 1, margin=0.35))
@@ -118,6 +121,7 @@ def test_the_gradient_in_a_fields_parameters():
     torch.testing.assert_close(slope, length(a.detach()) / 4, rtol=1e-6, atol=0)
 
 
+@pytest.mark.slow
 def test_second_derivatives_are_refused():
     x, y = random_pair(half_plane(), 1)
     x.requires_grad_()

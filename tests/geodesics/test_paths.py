@@ -98,6 +98,7 @@ def test_a_labyrinth_is_left():
     assert path_length(plane(31, 31), path) > 7 * 27
 
 
+@pytest.mark.slow
 @given(st.integers(0, 10**6))
 @settings(max_examples=6)
 def test_paths_end_at_a_source_in_any_field(seed):

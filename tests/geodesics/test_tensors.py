@@ -112,6 +112,7 @@ def test_pole_and_flag_are_told_apart():
     torch.testing.assert_close(tensors.flag_curvature(wind, x, 2 * v, w - 3 * v), one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("d", [2, 3])
 def test_funk_is_projectively_flat(d):
     """G = (F / 2) v: straight geodesics; S = (d + 1) / 2 F, and closed-form distances."""
@@ -201,6 +202,7 @@ def hill(x):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", [wavy, hill])
 def test_eulers_theorem(metric):
     field, x, v, w = (
@@ -234,6 +236,7 @@ def test_eulers_theorem(metric):
     torch.testing.assert_close(tensors.flag_curvature(field, x, 3 * v, -2 * w), K)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["wavy", "Funk, 3-D"])
 def test_closed_forms_are_what_differentiation_gives(name):
     metric, d = (wavy, 2) if name == "wavy" else (funk(3).metric, 3)
@@ -249,6 +252,7 @@ def test_closed_forms_are_what_differentiation_gives(name):
     torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_minkowski_spaces_are_flat():
     """In coordinates in which they are not constant."""
 
@@ -322,6 +326,7 @@ class Sea(nn.Module):
         return Randers(L @ L.mT, 0.3 * torch.tanh(y[..., 3:]), validate=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("known", [True, False])
 def test_gradients_of_flag_curvature_in_the_parameters(known):
     sea = Sea()
@@ -343,6 +348,7 @@ def test_gradients_of_flag_curvature_in_the_parameters(known):
     assert float((slope * direction).sum()) == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_gradients_of_the_holmes_thompson_s_curvature():
     """A second derivative of a volume that is found by optimisation."""
     strength = torch.tensor(0.4, dtype=DTYPE, requires_grad=True)
@@ -365,6 +371,7 @@ def test_gradients_of_the_holmes_thompson_s_curvature():
     assert float(slope) == pytest.approx(float(above - below) / 2e-5, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_cubic_grids_converge_to_the_field():
     """Of the second order in the spacing for the spray, of the first for the curvature."""
     field = pull_back(wobble=0.2)
@@ -382,6 +389,7 @@ def test_cubic_grids_converge_to_the_field():
         assert math.log2(first / last) / 2 > order - 0.3, errors
 
 
+@pytest.mark.slow
 def test_grids_of_every_kind():
     field = pull_back()
     x, v, w = 0.5 * torch.tanh(normal(7, 2)), normal(7, 2, seed=1), normal(7, 2, seed=2)

@@ -74,6 +74,7 @@ def test_norm_of_omega_is_tau_and_the_determinant_scale_squared(
     torch.testing.assert_close(determinant, torch.full_like(determinant, 0.09), rtol=1e-10, atol=0)
 
 
+@pytest.mark.slow
 @settings(max_examples=12)
 @given(
     seed=st.integers(0, 100),
@@ -231,6 +232,7 @@ def test_half_flat_picture_has_finite_gradients():
     assert (metric.omega[..., :10, :] == 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize("omega", ["along", "across"])
 def test_gradcheck(channels, omega):

@@ -124,6 +124,7 @@ def test_flat_pictures_are_euclidean(value, dtype):
     assert torch.isfinite(gradient).all()
 
 
+@pytest.mark.slow
 def test_gradients():
     picture = noise(2, size=(7, 6))[:1].requires_grad_()
     assert torch.autograd.gradcheck(lambda x: ridge_metric(x, scales=(0.8, 1.2)).M, picture)

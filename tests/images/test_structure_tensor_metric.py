@@ -212,6 +212,7 @@ def test_flat_picture_gives_discs(law, eigenvalue, dtype):
     assert torch.isfinite(image.grad).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", LAWS)
 def test_gradcheck_with_a_flat_region(law):
     image = noise(size=(6, 7))[:1]

@@ -58,6 +58,7 @@ def attention_arguments(queries=6, boxes=False):
     return query, reference, normal(2, PIXELS, 16, seed=4), SHAPES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kernel", "remove_center"), [(3, False), (3, True), (2, False)])
 @pytest.mark.parametrize("cls", [DCNv3, DCNv4])
 def test_the_layer_gathers_its_output_at_the_positions(cls, kernel, remove_center):

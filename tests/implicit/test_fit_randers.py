@@ -53,6 +53,7 @@ def drift_error(fitted, true):
 # --- Where a metric made the positions, it is found again ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("map", MAPS)
 @pytest.mark.parametrize("name", REFERENCES)
 @settings(max_examples=15)
@@ -68,6 +69,7 @@ def test_metric_is_recovered_exactly(name, map, case):
     assert (fit.residual < 1e-8 * Ellipse.of(true).axes[:, 0]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("map", MAPS)
 @settings(max_examples=25)
 @given(case=cases(dims=(2,), kinds=("numpy",), dtypes=("float64",), max_condition=1e2))
@@ -79,6 +81,7 @@ def test_closed_form_alone_recovers_the_metric(map, case):
     assert drift_error(fit.metric, case.metric).max() < 1e-8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("map", MAPS)
 @settings(max_examples=15)
 @given(case=cases(dims=(2,), kinds=("numpy",), dtypes=("float64",), max_condition=1e3))
@@ -91,6 +94,7 @@ def test_riemannian_metric_is_recovered_exactly(map, case):
     assert relative(fit.metric.M, true.M, axes=2).max() < 1e-8
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(case=cases(dims=(2,), kinds=("numpy",), dtypes=("float64",), max_condition=1e3))
 def test_rings_on_level_sets_give_the_metric(case):
@@ -162,6 +166,7 @@ def khachiyan_bound(points, steps=20000):
     return np.pi * 2 * np.sqrt(np.linalg.det(S))
 
 
+@pytest.mark.slow
 def test_smallest_enclosing_ball_is_smallest():
     points = deformed(0, 6)
     fit = fit_randers(points)
@@ -203,6 +208,7 @@ def test_iou_is_that_of_the_hull():
     assert fit.residual == pytest.approx(1 - fit.iou, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_overlap_is_largest():
     points = deformed(3, 2)
     fit = fit_randers(points, objective="overlap")
@@ -263,6 +269,7 @@ def test_affine_matching_is_linear_least_squares():
         assert ellipse.centre == pytest.approx(x[3:], abs=1e-9)
 
 
+@pytest.mark.slow
 @settings(max_examples=20)
 @given(
     seed=st.integers(0, 10**6),
@@ -448,6 +455,7 @@ def test_ball_that_grows_without_end_is_named():
     assert Ellipse.of(fit.metric).axes == pytest.approx([100 * np.sqrt(2), 1.0], rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("kind", ["randers", "riemannian"])
 @pytest.mark.parametrize("objective", ["reference", "gauge", "enclosing", "overlap"])
@@ -492,6 +500,7 @@ def test_sizes_that_the_dtype_holds_are_all_alike(options):
         assert relative(size**2 * other.metric.M, fit.metric.M, axes=2).max() < 1e-6
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(
     seed=st.integers(0, 10**6),

@@ -100,6 +100,7 @@ def test_fundamental_tensor_of_a_quartic_norm():
         PNorm(4).fundamental_tensor(np.array([[1.0, 0], [0, 0]]))
 
 
+@pytest.mark.slow
 @given(cases(dtypes=("float64",), batch=2))
 @settings(max_examples=15)
 def test_asymmetry_ratio_by_search_equals_the_closed_form(case):
@@ -146,6 +147,7 @@ def test_repr():
     assert repr(CallableMetric(abs, dim=3)) == "CallableMetric(<built-in function abs>, dim=3)"
 
 
+@pytest.mark.slow
 def test_a_million_points_in_one_pass():
     """A field of 10^6 Randers metrics, vector by vector, against one of them computed alone."""
     n = 1_000_000

@@ -116,6 +116,7 @@ def test_coincident_and_collinear_points_do_no_harm():
     assert Polytope(points).norm(v) == pytest.approx(np.abs(v).max(axis=-1), rel=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("d", [2, 3])
 def test_gradients_in_points_and_vectors(d):
     points = torch.as_tensor(clouds(4, 2, n=8, d=d)).requires_grad_()
@@ -149,6 +150,7 @@ class Deformed(nn.Module):
         return Polytope(self.taps + offsets)
 
 
+@pytest.mark.slow
 def test_hull_metric_in_a_metric_convolution():
     torch.manual_seed(0)
     module = Deformed(2).double()

@@ -2,6 +2,7 @@
 
 import mpmath
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import Case, as_numpy, assert_bounded, cases, relative
@@ -234,6 +235,7 @@ def array(x: mpmath.matrix) -> np.ndarray:
     return np.array(x.tolist(), dtype=np.float64).squeeze(-1 if x.cols == 1 else ())
 
 
+@pytest.mark.slow
 @given(cases(batch=1))
 def test_closed_forms_against_50_digits(case):
     with mpmath.workdps(50):
@@ -254,6 +256,7 @@ def test_closed_forms_against_50_digits(case):
     assert_bounded(relative(sea.W[0], wind, axes=1), case.bound(1))
 
 
+@pytest.mark.slow
 @given(cases())
 def test_valid_metrics_are_accepted_and_never_give_nan(case):
     metric = case.metric

@@ -35,6 +35,7 @@ def convex_samples(draw):
     return (corners @ around(n).T).max(0) + radius + size * draw(st.floats(0.4, 2.0))
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(convex_samples())
 def test_every_convex_table_is_a_norm_that_has_its_samples(samples):
@@ -85,6 +86,7 @@ def test_corners_among_the_directions_are_kept():
     np.testing.assert_allclose(Tabulated.of(taxicab, 16).norm(v), np.abs(v).sum(-1), rtol=1e-13)
 
 
+@pytest.mark.slow
 def test_batches_index_and_gradients():
     rng = np.random.default_rng(2)
     samples = torch.from_numpy(1 + 0.02 * rng.random((4, 5, 17))).requires_grad_()

@@ -209,6 +209,7 @@ def test_validate_finds_no_fault(name, d):
     assert np.shape(metric.asymmetry_ratio()) == (2,)
 
 
+@pytest.mark.slow
 @every
 def test_dual_norm_is_the_support_function(name, d):
     """Against many points of the ball, and the dual of the dual against the norm."""
@@ -294,6 +295,7 @@ def assert_numpys(name, d, convert, rtol, questions):
     assert type(metric.like) is type(convert(v))
 
 
+@pytest.mark.slow
 @every
 def test_derivatives_in_all_parameters(name, d):
     """By torch, against differences: first and second ones of norm and dual norm."""

@@ -140,6 +140,7 @@ def test_reset_parameters_starts_anew(family):
     assert not torch.equal(layer.weight, before)
 
 
+@pytest.mark.slow
 @every_layer
 def test_meta_device(family):
     layer = family(4, 4, 3, padding=1, device="meta", fixed_kernel=True)

@@ -85,6 +85,7 @@ def dcnv3_layer(x, layer, norm, activation):
     return linear(y, p, "output_proj")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "norm", "activation"),
     [

@@ -127,6 +127,7 @@ def reasons(report):
     return {row.name: row.reason for row in report.left_alone}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", FAMILIES)
 def test_a_network_computes_what_it_did_and_then_trains(to):
     net = SmallResNet().eval()
@@ -141,6 +142,7 @@ def test_a_network_computes_what_it_did_and_then_trains(to):
     assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", FAMILIES)
 def test_a_state_dict_goes_into_a_freshly_converted_model(to):
     x = torch.randn(2, 3, 32, 32)
@@ -810,6 +812,7 @@ class TestReport:
         kernel, inner = 8 * 4 // 4 * 9, (4 + 18) * 8 * 9
         assert row.after.multiply_adds == kernel + inner + 5 * 8 * 9
 
+    @pytest.mark.slow
     def test_measured_with_an_example(self):
         net = SmallResNet().train()
         mean = net.bn1.running_mean.clone()
@@ -843,6 +846,7 @@ class TestReport:
         assert unused.after.seconds is None
         assert "not run" in str(report)
 
+    @pytest.mark.slow
     def test_no_column_is_lost_in_a_terminal(self):
         class Net(nn.Module):
             def __init__(self):
@@ -907,6 +911,7 @@ class TestResNet:
         assert net.layer4[0].conv1.stride == (2, 2)
         assert net.layer4[1].conv1.dilation == (1, 1)
 
+    @pytest.mark.slow
     def test_small_images(self):
         converted, report = convert_resnet(SmallResNet().eval(), small_images=True)
         assert isinstance(converted.maxpool, nn.Identity)

@@ -83,6 +83,7 @@ def test_where_the_metric_is_constant_it_is_the_metric_convolution(map, referenc
     torch.testing.assert_close(layer(x), straight(x), rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("map", "options"),
     [

@@ -236,6 +236,7 @@ def test_a_metric_of_ones_own(family):
     )
 
 
+@pytest.mark.slow
 @every_layer
 def test_gradcheck(family):
     layer = stirred(family(1, 1, 2, modulation=True).double(), 0.1)
@@ -306,6 +307,7 @@ def test_unbatched_and_empty_batches(family):
     assert layer(x[:0]).shape == (0, 4, *SIZE[family.dims])
 
 
+@pytest.mark.slow
 @every_layer
 def test_meta_device(family):
     layer = family(4, 4, 2, device="meta", modulation=True)

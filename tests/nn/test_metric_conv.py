@@ -100,6 +100,7 @@ def test_same_padding_of_an_even_kernel_is_pytorchs():
     torch.testing.assert_close(layer(x), conv(x), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

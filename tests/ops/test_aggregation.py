@@ -204,6 +204,7 @@ def test_only_what_is_wanted_gets_a_gradient():
         assert [t.grad is None for t in live] == [i != chosen for i in range(3)]
 
 
+@pytest.mark.slow
 def test_derivatives_of_first_and_second_order():
     tensors = [
         t.requires_grad_()
@@ -282,6 +283,7 @@ def test_exports_with_sizes_that_vary():
     torch.testing.assert_close(program.module()(*other), Layer()(*other))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_autocast_lowers_values_and_never_positions(backend):
     image = normal(1, 600, 600, 4).float()

@@ -172,6 +172,7 @@ def test_compiles_to_what_is_fast(case, tmp_path, monkeypatch):
             assert facts.loads_128 + facts.loads_64 >= 4, facts
 
 
+@pytest.mark.slow
 @compiled
 def test_large_tensors_have_wide_offsets(tmp_path, monkeypatch):
     import compiled_kernels as static

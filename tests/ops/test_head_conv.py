@@ -130,6 +130,7 @@ def test_autocast_lowers_values_and_never_positions(backend):
     assert backend == "reference" or torch.equal(low, same)
 
 
+@pytest.mark.slow
 def test_derivatives_of_second_order():
     formula = ops.HeadFormula(PARAMETRIZATIONS["spectral"](), 0.3)
     arguments = [t[:1, :, :2, :2] for t in tensors(formula)]

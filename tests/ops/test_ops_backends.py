@@ -88,6 +88,7 @@ def test_a_backend_with_a_backward_pass_of_its_own():
     assert_equal_results(found, case.results("reference"), case.dtype)
 
 
+@pytest.mark.slow
 def test_derivatives_of_first_and_second_order():
     case = Case(
         kind="radial", batch=1, channels=1, size=(3, 2), out_channels=1, kernel=(2, 1), padding=0

@@ -35,12 +35,14 @@ def threads():
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(case=cases())
 def test_equals_the_reference(case):
     assert_equal_results(case.results("numba"), case.results("reference"), case.dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dims", [1, 3])
 @settings(max_examples=25)
 @given(data=st.data())

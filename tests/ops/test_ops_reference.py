@@ -55,6 +55,7 @@ def test_samples_are_where_the_loops_say(dims, data):
     torch.testing.assert_close(output, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(case=cases(dtypes=(torch.float64,), most=8))
 def test_metric_convolution_is_deformable_convolution_at_the_metric_positions(case):
@@ -114,6 +115,7 @@ def test_without_displacement_it_is_the_standard_convolution(mode, kernel):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["offsets", "radial", "affine"])
 def test_derivatives_of_first_and_second_order(kind):
     case = Case(

@@ -92,6 +92,7 @@ def precision():
     torch.backends.cudnn.allow_tf32 = before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_compiles_to_what_is_fast(case, precision):
     target, shape, kind, dtype, how = case
@@ -127,6 +128,7 @@ def multiplies(compilation, depthwise):
     return compilation.kernel != "backward_metric" and not depthwise
 
 
+@pytest.mark.slow
 def test_float32_is_multiplied_as_pytorch_says(precision):
     for how in ("ieee", "tf32"):
         precision(how)
@@ -134,6 +136,7 @@ def test_float32_is_multiplied_as_pytorch_says(precision):
         assert {c.constants["PRECISION"] for c in compiled} == {how}
 
 
+@pytest.mark.slow
 def test_large_tensors_have_wide_offsets():
     large = static.compile_convolution("sm_90", 2048, 1024, 32, 8, kind="offsets")
     small = static.compile_convolution("sm_90", 1024, 1024, 32, 8, kind="offsets")
@@ -141,6 +144,7 @@ def test_large_tensors_have_wide_offsets():
     assert {str(c.constants["INDEX"]) for c in small} == {"int32"}
 
 
+@pytest.mark.slow
 def test_the_layers_of_a_resnet_share_kernels():
     # ResNet-18's 3 x 3 convolutions at 224 pixels; those of 1 x 1 have no positions to learn.
     layers = [(3, 224, 64, 7, 2), (64, 56, 64, 3, 1)]

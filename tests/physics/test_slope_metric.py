@@ -39,6 +39,7 @@ def test_gentle_slopes_are_toblers(steepness, uphill, angle):
     assert 1 / time == pytest.approx(float(tobler(gradient @ unit(angle))), rel=1e-9)
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(steepness=st.floats(0.05, 3.0))
 def test_unit_balls_are_the_hulls_of_the_speeds(steepness):

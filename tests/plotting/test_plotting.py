@@ -269,6 +269,7 @@ def test_new_figures_are_those_of_pyplot():
     assert ax.figure.number in pyplot.get_fignums()
 
 
+@pytest.mark.slow
 def test_import_leaves_pyplot_alone():
     code = "import sys, finslerconv.plotting; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

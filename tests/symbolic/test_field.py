@@ -125,6 +125,7 @@ def klein(x):
     return metrics.Riemannian(eye / r + x[..., :, None] * x[..., None, :] / r**2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["klein", "randers", "matsumoto", "navigation"])
 def test_spray_and_tensors_agree_with_the_core(name):
     metric, core = formulas()[name]
@@ -191,6 +192,7 @@ def test_berwalds_connection_is_cherns_and_landsbergs_tensor():
     np.testing.assert_allclose(lowered, landsberg, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_s_curvature_agrees_with_the_core():
     metric, core = formulas()["randers"]
     field = MetricField(metric.norm(P.v), P.x, P.v, as_it_stands)

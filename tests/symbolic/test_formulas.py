@@ -168,6 +168,7 @@ def test_errors_name_the_argument():
         WINDY.norm(M)
 
 
+@pytest.mark.slow
 def test_the_package_loads_sympy_and_nothing_heavier():
     code = (
         "import sys, finslerconv.symbolic as s; s.identities(); "

@@ -33,6 +33,7 @@ def test_identity_is_proved(identity, dimension):
     assert all(part == 0 for part in proof.remainders[dimension])
 
 
+@pytest.mark.slow
 def test_the_sides_of_a_theorem_are_not_written_alike():
     """Where all steps of a proof show, in matrix symbols, it starts from different formulas."""
     for identity in ALL:

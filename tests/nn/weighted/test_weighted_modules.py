@@ -220,6 +220,7 @@ def test_autocast_runs_in_low_precision():
     assert conv.weight.grad.dtype == torch.float32
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 def test_functional_transforms_and_forward_mode():
     conv, plain = pair(2)
@@ -321,6 +322,7 @@ def test_a_shared_density_stays_shared():
     torch.testing.assert_close(collected, sum(parts))
 
 
+@pytest.mark.slow
 @pytest.mark.unchecked
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("trainable", [False, True])
