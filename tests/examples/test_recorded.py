@@ -27,8 +27,27 @@ RUNS = {
     "explicit_filters": (ExplicitFilters, []),
     "generalisation_gap": (GeneralisationGap, ["--kernel-sizes", "5"]),
     "generalisation_gap_11": (GeneralisationGap, ["--kernel-sizes", "11"]),
+    "generalisation_gap_31": (
+        GeneralisationGap,
+        ["--kernel-sizes", "31", "--sigmas", "0.3", "--photographs", "camera"],
+    ),
     "denoising": (Denoising, []),
     "classification_warped_digits": (Classification, ["--dataset", "warped digits"]),
+    "classification_rates": (
+        Classification,
+        ["--dataset", "warped digits", "--starts", "scratch", "--kernels", "learned"]
+        + ["--rates", "5e-4", "2e-3", "8e-3"],
+    ),
+    "classification_geodesic": (
+        Classification,
+        ["--dataset", "warped digits", "--starts", "scratch", "--kernels", "learned"]
+        + ["--layers", "standard", "Riemannian", "geodesic"],
+    ),
+    "classification_mnist5k": (
+        Classification,
+        ["--dataset", "mnist5k", "--starts", "scratch", "--kernels", "learned", "fixed"]
+        + ["--epochs", "10"],
+    ),
     "deformed_digits": (DeformedDigits, []),
     "weighted_denoising": (WeightedDenoising, []),
     "weighted_classification": (WeightedClassification, []),
