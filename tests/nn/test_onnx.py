@@ -28,6 +28,10 @@ from finslerconv.nn import (
 pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
 
+pytestmark = pytest.mark.skipif(
+    torch.__version__ < "2.8", reason="PyTorch's exporter says that it exports since 2.8"
+)
+
 # The first is traced, the others are of other numbers, heights and widths.
 SIZES = ((2, 4, 9, 12), (1, 4, 8, 8), (5, 4, 21, 6))
 FREE = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)

@@ -92,9 +92,9 @@ def check_finite(name: str, vectors: Float[Tensor, "*_ d"]) -> None:
     if bool(bad.any()):
         index = first_index(bad)
         where = f" at index {index}" if index else ""
-        raise ValueError(
-            f"{name}: expected finite numbers, got {vectors.detach()[index].tolist()}{where}"
-        )
+        # Not tolist: PyTorch 2.6 cannot, where torch.func follows derivatives.
+        got = [float(number) for number in vectors.detach()[index]]
+        raise ValueError(f"{name}: expected finite numbers, got {got}{where}")
 
 
 def shown_position(position: Iterable[float]) -> str:
