@@ -28,6 +28,8 @@ import numpy as np
 from numba.core.caching import FunctionCache
 from numba.core.serialize import dumps
 
+from finslerconv._progress import waiting
+
 _warned = False
 
 
@@ -44,7 +46,18 @@ def compile_and_keep(function: Callable[..., Any], **options: Any) -> Any:
         compiled._cache = _Kept(compiled.py_func)
     except (RuntimeError, OSError) as error:  # there is no place to keep it
         _warn_not_kept(error)
+    compiled._compiler.compile = _told(compiled._compiler.compile, function.__name__)
     return compiled
+
+
+def _told(method: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """Return the method that compiles, but that it says so where it takes long."""
+
+    def told(*arguments: Any) -> Any:
+        with waiting(f"compiling {name}", "compiling for this processor, once on this machine"):
+            return method(*arguments)
+
+    return told
 
 
 #: Options of kernels without fused multiply-adds.

@@ -1,13 +1,18 @@
-"""Progress bars of long calls, where a user has asked for them."""
+"""Progress bars of long calls, where a user has asked for them; a line where the user waits."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Timer
 from typing import Any
 
 from finslerconv._optional import needs
 
 #: The bars that are shown, or None.
 _shown: Any = None
+
+#: The lines that were written.
+_told: set[str] = set()
 
 
 @contextmanager
@@ -50,6 +55,33 @@ def counted(what: str, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda done: bars.advance(task, done)
     finally:
         bars.remove_task(task)
+
+
+@contextmanager
+def waiting(what: str, reason: str, patience: float = 2.0) -> Iterator[None]:
+    """Say what takes longer than so many seconds: a bar, or one line of the reason a process.
+
+    The line goes to standard error, if that is a terminal.
+    """
+    bars, tasks = _shown, []
+
+    def tell() -> None:
+        if bars is not None:
+            tasks.append(bars.add_task(what, total=None))
+        elif sys.stderr and sys.stderr.isatty() and reason not in _told:
+            _told.add(reason)
+            print(f"finslerconv: {reason}", file=sys.stderr, flush=True)
+
+    timer = Timer(patience, tell)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+        for task in tasks:
+            bars.remove_task(task)
 
 
 def _untold(done: int) -> None:
