@@ -41,6 +41,9 @@ class Plan(NamedTuple):
     taps: int
     sample_groups: int
     weight_groups: int
+    """Groups of channels whose samples are multiplied with weights of their own; 1 if depthwise."""
+    depthwise: int
+    """Outputs of each channel, if an output has one channel alone; else 0."""
     stride_z: int
     stride_y: int
     stride_x: int

@@ -116,6 +116,37 @@ def _product_tile(vectors: int, rows: int) -> Any:
 product_tiles = {vectors: _product_tile(vectors, rows) for vectors, rows in tile_rows.items()}
 
 
+@intrinsic
+@no_type_check
+def add_products(typing, a, a_at, b, b_at, out, out_at, count):
+    """``out[i] += a[i] * b[i]`` over ``count`` numbers."""
+    signature = types.void(a, a_at, b, b_at, out, out_at, count)
+
+    @no_type_check
+    def codegen(context, builder, signature, arguments):
+        element = context.get_value_type(signature.args[0].dtype)
+        a, b, out = (
+            vec.at(
+                builder, vec.data(context, builder, signature.args[i], arguments[i]),
+                arguments[i + 1], element,
+            )
+            for i in (0, 2, 4)
+        )  # fmt: skip
+
+        def body(offset, width):
+            x, y, before = (
+                vec.load(builder, vec.at(builder, place, offset, element), element, width)
+                for place in (a, b, out)
+            )
+            after = vec.fma(builder, x, y, before)
+            vec.store(builder, after, vec.at(builder, out, offset, element), element)
+
+        vec.each_vector(builder, arguments[6], lanes(vec.size_of(element)), body)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
 def _corner_sum(
     builder: Any, places: Any, weights: Any, offset: Any, element: Any, width: int
 ) -> Any:
