@@ -354,7 +354,6 @@ def forward(plan, begin, end, image_data, field, omega, head, points, centre, di
     work = np.zeros(LINES * LINE)
     y, x = np.empty(tile, kind), np.empty(tile, kind)
     centre_y, centre_x = np.empty(tile, kind), np.empty(tile, kind)
-    rows, across = np.empty(2 * LINE, np.int32), np.empty(2 * LINE, np.int32)
     shares = np.empty(8 * LINE, kind)
     corner, weight = np.empty(chunk * 4 * LINE, np.int64), np.empty(chunk * 4 * LINE, kind)
     at = begin
@@ -376,7 +375,7 @@ def forward(plan, begin, end, image_data, field, omega, head, points, centre, di
                         place(
                             plan, field, omega, head, points, dilation, mask, image, sample_group,
                             pixel, count, first, last, centre_y, centre_x, matrices, metric, work,
-                            y, x, rows, across, shares, corner, weight,
+                            y, x, shares, corner, weight,
                         )  # fmt: skip
                         placed_group, placed_first = sample_group, first
                     shift = base * plan.channels + channel
@@ -443,7 +442,6 @@ def backward(plan, begin, end, part, image_data, g_out, g_out_channels_last, fie
     work = np.zeros(LINES * LINE)
     y, x = np.empty(tile, kind), np.empty(tile, kind)
     centre_y, centre_x = np.empty(tile, kind), np.empty(tile, kind)
-    rows, across = np.empty(2 * LINE, np.int32), np.empty(2 * LINE, np.int32)
     shares = np.empty(chunk * 8 * LINE, kind)
     corner, weight = np.empty(chunk * 4 * LINE, np.int64), np.empty(chunk * 4 * LINE, kind)
     g_y, g_x = np.empty(chunk * LINE, kind), np.empty(chunk * LINE, kind)
@@ -485,7 +483,7 @@ def backward(plan, begin, end, part, image_data, g_out, g_out_channels_last, fie
                         place(
                             plan, field, omega, head, points, dilation, mask, image, sample_group,
                             pixel, count, first, last, centre_y, centre_x, matrices, metric, work,
-                            y, x, rows, across, shares, corner, weight,
+                            y, x, shares, corner, weight,
                         )  # fmt: skip
                         placed_group, placed_first = sample_group, first
                     shift = base * plan.channels + channel
