@@ -23,7 +23,8 @@ from finslerconv.ops.backends.numba._kernels import (
     write_outputs,
 )
 from finslerconv.ops.backends.numba._metrics import LINE
-from finslerconv.ops.backends.numba._places import FAR, locate
+from finslerconv.ops.backends.numba._places import locate
+from finslerconv.ops.backends.numba._simd_aggregate import FAR
 
 _LINE = np.uint64(LINE)
 _SHARES = np.uint64(12 * LINE)
