@@ -24,7 +24,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -37,17 +37,39 @@ from finslerconv import ops
 from finslerconv.balls import lattice
 from finslerconv.nn import MetricConv2d
 
+
+class Size(NamedTuple):
+    """The sizes of a layer, and whether the operators multiply their samples with a mask."""
+
+    batch: int
+    channels: int
+    side: int
+    outputs: int
+    kernel: int
+    stride: int = 1
+    groups: int = 1
+    sample_groups: int = 1
+    mask: int = 0
+
+
 SHAPES = [(4, 64, 56, 64), (4, 256, 14, 256), (1, 3, 1024, 16)]
-STEM = (8, 3, 224, 64, 7, 2)  # a ResNet's first layer
+OTHERS = [
+    Size(8, 3, 224, 64, 7, 2),  # a ResNet's first layer
+    Size(4, 64, 56, 64, 3, groups=64),  # depthwise
+    Size(1, 96, 56, 96, 7, groups=96),
+    Size(2, 64, 56, 64, 3, sample_groups=64),
+    Size(4, 64, 56, 64, 3, groups=8, sample_groups=8, mask=1),
+    Size(1, 1, 256, 1, 11),  # a denoiser of one layer
+    Size(64, 16, 16, 16, 3),
+    Size(8, 512, 7, 512, 3),
+    Size(4, 64, 56, 64, 1),
+]
 SCALING = {
-    "pixels": [(1, 32, side, 32, 3, 1) for side in (32, 64, 128, 256)],
-    "channels": [(1, c, 64, 32, 3, 1) for c in (16, 32, 64, 128)],
-    "taps": [(1, 32, 64, 32, k, 1) for k in (1, 3, 5, 7)],
+    "pixels": [Size(1, 32, side, 32, 3) for side in (32, 64, 128, 256)],
+    "channels": [Size(1, c, 64, 32, 3) for c in (16, 32, 64, 128)],
+    "taps": [Size(1, 32, 64, 32, k) for k in (1, 3, 5, 7)],
 }
 CONTESTANTS = ["conv", "deform", "metric", "layer", "reference", "torchvision", "paper"]
-
-# Batch, channels, side, outputs, kernel, stride.
-Size = tuple[int, int, int, int, int, int]
 
 
 def torchvision_function() -> Callable[..., Tensor] | None:
@@ -63,7 +85,7 @@ def torchvision_function() -> Callable[..., Tensor] | None:
 
 def contestant(name: str, size: Size, device: str, dtype: torch.dtype) -> Callable[[bool], None]:
     """Return a function that runs a contestant, with its backward pass or without."""
-    batch, channels, side, outputs, k, stride = size
+    batch, channels, side, outputs, k, stride, groups, sample_groups, masked = size
     torch.manual_seed(0)
 
     def normal(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
@@ -72,45 +94,52 @@ def contestant(name: str, size: Size, device: str, dtype: torch.dtype) -> Callab
     x = normal(batch, channels, side, side)
     pad = k // 2
     rows = (side + 2 * pad - k) // stride + 1
-    weight = normal(outputs, channels, k, k) / (channels * k * k) ** 0.5
-    offset = normal(batch, 2 * k * k, rows, rows)
-    M = (
-        torch.eye(2, device=device) * 0.2
-        + 0.05 * normal(batch, rows, rows, 1, 1, dtype=torch.float32).abs()
-    )
-    omega = 0.1 * torch.rand(batch, rows, rows, 2, device=device)
+    depth = channels // groups
+    weight = normal(outputs, depth, k, k) / (depth * k * k) ** 0.5
+    offset = normal(batch, sample_groups * 2 * k * k, rows, rows)
+    where = (batch, sample_groups, rows, rows)
+    M = torch.eye(2, device=device) * 0.2 + 0.05 * normal(*where, 1, 1, dtype=torch.float32).abs()
+    omega = 0.1 * torch.rand(*where, 2, device=device)
+    mask = None
+    if masked:
+        mask = torch.rand(batch, sample_groups * k * k, rows, rows, device=device, dtype=dtype)
     points = torch.as_tensor(lattice(k).points, dtype=torch.float32, device=device)
-    how = {"stride": stride, "padding": pad}
+    how: dict[str, int] = {"stride": stride, "padding": pad}
     theirs = torchvision_function()
-    layer = MetricConv2d(channels, outputs, k, **how, device=device, dtype=dtype)
+    layer = MetricConv2d(
+        channels, outputs, k, **how, groups=groups, metric_groups=sample_groups, device=device,
+        dtype=dtype,
+    )  # fmt: skip
     torch.nn.init.normal_(layer.head.conv.weight, std=0.01)
     learned = [x, *layer.parameters()]
 
     def as_the_paper_does() -> Tensor:
         positions = layer.positions(x)
-        offsets = (positions - layer.geometry().taps(positions)).movedim((-2, -1), (1, 2))
+        offsets = (positions - layer.geometry().taps(positions)).movedim((-2, -1), (-4, -3))
         assert theirs
-        return theirs(x, offsets.flatten(1, 2).to(dtype), layer.weight, layer.bias, **how)
+        return theirs(x, offsets.flatten(1, -3).to(dtype), layer.weight, layer.bias, **how)
+
+    factors = [] if mask is None else [mask]
 
     calls: dict[str, tuple[list[Tensor], Callable[[], Tensor]]] = {
-        "conv": ([x, weight], lambda: functional.conv2d(x, weight, **how)),
+        "conv": ([x, weight], lambda: functional.conv2d(x, weight, groups=groups, **how)),
         "deform": (
-            [x, offset, weight],
-            lambda: ops.deform_conv2d(x, offset, weight, **how),
+            [x, offset, weight, *factors],
+            lambda: ops.deform_conv2d(x, offset, weight, mask=mask, **how),
         ),
         "metric": (
-            [x, M, omega, weight],
-            lambda: ops.metric_conv2d(x, M, omega, points, weight, **how),
+            [x, M, omega, weight, *factors],
+            lambda: ops.metric_conv2d(x, M, omega, points, weight, mask=mask, **how),
         ),
         "layer": (learned, lambda: layer(x)),
         "paper": (learned, as_the_paper_does),
         "reference": (
-            [x, offset, weight],
-            lambda: ops.deform_conv2d(x, offset, weight, **how),
+            [x, offset, weight, *factors],
+            lambda: ops.deform_conv2d(x, offset, weight, mask=mask, **how),
         ),
         "torchvision": (
-            [x, offset, weight],
-            lambda: theirs(x, offset, weight, **how) if theirs else x,
+            [x, offset, weight, *factors],
+            lambda: theirs(x, offset, weight, mask=mask, **how) if theirs else x,
         ),
     }
     tensors, call = calls[name]
@@ -131,7 +160,7 @@ def contestant(name: str, size: Size, device: str, dtype: torch.dtype) -> Callab
 
 def peak_memory(name: str, size: Size, device: str, dtype: torch.dtype) -> int:
     """Return the bytes that one forward and backward pass takes beyond its arguments."""
-    small: Size = (1, size[1], 8, *size[3:])
+    small = size._replace(batch=1, side=8)
     contestant(name, small, device, dtype)(True)  # libraries, compiled code
     run = contestant(name, size, device, dtype)
     if device == "cuda":
@@ -195,7 +224,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     names = [n for n in CONTESTANTS if n not in ("torchvision", "paper") or torchvision_function()]
     names = [n for n in names if not options.only or n in options.only or n == "conv"]
     kernels = (3,) if options.quick else (3, 5, 7)
-    sizes: list[Size] = [(*s, k, 1) for s in SHAPES for k in kernels] + [STEM]
+    sizes = [Size(*s, k) for s in SHAPES for k in kernels] + OTHERS
     results = []
     scaling = [] if options.quick else [s for group in SCALING.values() for s in group]
     with Progress(console=Console(stderr=True)) as progress:
@@ -234,7 +263,7 @@ def show(results: list[dict[str, Any]], console: Console) -> None:
     """Print the tables."""
     for label, title in (("forward", "forward"), ("both", "forward + backward")):
         table = Table(title=f"{title}: ms, and ratio to nn.Conv2d (quartiles)")
-        table.add_column("B, C, H, O, k, stride")
+        table.add_column("B, C, H, O, k, stride, groups, sample groups, mask")
         shown = [r for r in results if label in r]
         names = list(shown[0][label])
         for name in names:
@@ -247,7 +276,7 @@ def show(results: list[dict[str, Any]], console: Console) -> None:
             table.add_row(", ".join(map(str, r["size"])), *cells)
         console.print(table)
     table = Table(title="peak extra memory, forward + backward: MB")
-    table.add_column("B, C, H, O, k, stride")
+    table.add_column("B, C, H, O, k, stride, groups, sample groups, mask")
     for name in names:
         table.add_column(name, justify="right")
     for r in shown:
@@ -278,14 +307,14 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="k = 3 only, no scaling")
     parser.add_argument("--only", nargs="*", choices=CONTESTANTS, help="beside nn.Conv2d")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--memory", nargs=7, help=argparse.SUPPRESS)
+    parser.add_argument("--memory", nargs=10, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
     if options.memory:
         name, *numbers = options.memory
-        b, c, h, o, k, s = map(int, numbers)
-        print(peak_memory(name, (b, c, h, o, k, s), options.device, options.dtype))
+        size = Size(*map(int, numbers))
+        print(peak_memory(name, size, options.device, options.dtype))
         return
     results = measure(options)
     machine = {

@@ -61,8 +61,15 @@ LARGE = [
     Case(channels=48, out_channels=70, size=(40, 37), batch=3),
     Case(channels=32, out_channels=34, size=(61, 50), batch=1, sample_groups=2, groups=2),
     Case(kind="radial", channels=3, out_channels=16, size=(70, 60), batch=1, kernel=(7, 7)),
+    Case(channels=33, out_channels=33, groups=33, size=(19, 23), batch=3),
+    Case(
+        kind="radial", channels=20, out_channels=60, groups=20, sample_groups=4, kernel=(5, 3),
+        size=(30, 21), stride=2, padding_mode="reflect",
+    ),
+    Case(channels=9, out_channels=18, groups=9, sample_groups=9, size=(11, 10), channels_last=True),
+    Case(channels=6, out_channels=12, groups=6, sample_groups=3, size=(6, 7, 8), kernel=(3, 1, 2)),
     Case(kind="affine", channels=260, out_channels=20, size=(20, 20), batch=2, kernel=(5, 5)),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("case", LARGE, ids=str)

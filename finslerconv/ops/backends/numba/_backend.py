@@ -46,6 +46,9 @@ _DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
 # The columns held at once should leave room in a second-level cache of 512 KiB and more.
 _COLUMN_BYTES = 256 * 1024
 
+# Taps of a depthwise convolution that are placed at once: they need no columns, but places.
+_PLACED = 9
+
 # Below so many multiplications a second thread costs more than it brings.
 _PART_WORK = 500_000
 
@@ -101,6 +104,8 @@ class _Job:
     @property
     def _pixel_work(self) -> int:
         plan = self.plan
+        if plan.depthwise:
+            return plan.taps * 8 * plan.channels * (1 + plan.depthwise)
         depth = plan.taps * (plan.channels // plan.weight_groups + 8)
         return depth * max(plan.out_channels, 16)
 
@@ -126,9 +131,11 @@ class NumbaBackend(NumbaAggregation, ConvBackend):
         plan = job.plan
         parts = _parts(job, job.pixels)
         groups = plan.weight_groups
-        panels = groups * _ceil(plan.out_channels // groups, plan.out_vectors * plan.lanes)
-        depth = plan.taps * (plan.channels // groups)
-        packed = _empty(panels * depth * plan.out_vectors * plan.lanes, job)
+        panels, packed = 0, job.weight
+        if not plan.depthwise:
+            panels = groups * _ceil(plan.out_channels // groups, plan.out_vectors * plan.lanes)
+            depth = plan.taps * (plan.channels // groups)
+            packed = _empty(panels * depth * plan.out_vectors * plan.lanes, job)
 
         def pack(part: int) -> None:
             kernels.pack_outputs(plan, job.weight, packed, *share(panels, part, parts))
@@ -178,10 +185,12 @@ class NumbaBackend(NumbaAggregation, ConvBackend):
         parts = min(_parts(job, job.pixels), limit)
         groups = plan.weight_groups
         channels, outputs = plan.channels // groups, plan.out_channels // groups
-        chunks = _ceil(plan.taps, plan.chunk)
-        line = _ceil(plan.chunk * channels, plan.column_vectors * plan.lanes)
-        line *= plan.column_vectors * plan.lanes
-        packed = _empty(groups * chunks * outputs * line, job)
+        chunks, packed = 0, job.weight
+        if not plan.depthwise:
+            chunks = _ceil(plan.taps, plan.chunk)
+            line = _ceil(plan.chunk * channels, plan.column_vectors * plan.lanes)
+            line *= plan.column_vectors * plan.lanes
+            packed = _empty(groups * chunks * outputs * line, job)
 
         def pack(part: int) -> None:
             kernels.pack_columns(plan, job.weight, packed, *share(groups * chunks, part, parts))
@@ -203,7 +212,7 @@ class NumbaBackend(NumbaAggregation, ConvBackend):
             for begin, end in ranges
         ]
         out_line = _ceil(outputs, plan.out_vectors * plan.lanes) * plan.out_vectors * plan.lanes
-        weight_size = groups * plan.taps * channels * out_line
+        weight_size = packed.size if plan.depthwise else groups * plan.taps * channels * out_line
         weights = [
             torch.zeros(weight_size if needs.weight else 0, dtype=job.dtype) for _ in range(parts)
         ]
@@ -235,9 +244,12 @@ class NumbaBackend(NumbaAggregation, ConvBackend):
         if needs.weight:
             for other in weights[1:]:
                 weights[0] += other
-            summed = weights[0].reshape(groups, plan.taps, channels, out_line)
-            summed = summed[:, :, : weight.shape[1], :outputs]
-            g_weight = summed.permute(0, 3, 2, 1).reshape(weight.shape).contiguous()
+            if plan.depthwise:
+                summed = weights[0].reshape(plan.taps, plan.depthwise, channels).permute(2, 1, 0)
+            else:
+                summed = weights[0].reshape(groups, plan.taps, channels, out_line)
+                summed = summed[:, :, : weight.shape[1], :outputs].permute(0, 3, 2, 1)
+            g_weight = summed.reshape(weight.shape).contiguous()
         return Gradients(g_input, g_field, g_omega, g_weight, g_mask)
 
 
@@ -252,17 +264,22 @@ def _job(conv: Convolution) -> _Job:
     depth, height, width = (*layers, *conv.input.shape[2:])
     out_depth, out_height, out_width = (*layers, *conv.out_size)
     stride_z, stride_y, stride_x = (*layers, *geometry.stride)
-    taps, groups = geometry.n_taps, conv.weight_groups
-    if groups == conv.sample_groups == 1 and 2 < channels < 8:
+    taps, groups, depthwise = geometry.n_taps, conv.weight_groups, 0
+    if groups == channels > 1:
+        # All channels are sampled together, and nothing is summed over them.
+        depthwise, groups = len(weight) // channels, 1
+        weight = weight.reshape(channels, depthwise, taps).permute(2, 1, 0)
+    elif groups == conv.sample_groups == 1 and 2 < channels < 8:
         # With channels of zeros a sample is one vector.
         channels = next(few for few in simd.FEW if channels <= few)
         weight = functional.pad(weight, (*(0, 0) * conv.dims, 0, channels - weight.shape[1]))
     lanes = vec.lanes(dtype.itemsize)
-    line = weight.shape[1] * dtype.itemsize
+    line = channels // groups * dtype.itemsize
     # Large weights are read once for every tile: then larger tiles.
     large = weight.numel() * dtype.itemsize > 512 * 1024
-    tile = 192 if large or taps * line * 192 <= _COLUMN_BYTES else 96
-    chunk = min(taps, max(1, _COLUMN_BYTES // (tile * line)))
+    small = taps * line * 192 <= _COLUMN_BYTES
+    tile = 192 if (large or small) and not depthwise else 96
+    chunk = min(taps, _PLACED if depthwise else max(1, _COLUMN_BYTES // (tile * line)))
     chunk = _ceil(taps, _ceil(taps, chunk))
     plan = places.Plan(
         batch=batch,
@@ -273,10 +290,11 @@ def _job(conv: Convolution) -> _Job:
         out_depth=out_depth,
         out_height=out_height,
         out_width=out_width,
-        out_channels=weight.shape[0],
+        out_channels=len(conv.weight),
         taps=taps,
         sample_groups=conv.sample_groups,
         weight_groups=groups,
+        depthwise=depthwise,
         stride_z=stride_z,
         stride_y=stride_y,
         stride_x=stride_x,
@@ -289,8 +307,8 @@ def _job(conv: Convolution) -> _Job:
         matrix_channels=0 if formula is None else formula.parametrization.n_channels,
         tile=tile,
         chunk=chunk,
-        out_vectors=_vectors(weight.shape[0] // groups, lanes),
-        column_vectors=_vectors(chunk * weight.shape[1], lanes),
+        out_vectors=_vectors(len(conv.weight) // groups, lanes),
+        column_vectors=_vectors(chunk * (channels // groups), lanes),
         lanes=lanes,
     )
     return _Job(

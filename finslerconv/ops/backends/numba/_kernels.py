@@ -232,6 +232,59 @@ def pack_columns(plan, weight, out, begin, end):
 
 @jit
 @no_type_check
+def weigh(plan, tap, channel, length, count, columns, column, line, weights, sums, row):
+    """Add to the outputs what the samples of a tap give, if depthwise.
+
+    The weights are (taps, outputs of a channel, channels), and so are those of a pixel's sums.
+    """
+    for j in range(plan.depthwise):
+        there = j * plan.channels + channel
+        here = tap * plan.depthwise * plan.channels + there
+        for p in range(count):
+            at = p * row + there
+            if tap == 0:
+                for c in range(length):
+                    sums[at + c] = 0
+            simd.add_products(weights, here, columns, p * line + column, sums, at, length)
+
+
+@jit
+@no_type_check
+def weigh_backward(plan, tap, channel, length, count, slope, row, weights, columns, column, line):
+    """Write the gradients of the samples of a tap, if depthwise."""
+    for p in range(count):
+        at = p * line + column
+        for c in range(length):
+            columns[at + c] = 0
+        for j in range(plan.depthwise):
+            there = j * plan.channels + channel
+            here = tap * plan.depthwise * plan.channels + there
+            simd.add_products(weights, here, slope, p * row + there, columns, at, length)
+
+
+@jit
+@no_type_check
+def add_weight_gradients(plan, tap, channel, length, count, slope, row, columns, column, line,
+                         total, g_weight):  # fmt: skip
+    """Add the gradients of the weights of a tap, if depthwise.
+
+    ``total`` is summed over the tile first, for the sake of rounding errors.
+    """
+    for j in range(plan.depthwise):
+        there = j * plan.channels + channel
+        here = tap * plan.depthwise * plan.channels + there
+        for c in range(length):
+            total[c] = 0
+        for p in range(count):
+            simd.add_products(
+                slope, p * row + there, columns, p * line + column, total, ZERO, length
+            )
+        for c in range(length):
+            g_weight[here + c] += total[c]
+
+
+@jit
+@no_type_check
 def _outputs_at(plan, image, channel, pixel, channels_last):
     """Return where an output channel of a pixel stands, and how far the next pixel is from it."""
     pixels = plan.out_depth * plan.out_height * plan.out_width
@@ -244,13 +297,22 @@ def _outputs_at(plan, image, channel, pixel, channels_last):
 
 @jit
 @no_type_check
+def _place_of(plan, output):
+    """Return where the sum of an output of a group stands among the sums of a pixel."""
+    if plan.depthwise > 1:
+        output = output % plan.depthwise * plan.channels + output // plan.depthwise
+    return np.uint64(output)
+
+
+@jit
+@no_type_check
 def write_outputs(plan, image, group, pixel, count, sums, line, bias, out, channels_last):
     """Write the outputs of a group at the pixels of a tile: the sums and the bias."""
     outputs, row = plan.out_channels // plan.weight_groups, np.uint64(line)
     for o in range(outputs):
         channel = group * outputs + o
         at, step = _outputs_at(plan, image, channel, pixel, channels_last)
-        shift, place = bias[channel], np.uint64(o)
+        shift, place = bias[channel], _place_of(plan, o)
         for p in range(np.uint64(count)):
             out[at + p * step] = sums[p * row + place] + shift
 
@@ -262,7 +324,7 @@ def read_outputs(plan, image, group, pixel, count, g_out, channels_last, slope, 
     outputs, row = plan.out_channels // plan.weight_groups, np.uint64(line)
     for o in range(outputs):
         at, step = _outputs_at(plan, image, group * outputs + o, pixel, channels_last)
-        place = np.uint64(o)
+        place = _place_of(plan, o)
         for p in range(np.uint64(count)):
             slope[p * row + place] = g_out[at + p * step]
 
@@ -281,7 +343,9 @@ def forward(plan, begin, end, image_data, field, omega, head, points, centre, di
     wide = plan.out_vectors * lanes
     panels = (outputs + wide - 1) // wide
     depth = plan.taps * channels
-    line = rounded(chunk * channels, lanes)
+    # The samples of a depthwise convolution are used up tap by tap.
+    each = 0 if plan.depthwise else channels
+    line = rounded(max(channels, chunk * each), lanes)
     columns = np.empty((tile + SPARE_ROWS) * line, kind)
     sums = np.empty(tile * panels * wide, kind)
     spare = np.empty(SPARE_ROWS * wide, kind)
@@ -290,7 +354,6 @@ def forward(plan, begin, end, image_data, field, omega, head, points, centre, di
     work = np.zeros(LINES * LINE)
     y, x = np.empty(tile, kind), np.empty(tile, kind)
     centre_y, centre_x = np.empty(tile, kind), np.empty(tile, kind)
-    rows, across = np.empty(2 * LINE, np.int32), np.empty(2 * LINE, np.int32)
     shares = np.empty(8 * LINE, kind)
     corner, weight = np.empty(chunk * 4 * LINE, np.int64), np.empty(chunk * 4 * LINE, kind)
     at = begin
@@ -312,12 +375,12 @@ def forward(plan, begin, end, image_data, field, omega, head, points, centre, di
                         place(
                             plan, field, omega, head, points, dilation, mask, image, sample_group,
                             pixel, count, first, last, centre_y, centre_x, matrices, metric, work,
-                            y, x, rows, across, shares, corner, weight,
+                            y, x, shares, corner, weight,
                         )  # fmt: skip
                         placed_group, placed_first = sample_group, first
                     shift = base * plan.channels + channel
                     for tap in range(first, last):
-                        column = (tap - first) * channels + channel - group * channels
+                        column = (tap - first) * each + channel - group * channels
                         i0 = np.uint64((tap - first) * 4 * LINE)
                         i1, i2, i3 = i0 + _LINE, i0 + _LINE + _LINE, i0 + _LINE + _LINE + _LINE
                         for p in range(np.uint64(count)):
@@ -327,13 +390,19 @@ def forward(plan, begin, end, image_data, field, omega, head, points, centre, di
                                 weight[i1 + p], weight[i2 + p], weight[i3 + p], columns,
                                 np.int64(p) * line + column, length,
                             )  # fmt: skip
+                        if plan.depthwise:
+                            weigh(
+                                plan, tap, channel, length, count, columns, column, line, packed,
+                                sums, panels * wide,
+                            )  # fmt: skip
                     channel += length
-                multiply(
-                    columns, ZERO, line, ONE, packed,
-                    group * panels * depth * wide + first * channels * wide, depth * wide, wide,
-                    sums, ZERO, panels * wide, count, (last - first) * channels, panels,
-                    plan.out_vectors, lanes, int(first > 0), spare,
-                )  # fmt: skip
+                if not plan.depthwise:
+                    multiply(
+                        columns, ZERO, line, ONE, packed,
+                        group * panels * depth * wide + first * channels * wide, depth * wide,
+                        wide, sums, ZERO, panels * wide, count, (last - first) * channels, panels,
+                        plan.out_vectors, lanes, int(first > 0), spare,
+                    )  # fmt: skip
             write_outputs(
                 plan, image, group, pixel, count, sums, panels * wide, bias, out, out_channels_last
             )
@@ -361,18 +430,18 @@ def backward(plan, begin, end, part, image_data, g_out, g_out_channels_last, fie
     out_panels = (outputs + out_wide - 1) // out_wide
     out_line = out_panels * out_wide
     wide = plan.column_vectors * lanes
-    line = rounded(chunk * channels, wide)
+    each = 0 if plan.depthwise else channels
+    line = rounded(max(channels, chunk * each), wide)
     chunks = (plan.taps + chunk - 1) // chunk
     columns = np.empty((tile + SPARE_ROWS) * line, kind)
     slope = np.zeros((tile + SPARE_ROWS) * out_line, kind)
-    spare = np.empty(SPARE_ROWS * max(wide, out_wide), kind)
+    spare = np.empty(max(SPARE_ROWS * wide, SPARE_ROWS * out_wide, line), kind)
     matrices = np.empty(6 * LINE, kind)
     metric = matrices if plan.kind == RADIAL else np.empty(6 * LINE, kind)
     totals, spare_lines = np.empty(6 * LINE, kind), np.empty(4 * LINE, kind)
     work = np.zeros(LINES * LINE)
     y, x = np.empty(tile, kind), np.empty(tile, kind)
     centre_y, centre_x = np.empty(tile, kind), np.empty(tile, kind)
-    rows, across = np.empty(2 * LINE, np.int32), np.empty(2 * LINE, np.int32)
     shares = np.empty(chunk * 8 * LINE, kind)
     corner, weight = np.empty(chunk * 4 * LINE, np.int64), np.empty(chunk * 4 * LINE, kind)
     g_y, g_x = np.empty(chunk * LINE, kind), np.empty(chunk * LINE, kind)
@@ -399,12 +468,13 @@ def backward(plan, begin, end, part, image_data, g_out, g_out_channels_last, fie
             for first in range(0, plan.taps, chunk):
                 last = min(plan.taps, first + chunk)
                 width = (last - first) * channels
-                multiply(
-                    slope, ZERO, out_line, ONE, packed,
-                    (group * chunks + first // chunk) * outputs * line, outputs * wide, wide,
-                    columns, ZERO, line, count, outputs, (width + wide - 1) // wide,
-                    plan.column_vectors, lanes, ZERO, spare,
-                )  # fmt: skip
+                if not plan.depthwise:
+                    multiply(
+                        slope, ZERO, out_line, ONE, packed,
+                        (group * chunks + first // chunk) * outputs * line, outputs * wide, wide,
+                        columns, ZERO, line, count, outputs, (width + wide - 1) // wide,
+                        plan.column_vectors, lanes, ZERO, spare,
+                    )  # fmt: skip
                 channel = group * channels
                 while channel < (group + 1) * channels:
                     sample_group = channel // sampled
@@ -413,16 +483,21 @@ def backward(plan, begin, end, part, image_data, g_out, g_out_channels_last, fie
                         place(
                             plan, field, omega, head, points, dilation, mask, image, sample_group,
                             pixel, count, first, last, centre_y, centre_x, matrices, metric, work,
-                            y, x, rows, across, shares, corner, weight,
+                            y, x, shares, corner, weight,
                         )  # fmt: skip
                         placed_group, placed_first = sample_group, first
                     shift = base * plan.channels + channel
                     place_shift = target_at + channel - shift
                     for tap in range(first, last):
-                        column = (tap - first) * channels + channel - group * channels
+                        column = (tap - first) * each + channel - group * channels
                         factors = (
                             (image * plan.sample_groups + sample_group) * plan.taps + tap
                         ) * pixels + pixel
+                        if plan.depthwise:
+                            weigh_backward(
+                                plan, tap, channel, length, count, slope, out_line, packed,
+                                columns, column, line,
+                            )  # fmt: skip
                         i0 = np.uint64((tap - first) * 4 * LINE)
                         i1, i2, i3 = i0 + _LINE, i0 + _LINE + _LINE, i0 + _LINE + _LINE + _LINE
                         for p in range(np.uint64(count)):
@@ -433,6 +508,11 @@ def backward(plan, begin, end, part, image_data, g_out, g_out_channels_last, fie
                                 weight[i2 + p], weight[i3 + p], columns,
                                 np.int64(p) * line + column, products, np.int64(p) * 4, target,
                                 place_shift, length,
+                            )  # fmt: skip
+                        if needs_weight and plan.depthwise:
+                            add_weight_gradients(
+                                plan, tap, channel, length, count, slope, out_line, columns,
+                                column, line, spare, g_weight,
                             )  # fmt: skip
                         if needs_field:
                             blend_backward(
@@ -446,7 +526,7 @@ def backward(plan, begin, end, part, image_data, g_out, g_out_channels_last, fie
                             g_omega, g_mask,
                         )  # fmt: skip
                     channel += length
-                if needs_weight:
+                if needs_weight and not plan.depthwise:
                     multiply(
                         columns, ZERO, ONE, line, slope, ZERO, out_wide, out_line, g_weight,
                         (group * plan.taps + first) * channels * out_line, out_line, width, count,

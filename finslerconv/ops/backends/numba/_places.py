@@ -9,10 +9,9 @@ from typing import NamedTuple, no_type_check
 import numpy as np
 
 from finslerconv._compiled import jit
+from finslerconv.ops.backends.numba import _simd as simd
 from finslerconv.ops.backends.numba._metrics import LINE, add_metric_gradients, read_metrics
-
-#: Coordinates beyond this are outside every image; integers and floats hold it exactly.
-FAR = 2.0**30
+from finslerconv.ops.backends.numba._simd_aggregate import FAR
 
 # Lines of an array. Indices without a sign spare a test for negative ones, and with a constant
 # distance between lines LLVM need not ask whether they overlap.
@@ -41,6 +40,9 @@ class Plan(NamedTuple):
     taps: int
     sample_groups: int
     weight_groups: int
+    """Groups of channels whose samples are multiplied with weights of their own; 1 if depthwise."""
+    depthwise: int
+    """Outputs of each channel, if an output has one channel alone; else 0."""
     stride_z: int
     stride_y: int
     stride_x: int
@@ -214,9 +216,17 @@ def _ellipses_backward(metric, g, count):
 
 @jit
 @no_type_check
+def _period(mode, size):
+    """Return after how many pixels an axis of the image comes again, or 0 if it does not."""
+    if mode == CIRCULAR:
+        return size
+    return max(2 * (size - 1), 1) if mode == REFLECT else 0
+
+
+@jit
+@no_type_check
 def place(plan, field, omega, head, points, dilation, mask, image, group, pixel, count, first, last,
-          centre_y, centre_x, matrices, metric, work, y, x, rows, columns, shares, corner,
-          weight):  # fmt: skip
+          centre_y, centre_x, matrices, metric, work, y, x, shares, corner, weight):  # fmt: skip
     """Place the taps ``first`` to ``last`` of the pixels of a tile.
 
     ``matrices`` takes M and omega, ``metric`` what the map is made of (for the radial one the same
@@ -234,8 +244,8 @@ def place(plan, field, omega, head, points, dilation, mask, image, group, pixel,
         read_metrics(plan, field, omega, head, at, pixel, count, matrices, work)
     if plan.kind == AFFINE:
         _ellipses(matrices, metric, count)
-    channels = np.int32(plan.channels)
-    row_size = np.int32(plan.channels * plan.width)
+    reflects = int(plan.mode == REFLECT)
+    period_y, period_x = _period(plan.mode, plan.height), _period(plan.mode, plan.width)
     n = np.uint64(count)
     for tap in range(first, last):
         g0 = points[2 * tap]
@@ -266,22 +276,17 @@ def place(plan, field, omega, head, points, dilation, mask, image, group, pixel,
             for p in range(n):
                 shift = metric[_1 + p] + (metric[_4 + p] * g0 + metric[_5 + p] * g1)
                 x[p] = centre_x[p] + shift * dilation[1]
-        here = np.uint64((tap - first) * 4 * LINE)
-        own = here + here if shares.size > 8 * LINE else _0
-        locate(y, x, n, plan.height, plan.mode, rows, shares, own)
-        locate(x, y, n, plan.width, plan.mode, columns, shares, own + _4)
-        for i in range(4):
-            line = here + np.uint64(i * LINE)
-            row, column = np.uint64(i // 2 * LINE), np.uint64(i % 2 * LINE)
-            for p in range(n):
-                corner[line + p] = np.int64(rows[row + p]) * np.int64(row_size) + np.int64(
-                    columns[column + p]
-                ) * np.int64(channels)
-            row, column = own + row, own + _4 + column
-            for p in range(n):
-                weight[line + p] = shares[row + p] * shares[column + p]
-            if plan.has_mask:
-                there = np.uint64((at * plan.taps + tap) * pixels + pixel)
+        here = (tap - first) * 4 * LINE
+        own = here + here if shares.size > 8 * LINE else 0
+        simd.place(
+            y, x, plan.height, plan.width, plan.channels * plan.width, plan.channels,
+            int(plan.mode == ZEROS), period_y, period_x, reflects, LINE, count, corner, here,
+            weight, here, shares, own,
+        )  # fmt: skip
+        if plan.has_mask:
+            there = np.uint64((at * plan.taps + tap) * pixels + pixel)
+            for i in range(4):
+                line = np.uint64(here + i * LINE)
                 for p in range(n):
                     weight[line + p] *= mask[there + p]
 

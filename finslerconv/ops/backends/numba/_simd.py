@@ -12,6 +12,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from finslerconv.ops.backends.numba import _vectors as vec
+from finslerconv.ops.backends.numba._simd_aggregate import FAR, PLACED, Tile, constant
 from finslerconv.ops.backends.numba._vectors import VECTOR_BYTES, lanes
 
 #: Rows of the register tile for each number of vectors in a row, widest first: enough independent
@@ -114,6 +115,150 @@ def _product_tile(vectors: int, rows: int) -> Any:
 
 #: Register tiles of the matrix product, by the number of vectors in a row.
 product_tiles = {vectors: _product_tile(vectors, rows) for vectors, rows in tile_rows.items()}
+
+
+@intrinsic
+@no_type_check
+def add_products(typing, a, a_at, b, b_at, out, out_at, count):
+    """``out[i] += a[i] * b[i]`` over ``count`` numbers."""
+    signature = types.void(a, a_at, b, b_at, out, out_at, count)
+
+    @no_type_check
+    def codegen(context, builder, signature, arguments):
+        element = context.get_value_type(signature.args[0].dtype)
+        a, b, out = (
+            vec.at(
+                builder, vec.data(context, builder, signature.args[i], arguments[i]),
+                arguments[i + 1], element,
+            )
+            for i in (0, 2, 4)
+        )  # fmt: skip
+
+        def body(offset, width):
+            x, y, before = (
+                vec.load(builder, vec.at(builder, place, offset, element), element, width)
+                for place in (a, b, out)
+            )
+            after = vec.fma(builder, x, y, before)
+            vec.store(builder, after, vec.at(builder, out, offset, element), element)
+
+        vec.each_vector(builder, arguments[6], lanes(vec.size_of(element)), body)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+@no_type_check
+def place(
+    typing, y, x, height, width, row_size, pixel_size, inside, period_y, period_x, reflects, row,
+    count, corners, corners_at, weights, weights_at, shares, shares_at,
+):  # fmt: skip
+    """Find the four pixels around each of ``count`` positions, and their shares of the sample.
+
+    The arrays have lines of ``row`` numbers, a multiple of :data:`PLACED`, of which more than
+    ``count`` may be written: ``corners`` four, where in an image of ``row_size`` numbers a row and
+    ``pixel_size`` a pixel each pixel begins, ``weights`` four, the products of shares, ``shares``
+    eight, four for each axis: the shares, and whether each pixel counts (1 or 0), which is the
+    share's derivative up to sign. Pixels beyond the image do not count if ``inside``. Where the
+    image is continued with a period, this is not 0; ``reflects`` tells whether every other half
+    comes in reverse.
+    """
+    signature = types.void(
+        y, x, height, width, row_size, pixel_size, inside, period_y, period_x, reflects, row, count,
+        corners, corners_at, weights, weights_at, shares, shares_at,
+    )  # fmt: skip
+
+    @no_type_check
+    def codegen(context, builder, signature, arguments):
+        (y, x, height, width, row_size, pixel_size, inside, period_y, period_x, reflects, row,
+         count, corners, corners_at, weights, weights_at, shares,
+         shares_at) = arguments  # fmt: skip
+        types_, index = signature.args, count.type
+        element = context.get_value_type(types_[0].dtype)
+        y, x, corners, weights, shares = (
+            vec.data(context, builder, types_[i], arguments[i]) for i in (0, 1, 12, 14, 16)
+        )
+        int32, double = ir.IntType(32), ir.DoubleType()
+        corners = vec.at(builder, corners, corners_at, ir.IntType(64))
+        weights = vec.at(builder, weights, weights_at, element)
+        shares = vec.at(builder, shares, shares_at, element)
+        long = ir.VectorType(ir.IntType(64), PLACED)
+        wide = ir.VectorType(double, PLACED)
+        one, zero, none = constant(1.0, element), constant(0.0, element), constant(0, int32)
+        far, step = constant(FAR, element), constant(1, int32)
+
+        def yes(number):
+            return builder.icmp_signed("!=", number, ir.Constant(number.type, 0))
+
+        def number32(number):
+            return vec.splat(builder, builder.trunc(number, int32), PLACED)
+
+        everywhere = vec.splat(builder, builder.not_(yes(inside)), PLACED)
+        reflects = yes(reflects)
+        row_size, pixel_size = (
+            builder.sext(number32(size), long) for size in (row_size, pixel_size)
+        )
+        start, stride = ir.Constant(index, 0), ir.Constant(index, PLACED)
+        with cgutils.for_range_slice(builder, start, count, stride, index) as (sample, _):
+            tile = Tile(builder, row, sample)
+            positions = [tile.load(array, element) for array in (y, x)]
+            known = builder.and_(
+                *(
+                    builder.fcmp_ordered("<", vec.call(builder, "fabs", position), far)
+                    for position in positions
+                )
+            )
+
+            def least(a, b):
+                return builder.select(builder.icmp_signed("<", a, b), a, b)
+
+            def continued(pixel, size, period):
+                """Return the pixel of the image that stands at a place."""
+                found = cgutils.alloca_once_value(builder, pixel)
+                with builder.if_then(yes(period)):
+                    # Doubles hold every int32, and their quotients are exact enough to be floored.
+                    length = vec.splat(builder, builder.sitofp(period, double), PLACED)
+                    where = builder.sitofp(pixel, wide)
+                    turns = vec.call(builder, "floor", builder.fdiv(where, length))
+                    here = builder.fsub(where, builder.fmul(turns, length))
+                    here = builder.fptosi(here, none.type)
+                    mirrored = least(here, builder.sub(number32(period), here))
+                    builder.store(builder.select(reflects, mirrored, here), found)
+                pixel = builder.load(found)
+                pixel = builder.select(builder.icmp_signed("<", pixel, none), none, pixel)
+                return least(pixel, builder.sub(size, step))
+
+            def axis(position, size, period, line):
+                size = number32(size)
+                # Two pixels before the image: both pixels of an unknown position are outside.
+                position = builder.select(known, position, constant(-2.0, element))
+                floor = vec.call(builder, "floor", position)
+                share = builder.fsub(position, floor)
+                low = builder.fptosi(floor, none.type)
+                pixels, parts = [], []
+                both = ((low, builder.fsub(one, share)), (builder.add(low, step), share))
+                for i, (pixel, part) in enumerate(both):
+                    # As an unsigned number a negative one is too large.
+                    counts = builder.icmp_unsigned("<", pixel, size)
+                    counts = builder.and_(known, builder.or_(counts, everywhere))
+                    parts.append(builder.select(counts, part, zero))
+                    tile.store(parts[i], shares, line + i)
+                    tile.store(builder.select(counts, one, zero), shares, line + 2 + i)
+                    pixel = continued(pixel, size, period)
+                    pixels.append(builder.sext(pixel, long))
+                return pixels, parts
+
+            down, near_y = axis(positions[0], height, period_y, 0)
+            across, near_x = axis(positions[1], width, period_x, 4)
+            down = [builder.mul(pixel, row_size) for pixel in down]
+            across = [builder.mul(pixel, pixel_size) for pixel in across]
+            for i in range(4):
+                tile.store(builder.add(down[i // 2], across[i % 2]), corners, i)
+                tile.store(builder.fmul(near_y[i // 2], near_x[i % 2]), weights, i)
+        return context.get_dummy_value()
+
+    return signature, codegen
 
 
 def _corner_sum(

@@ -15,8 +15,8 @@ from numba.extending import intrinsic
 
 from finslerconv.ops.backends.numba import _vectors as vec
 
-# Coordinates beyond this are outside every image; integers and floats hold it exactly.
-_FAR = 2.0**30
+#: Coordinates beyond this are outside every image; integers and floats hold it exactly.
+FAR = 2.0**30
 
 #: How many samples are placed at once.
 PLACED = 16
@@ -24,7 +24,7 @@ PLACED = 16
 _INT32, _INT64 = ir.IntType(32), ir.IntType(64)
 
 
-class _Tile:
+class Tile:
     """Reads and writes vectors of :data:`PLACED` samples of arrays of a tile."""
 
     def __init__(self, builder: Any, row: Any, sample: Any) -> None:
@@ -66,7 +66,7 @@ class _Tile:
         return self._builder.shuffle_vector(a, b, mask)
 
 
-def _constant(number: float, kind: Any) -> Any:
+def constant(number: float, kind: Any) -> Any:
     return ir.Constant(ir.VectorType(kind, PLACED), [number] * PLACED)
 
 
@@ -98,8 +98,8 @@ def place(
             vec.data(context, builder, types_[i], arguments[i]) for i in (0, 1, 2, 3, 9, 10, 11)
         )
         long = ir.VectorType(_INT64, PLACED)
-        one, zero, none = _constant(1.0, element), _constant(0.0, element), _constant(0, _INT32)
-        far = _constant(_FAR, element)
+        one, zero, none = constant(1.0, element), constant(0.0, element), constant(0, _INT32)
+        far = constant(FAR, element)
         left, top = (vec.splat(builder, shift, PLACED) for shift in (left, top))
         stride = vec.splat(builder, stride, PLACED)
 
@@ -108,7 +108,7 @@ def place(
 
         step, start = ir.Constant(index, PLACED), ir.Constant(index, 0)
         with cgutils.for_range_slice(builder, start, count, step, index) as (sample, _):
-            tile = _Tile(builder, row, sample)
+            tile = Tile(builder, row, sample)
             x, y = tile.load_several(locations, element, 2)
             scale_x, scale_y, origin_x, origin_y = (
                 tile.load(frames, element, line) for line in range(4)
@@ -123,11 +123,11 @@ def place(
 
             def axis(position, size, line):
                 # Two pixels before the image: the corners of an unknown position are outside.
-                position = builder.select(known, position, _constant(-2.0, element))
+                position = builder.select(known, position, constant(-2.0, element))
                 floor = unary("floor", position)
                 share = builder.fsub(position, floor)
                 low = builder.fptosi(floor, none.type)
-                high = builder.add(low, _constant(1, _INT32))
+                high = builder.add(low, constant(1, _INT32))
                 pixels, parts = [], []
                 for i, (pixel, part) in enumerate(((low, builder.fsub(one, share)), (high, share))):
                     # As an unsigned number a negative one is too large.
@@ -184,7 +184,7 @@ def place_backward(
 
         step, start = ir.Constant(index, PLACED), ir.Constant(index, 0)
         with cgutils.for_range_slice(builder, start, count, step, index) as (sample, _):
-            tile = _Tile(builder, row, sample)
+            tile = Tile(builder, row, sample)
             p00, p01, p10, p11 = tile.load_several(products, element, 4)
             left, right, left_in, right_in, top, bottom, top_in, bottom_in = (
                 tile.load(axes, element, line) for line in range(8)

@@ -14,13 +14,17 @@ from finslerconv.ops.backends.numba._kernels import (
     ONE,
     SPARE_ROWS,
     ZERO,
+    add_weight_gradients,
     multiply,
     read_outputs,
     rounded,
+    weigh,
+    weigh_backward,
     write_outputs,
 )
 from finslerconv.ops.backends.numba._metrics import LINE
-from finslerconv.ops.backends.numba._places import FAR, locate
+from finslerconv.ops.backends.numba._places import locate
+from finslerconv.ops.backends.numba._simd_aggregate import FAR
 
 _LINE = np.uint64(LINE)
 _SHARES = np.uint64(12 * LINE)
@@ -167,7 +171,9 @@ def forward(plan, begin, end, image_data, field, omega, head, points, centre, di
     wide = plan.out_vectors * lanes
     panels = (outputs + wide - 1) // wide
     depth = plan.taps * channels
-    line = rounded(chunk * channels, lanes)
+    # The samples of a depthwise convolution are used up tap by tap.
+    each = 0 if plan.depthwise else channels
+    line = rounded(max(channels, chunk * each), lanes)
     columns = np.empty((tile + SPARE_ROWS) * line, kind)
     sums = np.empty(tile * panels * wide, kind)
     spare = np.empty(SPARE_ROWS * wide, kind)
@@ -200,20 +206,26 @@ def forward(plan, begin, end, image_data, field, omega, head, points, centre, di
                         )  # fmt: skip
                         placed_group, placed_first = sample_group, first
                     for tap in range(first, last):
-                        column = (tap - first) * channels + channel - group * channels
+                        column = (tap - first) * each + channel - group * channels
                         here = (tap - first) * 8 * LINE
                         for p in range(count):
                             simd.blend_corners(
                                 image_data, base + channel, corner, weight, here + p, LINE,
                                 columns, p * line + column, length,
                             )  # fmt: skip
+                        if plan.depthwise:
+                            weigh(
+                                plan, tap, channel, length, count, columns, column, line, packed,
+                                sums, panels * wide,
+                            )  # fmt: skip
                     channel += length
-                multiply(
-                    columns, ZERO, line, ONE, packed,
-                    group * panels * depth * wide + first * channels * wide, depth * wide, wide,
-                    sums, ZERO, panels * wide, count, (last - first) * channels, panels,
-                    plan.out_vectors, lanes, int(first > 0), spare,
-                )  # fmt: skip
+                if not plan.depthwise:
+                    multiply(
+                        columns, ZERO, line, ONE, packed,
+                        group * panels * depth * wide + first * channels * wide, depth * wide,
+                        wide, sums, ZERO, panels * wide, count, (last - first) * channels, panels,
+                        plan.out_vectors, lanes, int(first > 0), spare,
+                    )  # fmt: skip
             write_outputs(
                 plan, image, group, pixel, count, sums, panels * wide, bias, out, out_channels_last
             )
@@ -241,11 +253,12 @@ def backward(plan, begin, end, part, image_data, g_out, g_out_channels_last, fie
     out_panels = (outputs + out_wide - 1) // out_wide
     out_line = out_panels * out_wide
     wide = plan.column_vectors * lanes
-    line = rounded(chunk * channels, wide)
+    each = 0 if plan.depthwise else channels
+    line = rounded(max(channels, chunk * each), wide)
     chunks = (plan.taps + chunk - 1) // chunk
     columns = np.empty((tile + SPARE_ROWS) * line, kind)
     slope = np.zeros((tile + SPARE_ROWS) * out_line, kind)
-    spare = np.empty(SPARE_ROWS * max(wide, out_wide), kind)
+    spare = np.empty(max(SPARE_ROWS * wide, SPARE_ROWS * out_wide, line), kind)
     centre_at, where, reach = (
         np.empty(3 * LINE, kind),
         np.empty(3 * LINE, kind),
@@ -273,12 +286,13 @@ def backward(plan, begin, end, part, image_data, g_out, g_out_channels_last, fie
             for first in range(0, plan.taps, chunk):
                 last = min(plan.taps, first + chunk)
                 width = (last - first) * channels
-                multiply(
-                    slope, ZERO, out_line, ONE, packed,
-                    (group * chunks + first // chunk) * outputs * line, outputs * wide, wide,
-                    columns, ZERO, line, count, outputs, (width + wide - 1) // wide,
-                    plan.column_vectors, lanes, ZERO, spare,
-                )  # fmt: skip
+                if not plan.depthwise:
+                    multiply(
+                        slope, ZERO, out_line, ONE, packed,
+                        (group * chunks + first // chunk) * outputs * line, outputs * wide, wide,
+                        columns, ZERO, line, count, outputs, (width + wide - 1) // wide,
+                        plan.column_vectors, lanes, ZERO, spare,
+                    )  # fmt: skip
                 channel = group * channels
                 while channel < (group + 1) * channels:
                     sample_group = channel // sampled
@@ -290,7 +304,12 @@ def backward(plan, begin, end, part, image_data, g_out, g_out_channels_last, fie
                         )  # fmt: skip
                         placed_group, placed_first = sample_group, first
                     for tap in range(first, last):
-                        column = (tap - first) * channels + channel - group * channels
+                        column = (tap - first) * each + channel - group * channels
+                        if plan.depthwise:
+                            weigh_backward(
+                                plan, tap, channel, length, count, slope, out_line, packed,
+                                columns, column, line,
+                            )  # fmt: skip
                         here = (tap - first) * 8 * LINE
                         for p in range(count):
                             if needs_image:
@@ -305,6 +324,11 @@ def backward(plan, begin, end, part, image_data, g_out, g_out_channels_last, fie
                                     columns, p * line + column, products, 8 * p, target,
                                     target_at + channel, length,
                                 )  # fmt: skip
+                        if needs_weight and plan.depthwise:
+                            add_weight_gradients(
+                                plan, tap, channel, length, count, slope, out_line, columns,
+                                column, line, spare, g_weight,
+                            )  # fmt: skip
                         if needs_field:
                             sample = (image * plan.sample_groups + sample_group) * plan.taps + tap
                             _blend_backward(
@@ -313,7 +337,7 @@ def backward(plan, begin, end, part, image_data, g_out, g_out_channels_last, fie
                                 np.uint64(3 * sample * pixels + pixel), g_field, g_mask,
                             )  # fmt: skip
                     channel += length
-                if needs_weight:
+                if needs_weight and not plan.depthwise:
                     multiply(
                         columns, ZERO, ONE, line, slope, ZERO, out_wide, out_line, g_weight,
                         (group * plan.taps + first) * channels * out_line, out_line, width, count,
