@@ -270,7 +270,8 @@ class _Space:
                 np.repeat(x, walls.size, 0) for x in (offset, weight, self.base, self.dual)
             )
         step, open_ = np.empty(offset.shape[:2], np.int32), np.empty(walls.size, np.int16)
-        space.neighbours(offset, weight, walls, walled, step, open_)
+        space.neighbours(offset, walls, walled, open_)
+        space.prepare(offset, weight, walls, step, open_)
         self.dependent_start = np.zeros(1 if shared else walls.size + 1, np.int64)
         count = 0 if shared else int(np.bitwise_count(open_ & np.int16(4095)).sum())
         small = 16 * walls.size < 2**31

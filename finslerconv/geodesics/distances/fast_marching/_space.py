@@ -47,7 +47,7 @@ _KEEP = AXIS | 7 << _WHICH
 
 # Of a node, beside the bits of its neighbours: it lacks some of the twelve, and so does one of the
 # nodes a step along an axis away.
-_LACKS, _BESIDE = 1 << 12, 1 << 13
+_ALL, _LACKS, _BESIDE = 4095, 1 << 12, 1 << 13
 
 # The code of a node that has no value yet.
 _NOTHING = -(2**31) + 1
@@ -83,7 +83,7 @@ class Field(NamedTuple):
     step: np.ndarray
     """int32, the offsets as differences of row-major indices."""
     open_: np.ndarray
-    """int16, the neighbours of each node, see :func:`neighbours`."""
+    """int16, the neighbours of each node, see :func:`neighbours` and :func:`prepare`."""
     walls: np.ndarray
     walled: bool
 
@@ -118,12 +118,8 @@ def _room():
 
 
 @entry_unfused
-def neighbours(offset, weight, walls, walled, step, open_):
-    """Write ``step``, and which neighbours a node has: forwards, then backwards, as bits.
-
-    Those along vectors without weight are left out; but where one of all twelve is outside the grid
-    or behind a wall the node ``_LACKS`` it.
-    """
+def neighbours(offset, walls, walled, open_):
+    """Write which of the twelve neighbours (forwards, then backwards) a node has, as bits."""
     _, n1, n2 = walls.shape
     shared = len(offset) == 1
     at, e = np.empty(3, np.int64), np.empty(3, np.int64)
@@ -132,25 +128,35 @@ def neighbours(offset, weight, walls, walled, step, open_):
         row = 0 if shared else x
         bits = 0
         for k in range(6):
-            if x == row:
-                here = (np.int64(offset[x, k, 0]) * n1 + offset[x, k, 1]) * n2 + offset[x, k, 2]
-                step[x, k] = here
             for side in range(2):
                 inside = True
                 for a in range(3):
                     e[a] = offset[row, k, a] if side == 0 else -offset[row, k, a]
                     inside = inside and 0 <= at[a] + e[a] < walls.shape[a]
-                if not inside or (walled and not visible_in_space(walls, at, e)):
-                    bits |= _LACKS
-                elif weight[row, k] > 0:
+                if inside and (not walled or visible_in_space(walls, at, e)):
                     bits |= 1 << (6 * side + k)
         open_[x] = bits
+
+
+@entry_unfused
+def prepare(offset, weight, walls, step, open_):
+    """Write ``step``; mark in ``open_`` where neighbours lack, and drop those of no weight."""
+    _, n1, n2 = walls.shape
+    for x in range(len(offset)):
+        for k in range(6):
+            row, column, layer = np.int64(offset[x, k, 0]), offset[x, k, 1], offset[x, k, 2]
+            step[x, k] = (row * n1 + column) * n2 + layer
     for x in range(walls.size):
-        if open_[x] & _LACKS:
+        if open_[x] & _ALL != _ALL:
+            open_[x] |= _LACKS
             for direction in range(6):
                 y = _axis_neighbour(x, direction, walls)
                 if y >= 0:
                     open_[y] |= _BESIDE
+    for x in range(walls.size):
+        for k in range(6):
+            if weight[0 if len(weight) == 1 else x, k] <= 0:
+                open_[x] &= ~(65 << k)
 
 
 @entry_unfused
