@@ -305,7 +305,8 @@ class _Space:
         queue, flags = Queue.of(walls, targets)
         space.begin(self.potential, node, value, first, code, queue)
         dependents = (self.dependent_start, self.dependent)
-        key, sequence = first, np.empty(walls.size, np.int32)
+        key = first
+        sequence: np.ndarray = np.empty(walls.size, np.int32)
         if self.causal:
             rows = np.zeros((walls.size, 4))
             rows[:, 0] = first
