@@ -31,7 +31,7 @@ from scipy.ndimage import gaussian_filter
 
 from finslerconv import balls, images
 from finslerconv.geodesics import GridMetric, InjectivityWarning, geodesic_ball
-from finslerconv.geodesics.balls._ball import fan, geodesic_positions
+from finslerconv.geodesics.balls import fan, geodesic_positions
 
 PAPER_SECONDS_PER_PIXEL = 0.16
 SETS = ("concentric", "lattice", "polar", "sunflower")
