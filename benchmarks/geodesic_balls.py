@@ -16,15 +16,13 @@ overlap (IoU) and Hausdorff distance over the mean radius of the rims.
 """
 
 import argparse
-import json
-import platform
 import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import report
 import torch
 from matplotlib.path import Path as Polygon
 from rich.console import Console
@@ -33,7 +31,7 @@ from scipy.ndimage import gaussian_filter
 
 from finslerconv import balls, images
 from finslerconv.geodesics import GridMetric, InjectivityWarning, geodesic_ball
-from finslerconv.geodesics.balls._ball import fan, geodesic_positions
+from finslerconv.geodesics.balls import fan, geodesic_positions
 
 PAPER_SECONDS_PER_PIXEL = 0.16
 SETS = ("concentric", "lattice", "polar", "sunflower")
@@ -190,7 +188,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--quick", action="store_true", help="a cut of 64 x 64 pixels")
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
-    parser.add_argument("--json", type=Path)
+    report.add_arguments(parser)
     arguments = parser.parse_args()
     clock = time.perf_counter if arguments.clock == "wall" else time.process_time
     side = 64 if arguments.quick else 256
@@ -205,15 +203,8 @@ def main() -> None:
     }
     for title, rows in results.items():
         show(console, title, rows)
-    if arguments.json:
-        machine = {
-            "machine": platform.processor() or platform.machine(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "clock": arguments.clock,
-        }
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps({**machine, "results": results}, indent=2) + "\n")
+    machine = report.machine(clock=arguments.clock)
+    report.finish(arguments, {"machine": machine, "results": results}, console)
 
 
 if __name__ == "__main__":

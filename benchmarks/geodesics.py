@@ -7,7 +7,7 @@ Matsumoto metrics at most 3 times as long as the Randers metric of the same matr
 
     python benchmarks/geodesics.py                       # everything
     python benchmarks/geodesics.py --quick --clock cpu   # n = 256; processor time, a busy machine
-    python benchmarks/geodesics.py --only distances --json results/geodesics.json
+    python benchmarks/geodesics.py --only distances --json new.json --compare old.json
 
 Errors are divided by n. The source is in the centre of n x n nodes; the first three metrics are
 constant, those of the published figures (n = 512, one core); the "curved" ones are pulled back from
@@ -18,9 +18,7 @@ of one run beyond the field itself, in a process of its own.
 """
 
 import argparse
-import json
 import math
-import platform
 import subprocess
 import sys
 import time
@@ -31,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import report
 import torch
 from rich.console import Console
 from rich.progress import Progress
@@ -243,7 +242,7 @@ def measure_memory(options: argparse.Namespace, progress: Progress) -> list[dict
     for name in names:
         command = [sys.executable, __file__, "--memory", name, str(n)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
-        results.append({"name": name, "n": n, "bytes": int(done.stdout.split()[-1])})
+        results.append({"name": name, "n": n, "bytes": float(done.stdout.split()[-1])})
         progress.advance(task)
     return results
 
@@ -352,7 +351,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=5, help="for one case, after 3 rounds")
     parser.add_argument("--quick", action="store_true", help="the smallest grids only")
-    parser.add_argument("--json", type=Path)
+    report.add_arguments(parser)
     parser.add_argument("--memory", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -363,19 +362,12 @@ def main() -> None:
     with Progress(console=Console(stderr=True)) as progress:
         for part in options.only:
             results[part] = PARTS[part][0](options, progress)
-    machine = {
-        "processor": platform.processor() or platform.machine(),
-        "torch": torch.__version__,
-        "clock": options.clock,
-        "threads": 1,
-    }
+    machine = report.machine(clock=options.clock)
     console = Console(width=160)
     console.print(machine)
     for part, found in results.items():
         PARTS[part][1](found, console)
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps({"machine": machine, **results}, indent=1))
+    report.finish(options, {"machine": machine, **results}, console)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import report
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -411,7 +413,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=7.5, help="after which stages are skipped")
     parser.add_argument("--rep", type=float, default=60, help="milliseconds for each time")
     parser.add_argument("--quick", action="store_true", help="small shapes, for a try")
-    parser.add_argument("--json", type=Path)
+    report.add_arguments(parser)
     parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()
     if options.device.startswith("cuda") and not torch.cuda.is_available():
@@ -446,6 +448,8 @@ def main() -> None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(text + os.linesep)
     print(markdown(results))
+    if options.compare is not None:
+        report.show_changes(options.compare, results, Console())
 
 
 if __name__ == "__main__":

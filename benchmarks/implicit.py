@@ -17,14 +17,13 @@ ball, one less the overlap (IoU) with the true one. Medians over the metrics.
 """
 
 import argparse
-import json
 import platform
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import report
 import torch
 from scipy.spatial import ConvexHull
 
@@ -137,7 +136,7 @@ def main() -> None:
     parser.add_argument("--metrics", type=int, default=1000, help="for the table of recovery")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
-    parser.add_argument("--output", type=Path, help="write the figures as JSON here too")
+    report.add_arguments(parser)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.quick:
@@ -158,9 +157,10 @@ def main() -> None:
     for row in rows:
         cells = "".join(f" {row[f'{s}'][0]:.1e} / {row[f'{s}'][1]:.1e} |" for s in NOISES)
         print(f"| {row['set']} | {row['map']} | {row['objective']} |{cells}")
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps({"times": times, "recovery": rows}, indent=1))
+    machine = report.machine(clock=options.clock)
+    timed = [{"name": n, "kernels": options.kernels, "seconds": float(s)} for n, s in times]
+    rows = [{"metrics": options.metrics, **row} for row in rows]
+    report.finish(options, {"machine": machine, "times": timed, "recovery": rows})
 
 
 if __name__ == "__main__":

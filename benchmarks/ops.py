@@ -6,17 +6,16 @@ in pixels, channels and taps.
 
     python benchmarks/ops.py                         # all shapes, k = 3, 5, 7
     python benchmarks/ops.py --quick --clock cpu     # k = 3; processor time, on a busy machine
-    python benchmarks/ops.py --device cuda --dtype float16 --json results/ops.json
+    python benchmarks/ops.py --device cuda --dtype float16 --json new.json --compare old.json
 
 ``layer`` is MetricConv2d, its head included; ``paper`` computes the same as the paper's code does,
 by an offset tensor and torchvision's operator. The contestants take turns, round after round, and
-every ratio is taken within a round: its median and quartiles are reported. Memory is that of one
+every ratio is taken within a round: its median and quartiles are reported, and beside them what the
+least time is of the roofline's, as a part of one (``roofline.py``). Memory is that of one
 forward and backward pass beyond the arguments, each measured in a process of its own.
 """
 
 import argparse
-import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -26,6 +25,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import report
+import roofline
 import torch
 from rich.console import Console
 from rich.progress import Progress
@@ -194,19 +195,14 @@ def rounds(
     deadline = time.monotonic() + options.seconds
     while True:
         for name, run in runs.items():
-            wait(options.device)
+            roofline.wait(options.device)
             start = clock()
             run(backward)
-            wait(options.device)
+            roofline.wait(options.device)
             times[name].append(1e3 * (clock() - start))
         done = len(times[names[0]])
         if done >= options.rounds or (done >= 3 and time.monotonic() > deadline):
             return times
-
-
-def wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
 
 
 def summary(times: dict[str, list[float]]) -> dict[str, dict[str, float]]:
@@ -219,7 +215,21 @@ def summary(times: dict[str, list[float]]) -> dict[str, dict[str, float]]:
     return result
 
 
-def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
+def work(name: str, size: Size, itemsize: int, backward: bool) -> roofline.Work:
+    """Return what a contestant has to do at least."""
+    # An offset for each tap; or M and omega, which a head computes in five channels.
+    taps = size.kernel**2
+    positions = {"conv": 0, "metric": 6, "layer": 5, "paper": 5}.get(name, 2 * taps)
+    head = 5 if name in ("layer", "paper") else 0
+    if name != "conv":
+        masked = size.mask and name not in ("layer", "paper")
+        positions = size.sample_groups * (positions + (taps if masked else 0))
+    return roofline.displaced_convolution(
+        size[:6], itemsize, positions, backward, head, size.groups
+    )
+
+
+def measure(options: argparse.Namespace, limits: roofline.Roofline) -> list[dict[str, Any]]:
     """Run everything, with a progress bar."""
     names = [n for n in CONTESTANTS if n not in ("torchvision", "paper") or torchvision_function()]
     names = [n for n in names if not options.only or n in options.only or n == "conv"]
@@ -234,6 +244,9 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
             for label, backward in (("forward", False), ("both", True)):
                 progress.update(task, description=f"{size} {label}")
                 entry[label] = summary(rounds(names, size, backward, options))
+                for name, found in entry[label].items():
+                    least = work(name, size, options.dtype.itemsize, backward)
+                    found["roofline"] = 1e3 * limits.seconds(least) / found["ms"]
                 progress.advance(task)
             entry["memory"] = {}
             for name in names:
@@ -248,7 +261,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     return results
 
 
-def in_process(name: str, size: Size, options: argparse.Namespace) -> int | None:
+def in_process(name: str, size: Size, options: argparse.Namespace) -> float | None:
     """Return :func:`peak_memory`, taken in a fresh process; None where there is no way to tell."""
     if options.device == "cpu" and not Path("/proc/self/clear_refs").exists():
         return None
@@ -256,13 +269,13 @@ def in_process(name: str, size: Size, options: argparse.Namespace) -> int | None
     command += ["--device", options.device, "--dtype", str(options.dtype).split(".")[1]]
     command += ["--threads", str(torch.get_num_threads())]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return int(done.stdout.split()[-1])
+    return float(done.stdout.split()[-1])
 
 
 def show(results: list[dict[str, Any]], console: Console) -> None:
     """Print the tables."""
     for label, title in (("forward", "forward"), ("both", "forward + backward")):
-        table = Table(title=f"{title}: ms, and ratio to nn.Conv2d (quartiles)")
+        table = Table(title=f"{title}: ms, ratio to nn.Conv2d (quartiles), part of the roofline")
         table.add_column("B, C, H, O, k, stride, groups, sample groups, mask")
         shown = [r for r in results if label in r]
         names = list(shown[0][label])
@@ -271,6 +284,7 @@ def show(results: list[dict[str, Any]], console: Console) -> None:
         for r in shown:
             cells = [
                 f"{v['ms']:.1f}  {v['ratio']:.2f} ({v['low']:.2f}-{v['high']:.2f})"
+                f"  {v['roofline']:.1%}"
                 for v in r[label].values()
             ]
             table.add_row(", ".join(map(str, r["size"])), *cells)
@@ -306,7 +320,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20, help="for one size, after 3 rounds")
     parser.add_argument("--quick", action="store_true", help="k = 3 only, no scaling")
     parser.add_argument("--only", nargs="*", choices=CONTESTANTS, help="beside nn.Conv2d")
-    parser.add_argument("--json", type=Path)
+    report.add_arguments(parser)
     parser.add_argument("--memory", nargs=10, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.threads:
@@ -316,21 +330,20 @@ def main() -> None:
         size = Size(*map(int, numbers))
         print(peak_memory(name, size, options.device, options.dtype))
         return
-    results = measure(options)
-    machine = {
-        "torch": torch.__version__,
-        "processor": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if options.device == "cuda" else "cpu",
-        "clock": options.clock,
-        "dtype": str(options.dtype),
-    }
+    clock = time.process_time if options.clock == "cpu" else time.perf_counter
+    limits = roofline.measure(options.device, options.dtype, clock)
+    results = measure(options, limits)
+    machine = report.machine(
+        device=torch.cuda.get_device_name() if options.device == "cuda" else "cpu",
+        clock=options.clock,
+        dtype=str(options.dtype),
+        copied=f"{limits.bandwidth / 1e9:.3g} GB/s",
+        products=f"{limits.rate / 1e9:.4g} GFLOP/s",
+    )
     console = Console(width=160)
     console.print(machine)
     show(results, console)
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps({"machine": machine, "results": results}, indent=1))
+    report.finish(options, {"machine": machine, "results": results}, console)
 
 
 if __name__ == "__main__":

@@ -15,16 +15,14 @@ runs, in which the contestants take turns.
 """
 
 import argparse
-import json
 import math
-import platform
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import report
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -88,7 +86,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=512, help="points along each axis")
     parser.add_argument("--runs", type=int, default=5, help="the least time of so many runs")
     parser.add_argument("--only", nargs="+", choices=TENSORS, default=TENSORS, metavar="TENSOR")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    report.add_arguments(parser)
     options = parser.parse_args()
 
     axis = torch.linspace(-2, 2, options.n, dtype=torch.float64)
@@ -115,7 +113,7 @@ def main() -> None:
                 taken = time.perf_counter() - begin
                 seconds[name][tensor] = min(taken, seconds[name].get(tensor, math.inf))
 
-    table = Table(title=f"{options.n} x {options.n} points, seconds", caption=platform.processor())
+    table = Table(title=f"{options.n} x {options.n} points, seconds", caption=report.processor())
     for head in ("", *options.only):
         table.add_column(head)
     for name, times in seconds.items():
@@ -128,9 +126,12 @@ def main() -> None:
                 continue
             kept = seconds["closed form"][tensor] < most
             console.print(f"{tensor} < {most} s: {'yes' if kept else 'NO'}")
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps({"n": options.n, "seconds": seconds}, indent=2))
+    rows = [
+        {"contestant": name, "tensor": tensor, "n": options.n, "seconds": taken}
+        for name, times in seconds.items()
+        for tensor, taken in times.items()
+    ]
+    report.finish(options, {"machine": report.machine(), "results": rows}, console)
 
 
 if __name__ == "__main__":

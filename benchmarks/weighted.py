@@ -15,14 +15,13 @@ as the reference implementation computes it; ``folded``.
 """
 
 import argparse
-import json
 import platform
 import random
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
+import report
 import torch
 from torch import Tensor, nn
 
@@ -115,7 +114,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
-    parser.add_argument("--output", type=Path, help="write the figures as JSON here too")
+    report.add_arguments(parser)
     options = parser.parse_args()
     if options.clock == "cpu" and (options.threads != 1 or options.device != "cpu"):
         parser.error("--clock cpu measures one thread: it needs --threads 1 and --device cpu")
@@ -143,9 +142,8 @@ def main() -> None:
         rows.append({"shape": shape, "k": k, **figures})
         cells = "".join(f" {figures[n][0]:.3f} ({figures[n][1]:.3f}) |" for n in names)
         print(f"| {shape!s:>19} | {k} | {figures['milliseconds'][0]:.1f} |{cells}", flush=True)
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(rows, indent=1))
+    machine = report.machine(device=options.device, clock=options.clock)
+    report.finish(options, {"machine": machine, "results": rows})
 
 
 if __name__ == "__main__":

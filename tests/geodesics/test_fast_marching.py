@@ -223,6 +223,21 @@ def test_first_order_is_the_fixed_point_of_its_scheme_in_space(condition, streng
     assert np.abs(found.distance[0].numpy() - slow).max() < 1e-10
 
 
+@pytest.mark.parametrize("strength", [0, 0.5])
+def test_seeds_that_another_front_overtakes_in_space(strength):
+    shape = (5, 6, 7)
+    M, omega = pixels(shape, 20, strength, 4)
+    source = at((2.2, 2.7, 3.1), (0.4, 4.6, 5.2), value=torch.tensor([0.0, 2.0]).double())
+    found = fast_marching(M, omega, 1.0, 0.0, [source], order=1, factorise=False)
+    start = seed_nodes(source.position, source.value, M[0], omega[0], np.zeros(shape, bool))
+    slow = slow_space(M[0].numpy(), omega[0].numpy(), start, shape)
+    u = found.distance[0].numpy()
+    late = start.node[start.label == 1].numpy()
+    overtaken = u.flat[late] < start.value[start.label == 1].numpy()
+    assert overtaken.any()
+    assert np.abs(u - slow).max() < 1e-10
+
+
 # --- The truth -----------------------------------------------------------------------------------
 
 

@@ -320,7 +320,7 @@ def distance(
         omega = (
             None if omega is None else _per_problem(-omega if reverse else omega, d, 1, problems)
         )
-        front = solve(solver, M, omega, *grid, walls, float(radius), stops)
+        front = solve(solver, M, omega, *grid, walls, float(radius), stops, full)
     shape = (*problems.shape, *field.grid_shape)
     lengths = as_kind_of(front.distance.reshape(shape), field.like)
     if not full:

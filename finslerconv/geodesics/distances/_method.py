@@ -78,6 +78,9 @@ class EikonalProblem:
     """The nodes of each problem, flat, at which a front may stop when it has reached all of them;
     what it has not reached is then infinite. Given only to a method with ``stops_at_targets``."""
 
+    flow: bool = True
+    """Whether the velocities of the front are wanted; if not, a method need not compute them."""
+
     def __post_init__(self) -> None:
         d = self.M.shape[-1]
         if d not in (2, 3) or self.M.ndim != d + 3:
@@ -105,7 +108,8 @@ class EikonalProblem:
         """Return some of the problems."""
         M, omega, walls = (x[part] if len(x) > 1 else x for x in (self.M, self.omega, self.walls))
         targets = None if self.targets is None else self.targets[part]
-        return EikonalProblem(M, omega, self.seeds[part], walls, self.radius, targets)
+        seeds = self.seeds[part]
+        return EikonalProblem(M, omega, seeds, walls, self.radius, targets, self.flow)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -192,7 +196,7 @@ class Front(NamedTuple):
 
     flow: Float[Tensor, "problems *grid d"] | None = None
     """The velocities of the arriving paths, ``F(flow) = 1``, in nodes; 0 at the sources and where
-    none arrives; None of a method without ``front``."""
+    none arrives; None of a method without ``front``, or where they are not wanted."""
 
 
 class DistanceMethod(ABC):
@@ -335,11 +339,12 @@ def solve(
     walls: Bool[Tensor, "..."] | None = None,
     radius: float = math.inf,
     targets: list[Int[np.ndarray, "_"]] | None = None,
+    flow: bool = True,
 ) -> Front:
     """Return the front of a method on a grid in physical units, as tensors like ``M``.
 
     ``omega`` is None for Riemannian fields. Node ``i`` lies at ``origin + spacing * i``. Walls are
-    one mask for all problems or one a problem.
+    one mask for all problems or one a problem. ``flow`` tells whether the velocities are wanted.
     """
     d, grid = M.shape[-1], M.shape[1:-2]
     h = torch.as_tensor(spacing, dtype=torch.float64).expand(d)
@@ -349,7 +354,7 @@ def solve(
     if not bool((h == 1).all()):
         fields, forms = fields * (h[:, None] * h).to(wanted), forms * h.to(wanted)
     starts, blocked = _in_nodes(seeds, walls, grid, h, origin)
-    problem = EikonalProblem(fields, forms, starts, blocked, radius, targets)
+    problem = EikonalProblem(fields, forms, starts, blocked, radius, targets, flow)
     return _in_units(method.solve(problem), h, M)
 
 
@@ -415,4 +420,4 @@ def window_distances(
     """
     zero = torch.zeros(1, dtype=torch.float64)
     seeds = [Seeds(index[None] * spacing, zero) for index in centre.double()]
-    return solve(method, M, omega, spacing, 0.0, seeds).distance
+    return solve(method, M, omega, spacing, 0.0, seeds, flow=False).distance

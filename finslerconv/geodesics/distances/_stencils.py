@@ -59,11 +59,12 @@ def _obtuse(metric, a0, a1, b0, b1):
     """
     m00, m01, m11, w0, w1 = metric
     product = m00 * a0 * b0 + m01 * (a0 * b1 + a1 * b0) + m11 * a1 * b1
+    form_a, form_b = max(w0 * a0 + w1 * a1, 0.0), max(w0 * b0 + w1 * b1, 0.0)
+    if product >= 0 and form_a == 0 and form_b == 0:
+        return False
     a = np.sqrt(m00 * a0 * a0 + 2 * m01 * a0 * a1 + m11 * a1 * a1)
     b = np.sqrt(m00 * b0 * b0 + 2 * m01 * b0 * b1 + m11 * b1 * b1)
-    return (product / a - max(w0 * b0 + w1 * b1, 0.0) < -_TIE * b) or (
-        product / b - max(w0 * a0 + w1 * a1, 0.0) < -_TIE * a
-    )
+    return product / a - form_b < -_TIE * b or product / b - form_a < -_TIE * a
 
 
 @jit_unfused
@@ -138,20 +139,6 @@ def _one_stencil(M, omega, stack):
 
 
 @entry_unfused
-def _count(M, omega, start, stack):
-    none = np.empty((0, 2), np.int16)
-    start[0] = 0
-    for x in range(len(start) - 1):
-        start[x + 1] = start[x] + refine(metric_at(M, omega, x), stack, none)
-
-
-@entry_unfused
-def _fill(M, omega, start, offset, stack):
-    for x in range(len(start) - 1):
-        refine(metric_at(M, omega, x), stack, offset[start[x] : start[x + 1]])
-
-
-@entry_unfused
 def _stencil_of_norm(norms, x, stack):
     out = np.empty(
         (_refine_for_norm(norm_at(norms, x), stack, np.empty((0, 2), np.int16)), 2), np.int16
@@ -160,23 +147,50 @@ def _stencil_of_norm(norms, x, stack):
     return out
 
 
+def _filler(metric_of: Any, refine: Any) -> Any:
+    """Return the function that finds the stencils of all nodes, whose metrics ``metric_of`` reads.
+
+    It fills ``start``, and returns the vertices.
+    """
+
+    @jit_unfused
+    def fill(field, start, stack):
+        out = np.empty((10 * len(start), 2), np.int16)
+        start[0] = 0
+        for x in range(len(start) - 1):
+            metric = metric_of(field, x)
+            first = start[x]
+            last = first + refine(metric, stack, out[first:])
+            if last > len(out):
+                more = np.empty((2 * last, 2), np.int16)
+                for k in range(first):
+                    put(more[k], out[k])
+                out = more
+                refine(metric, stack, out[first:])
+            start[x + 1] = last
+        return out[: start[-1]].copy()
+
+    return fill
+
+
+@jit_unfused
+def _metric_of(field, x):
+    M, omega = field
+    return metric_at(M, omega, x)
+
+
+_fill = _filler(_metric_of, refine)
+_fill_for_norms = _filler(norm_at, _refine_for_norm)
+
+
+@entry_unfused
+def _stencils_of_metrics(M, omega, start, stack):
+    return _fill((M, omega), start, stack)
+
+
 @entry_unfused
 def _stencils_of_norms(norms, start, stack):
-    """Fill ``start``; return the vertices of all nodes."""
-    out = np.empty((10 * len(start), 2), np.int16)
-    start[0] = 0
-    for x in range(len(start) - 1):
-        metric = norm_at(norms, x)
-        first = start[x]
-        last = first + _refine_for_norm(metric, stack, out[first:])
-        if last > len(out):
-            more = np.empty((2 * last, 2), np.int16)
-            for k in range(first):
-                put(more[k], out[k])
-            out = more
-            _refine_for_norm(metric, stack, out[first:])
-        start[x + 1] = last
-    return out[: start[-1]].copy()
+    return _fill_for_norms(norms, start, stack)
 
 
 @entry_unfused
@@ -202,9 +216,7 @@ def acute_stencils(M: np.ndarray, omega: np.ndarray, walls: np.ndarray) -> Stenc
     if len(M) == 1 and len(omega) == 1 and not walls.any():
         return _shared(_one_stencil(M, omega, stack))
     start = np.empty(walls.size + 1, np.int64)
-    _count(M, omega, start, stack)
-    offset = np.empty((start[-1], 2), np.int16)
-    _fill(M, omega, start, offset, stack)
+    offset = _stencils_of_metrics(M, omega, start, stack)
     _mark(walls, bool(walls.any()), start, offset)
     return Stencils(start, offset, False)
 
@@ -275,8 +287,10 @@ def _selling(dual, offset, weight, bases):
             p, q = -1, -1
             for i in range(4):
                 for j in range(i + 1, 4):
-                    sizes = _product(D, base[i], base[i]) + _product(D, base[j], base[j])
-                    excess = _product(D, base[i], base[j]) - _TIE * sizes
+                    excess = _product(D, base[i], base[j])
+                    if excess <= worst:
+                        continue
+                    excess -= _TIE * (_product(D, base[i], base[i]) + _product(D, base[j], base[j]))
                     if excess > worst:
                         worst = excess
                         p, q = i, j
@@ -301,6 +315,29 @@ def _selling(dual, offset, weight, bases):
                     b, c = (a + 1) % 3, (a + 2) % 3
                     offset[x, n, a] = base[k, b] * base[l, c] - base[k, c] * base[l, b]
                 n += 1
+
+
+@entry_unfused
+def inverses(M, inverse):
+    """Write the inverses of symmetric positive definite matrices, (N, 9) and (N, 3, 3).
+
+    By ``M = L D L'``, which is as exact as the condition of ``M`` allows.
+    """
+    for x in range(len(M)):
+        m00, m01, m02 = M[x, 0], M[x, 1], M[x, 2]
+        l1, l2 = m01 / m00, m02 / m00
+        d1 = M[x, 4] - l1 * m01
+        rest = M[x, 5] - l1 * m02
+        l3 = rest / d1
+        d2 = M[x, 8] - l2 * m02 - l3 * rest
+        k = l1 * l3 - l2  # the inverse of L has the rows (1), (-l1, 1), (k, -l3, 1)
+        D = inverse[x]
+        D[0, 0] = 1 / m00 + l1 * l1 / d1 + k * k / d2
+        D[1, 1] = 1 / d1 + l3 * l3 / d2
+        D[2, 2] = 1 / d2
+        D[0, 1] = D[1, 0] = -l1 / d1 - k * l3 / d2
+        D[0, 2] = D[2, 0] = k / d2
+        D[1, 2] = D[2, 1] = -l3 / d2
 
 
 def selling_stencils(dual: np.ndarray) -> SellingStencils:

@@ -21,7 +21,11 @@ from finslerconv.geodesics.distances._method import (
     Front,
 )
 from finslerconv.geodesics.distances._seeding import Start, seed_nodes
-from finslerconv.geodesics.distances._stencils import acute_stencils, selling_stencils
+from finslerconv.geodesics.distances._stencils import (
+    acute_stencils,
+    inverses,
+    selling_stencils,
+)
 from finslerconv.geodesics.distances.fast_marching import _plane as plane
 from finslerconv.geodesics.distances.fast_marching import _space as space
 from finslerconv.geodesics.distances.fast_marching._march_norms import march_norms
@@ -37,7 +41,8 @@ class _Front(NamedTuple):
 
     u: np.ndarray
     label: np.ndarray
-    flow: np.ndarray
+    flow: np.ndarray | None
+    """None if it is not wanted, and would cost something."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,8 @@ class FastMarching(DistanceMethod):
             x for start in starts for x in (start.value, start.position, start.M, start.omega)
         ]
         march: Any = _March.apply
-        return Front(*march(self, problem, starts, problem.M, problem.omega, *floats))
+        found = Front(*march(self, problem, starts, problem.M, problem.omega, *floats))
+        return found if problem.flow else found._replace(flow=None)
 
     def solve_finsler(self, problem: FinslerProblem) -> Front:
         """Return the front for norms in the plane, differentiable in parameters and the seeds."""
@@ -120,7 +126,8 @@ class _March(torch.autograd.Function):
 
         def solve(p: int) -> _Back | None:
             u, velocity = array_of(distance[p].view(-1)), array_of(flow[p].view(nodes, dim))
-            front = _Front(u, np.empty(nodes, np.int32), velocity)
+            wanted = problem.flow or dim == 2  # in the plane a march knows it by the way
+            front = _Front(u, np.empty(nodes, np.int32), velocity if wanted else None)
             radius = float(problem.radius)
             targets = None if problem.targets is None else problem.targets[p]
             field = shared or ready(p)
@@ -129,7 +136,9 @@ class _March(torch.autograd.Function):
                 # Beyond the targets values of first order may have been left unfinished.
                 radius = min(radius, float(u[targets].max()))
             beyond = ~((u <= radius) & (u < np.inf))
-            u[beyond], front.label[beyond], velocity[beyond] = np.inf, -1, 0.0
+            u[beyond], front.label[beyond] = np.inf, -1
+            if problem.flow:
+                velocity[beyond] = 0.0
             label[p].view(-1).copy_(torch.from_numpy(front.label))
             return back
 
@@ -251,21 +260,22 @@ class _Space:
         walled = bool(walls.any())
         self.causal = not omega.any()
         self.potential = _potential(omega, walls.shape)
-        self.dual = np.linalg.inv(M.reshape(-1, 3, 3))
+        self.dual = np.empty((len(M), 3, 3))
+        inverses(M, self.dual)
         offset, weight, self.base = selling_stencils(self.dual)
-        _, n1, n2 = walls.shape
-        step = offset.astype(np.int64) @ np.array([n1 * n2, n2, 1])
-        open_ = np.empty(walls.size, np.int16)
-        space.neighbours(offset, walls, walled, open_)
         # Without walls every node has the one stencil, as far as it is inside the grid.
         shared = len(offset) == 1 and not walled
         if not shared and len(offset) == 1:
-            offset, weight, step, self.base, self.dual = (
-                np.repeat(x, walls.size, 0) for x in (offset, weight, step, self.base, self.dual)
+            offset, weight, self.base, self.dual = (
+                np.repeat(x, walls.size, 0) for x in (offset, weight, self.base, self.dual)
             )
+        step, open_ = np.empty(offset.shape[:2], np.int32), np.empty(walls.size, np.int16)
+        space.neighbours(offset, walls, walled, open_)
+        space.prepare(offset, weight, walls, step, open_)
         self.dependent_start = np.zeros(1 if shared else walls.size + 1, np.int64)
-        ones = 0 if shared else int(np.bitwise_count(open_).sum())
-        self.dependent = np.empty(ones, np.int32)
+        count = 0 if shared else int(np.bitwise_count(open_ & np.int16(4095)).sum())
+        small = 16 * walls.size < 2**31
+        self.dependent = np.empty(count, np.int32 if small else np.int64)
         if not shared:
             space.dependents(step, open_, self.dependent_start, self.dependent)
         self.field = space.Field(M, omega, offset, weight, step, open_, walls, walled)
@@ -294,36 +304,56 @@ class _Space:
         limit = np.array([radius * 1.5, margin, value.min(), -np.inf])
         queue, flags = Queue.of(walls, targets)
         space.begin(self.potential, node, value, first, code, queue)
+        dependents = (self.dependent_start, self.dependent)
+        key = first
+        sequence: np.ndarray = np.empty(walls.size, np.int32)
+        if self.causal:
+            rows = np.zeros((walls.size, 4))
+            rows[:, 0] = first
+            rows[code >= -len(node), 1] = -1.0
+            code[code < -len(node)] = 0
 
-        def step(steps: int) -> bool:
-            return space.march(
-                field, self.dependent_start, self.dependent, self.causal, self.potential, limit,
-                first, code, queue, flags, steps,
-            )  # fmt: skip
+            def step(steps: int) -> bool:
+                return space.march_once(
+                    field, *dependents, limit, rows, code, sequence, queue, flags, steps
+                )
 
-        marches.go(step, queue)
-        if not space.settle(field, limit, first, code, queue.state[0] == 0):
-            raise RuntimeError(
-                "omega: turns too strongly from node to node for distances on this grid to come to "
-                "rest; take a finer grid, or a smaller one-form"
-            )
-        key = first - self.potential
-        sequence = np.argsort(key, kind="stable")[: int(np.isfinite(first).sum())]
-        space.trace_first_order(field, sequence, first, code)
+            marches.go(step, queue)
+            sequence, first[:] = sequence[: int(queue.state[1])].copy(), rows[:, 0]
+        else:
+
+            def step(steps: int) -> bool:
+                return space.march(
+                    field, *dependents, self.potential, limit, first, code, queue, flags, steps
+                )
+
+            marches.go(step, queue)
+            if not space.settle(field, limit, first, code, queue.state[0] == 0):
+                raise RuntimeError(
+                    "omega: turns too strongly from node to node for distances on this grid to "
+                    "come to rest; take a finer grid, or a smaller one-form"
+                )
+            key = first - self.potential
+            sequence = np.argsort(key, kind="stable")[: int(np.isfinite(first).sum())]
+            space.trace_first_order(field, sequence, first, code)
         label[:] = -1
         seeded = sequence[code[sequence] < 0]
         label[seeded] = array_of(start.label)[-1 - code[seeded]]
         space.propagate_labels(sequence, field.step, key, walls, code, label)
 
         first_code = code
-        u[:], flow[:] = first, 0.0
+        u[:] = first
         order = int(method.order)
         better = order == 2 or bool(alone.any())
         if better:
             code = np.where(first_code < 0, first_code, 0)
             u[first_code >= 0] = np.inf
             space.recompute(field, sources, sequence, key, order, label, first, first_code, u, code)
-        space.arrival_velocities(field, sources, sequence, label, first, first_code, u, code, flow)
+        if flow is not None:
+            flow[:] = 0.0
+            space.arrival_velocities(
+                field, sources, sequence, label, first, first_code, u, code, flow
+            )
         if not keep:
             return None
         values, labels = u.copy(), label.copy()

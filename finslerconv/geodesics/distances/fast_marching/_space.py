@@ -4,8 +4,8 @@ With ``M^-1 = sum of rho_k e_k e_k'`` the eikonal equation is ``sum of rho_k q_k
 is the difference of u less the one-form along the one of ``-e_k``, ``e_k`` that goes with the
 front, or 0 if there is none. First every node gets the value of first order,
 ``q_k = max(0, u - u(x + e_k) + omega . e_k, u - u(x - e_k) - omega . e_k)``. For Riemannian metrics
-it depends on smaller values only. With a one-form it may depend on larger ones, and a node whose
-value falls is opened again, until none does.
+it depends on smaller values only, and nodes are opened once, in order. With a one-form it may
+depend on larger ones, and a node whose value falls is opened again, until none does.
 
 With order 2 or factorisation the values are then computed again, node after node, with
 ``q_k = c_k (u - U_k) + k_k + omega . e_k`` as in the plane (`_plane`). A node whose upwind
@@ -45,6 +45,10 @@ NONE, FORWARDS, BACKWARDS, MODEL = 0, 1, 2, 3
 _SIDES, _SECOND, _LATER, FACTORED, AXIS, _WHICH = 4095, 12, 18, 1 << 24, 1 << 25, 26
 _KEEP = AXIS | 7 << _WHICH
 
+# Of a node, beside the bits of its neighbours: it lacks some of the twelve, and so does one of the
+# nodes a step along an axis away.
+_ALL, _LACKS, _BESIDE = 4095, 1 << 12, 1 << 13
+
 # The code of a node that has no value yet.
 _NOTHING = -(2**31) + 1
 
@@ -77,9 +81,9 @@ class Field(NamedTuple):
     offset: np.ndarray
     weight: np.ndarray
     step: np.ndarray
-    """The offsets as differences of row-major indices."""
+    """int32, the offsets as differences of row-major indices."""
     open_: np.ndarray
-    """The neighbours of each node, see :func:`neighbours`."""
+    """int16, the neighbours of each node, see :func:`neighbours` and :func:`prepare`."""
     walls: np.ndarray
     walled: bool
 
@@ -135,8 +139,29 @@ def neighbours(offset, walls, walled, open_):
 
 
 @entry_unfused
+def prepare(offset, weight, walls, step, open_):
+    """Write ``step``; mark in ``open_`` where neighbours lack, and drop those of no weight."""
+    _, n1, n2 = walls.shape
+    for x in range(len(offset)):
+        for k in range(6):
+            row, column, layer = np.int64(offset[x, k, 0]), offset[x, k, 1], offset[x, k, 2]
+            step[x, k] = (row * n1 + column) * n2 + layer
+    for x in range(walls.size):
+        if open_[x] & _ALL != _ALL:
+            open_[x] |= _LACKS
+            for direction in range(6):
+                y = _axis_neighbour(x, direction, walls)
+                if y >= 0:
+                    open_[y] |= _BESIDE
+    for x in range(walls.size):
+        for k in range(6):
+            if weight[0 if len(weight) == 1 else x, k] <= 0:
+                open_[x] &= ~(65 << k)
+
+
+@entry_unfused
 def dependents(step, open_, dependent_start, dependent):
-    """Write, for each node, the nodes that have it as a neighbour."""
+    """Write, for each node, the nodes x that have it as their neighbour k, as ``16 x + k``."""
     nodes = len(open_)
     dependent_start[:] = 0
     # Entry y + 1 counts first, and is then the place of the next entry of y.
@@ -146,12 +171,25 @@ def dependents(step, open_, dependent_start, dependent):
                 if open_[x] >> k & 1:
                     y = x + (step[x, k] if k < 6 else -step[x, k - 6])
                     if fill:
-                        dependent[dependent_start[y + 1]] = x
+                        dependent[dependent_start[y + 1]] = 16 * x + k
                     dependent_start[y + 1] += 1
         if fill == 0:
             total = 0
             for y in range(nodes):
                 total, dependent_start[y + 1] = total + dependent_start[y + 1], total
+
+
+@jit_unfused
+def _dependent(r, y, bits, shared, step, dependent):
+    """Return the r-th node that has y as a neighbour, or -1, and which of its twelve y is.
+
+    If the stencil is shared those are the neighbours of y itself, the other way, as in ``bits``.
+    """
+    if not shared:
+        return np.int64(dependent[r]) >> 4, np.int64(dependent[r]) & 15
+    if r < 6:
+        return (y - step[0, r] if bits >> (r + 6) & 1 else np.int64(-1)), r
+    return (y + step[0, r - 6] if bits >> (r - 6) & 1 else np.int64(-1)), r
 
 
 @jit_unfused
@@ -200,6 +238,16 @@ def _axis_step(M, omega, x, direction):
 
 
 @jit_unfused
+def _index(x, walls):
+    """Return the index of node x along each axis."""
+    _, n1, n2 = walls.shape
+    i = x // (n1 * n2)
+    rest = x - i * (n1 * n2)
+    j = rest // n2
+    return i, j, rest - j * n2
+
+
+@jit_unfused
 def _axis_neighbour(x, direction, walls):
     """Return the node one step along an axis, which may be a wall; -1 if it is outside."""
     n0, n1, n2 = walls.shape
@@ -221,17 +269,21 @@ def _first_order(x, M, omega, offset, weight, step, open_, walls, u, low, order)
     row = 0 if len(offset) == 1 else x
     at = x if len(omega) > 1 else 0
     omega_0, omega_1, omega_2 = omega[at, 0], omega[at, 1], omega[at, 2]
+    symmetric = omega_0 == 0 and omega_1 == 0 and omega_2 == 0
+    bits = np.int64(open_[x])
     known = 0
     sides = 0
     for k in range(6):
-        if weight[row, k] <= 0:
+        if bits & 65 << k == 0:
             continue
-        form = omega_0 * offset[row, k, 0]
-        form += omega_1 * offset[row, k, 1] + omega_2 * offset[row, k, 2]
+        form = 0.0
+        if not symmetric:
+            form = omega_0 * offset[row, k, 0]
+            form += omega_1 * offset[row, k, 1] + omega_2 * offset[row, k, 2]
         least, side = np.inf, NONE
-        if open_[x] >> k & 1:
+        if bits >> k & 1:
             least, side = u[x + step[row, k]] - form, FORWARDS
-        if open_[x] >> (6 + k) & 1 and u[x - step[row, k]] + form < least:
+        if bits >> (6 + k) & 1 and u[x - step[row, k]] + form < least:
             least, side = u[x - step[row, k]] + form, BACKWARDS
         if least < np.inf:
             low[k] = least
@@ -257,7 +309,7 @@ def _first_order(x, M, omega, offset, weight, step, open_, walls, u, low, order)
             best = (sum_1 + np.sqrt(max(sum_1 * sum_1 - sum_0 * sum_2, 0.0))) / sum_0
             code |= sides & (3 << (2 * k))
         best += base
-    if open_[x] != 4095:
+    if bits & _LACKS:
         for direction in range(6):
             y = _axis_neighbour(x, direction, walls)
             if y >= 0 and u[y] + _axis_step(M, omega, x, direction) < best:
@@ -282,10 +334,102 @@ def begin(potential, seed_node, seed_value, u, code, queue):
     state[0] = count
 
 
+@jit_unfused
+def _reach_target(y, value, left, limit, targets):
+    """Take y from the targets that are left, see :func:`march`; return how many are left now."""
+    if left > 0 and targets[y]:
+        targets[y] = False
+        left -= 1
+        limit[3] = max(limit[3], value)
+        if left == 0:
+            limit[0] = min(limit[0], limit[2] + limit[1] * (limit[3] - limit[2]))
+    return left
+
+
 @entry_unfused
-def march(
-    field, dependent_start, dependent, causal, potential, limit, u, code, queue, targets, steps
+def march_once(
+    field, dependent_start, dependent, limit, nodes, code, sequence, queue, targets, steps
 ):
+    """Open the next nodes as :func:`march` does, for a Riemannian metric: each once, in order.
+
+    ``sequence`` gets the nodes in this order. The neighbours of a node come in the order of their
+    values, so that each lowers the node's value, and of ``e_k`` and ``-e_k`` the first counts:
+    ``code``, 0 at first, has their sides. A row of ``nodes`` has what is read of a node, in one
+    place: u; and of those neighbours the sum of ``rho_k`` (-1 of a seed), the mean of u by these
+    weights, and the sum of its squared deviations times ``rho_k``.
+    """
+    M, omega, offset, weight, step, open_, walls, _ = field
+    keys, heap, place, state = queue
+    count, opened, left = state[0], state[1], state[2]
+    u = nodes[:, 0]
+    shared = len(weight) == 1
+    low, order = np.empty(6), np.empty(6, np.int64)
+    begin, end = np.int64(0), np.int64(12)
+    while count > 0 and steps > 0:
+        steps -= 1
+        y = np.int64(heap[0])
+        count = pop(keys, heap, place, count)
+        place[y] = ACCEPTED
+        value = u[y]
+        left = _reach_target(y, value, left, limit, targets)
+        if value > limit[0]:
+            u[y] = np.inf
+            continue
+        sequence[opened] = y
+        opened += 1
+        bits = np.int64(open_[y])
+        if not shared:
+            begin, end = dependent_start[y], dependent_start[y + 1]
+        for r in range(begin, end):
+            x, k = _dependent(r, y, bits, shared, step, dependent)
+            if x < 0 or place[x] <= ACCEPTED or u[x] <= value:
+                continue
+            total, mean, spread = nodes[x, 1], nodes[x, 2], nodes[x, 3]
+            if total < 0:
+                new, how = _first_order(
+                    x, M, omega, offset, weight, step, open_, walls, u, low, order
+                )
+                if new < u[x]:
+                    u[x] = new
+                    code[x] = how
+                    count = push(keys, heap, place, count, x, new)
+                continue
+            n, side = (k, FORWARDS) if k < 6 else (k - 6, BACKWARDS)
+            sides = code[x] & _SIDES
+            if sides >> (2 * n) & 3:
+                continue
+            sides |= side << (2 * n)
+            rho = weight[0 if shared else x, n]
+            rise = value - mean
+            spread += rise * rise * rho * total / (total + rho)
+            mean += rise * rho / (total + rho)
+            total += rho
+            nodes[x, 1], nodes[x, 2], nodes[x, 3] = total, mean, spread
+            # The sum of rho (u - u_k)^2 is that about the mean and total (u - mean)^2.
+            root = mean + np.sqrt(max(1 - spread, 0.0) / total)
+            if root < u[x]:
+                u[x] = root
+                code[x] = sides
+                count = push(keys, heap, place, count, x, root)
+            else:
+                code[x] |= sides
+        if bits & _BESIDE:
+            for direction in range(6):
+                x = _axis_neighbour(y, direction, walls)
+                if x < 0 or not open_[x] & _LACKS or place[x] <= ACCEPTED or u[x] <= value:
+                    continue
+                back = direction + 3 if direction < 3 else direction - 3
+                new = value + _axis_step(M, omega, x, back)
+                if new < u[x]:
+                    u[x] = new
+                    code[x] = (max(code[x], 0) & _SIDES) | AXIS | back << _WHICH
+                    count = push(keys, heap, place, count, x, new)
+    state[0], state[1], state[2] = count, opened, left
+    return count > 0
+
+
+@entry_unfused
+def march(field, dependent_start, dependent, potential, limit, u, code, queue, targets, steps):
     """Open the next nodes, at most ``steps``, for values of first order; return whether to go on.
 
     Nodes are taken in order of ``u - potential``, whose gradient is the one-form or nearly: in that
@@ -300,9 +444,9 @@ def march(
     M, omega, offset, weight, step, open_, walls, _ = field
     keys, heap, place, state = queue
     count, opened, left = state[0], state[1], state[2]
-    shared = len(offset) == 1
+    shared = len(weight) == 1
     low, order = np.empty(6), np.empty(6, np.int64)
-    n0, n1, n2 = walls.shape
+    begin, end = np.int64(0), np.int64(12)
     while count > 0 and opened <= _OPENINGS * len(u) and steps > 0:
         steps -= 1
         opened += 1
@@ -310,37 +454,22 @@ def march(
         count = pop(keys, heap, place, count)
         place[y] = ACCEPTED
         value = u[y]
-        if left > 0 and targets[y]:
-            targets[y] = False
-            left -= 1
-            limit[3] = max(limit[3], value)
-            if left == 0:
-                limit[0] = min(limit[0], limit[2] + limit[1] * (limit[3] - limit[2]))
+        left = _reach_target(y, value, left, limit, targets)
         if value > limit[0]:
             continue
-        begin, end = np.int64(0), np.int64(12)
-        if shared:
-            i, j, k = y // (n1 * n2), y // n2 % n1, y % n2
-        else:
+        bits = np.int64(open_[y])
+        if not shared:
             begin, end = dependent_start[y], dependent_start[y + 1]
-        for r in range(begin, end + 6):
+        for r in range(begin, end + (6 if bits & _BESIDE else 0)):
             if r >= end:
                 x = _axis_neighbour(y, r - end, walls)
-                if x < 0 or open_[x] == 4095:
+                if x < 0 or not open_[x] & _LACKS:
                     continue
-            elif shared:
-                # y is the neighbour of x = y - e.
-                side = 1 if r < 6 else -1
-                d = r if r < 6 else r - 6
-                a = i - side * offset[0, d, 0]
-                b = j - side * offset[0, d, 1]
-                c = k - side * offset[0, d, 2]
-                if a < 0 or a >= n0 or b < 0 or b >= n1 or c < 0 or c >= n2:
-                    continue
-                x = (a * n1 + b) * n2 + c
             else:
-                x = np.int64(dependent[r])
-            if place[x] < ACCEPTED or (causal and (place[x] == ACCEPTED or u[x] <= value)):
+                x, _ = _dependent(r, y, bits, shared, step, dependent)
+                if x < 0:
+                    continue
+            if place[x] < ACCEPTED:
                 continue
             new, how = _first_order(x, M, omega, offset, weight, step, open_, walls, u, low, order)
             if new < u[x] - _SAME * (abs(u[x]) + abs(new)) or (u[x] == np.inf and new < np.inf):
@@ -441,26 +570,25 @@ def _solve(c, U, k, rho):
 @jit_unfused
 def _model(x, s, walls, source, source_metric, metric, model, v):
     """Set the mean of the metrics at x and at its source, and ``v`` from the source to x."""
-    _, n1, n2 = walls.shape
-    v[0] = x // (n1 * n2) - source[s, 0]
-    v[1] = x // n2 % n1 - source[s, 1]
-    v[2] = x % n2 - source[s, 2]
+    i, j, k = _index(x, walls)
+    v[0], v[1], v[2] = i - source[s, 0], j - source[s, 1], k - source[s, 2]
     for i in range(12):
         model[i] = 0.5 * (metric[i] + source_metric[s, i])
 
 
 @jit_unfused
-def _unknown(x, sides, metric, model, v, step, open_, u, e):
+def _unknown(x, sides, metric, model, v, weight, step, open_, u, e):
     """Return MODEL for the directions without a neighbour whose term the model may give.
 
     In those the model has no earlier neighbour that is open and has a value.
     """
     bits = np.int64(0)
-    here = _norm_at(model, v, e[0], 0)
+    row = 0 if len(step) == 1 else x
     for n in range(6):
-        if sides >> (2 * n) & 3 == NONE:
+        if sides >> (2 * n) & 3 == NONE and weight[row, n] > 0:
+            here = _norm_at(model, v, e[n], 0)
             form = _form(metric, e[n])
-            d = step[0 if len(step) == 1 else x, n]
+            d = step[row, n]
             ahead = open_[x] >> n & 1 and u[x + d] < np.inf
             behind = open_[x] >> (6 + n) & 1 and u[x - d] < np.inf
             if not (
@@ -474,25 +602,22 @@ def _unknown(x, sides, metric, model, v, step, open_, u, e):
 @jit_unfused
 def _second(x, sides, step, walls, walled, key, e, at):
     """Return the bits of the neighbours that have a node of smaller key behind them."""
-    _, n1, n2 = walls.shape
+    n0, n1, n2 = walls.shape
+    i, j, k = _index(x, walls)
     row = 0 if len(step) == 1 else x
     bits = np.int64(0)
     for n in range(6):
         side = sides >> (2 * n) & 3
         if side == NONE:
             continue
-        at[0], at[1], at[2] = x // (n1 * n2), x // n2 % n1, x % n2
-        inside = True
-        for a in range(3):
-            at[a] += e[n, a]
-            inside = inside and 0 <= at[a] + e[n, a] < walls.shape[a]
+        a, b, c = i + 2 * e[n, 0], j + 2 * e[n, 1], k + 2 * e[n, 2]
+        if not (0 <= a < n0 and 0 <= b < n1 and 0 <= c < n2):
+            continue
         d = step[row, n] if side == FORWARDS else -step[row, n]
-        if (
-            inside
-            and key[x + 2 * d] <= key[x + d] < key[x]
-            and (not walled or visible_in_space(walls, at, e[n]))
-        ):
-            bits |= 1 << (_SECOND + n)
+        if key[x + 2 * d] <= key[x + d] < key[x]:
+            at[0], at[1], at[2] = i + e[n, 0], j + e[n, 1], k + e[n, 2]
+            if not walled or visible_in_space(walls, at, e[n]):
+                bits |= 1 << (_SECOND + n)
     return bits
 
 
@@ -542,7 +667,7 @@ def recompute(field, sources, sequence, key, order, label, first, first_code, u,
         trial, plain = _first_order(x, M, omega, offset, weight, step, open_, walls, u, low, ranks)
         sides = plain & _SIDES
         later = np.int64(0)
-        longest = np.inf
+        heaviest = 0.0
         for n in range(6):
             side = first_code[x] >> (2 * n) & 3
             if side != NONE and first_code[x] & AXIS == 0:
@@ -551,7 +676,7 @@ def recompute(field, sources, sequence, key, order, label, first, first_code, u,
                     sides = (sides & ~np.int64(3 << (2 * n))) | side << (2 * n)
                     later |= 1 << (_LATER + n)
             if sides >> (2 * n) & 3 != NONE:
-                longest = min(longest, weight[row, n] ** -0.5)
+                heaviest = max(heaviest, weight[row, n])
         _ends(x, sides, offset, e)
         share = 0.0
         if later:
@@ -569,6 +694,7 @@ def recompute(field, sources, sequence, key, order, label, first, first_code, u,
             continue
         s = label[x]
         _model(x, s, walls, source, source_metric, metric, model, v)
+        longest = 1 / np.sqrt(heaviest)
         known = sides
         for n in range(6):
             if later >> (_LATER + n) & 1:
@@ -582,8 +708,11 @@ def recompute(field, sources, sequence, key, order, label, first, first_code, u,
                 d = step[row, n] if sides >> (2 * n) & 3 == FORWARDS else -step[row, n]
                 if code[x + d] < 0 and code[x + 2 * d] < 0:
                     across |= 1 << (_SECOND + n)
-        _ends(x, known, offset, e)
-        unknown = _unknown(x, known, metric, model, v, step, open_, u, e)
+        if later:
+            _ends(x, known, offset, e)
+        unknown = np.int64(0)
+        if source_alone[s]:
+            unknown = _unknown(x, known, metric, model, v, weight, step, open_, u, e)
         for attempt in range(3):
             # Factored and of second order, then either.
             if attempt < 2:
@@ -601,7 +730,8 @@ def recompute(field, sources, sequence, key, order, label, first, first_code, u,
                 bits |= second & ~across
             if attempt != 1 and bits >> _SECOND & 63 == 0:
                 continue
-            _ends(x, bits, offset, e)
+            if later:
+                _ends(x, bits, offset, e)
             _terms(x, bits, weight, step, first, u, metric, model, v, e, c, U, k, rho)
             value = _solve(c, U, k, rho)
             total = _velocity(value, e, c, U, k, rho, velocity)
