@@ -85,9 +85,10 @@ def displaced_convolution(
 
     ``size`` is (batch, channels, side, outputs, kernel, stride). ``positions`` is how many numbers
     say where the taps of a pixel are, 0 of a plain convolution; ``head`` how many channels a
-    convolution of the same kernel computes of the image for it, in one group. A displaced tap is the
-    mean of four pixels. The backward pass reads everything again with the gradient of the result, writes
-    the gradients of all arguments, and has two products for each one of the forward pass.
+    convolution of the same kernel computes of the image for it, in one group. A displaced tap is
+    the mean of four pixels. The backward pass reads everything again with the gradient of the
+    result, writes the gradients of all arguments, and has two products for each one of the forward
+    pass.
     """
     batch, channels, side, outputs, k, stride = size
     rows = (side + 2 * (k // 2) - k) // stride + 1
