@@ -38,7 +38,8 @@ def decompose(program: ExportedProgram) -> ExportedProgram:
     >>> import torch
     >>> import finslerconv.onnx
     >>> from finslerconv.nn import DeformConv2d
-    >>> program = torch.export.export(DeformConv2d(3, 8, 3), (torch.rand(2, 3, 16, 16),))
+    >>> image = torch.rand(2, 3, 16, 16)
+    >>> program = torch.export.export(DeformConv2d(3, 8, 3), (image,), strict=False)
     >>> ready = finslerconv.onnx.decompose(program)
     >>> any("finslerconv" in str(node.target) for node in ready.graph.nodes)
     False
