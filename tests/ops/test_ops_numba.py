@@ -232,6 +232,7 @@ def _in_a_child(queue):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # JAX's, where it is installed
 def test_works_in_a_forked_child(threads):
     threads(2)
     expected = Case(size=(40, 40), channels=16).results("numba")[0].sum().item()
