@@ -136,7 +136,7 @@ class Classification(Experiment):
     seeds: int = setting(3, "how often everything is repeated", quick=1)
     width: int = setting(16, "channels of the first stage; the paper's are 64", quick=8)
     rates: tuple[float, ...] = setting(
-        (2e-3,), "learning rates to choose from; the paper's is 1e-4", quick=(2e-3,)
+        (2e-3,), "learning rates to choose from; the paper's is 1e-4"
     )
     penalty: float = setting(1.0, "strength of the penalty on metric heads; the paper's is 5000")
 

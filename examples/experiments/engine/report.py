@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from matplotlib.figure import Figure
@@ -62,9 +62,7 @@ class Known:
         return self.figure(group[0].run)
 
 
-def with_best_rate(
-    records: Sequence[Record], key: str, best: Callable[[Iterable[float]], float]
-) -> list[Record]:
+def with_best_rate(records: Sequence[Record], key: str, best: Callable[..., float]) -> list[Record]:
     """Return the records of the rate that is best for the mean of a score over the seeds.
 
     ``best`` is min or max. Every combination of the other settings has a rate of its own, which is
@@ -80,7 +78,7 @@ def with_best_rate(
         means = {
             rate: statistics.mean(record[key] for record in group) for rate, group in rates.items()
         }
-        rate = next(rate for rate in means if means[rate] == best(means.values()))
+        rate = best(means, key=means.__getitem__)
         for record in rates[rate]:
             run = {name: value for name, value in record.run.items() if name != "rate"}
             chosen.append(replace(record, run=run, scores={**record.scores, "rate": rate}))

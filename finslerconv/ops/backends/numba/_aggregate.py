@@ -13,6 +13,7 @@ import numpy as np
 from finslerconv._compiled import entry, jit
 from finslerconv.ops.backends.numba import _simd_aggregate as simd
 from finslerconv.ops.backends.numba._kernels import rounded
+from finslerconv.ops.backends.numba._vectors import PLACED
 
 # What is kept of a tile of so many samples should leave room in a first-level cache of 32 KiB.
 _TILE = 128
@@ -82,7 +83,7 @@ def _frames(sizes, table, frames):
     The origins are those of the tile at the beginning of a row.
     """
     queries, n = _queries_of(sizes), sizes.levels * sizes.points
-    room = rounded(queries * n, simd.PLACED)
+    room = rounded(queries * n, PLACED)
     frame_of, level_of = np.zeros((4, room), frames.dtype), np.ones((3, room), np.int32)
     for q in range(queries):
         for s in range(n):
@@ -179,7 +180,7 @@ def forward(sizes, begin, end, value, table, frames, strides, locations, weights
         top = value.dtype.type(row * sizes.down)
         simd.place(
             where, factor, frame_of, level_of, left, top, stride, room,
-            rounded(count * n, simd.PLACED), corners, shares, axes,
+            rounded(count * n, PLACED), corners, shares, axes,
         )  # fmt: skip
         here = (image * sizes.pixels * sizes.groups + group) * sizes.channels
         if sizes.packs:
@@ -222,7 +223,7 @@ def backward(sizes, begin, end, part, value, table, frames, strides, locations, 
         row = query // sizes.width
         left = value.dtype.type((query - row * sizes.width) * sizes.right)
         top = value.dtype.type(row * sizes.down)
-        whole = rounded(count * n, simd.PLACED)
+        whole = rounded(count * n, PLACED)
         simd.place(
             where, factor, frame_of, level_of, left, top, stride, room, whole, corners, shares, axes
         )

@@ -47,7 +47,7 @@ _DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
 _COLUMN_BYTES = 256 * 1024
 
 # Taps of a depthwise convolution that are placed at once: they need no columns, but places.
-_PLACED = 9
+_PLACED_TAPS = 9
 
 # Below so many multiplications a second thread costs more than it brings.
 _PART_WORK = 500_000
@@ -279,7 +279,7 @@ def _job(conv: Convolution) -> _Job:
     large = weight.numel() * dtype.itemsize > 512 * 1024
     small = taps * line * 192 <= _COLUMN_BYTES
     tile = 192 if (large or small) and not depthwise else 96
-    chunk = min(taps, _PLACED if depthwise else max(1, _COLUMN_BYTES // (tile * line)))
+    chunk = min(taps, _PLACED_TAPS if depthwise else max(1, _COLUMN_BYTES // (tile * line)))
     chunk = _ceil(taps, _ceil(taps, chunk))
     plan = places.Plan(
         batch=batch,

@@ -11,7 +11,6 @@ import numpy as np
 from finslerconv._compiled import jit
 from finslerconv.ops.backends.numba import _simd as simd
 from finslerconv.ops.backends.numba._metrics import LINE, add_metric_gradients, read_metrics
-from finslerconv.ops.backends.numba._simd_aggregate import FAR
 
 # Lines of an array. Indices without a sign spare a test for negative ones, and with a constant
 # distance between lines LLVM need not ask whether they overlap.
@@ -65,65 +64,6 @@ class Plan(NamedTuple):
     column_vectors: int
     """The same across columns."""
     lanes: int
-
-
-@jit
-@no_type_check
-def locate(position, other, count, size, mode, near_pixel, shares, at):
-    """Find the two pixels of an axis between which each position lies, and their shares.
-
-    ``near_pixel`` takes two lines, ``shares`` four at ``at``: the shares, and whether each pixel
-    counts (1 or 0), which is the share's derivative up to sign. Loops are many and short, for LLVM
-    vectorises those.
-    """
-    low, high = _0, _1
-    near, far, near_in, far_in = at, at + _1, at + _2, at + _3
-    size = np.int32(size)
-    one = shares.dtype.type(1)
-    zero = shares.dtype.type(0)
-    limit = shares.dtype.type(FAR)
-    # Two pixels before the image: an unknown position's corners are both outside.
-    nowhere = shares.dtype.type(-2)
-    pixel = near_pixel
-    for p in range(count):
-        y = position[p]
-        known = (abs(y) < limit) & (abs(other[p]) < limit)
-        y = y if known else nowhere
-        floor = np.floor(y)
-        pixel[low + p] = np.int32(floor)
-        shares[far + p] = y - floor
-    if mode == ZEROS:
-        for p in range(count):
-            i = pixel[low + p]
-            shares[near_in + p] = one if (i >= 0) & (i < size) else zero
-            shares[far_in + p] = one if (i >= -1) & (i < size - np.int32(1)) else zero
-    else:
-        for p in range(count):
-            known = (abs(position[p]) < limit) & (abs(other[p]) < limit)
-            inside = one if known else zero
-            shares[near_in + p] = inside
-            shares[far_in + p] = inside
-    for p in range(count):
-        share = shares[far + p]
-        shares[near + p] = (one - share) * shares[near_in + p]
-        shares[far + p] = share * shares[far_in + p]
-    if mode in (ZEROS, REPLICATE):
-        for p in range(count):
-            i = pixel[low + p]
-            pixel[high + p] = min(max(i + np.int32(1), np.int32(0)), size - np.int32(1))
-            pixel[low + p] = min(max(i, np.int32(0)), size - np.int32(1))
-    elif mode == CIRCULAR:
-        for p in range(count):
-            i = pixel[low + p]
-            pixel[high + p] = np.int32((i + 1) % size)
-            pixel[low + p] = np.int32(i % size)
-    else:
-        period = max(2 * (size - 1), 1)
-        for p in range(count):
-            i = pixel[low + p] % period
-            j = (pixel[low + p] + 1) % period
-            pixel[low + p] = np.int32(min(min(i, period - i), size - 1))
-            pixel[high + p] = np.int32(min(min(j, period - j), size - 1))
 
 
 @jit
@@ -235,7 +175,7 @@ def place(plan, field, omega, head, points, dilation, mask, image, group, pixel,
     For each tap ``corner`` takes four lines, where the four pixels of each sample begin in the
     image, and ``weight`` their weights; ``shares`` takes eight, or the same eight for all taps if
     there is no room for more: the shares along each axis, and whether they count, as of
-    :func:`locate`.
+    :func:`_simd.place`.
     """
     pixels = plan.out_height * plan.out_width
     zero = y.dtype.type(0)

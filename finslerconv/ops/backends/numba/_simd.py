@@ -12,8 +12,14 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from finslerconv.ops.backends.numba import _vectors as vec
-from finslerconv.ops.backends.numba._simd_aggregate import FAR, PLACED, Tile, constant
-from finslerconv.ops.backends.numba._vectors import VECTOR_BYTES, lanes
+from finslerconv.ops.backends.numba._vectors import (
+    FAR,
+    PLACED,
+    VECTOR_BYTES,
+    Tile,
+    constant,
+    lanes,
+)
 
 #: Rows of the register tile for each number of vectors in a row, widest first: enough independent
 #: sums to hide the latency of the multiply-adds, and no more registers than the machine has (16

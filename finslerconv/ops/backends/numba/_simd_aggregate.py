@@ -14,60 +14,9 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from finslerconv.ops.backends.numba import _vectors as vec
-
-#: Coordinates beyond this are outside every image; integers and floats hold it exactly.
-FAR = 2.0**30
-
-#: How many samples are placed at once.
-PLACED = 16
+from finslerconv.ops.backends.numba._vectors import FAR, PLACED, Tile, constant
 
 _INT32, _INT64 = ir.IntType(32), ir.IntType(64)
-
-
-class Tile:
-    """Reads and writes vectors of :data:`PLACED` samples of arrays of a tile."""
-
-    def __init__(self, builder: Any, row: Any, sample: Any) -> None:
-        self._builder, self._row, self._sample = builder, row, sample
-
-    def load(self, array: Any, kind: Any, line: int = 0) -> Any:
-        """Return the samples' numbers in a row of the array."""
-        return vec.load(self._builder, self._at(array, kind, line), kind, PLACED)
-
-    def store(self, value: Any, array: Any, line: int = 0) -> None:
-        """Write the samples' numbers in a row of the array."""
-        kind = value.type.element
-        vec.store(self._builder, value, self._at(array, kind, line), kind)
-
-    def load_several(self, array: Any, kind: Any, several: int) -> list[Any]:
-        """Return the first, the second, ... of ``several`` numbers that each sample has."""
-        builder = self._builder
-        at = builder.mul(self._sample, ir.Constant(self._sample.type, several))
-        at = vec.at(builder, array, at, kind)
-        wide = vec.load(builder, at, kind, several * PLACED)
-        return [
-            self._shuffle(wide, wide, [several * s + i for s in range(PLACED)])
-            for i in range(several)
-        ]
-
-    def store_pairs(self, pair: tuple[Any, Any], array: Any) -> None:
-        """Write the two numbers that each sample has, one beside the other."""
-        kind, builder = pair[0].type.element, self._builder
-        at = builder.mul(self._sample, ir.Constant(self._sample.type, 2))
-        wide = self._shuffle(*pair, [s + i * PLACED for s in range(PLACED) for i in range(2)])
-        vec.store(builder, wide, vec.at(builder, array, at, kind), kind)
-
-    def _at(self, array: Any, kind: Any, line: int) -> Any:
-        start = self._builder.mul(self._row, ir.Constant(self._row.type, line))
-        return vec.at(self._builder, array, self._builder.add(start, self._sample), kind)
-
-    def _shuffle(self, a: Any, b: Any, places: list[int]) -> Any:
-        mask = ir.Constant(ir.VectorType(_INT32, len(places)), places)
-        return self._builder.shuffle_vector(a, b, mask)
-
-
-def constant(number: float, kind: Any) -> Any:
-    return ir.Constant(ir.VectorType(kind, PLACED), [number] * PLACED)
 
 
 @intrinsic

@@ -11,6 +11,12 @@ import llvmlite.binding as llvm
 from llvmlite import ir
 from numba.core import cgutils
 
+#: Coordinates beyond this are outside every image; integers and floats hold it exactly.
+FAR = 2.0**30
+
+#: How many samples are placed at once.
+PLACED = 16
+
 
 def _vector_bytes() -> int:
     features = llvm.get_host_cpu_features()
@@ -152,3 +158,49 @@ def sum_four(builder: Any, vectors: list[Any], element: Any) -> Any:
     ab = merged(a, b, (0, 4, 1, 5), (2, 6, 3, 7))
     cd = merged(c, d, (0, 4, 1, 5), (2, 6, 3, 7))
     return _halved(builder, merged(ab, cd, (0, 1, 4, 5), (2, 3, 6, 7)), 4)
+
+
+class Tile:
+    """Reads and writes vectors of :data:`PLACED` samples of arrays of a tile."""
+
+    def __init__(self, builder: Any, row: Any, sample: Any) -> None:
+        self._builder, self._row, self._sample = builder, row, sample
+
+    def load(self, array: Any, kind: Any, line: int = 0) -> Any:
+        """Return the samples' numbers in a row of the array."""
+        return load(self._builder, self._at(array, kind, line), kind, PLACED)
+
+    def store(self, value: Any, array: Any, line: int = 0) -> None:
+        """Write the samples' numbers in a row of the array."""
+        kind = value.type.element
+        store(self._builder, value, self._at(array, kind, line), kind)
+
+    def load_several(self, array: Any, kind: Any, several: int) -> list[Any]:
+        """Return the first, the second, ... of ``several`` numbers that each sample has."""
+        builder = self._builder
+        first = builder.mul(self._sample, ir.Constant(self._sample.type, several))
+        wide = load(builder, at(builder, array, first, kind), kind, several * PLACED)
+        return [
+            self._shuffle(wide, wide, [several * s + i for s in range(PLACED)])
+            for i in range(several)
+        ]
+
+    def store_pairs(self, pair: tuple[Any, Any], array: Any) -> None:
+        """Write the two numbers that each sample has, one beside the other."""
+        kind, builder = pair[0].type.element, self._builder
+        first = builder.mul(self._sample, ir.Constant(self._sample.type, 2))
+        wide = self._shuffle(*pair, [s + i * PLACED for s in range(PLACED) for i in range(2)])
+        store(builder, wide, at(builder, array, first, kind), kind)
+
+    def _at(self, array: Any, kind: Any, line: int) -> Any:
+        start = self._builder.mul(self._row, ir.Constant(self._row.type, line))
+        return at(self._builder, array, self._builder.add(start, self._sample), kind)
+
+    def _shuffle(self, a: Any, b: Any, places: list[int]) -> Any:
+        mask = ir.Constant(ir.VectorType(ir.IntType(32), len(places)), places)
+        return self._builder.shuffle_vector(a, b, mask)
+
+
+def constant(number: float, kind: Any) -> Any:
+    """Return a number for each of :data:`PLACED` samples."""
+    return ir.Constant(ir.VectorType(kind, PLACED), [number] * PLACED)

@@ -23,10 +23,10 @@ from finslerconv.ops.backends.numba._kernels import (
     write_outputs,
 )
 from finslerconv.ops.backends.numba._metrics import LINE
-from finslerconv.ops.backends.numba._places import locate
-from finslerconv.ops.backends.numba._simd_aggregate import FAR
+from finslerconv.ops.backends.numba._places import CIRCULAR, REPLICATE, ZEROS
+from finslerconv.ops.backends.numba._vectors import FAR
 
-_LINE = np.uint64(LINE)
+_ZERO, _LINE = np.uint64(0), np.uint64(LINE)
 _SHARES = np.uint64(12 * LINE)
 _CORNERS = np.uint64(8 * LINE)
 
@@ -49,6 +49,65 @@ def _centres(plan, centre, pixel, count, centre_at):
             if row == plan.out_height:
                 row = 0
                 layer += 1
+
+
+@jit
+@no_type_check
+def _locate(position, other, count, size, mode, near_pixel, shares, at):
+    """Find the two pixels of an axis between which each position lies, and their shares.
+
+    ``near_pixel`` takes two lines, ``shares`` four at ``at``: the shares, and whether each pixel
+    counts (1 or 0), which is the share's derivative up to sign. Loops are many and short, for LLVM
+    vectorises those.
+    """
+    low, high = _ZERO, _LINE
+    near, far, near_in, far_in = at, at + _LINE, at + _LINE + _LINE, at + _LINE + _LINE + _LINE
+    size = np.int32(size)
+    one = shares.dtype.type(1)
+    zero = shares.dtype.type(0)
+    limit = shares.dtype.type(FAR)
+    # Two pixels before the image: an unknown position's corners are both outside.
+    nowhere = shares.dtype.type(-2)
+    pixel = near_pixel
+    for p in range(count):
+        y = position[p]
+        known = (abs(y) < limit) & (abs(other[p]) < limit)
+        y = y if known else nowhere
+        floor = np.floor(y)
+        pixel[low + p] = np.int32(floor)
+        shares[far + p] = y - floor
+    if mode == ZEROS:
+        for p in range(count):
+            i = pixel[low + p]
+            shares[near_in + p] = one if (i >= 0) & (i < size) else zero
+            shares[far_in + p] = one if (i >= -1) & (i < size - np.int32(1)) else zero
+    else:
+        for p in range(count):
+            known = (abs(position[p]) < limit) & (abs(other[p]) < limit)
+            inside = one if known else zero
+            shares[near_in + p] = inside
+            shares[far_in + p] = inside
+    for p in range(count):
+        share = shares[far + p]
+        shares[near + p] = (one - share) * shares[near_in + p]
+        shares[far + p] = share * shares[far_in + p]
+    if mode in (ZEROS, REPLICATE):
+        for p in range(count):
+            i = pixel[low + p]
+            pixel[high + p] = min(max(i + np.int32(1), np.int32(0)), size - np.int32(1))
+            pixel[low + p] = min(max(i, np.int32(0)), size - np.int32(1))
+    elif mode == CIRCULAR:
+        for p in range(count):
+            i = pixel[low + p]
+            pixel[high + p] = np.int32((i + 1) % size)
+            pixel[low + p] = np.int32(i % size)
+    else:
+        period = max(2 * (size - 1), 1)
+        for p in range(count):
+            i = pixel[low + p] % period
+            j = (pixel[low + p] + 1) % period
+            pixel[low + p] = np.int32(min(min(i, period - i), size - 1))
+            pixel[high + p] = np.int32(min(min(j, period - j), size - 1))
 
 
 @jit
@@ -82,7 +141,7 @@ def _place(plan, field, points, mask, image, group, pixel, count, first, last, c
                 near = (abs(where[other + p]) < limit) & (abs(where[third + p]) < limit)
                 reach[p] = nothing if near else limit
             size = plan.depth if axis == 0 else (plan.height if axis == 1 else plan.width)
-            locate(
+            _locate(
                 where[axis * LINE : (axis + 1) * LINE], reach, n, size, plan.mode,
                 cells[2 * axis * LINE : 2 * (axis + 1) * LINE], shares,
                 own + np.uint64(4 * axis * LINE),
