@@ -12,7 +12,7 @@ import numpy as np
 
 from finslerconv._compiled import entry, jit
 from finslerconv.ops.backends.numba import _simd_aggregate as simd
-from finslerconv.ops.backends.numba._kernels import rounded
+from finslerconv.ops.backends.numba._kernels import aligned, rounded
 from finslerconv.ops.backends.numba._vectors import PLACED
 
 # What is kept of a tile of so many samples should leave room in a first-level cache of 32 KiB.
@@ -57,15 +57,6 @@ def _prefetch(array, at, count):
     """Prefetch ``count`` numbers, which need not exist."""
     for i in range(0, count + 15, 16):
         simd.prefetch(array, at + i)
-
-
-@jit
-@no_type_check
-def _aligned(count, kind):
-    """Return an empty array that begins with a line of the cache, so that vectors cross none."""
-    array = np.empty(count + 16, kind)
-    skip = (64 - array.ctypes.data % 64) // array.itemsize
-    return array[skip : skip + count]
 
 
 @jit
@@ -169,7 +160,7 @@ def forward(sizes, begin, end, value, table, frames, strides, locations, weights
     corners, shares = np.empty(4 * room, np.int64), np.empty(4 * room, kind)
     source, stride = value, sizes.groups * sizes.channels
     if sizes.packs:
-        source, stride = _aligned(sizes.pixels * sizes.channels, kind), sizes.channels
+        source, stride = aligned(sizes.pixels * sizes.channels, kind), sizes.channels
     at = begin
     while at < end:
         image, group, query, count = _tile(sizes, at, end)
@@ -212,8 +203,8 @@ def backward(sizes, begin, end, part, value, table, frames, strides, locations, 
     products = np.zeros(4 * room, kind)
     source, stride, packed = value, sizes.groups * sizes.channels, g_private
     if sizes.packs:
-        source, stride = _aligned(sizes.pixels * sizes.channels, kind), sizes.channels
-        packed = _aligned(sizes.pixels * sizes.channels if needs_value else 0, kind)
+        source, stride = aligned(sizes.pixels * sizes.channels, kind), sizes.channels
+        packed = aligned(sizes.pixels * sizes.channels if needs_value else 0, kind)
         packed[:] = 0
     at = begin
     while at < end:

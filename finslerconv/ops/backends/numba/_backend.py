@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from finslerconv._memory import array_of
 from finslerconv._progress import counted
@@ -131,14 +130,15 @@ class NumbaBackend(NumbaAggregation, ConvBackend):
         plan = job.plan
         parts = _parts(job, job.pixels)
         groups = plan.weight_groups
-        panels, packed = 0, job.weight
+        panels, packed, turned = 0, job.weight, job.weight
         if not plan.depthwise:
             panels = groups * _ceil(plan.out_channels // groups, plan.out_vectors * plan.lanes)
             depth = plan.taps * (plan.channels // groups)
             packed = _empty(panels * depth * plan.out_vectors * plan.lanes, job)
+            turned = _taps_first(job, parts)
 
         def pack(part: int) -> None:
-            kernels.pack_outputs(plan, job.weight, packed, *share(panels, part, parts))
+            kernels.pack_outputs(plan, turned, packed, *share(panels, part, parts))
 
         job = _with_image(input, job, parts, pack)
         shift = np.zeros(plan.out_channels, packed.dtype)
@@ -185,15 +185,16 @@ class NumbaBackend(NumbaAggregation, ConvBackend):
         parts = min(_parts(job, job.pixels), limit)
         groups = plan.weight_groups
         channels, outputs = plan.channels // groups, plan.out_channels // groups
-        chunks, packed = 0, job.weight
+        chunks, packed, turned = 0, job.weight, job.weight
         if not plan.depthwise:
             chunks = _ceil(plan.taps, plan.chunk)
             line = _ceil(plan.chunk * channels, plan.column_vectors * plan.lanes)
             line *= plan.column_vectors * plan.lanes
             packed = _empty(groups * chunks * outputs * line, job)
+            turned = _taps_first(job, parts)
 
         def pack(part: int) -> None:
-            kernels.pack_columns(plan, job.weight, packed, *share(groups * chunks, part, parts))
+            kernels.pack_columns(plan, turned, packed, *share(groups * chunks, part, parts))
 
         job = _with_image(input, job, parts, pack)
         slope_last = memory_format(grad) != torch.contiguous_format
@@ -246,10 +247,9 @@ class NumbaBackend(NumbaAggregation, ConvBackend):
                 weights[0] += other
             if plan.depthwise:
                 summed = weights[0].reshape(plan.taps, plan.depthwise, channels).permute(2, 1, 0)
+                g_weight = summed.reshape(weight.shape).contiguous()
             else:
-                summed = weights[0].reshape(groups, plan.taps, channels, out_line)
-                summed = summed[:, :, : weight.shape[1], :outputs].permute(0, 3, 2, 1)
-            g_weight = summed.reshape(weight.shape).contiguous()
+                g_weight = _weight_gradient(weights[0], job, out_line, parts).reshape(weight.shape)
         return Gradients(g_input, g_field, g_omega, g_weight, g_mask)
 
 
@@ -272,7 +272,6 @@ def _job(conv: Convolution) -> _Job:
     elif groups == conv.sample_groups == 1 and 2 < channels < 8:
         # With channels of zeros a sample is one vector.
         channels = next(few for few in simd.FEW if channels <= few)
-        weight = functional.pad(weight, (*(0, 0) * conv.dims, 0, channels - weight.shape[1]))
     lanes = vec.lanes(dtype.itemsize)
     line = channels // groups * dtype.itemsize
     # Large weights are read once for every tile: then larger tiles.
@@ -348,6 +347,38 @@ def _with_image(input: Tensor, job: _Job, parts: int, pack: Any) -> _Job:
     return replace(job, image=image)
 
 
+def _taps_first(job: _Job, parts: int) -> np.ndarray:
+    """Return the weights as (O, taps, C): taps are pixels of small images."""
+    plan = job.plan
+    channels, rows = plan.channels // plan.weight_groups, plan.out_channels * plan.taps
+    turned = _empty(rows * channels, job)
+
+    def turn(part: int) -> None:
+        begin, end = share(rows, part, parts)
+        own = job.weight.size // rows
+        kernels.channels_last(job.weight, turned, own, channels, plan.taps, begin, end)
+
+    run(turn, parts)
+    return turned
+
+
+def _weight_gradient(total: Tensor, job: _Job, line: int, parts: int) -> Tensor:
+    """Return the gradient (O, C, taps) of one [group][tap][channel][output of ``line``]."""
+    plan = job.plan
+    channels, rows = plan.channels // plan.weight_groups, plan.out_channels * plan.taps
+    turned = _empty(rows * channels, job)
+    kernels.unpack_outputs(plan, array_of(total), line, turned, 0, plan.weight_groups)
+    gradient = torch.empty_like(torch.from_numpy(job.weight))
+    own = job.weight.size // rows
+
+    def turn(part: int) -> None:
+        begin, end = share(rows, part, parts)
+        kernels.channels_first(turned, array_of(gradient), own, channels, plan.taps, begin, end)
+
+    run(turn, parts)
+    return gradient
+
+
 def _image_gradient(total: Tensor, input: Tensor, job: _Job, parts: int) -> Tensor:
     """Return the gradient, which comes channels last, in the layout and dtype of the input."""
     plan = job.plan
@@ -394,4 +425,5 @@ def _flat_pixels(tensor: Tensor, last: bool) -> np.ndarray:
 
 
 def _empty(size: int, job: _Job) -> np.ndarray:
-    return np.empty(size, _DTYPES[job.dtype])
+    # PyTorch's memory begins with a line of the cache, so that vectors cross none.
+    return array_of(torch.empty(size, dtype=job.dtype))

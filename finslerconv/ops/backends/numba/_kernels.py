@@ -42,6 +42,9 @@ ZERO, ONE = np.int64(0), np.int64(1)
 # Products that are summed before they are added to the output.
 _BLOCK = 384
 
+# Pixels of an image that are turned at once.
+_PIXELS = 64
+
 
 @jit
 @no_type_check
@@ -135,6 +138,41 @@ def rounded(n, step):
     return (n + step - 1) // step * step
 
 
+@jit
+@no_type_check
+def aligned(count, kind):
+    """Return an empty array that begins with a line of the cache, so that vectors cross none."""
+    array = np.empty(count + 16, kind)
+    skip = (64 - array.ctypes.data % 64) // array.itemsize
+    return array[skip : skip + count]
+
+
+@jit
+@no_type_check
+def _transpose(source, at, row, rows, columns, out, out_at, out_row, shift, shift_at, shift_row):
+    """``out[j, i] = source[i, j] + shift[j]``; nothing is added if ``shift`` is None."""
+    wide = simd.VECTOR_BYTES // source.itemsize
+    if rows >= wide and columns >= wide:
+        for i in range(0, rows, wide):
+            # The last block of rows or columns may overlap the one before.
+            i = min(i, rows - wide)
+            for j in range(0, columns, wide):
+                j = min(j, columns - wide)
+                simd.transpose_block(
+                    source, at + i * row + j, row, out, out_at + j * out_row + i, out_row,
+                    shift, shift_at + j * shift_row, shift_row,
+                )  # fmt: skip
+        return
+    for j in range(columns):
+        here, there = np.uint64(at + j), np.uint64(out_at + j * out_row)
+        step = np.uint64(row)
+        for i in range(np.uint64(rows)):
+            value = source[here + i * step]
+            if shift is not None:
+                value += shift[shift_at + j * shift_row]
+            out[there + i] = value
+
+
 @entry
 @no_type_check
 def channels_last(source, out, channels, pitch, pixels, begin, end):
@@ -146,14 +184,14 @@ def channels_last(source, out, channels, pitch, pixels, begin, end):
     while at < end:
         image = at // pixels
         pixel = at - image * pixels
-        count = min(16, end - at, pixels - pixel)
-        corner = source[image * channels * pixels + pixel :]
+        count = min(_PIXELS, end - at, pixels - pixel)
+        _transpose(
+            source, image * channels * pixels + pixel, pixels, channels, count, out, at * pitch,
+            pitch, None, ZERO, ZERO,
+        )  # fmt: skip
         for p in range(count):
-            line = out[(at + p) * pitch : (at + p + 1) * pitch]
-            for c in range(channels):
-                line[c] = corner[c * pixels + p]
             for c in range(channels, pitch):
-                line[c] = 0
+                out[(at + p) * pitch + c] = 0
         at += count
 
 
@@ -165,44 +203,42 @@ def channels_first(source, out, channels, pitch, pixels, begin, end):
     while at < end:
         image = at // pixels
         pixel = at - image * pixels
-        count = min(32, end - at, pixels - pixel)
-        for c in range(channels):
-            line = (image * channels + c) * pixels + pixel
-            for p in range(count):
-                out[line + p] = source[(at + p) * pitch + c]
+        count = min(_PIXELS, end - at, pixels - pixel)
+        _transpose(
+            source, at * pitch, pitch, count, channels, out, image * channels * pixels + pixel,
+            pixels, None, ZERO, ZERO,
+        )  # fmt: skip
         at += count
 
 
 @entry
 @no_type_check
 def pack_outputs(plan, weight, out, begin, end):
-    """Pack weights (O, C / groups, taps) as [group][panel][tap][channel][column of the panel].
+    """Pack weights (O, taps, C / groups) as [group][panel][tap][channel][column of the panel].
 
     ``begin`` and ``end`` count panels over all groups.
     """
-    channels = plan.channels // plan.weight_groups
     outputs = plan.out_channels // plan.weight_groups
     wide = plan.out_vectors * plan.lanes
     panels = (outputs + wide - 1) // wide
-    depth = plan.taps * channels
+    depth = plan.taps * (plan.channels // plan.weight_groups)
     for panel in range(begin, end):
         group = panel // panels
         first = (panel - group * panels) * wide
         valid = min(wide, outputs - first)
-        line = (group * outputs + first) * depth
-        for c in range(channels):
-            for tap in range(plan.taps):
-                at = (panel * depth + tap * channels + c) * wide
-                for o in range(valid):
-                    out[at + o] = weight[line + o * depth + c * plan.taps + tap]
-                for o in range(valid, wide):
-                    out[at + o] = 0
+        _transpose(
+            weight, (group * outputs + first) * depth, depth, valid, depth, out,
+            panel * depth * wide, wide, None, ZERO, ZERO,
+        )  # fmt: skip
+        if valid < wide:
+            for at in range(panel * depth * wide, (panel + 1) * depth * wide, wide):
+                out[at + valid : at + wide] = 0
 
 
 @entry
 @no_type_check
 def pack_columns(plan, weight, out, begin, end):
-    """Pack weights (O, C / groups, taps) as [group][chunk][panel][output][column of the panel].
+    """Pack weights (O, taps, C / groups) as [group][chunk][panel][output][column of the panel].
 
     ``begin`` and ``end`` count pairs of group and chunk.
     """
@@ -214,20 +250,29 @@ def pack_columns(plan, weight, out, begin, end):
     for pair in range(begin, end):
         group = pair // chunks
         first = (pair - group * chunks) * plan.chunk
-        last = min(plan.taps, first + plan.chunk)
-        base = pair * outputs * line
+        length = (min(plan.taps, first + plan.chunk) - first) * channels
         for o in range(outputs):
-            row = (group * outputs + o) * channels * plan.taps
-            for c in range(channels):
-                for tap in range(first, last):
-                    column = (tap - first) * channels + c
-                    panel = column // wide
-                    out[base + (panel * outputs + o) * wide + column - panel * wide] = weight[
-                        row + c * plan.taps + tap
-                    ]
-            for column in range((last - first) * channels, line):
-                panel = column // wide
-                out[base + (panel * outputs + o) * wide + column - panel * wide] = 0
+            row = ((group * outputs + o) * plan.taps + first) * channels
+            for column in range(0, line, wide):
+                at = pair * outputs * line + column * outputs + o * wide
+                valid = max(0, min(wide, length - column))
+                for i in range(valid):
+                    out[at + i] = weight[row + column + i]
+                out[at + valid : at + wide] = 0
+
+
+@entry
+@no_type_check
+def unpack_outputs(plan, packed, line, out, begin, end):
+    """Write gradients [tap][channel][output] of some groups, of ``line`` outputs, as (O, taps, C).
+    """
+    outputs = plan.out_channels // plan.weight_groups
+    depth = plan.taps * (plan.channels // plan.weight_groups)
+    for group in range(begin, end):
+        _transpose(
+            packed, group * depth * line, line, depth, outputs, out, group * outputs * depth, depth,
+            None, ZERO, ZERO,
+        )  # fmt: skip
 
 
 @jit
@@ -286,47 +331,59 @@ def add_weight_gradients(plan, tap, channel, length, count, slope, row, columns,
 @jit
 @no_type_check
 def _outputs_at(plan, image, channel, pixel, channels_last):
-    """Return where an output channel of a pixel stands, and how far the next pixel is from it."""
+    """Return where an output channel of a pixel stands, and the next pixel's and channel's."""
     pixels = plan.out_depth * plan.out_height * plan.out_width
     if channels_last:
-        at, step = (image * pixels + pixel) * plan.out_channels + channel, plan.out_channels
-    else:
-        at, step = (image * plan.out_channels + channel) * pixels + pixel, 1
-    return np.uint64(at), np.uint64(step)
-
-
-@jit
-@no_type_check
-def _place_of(plan, output):
-    """Return where the sum of an output of a group stands among the sums of a pixel."""
-    if plan.depthwise > 1:
-        output = output % plan.depthwise * plan.channels + output // plan.depthwise
-    return np.uint64(output)
+        return (image * pixels + pixel) * plan.out_channels + channel, plan.out_channels, 1
+    return (image * plan.out_channels + channel) * pixels + pixel, 1, pixels
 
 
 @jit
 @no_type_check
 def write_outputs(plan, image, group, pixel, count, sums, line, bias, out, channels_last):
-    """Write the outputs of a group at the pixels of a tile: the sums and the bias."""
-    outputs, row = plan.out_channels // plan.weight_groups, np.uint64(line)
-    for o in range(outputs):
-        channel = group * outputs + o
-        at, step = _outputs_at(plan, image, channel, pixel, channels_last)
-        shift, place = bias[channel], _place_of(plan, o)
-        for p in range(np.uint64(count)):
-            out[at + p * step] = sums[p * row + place] + shift
+    """Write the outputs of a group at the pixels of a tile: the sums and the bias.
+
+    The sums of a depthwise convolution are (outputs of a channel, channels).
+    """
+    outputs, several = plan.out_channels // plan.weight_groups, max(1, plan.depthwise)
+    channels = outputs // several
+    for j in range(several):
+        first = group * outputs + j
+        at, next_pixel, next_channel = _outputs_at(plan, image, first, pixel, channels_last)
+        if channels_last:
+            for p in range(count):
+                for c in range(channels):
+                    out[at + p * next_pixel + c * several] = (
+                        sums[p * line + j * channels + c] + bias[first + c * several]
+                    )
+        else:
+            _transpose(
+                sums, j * channels, line, count, channels, out, at, next_channel * several, bias,
+                first, several,
+            )  # fmt: skip
 
 
 @jit
 @no_type_check
 def read_outputs(plan, image, group, pixel, count, g_out, channels_last, slope, line):
-    """Read the gradients of the outputs of a group at the pixels of a tile."""
-    outputs, row = plan.out_channels // plan.weight_groups, np.uint64(line)
-    for o in range(outputs):
-        at, step = _outputs_at(plan, image, group * outputs + o, pixel, channels_last)
-        place = _place_of(plan, o)
-        for p in range(np.uint64(count)):
-            slope[p * row + place] = g_out[at + p * step]
+    """Read the gradients of the outputs of a group at the pixels of a tile.
+
+    They stand as the sums of :func:`write_outputs`.
+    """
+    outputs, several = plan.out_channels // plan.weight_groups, max(1, plan.depthwise)
+    channels = outputs // several
+    for j in range(several):
+        first = group * outputs + j
+        at, next_pixel, next_channel = _outputs_at(plan, image, first, pixel, channels_last)
+        if channels_last:
+            for p in range(count):
+                for c in range(channels):
+                    slope[p * line + j * channels + c] = g_out[at + p * next_pixel + c * several]
+        else:
+            _transpose(
+                g_out, at, next_channel * several, channels, count, slope, j * channels, line,
+                None, ZERO, ZERO,
+            )  # fmt: skip
 
 
 @entry
@@ -346,16 +403,15 @@ def forward(plan, begin, end, image_data, field, omega, head, points, centre, di
     # The samples of a depthwise convolution are used up tap by tap.
     each = 0 if plan.depthwise else channels
     line = rounded(max(channels, chunk * each), lanes)
-    columns = np.empty((tile + SPARE_ROWS) * line, kind)
-    sums = np.empty(tile * panels * wide, kind)
-    spare = np.empty(SPARE_ROWS * wide, kind)
-    matrices = np.empty(6 * LINE, kind)
-    metric = matrices if plan.kind == RADIAL else np.empty(6 * LINE, kind)
+    columns = aligned((tile + SPARE_ROWS) * line, kind)
+    sums = aligned(tile * panels * wide, kind)
+    spare = aligned(SPARE_ROWS * wide, kind)
+    matrices = aligned(6 * LINE, kind)
+    metric = matrices if plan.kind == RADIAL else aligned(6 * LINE, kind)
     work = np.zeros(LINES * LINE)
-    y, x = np.empty(tile, kind), np.empty(tile, kind)
-    centre_y, centre_x = np.empty(tile, kind), np.empty(tile, kind)
-    shares = np.empty(8 * LINE, kind)
-    corner, weight = np.empty(chunk * 4 * LINE, np.int64), np.empty(chunk * 4 * LINE, kind)
+    y, x = aligned(tile, kind), aligned(tile, kind)
+    centre_y, centre_x = aligned(tile, kind), aligned(tile, kind)
+    corner, weight = aligned(chunk * 4 * LINE, np.int64), aligned(chunk * 4 * LINE, kind)
     at = begin
     while at < end:
         image = at // pixels
@@ -375,7 +431,7 @@ def forward(plan, begin, end, image_data, field, omega, head, points, centre, di
                         place(
                             plan, field, omega, head, points, dilation, mask, image, sample_group,
                             pixel, count, first, last, centre_y, centre_x, matrices, metric, work,
-                            y, x, shares, corner, weight,
+                            y, x, None, corner, weight,
                         )  # fmt: skip
                         placed_group, placed_first = sample_group, first
                     shift = base * plan.channels + channel
@@ -433,20 +489,21 @@ def backward(plan, begin, end, part, image_data, g_out, g_out_channels_last, fie
     each = 0 if plan.depthwise else channels
     line = rounded(max(channels, chunk * each), wide)
     chunks = (plan.taps + chunk - 1) // chunk
-    columns = np.empty((tile + SPARE_ROWS) * line, kind)
-    slope = np.zeros((tile + SPARE_ROWS) * out_line, kind)
-    spare = np.empty(max(SPARE_ROWS * wide, SPARE_ROWS * out_wide, line), kind)
-    matrices = np.empty(6 * LINE, kind)
-    metric = matrices if plan.kind == RADIAL else np.empty(6 * LINE, kind)
-    totals, spare_lines = np.empty(6 * LINE, kind), np.empty(4 * LINE, kind)
+    columns = aligned((tile + SPARE_ROWS) * line, kind)
+    slope = aligned((tile + SPARE_ROWS) * out_line, kind)
+    slope[:] = 0
+    spare = aligned(max(SPARE_ROWS * wide, SPARE_ROWS * out_wide, line), kind)
+    matrices = aligned(6 * LINE, kind)
+    metric = matrices if plan.kind == RADIAL else aligned(6 * LINE, kind)
+    totals, spare_lines = aligned(6 * LINE, kind), aligned(4 * LINE, kind)
     work = np.zeros(LINES * LINE)
-    y, x = np.empty(tile, kind), np.empty(tile, kind)
-    centre_y, centre_x = np.empty(tile, kind), np.empty(tile, kind)
-    shares = np.empty(chunk * 8 * LINE, kind)
-    corner, weight = np.empty(chunk * 4 * LINE, np.int64), np.empty(chunk * 4 * LINE, kind)
-    g_y, g_x = np.empty(chunk * LINE, kind), np.empty(chunk * LINE, kind)
-    g_factor = np.empty(chunk * LINE, kind)
-    products = np.empty(4 * tile, kind)
+    y, x = aligned(tile, kind), aligned(tile, kind)
+    centre_y, centre_x = aligned(tile, kind), aligned(tile, kind)
+    shares = aligned(chunk * 8 * LINE, kind)
+    corner, weight = aligned(chunk * 4 * LINE, np.int64), aligned(chunk * 4 * LINE, kind)
+    g_y, g_x = aligned(chunk * LINE, kind), aligned(chunk * LINE, kind)
+    g_factor = aligned(chunk * LINE, kind)
+    products = aligned(4 * tile, kind)
     at = begin
     while at < end:
         image = at // pixels

@@ -173,9 +173,8 @@ def place(plan, field, omega, head, points, dilation, mask, image, group, pixel,
     array).
 
     For each tap ``corner`` takes four lines, where the four pixels of each sample begin in the
-    image, and ``weight`` their weights; ``shares`` takes eight, or the same eight for all taps if
-    there is no room for more: the shares along each axis, and whether they count, as of
-    :func:`_simd.place`.
+    image, and ``weight`` their weights; ``shares``, if not None, takes eight: the shares along each
+    axis, and whether they count, as of :func:`_simd.place`.
     """
     pixels = plan.out_height * plan.out_width
     zero = y.dtype.type(0)
@@ -217,11 +216,10 @@ def place(plan, field, omega, head, points, dilation, mask, image, group, pixel,
                 shift = metric[_1 + p] + (metric[_4 + p] * g0 + metric[_5 + p] * g1)
                 x[p] = centre_x[p] + shift * dilation[1]
         here = (tap - first) * 4 * LINE
-        own = here + here if shares.size > 8 * LINE else 0
         simd.place(
             y, x, plan.height, plan.width, plan.channels * plan.width, plan.channels,
             int(plan.mode == ZEROS), period_y, period_x, reflects, LINE, count, corner, here,
-            weight, here, shares, own,
+            weight, here, shares, here + here,
         )  # fmt: skip
         if plan.has_mask:
             there = np.uint64((at * plan.taps + tap) * pixels + pixel)

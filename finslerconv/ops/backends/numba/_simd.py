@@ -125,6 +125,55 @@ product_tiles = {vectors: _product_tile(vectors, rows) for vectors, rows in tile
 
 @intrinsic
 @no_type_check
+def transpose_block(typing, source, at, row, out, out_at, out_row, shift, shift_at, shift_row):
+    """``out[j, i] = source[i, j] + shift[j]`` for as many rows and columns as a vector is wide.
+
+    Nothing is added if ``shift`` is None.
+    """
+    signature = types.void(source, at, row, out, out_at, out_row, shift, shift_at, shift_row)
+
+    @no_type_check
+    def codegen(context, builder, signature, arguments):
+        source, at, row, out, out_at, out_row, shift, shift_at, shift_row = arguments
+        types_ = signature.args
+        element = context.get_value_type(types_[0].dtype)
+        width = lanes(vec.size_of(element))
+
+        def line(data, at, row, i):
+            at = builder.add(at, builder.mul(row, ir.Constant(row.type, i)))
+            return vec.at(builder, data, at, element)
+
+        data = vec.data(context, builder, types_[0], source)
+        rows = [vec.load(builder, line(data, at, row, i), element, width) for i in range(width)]
+        step = 1
+        while step < width:
+            # In every square of 2 x 2 pieces of this size, exchange the two off the diagonal.
+            low = [l if l & step == 0 else width + l - step for l in range(width)]
+            high = [l + step if l & step == 0 else width + l for l in range(width)]
+            for i in range(width):
+                if i & step == 0:
+                    a, b = rows[i], rows[i + step]
+                    rows[i], rows[i + step] = (
+                        builder.shuffle_vector(
+                            a, b, ir.Constant(ir.VectorType(ir.IntType(32), width), places)
+                        )
+                        for places in (low, high)
+                    )
+            step *= 2
+        data = vec.data(context, builder, types_[3], out)
+        for j, value in enumerate(rows):
+            if not isinstance(types_[6], types.NoneType):
+                added = vec.data(context, builder, types_[6], shift)
+                added = vec.load(builder, line(added, shift_at, shift_row, j), element, 1)
+                value = builder.fadd(value, vec.splat(builder, added, width))
+            vec.store(builder, value, line(data, out_at, out_row, j), element)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+@no_type_check
 def add_products(typing, a, a_at, b, b_at, out, out_at, count):
     """``out[i] += a[i] * b[i]`` over ``count`` numbers."""
     signature = types.void(a, a_at, b, b_at, out, out_at, count)
@@ -166,9 +215,9 @@ def place(
     ``count`` may be written: ``corners`` four, where in an image of ``row_size`` numbers a row and
     ``pixel_size`` a pixel each pixel begins, ``weights`` four, the products of shares, ``shares``
     eight, four for each axis: the shares, and whether each pixel counts (1 or 0), which is the
-    share's derivative up to sign. Pixels beyond the image do not count if ``inside``. Where the
-    image is continued with a period, this is not 0; ``reflects`` tells whether every other half
-    comes in reverse.
+    share's derivative up to sign; it may be None. Pixels beyond the image do not count if
+    ``inside``. Where the image is continued with a period, this is not 0; ``reflects`` tells
+    whether every other half comes in reverse.
     """
     signature = types.void(
         y, x, height, width, row_size, pixel_size, inside, period_y, period_x, reflects, row, count,
@@ -182,13 +231,16 @@ def place(
          shares_at) = arguments  # fmt: skip
         types_, index = signature.args, count.type
         element = context.get_value_type(types_[0].dtype)
-        y, x, corners, weights, shares = (
-            vec.data(context, builder, types_[i], arguments[i]) for i in (0, 1, 12, 14, 16)
+        y, x, corners, weights = (
+            vec.data(context, builder, types_[i], arguments[i]) for i in (0, 1, 12, 14)
         )
         int32, double = ir.IntType(32), ir.DoubleType()
         corners = vec.at(builder, corners, corners_at, ir.IntType(64))
         weights = vec.at(builder, weights, weights_at, element)
-        shares = vec.at(builder, shares, shares_at, element)
+        keeps_shares = not isinstance(types_[16], types.NoneType)
+        if keeps_shares:
+            shares = vec.data(context, builder, types_[16], shares)
+            shares = vec.at(builder, shares, shares_at, element)
         long = ir.VectorType(ir.IntType(64), PLACED)
         wide = ir.VectorType(double, PLACED)
         one, zero, none = constant(1.0, element), constant(0.0, element), constant(0, int32)
@@ -249,8 +301,9 @@ def place(
                     counts = builder.icmp_unsigned("<", pixel, size)
                     counts = builder.and_(known, builder.or_(counts, everywhere))
                     parts.append(builder.select(counts, part, zero))
-                    tile.store(parts[i], shares, line + i)
-                    tile.store(builder.select(counts, one, zero), shares, line + 2 + i)
+                    if keeps_shares:
+                        tile.store(parts[i], shares, line + i)
+                        tile.store(builder.select(counts, one, zero), shares, line + 2 + i)
                     pixel = continued(pixel, size, period)
                     pixels.append(builder.sext(pixel, long))
                 return pixels, parts
