@@ -12,7 +12,7 @@ import numpy as np
 
 from finslerconv._compiled import entry, jit
 from finslerconv.ops.backends.numba import _simd_aggregate as simd
-from finslerconv.ops.backends.numba._kernels import aligned, rounded
+from finslerconv.ops.backends.numba._buffers import aligned, prefetch, rounded
 from finslerconv.ops.backends.numba._vectors import PLACED
 
 # What is kept of a tile of so many samples should leave room in a first-level cache of 32 KiB.
@@ -49,14 +49,6 @@ class Strides(NamedTuple):
     image: int
     query: int
     group: int
-
-
-@jit
-@no_type_check
-def _prefetch(array, at, count):
-    """Prefetch ``count`` numbers, which need not exist."""
-    for i in range(0, count + 15, 16):
-        simd.prefetch(array, at + i)
 
 
 @jit
@@ -110,7 +102,7 @@ def _read(sizes, strides, image, group, query, count, array, each, out):
     at = image * strides.image + query * strides.query + group * strides.group
     for q in range(count):
         here = at + q * strides.query
-        _prefetch(array, here + _AHEAD * strides.query, n)
+        prefetch(array, here + _AHEAD * strides.query, n)
         simd.copy(array, here, out, q * n, n)
 
 
@@ -121,7 +113,7 @@ def _write(sizes, image, group, query, count, array, each, out):
     n = sizes.levels * sizes.points * each
     for q in range(count):
         there = ((image * sizes.queries + query + q) * sizes.groups + group) * n
-        _prefetch(out, there + _AHEAD * sizes.groups * n, n)
+        prefetch(out, there + _AHEAD * sizes.groups * n, n)
         simd.copy(array, q * n, out, there, n)
 
 
@@ -232,7 +224,7 @@ def backward(sizes, begin, end, part, value, table, frames, strides, locations, 
             target, target_at = packed, 0
         for q in range(count):
             there = ((image * sizes.queries + query + q) * sizes.groups + group) * sizes.channels
-            _prefetch(slope, there + _AHEAD * sizes.groups * sizes.channels, sizes.channels)
+            prefetch(slope, there + _AHEAD * sizes.groups * sizes.channels, sizes.channels)
             if needs_value:
                 simd.combine_scatter(
                     source, here, corners, shares, room, q * n, n, slope, there, sizes.channels,

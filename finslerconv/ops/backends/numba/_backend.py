@@ -279,6 +279,7 @@ def _job(conv: Convolution) -> _Job:
     small = taps * line * 192 <= _COLUMN_BYTES
     tile = 192 if (large or small) and not depthwise else 96
     chunk = min(taps, _PLACED_TAPS if depthwise else max(1, _COLUMN_BYTES // (tile * line)))
+    chunk = min(chunk, int(__import__("os").environ.get("CH", "999")))
     chunk = _ceil(taps, _ceil(taps, chunk))
     plan = places.Plan(
         batch=batch,

@@ -16,6 +16,7 @@ import numpy as np
 
 from finslerconv._compiled import entry, inlined, jit
 from finslerconv.ops.backends.numba import _simd as simd
+from finslerconv.ops.backends.numba._buffers import aligned, rounded, spread
 from finslerconv.ops.backends.numba._metrics import LINE, LINES
 from finslerconv.ops.backends.numba._places import (
     RADIAL,
@@ -101,7 +102,9 @@ def multiply(a, a_at, a_row, a_k, b, b_at, b_panel, b_k, c, c_at, c_row, rows, d
 @inlined
 @no_type_check
 def _blend(source, i0, i1, i2, i3, w0, w1, w2, w3, out, out_at, count):
-    if count == 4:
+    if count == 1:
+        simd.blend_1(source, i0, i1, i2, i3, w0, w1, w2, w3, out, out_at, count)
+    elif count == 4:
         simd.blend_4(source, i0, i1, i2, i3, w0, w1, w2, w3, out, out_at, count)
     elif count == 8:
         simd.blend_8(source, i0, i1, i2, i3, w0, w1, w2, w3, out, out_at, count)
@@ -116,7 +119,12 @@ def _blend_backward(scatters, source, i0, i1, i2, i3, w0, w1, w2, w3, column, at
     corners = (
         i0, i1, i2, i3, w0, w1, w2, w3, column, at, products, products_at, target, target_at, count,
     )  # fmt: skip
-    if count == 4:
+    if count == 1:
+        if scatters:
+            simd.blend_scatter_1(source, *corners)
+        else:
+            simd.blend_backward_1(source, *corners)
+    elif count == 4:
         if scatters:
             simd.blend_scatter_4(source, *corners)
         else:
@@ -130,21 +138,6 @@ def _blend_backward(scatters, source, i0, i1, i2, i3, w0, w1, w2, w3, column, at
         simd.blend_scatter(source, *corners)
     else:
         simd.blend_backward(source, *corners)
-
-
-@jit
-@no_type_check
-def rounded(n, step):
-    return (n + step - 1) // step * step
-
-
-@jit
-@no_type_check
-def aligned(count, kind):
-    """Return an empty array that begins with a line of the cache, so that vectors cross none."""
-    array = np.empty(count + 16, kind)
-    skip = (64 - array.ctypes.data % 64) // array.itemsize
-    return array[skip : skip + count]
 
 
 @jit
@@ -402,7 +395,7 @@ def forward(plan, begin, end, image_data, field, omega, head, points, centre, di
     depth = plan.taps * channels
     # The samples of a depthwise convolution are used up tap by tap.
     each = 0 if plan.depthwise else channels
-    line = rounded(max(channels, chunk * each), lanes)
+    line = spread(max(channels, chunk * each), lanes)
     columns = aligned((tile + SPARE_ROWS) * line, kind)
     sums = aligned(tile * panels * wide, kind)
     spare = aligned(SPARE_ROWS * wide, kind)
@@ -487,7 +480,8 @@ def backward(plan, begin, end, part, image_data, g_out, g_out_channels_last, fie
     out_line = out_panels * out_wide
     wide = plan.column_vectors * lanes
     each = 0 if plan.depthwise else channels
-    line = rounded(max(channels, chunk * each), wide)
+    packed_line = rounded(max(channels, chunk * each), wide)
+    line = spread(packed_line, lanes)
     chunks = (plan.taps + chunk - 1) // chunk
     columns = aligned((tile + SPARE_ROWS) * line, kind)
     slope = aligned((tile + SPARE_ROWS) * out_line, kind)
@@ -528,7 +522,8 @@ def backward(plan, begin, end, part, image_data, g_out, g_out_channels_last, fie
                 if not plan.depthwise:
                     multiply(
                         slope, ZERO, out_line, ONE, packed,
-                        (group * chunks + first // chunk) * outputs * line, outputs * wide, wide,
+                        (group * chunks + first // chunk) * outputs * packed_line,
+                        outputs * wide, wide,
                         columns, ZERO, line, count, outputs, (width + wide - 1) // wide,
                         plan.column_vectors, lanes, ZERO, spare,
                     )  # fmt: skip

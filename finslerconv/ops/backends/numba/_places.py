@@ -10,6 +10,7 @@ import numpy as np
 
 from finslerconv._compiled import jit
 from finslerconv.ops.backends.numba import _simd as simd
+from finslerconv.ops.backends.numba._buffers import prefetch
 from finslerconv.ops.backends.numba._metrics import LINE, add_metric_gradients, read_metrics
 
 # Lines of an array. Indices without a sign spare a test for negative ones, and with a constant
@@ -18,6 +19,10 @@ _0, _1, _2, _3, _4, _5, _6, _7 = (np.uint64(i * LINE) for i in range(8))
 
 # Where the samples' positions come from.
 OFFSETS, RADIAL, AFFINE = 0, 1, 2
+
+# The numbers of a tap lie far from those of the next, and the processor does not foresee such steps:
+# they are prefetched so many taps ahead.
+_AHEAD = 4
 
 # The image's continuation.
 ZEROS, REPLICATE, REFLECT, CIRCULAR = 0, 1, 2, 3
@@ -165,6 +170,22 @@ def _period(mode, size):
 
 @jit
 @no_type_check
+def _prefetch_tap(plan, array, at, tap, pixel, count, each):
+    """Prefetch what the pixels of a tile have ``_AHEAD`` taps after this one, ``each`` numbers.
+
+    After the last tap this is what the next tile has at the first ones.
+    """
+    pixels = plan.out_height * plan.out_width
+    tap += _AHEAD
+    if tap >= plan.taps:
+        tap -= plan.taps
+        pixel += count
+    for i in range(each):
+        prefetch(array, ((at * plan.taps + tap) * each + i) * pixels + pixel, count)
+
+
+@jit
+@no_type_check
 def place(plan, field, omega, head, points, dilation, mask, image, group, pixel, count, first, last,
           centre_y, centre_x, matrices, metric, work, y, x, shares, corner, weight):  # fmt: skip
     """Place the taps ``first`` to ``last`` of the pixels of a tile.
@@ -190,6 +211,7 @@ def place(plan, field, omega, head, points, dilation, mask, image, group, pixel,
         g0 = points[2 * tap]
         g1 = points[2 * tap + 1]
         if plan.kind == OFFSETS:
+            _prefetch_tap(plan, field, at, tap, pixel, count, 2)
             down = np.uint64(2 * (at * plan.taps + tap) * pixels + pixel)
             right = down + np.uint64(pixels)
             for p in range(n):
@@ -222,6 +244,7 @@ def place(plan, field, omega, head, points, dilation, mask, image, group, pixel,
             weight, here, shares, here + here,
         )  # fmt: skip
         if plan.has_mask:
+            _prefetch_tap(plan, mask, at, tap, pixel, count, 1)
             there = np.uint64((at * plan.taps + tap) * pixels + pixel)
             for i in range(4):
                 line = np.uint64(here + i * LINE)
@@ -297,12 +320,14 @@ def place_backward(plan, head, points, dilation, image, group, pixel, count, fir
         for tap in range(first, last):
             here = (tap - first) * LINE
             there = (at * plan.taps + tap) * pixels + pixel
+            _prefetch_tap(plan, g_factors, at, tap, pixel, count, 1)
             for p in range(count):
                 g_factors[there + p] += g_mask[here + p]
     if plan.kind == OFFSETS:
         for tap in range(first, last):
             here = (tap - first) * LINE
             there = 2 * (at * plan.taps + tap) * pixels + pixel
+            _prefetch_tap(plan, g_field, at, tap, pixel, count, 2)
             for p in range(count):
                 g_field[there + p] += g_y[here + p]
                 g_field[there + pixels + p] += g_x[here + p]

@@ -442,15 +442,15 @@ def _blend_backward(scatters: bool, few: int | None) -> Any:
     return intrinsic(blend_backward)
 
 
-#: Numbers of channels that make one vector: their sampling has no loop.
-FEW = (4, 8)
+#: Numbers of channels whose sampling has no loop.
+FEW = (1, 4, 8)
 
 blend = _blend(None)
 blend_backward = _blend_backward(False, None)
 blend_scatter = _blend_backward(True, None)
-blend_4, blend_8 = (_blend(few) for few in FEW)
-blend_backward_4, blend_backward_8 = (_blend_backward(False, few) for few in FEW)
-blend_scatter_4, blend_scatter_8 = (_blend_backward(True, few) for few in FEW)
+blend_1, blend_4, blend_8 = (_blend(few) for few in FEW)
+blend_backward_1, blend_backward_4, blend_backward_8 = (_blend_backward(False, few) for few in FEW)
+blend_scatter_1, blend_scatter_4, blend_scatter_8 = (_blend_backward(True, few) for few in FEW)
 
 
 # The same for samples of eight corners. Their places and weights are in arrays, the first of each

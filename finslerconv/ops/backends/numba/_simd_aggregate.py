@@ -327,28 +327,3 @@ def _copy(moves: bool) -> Any:
 
 copy = _copy(moves=False)
 move = _copy(moves=True)
-
-
-@intrinsic
-@no_type_check
-def prefetch(typing, array, at):
-    """Prefetch the line of the cache with the number at ``at``, which need not exist."""
-    signature = types.void(array, at)
-
-    @no_type_check
-    def codegen(context, builder, signature, arguments):
-        array, at = arguments
-        element = context.get_value_type(signature.args[0].dtype)
-        array = vec.data(context, builder, signature.args[0], array)
-        byte = ir.IntType(8).as_pointer()
-        pointer = builder.bitcast(vec.at(builder, array, at, element), byte)
-        function = cgutils.get_or_insert_function(
-            builder.module,
-            ir.FunctionType(ir.VoidType(), [byte, _INT32, _INT32, _INT32]),
-            "llvm.prefetch.p0i8",
-        )
-        # To read data, into the nearest cache.
-        builder.call(function, [pointer, *(ir.Constant(_INT32, how) for how in (0, 3, 1))])
-        return context.get_dummy_value()
-
-    return signature, codegen

@@ -17,7 +17,6 @@ from finslerconv.ops.backends.numba._kernels import (
     add_weight_gradients,
     multiply,
     read_outputs,
-    rounded,
     weigh,
     weigh_backward,
     write_outputs,
