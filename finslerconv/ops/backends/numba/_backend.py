@@ -6,6 +6,7 @@ results are added up in a fixed order, so equal calls give equal bits.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 from finslerconv._memory import array_of
 from finslerconv._progress import counted
 from finslerconv._threads import bands, run, share
+from finslerconv.ops._geometry import ConvGeometry
 from finslerconv.ops.backends import (
     ConvBackend,
     Convolution,
@@ -75,6 +77,8 @@ class _Job:
     mask: np.ndarray
     weight: np.ndarray
     dtype: torch.dtype
+    copied: Tensor | None = None
+    """The memory of ``image``, if it is a copy."""
 
     @property
     def image_pixels(self) -> int:
@@ -256,7 +260,7 @@ class NumbaBackend(NumbaAggregation, ConvBackend):
 def _job(conv: Convolution) -> _Job:
     """Cut up a convolution; the image is still missing."""
     weight, geometry, dtype = conv.weight, conv.geometry, conv.dtype
-    formula = conv.positions.formula
+    points, formula = conv.positions.points, conv.positions.formula
     head, constraint = heads.codes(formula)
     batch, channels = conv.input.shape[:2]
     # An image is a volume of one layer.
@@ -279,7 +283,6 @@ def _job(conv: Convolution) -> _Job:
     small = taps * line * 192 <= _COLUMN_BYTES
     tile = 192 if (large or small) and not depthwise else 96
     chunk = min(taps, _PLACED_TAPS if depthwise else max(1, _COLUMN_BYTES // (tile * line)))
-    chunk = min(chunk, int(__import__("os").environ.get("CH", "999")))
     chunk = _ceil(taps, _ceil(taps, chunk))
     plan = places.Plan(
         batch=batch,
@@ -317,13 +320,19 @@ def _job(conv: Convolution) -> _Job:
         field=_flat(conv.positions.field, dtype),
         omega=_flat(conv.positions.omega, dtype),
         head=np.array(heads.coefficients(formula)),
-        points=_flat(conv.points, dtype),
+        points=_flat(points, dtype) if points is not None else _taps(geometry, dtype),
         centre=np.array(geometry.origin, _DTYPES[dtype]),
         dilation=np.array(geometry.dilation, _DTYPES[dtype]),
         mask=_flat(conv.mask, dtype),
         weight=_flat(weight, dtype),
         dtype=dtype,
     )
+
+
+@lru_cache
+def _taps(geometry: ConvGeometry, dtype: torch.dtype) -> np.ndarray:
+    """Return the taps' standard places around the centre."""
+    return _flat(geometry.taps(torch.empty(0, dtype=dtype)), dtype)
 
 
 def _with_image(input: Tensor, job: _Job, parts: int, pack: Any) -> _Job:
@@ -336,8 +345,9 @@ def _with_image(input: Tensor, job: _Job, parts: int, pack: Any) -> _Job:
         run(pack, parts)
         return replace(job, image=_flat_pixels(tensor, True))
     source = array_of(tensor.contiguous()).reshape(-1)
-    image = _empty(plan.batch * job.image_pixels * plan.channels, job)
     pixels = job.image_pixels
+    copied = torch.empty(plan.batch * pixels * plan.channels, dtype=job.dtype)
+    image = array_of(copied)
 
     def prepare(part: int) -> None:
         begin, end = share(plan.batch * pixels, part, parts)
@@ -345,7 +355,7 @@ def _with_image(input: Tensor, job: _Job, parts: int, pack: Any) -> _Job:
         pack(part)
 
     run(prepare, parts)
-    return replace(job, image=image)
+    return replace(job, image=image, copied=copied)
 
 
 def _taps_first(job: _Job, parts: int) -> np.ndarray:
@@ -387,7 +397,10 @@ def _image_gradient(total: Tensor, input: Tensor, job: _Job, parts: int) -> Tens
     if memory_format(input) != torch.contiguous_format or channels == 1:
         gradient = total.reshape(batch, *size, plan.channels)[..., :channels]
         return gradient.contiguous().movedim(-1, 1).to(input.dtype)
-    gradient = torch.empty(input.shape, dtype=job.dtype)
+    if job.copied is not None and channels == plan.channels:
+        gradient = job.copied.view(input.shape)  # the image has been read
+    else:
+        gradient = torch.empty(input.shape, dtype=job.dtype)
     source, flat = array_of(total), array_of(gradient).reshape(-1)
     pixels = job.image_pixels
 

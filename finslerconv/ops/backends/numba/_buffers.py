@@ -22,16 +22,6 @@ def rounded(n, step):
 
 @jit
 @no_type_check
-def spread(n, lanes):
-    """Return room for ``n`` numbers in an odd number of vectors.
-
-    Rows as far apart as a power of two would share few lines of a cache.
-    """
-    return (rounded(n, lanes) // lanes | 1) * lanes
-
-
-@jit
-@no_type_check
 def aligned(count, kind):
     """Return an empty array that begins with a line of the cache, so that vectors cross none."""
     array = np.empty(count + 16, kind)

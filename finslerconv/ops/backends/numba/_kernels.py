@@ -16,7 +16,7 @@ import numpy as np
 
 from finslerconv._compiled import entry, inlined, jit
 from finslerconv.ops.backends.numba import _simd as simd
-from finslerconv.ops.backends.numba._buffers import aligned, rounded, spread
+from finslerconv.ops.backends.numba._buffers import aligned, rounded
 from finslerconv.ops.backends.numba._metrics import LINE, LINES
 from finslerconv.ops.backends.numba._places import (
     RADIAL,
@@ -29,6 +29,9 @@ from finslerconv.ops.backends.numba._places import (
 _PRODUCT_4 = simd.product_tiles.get(4, simd.product_tiles[2])
 _PRODUCT_2 = simd.product_tiles[2]
 _PRODUCT_1 = simd.product_tiles[1]
+_LAST_4 = simd.last_tiles.get(4, simd.last_tiles[2])
+_LAST_2 = simd.last_tiles[2]
+_LAST_1 = simd.last_tiles[1]
 _ROWS_4 = simd.tile_rows.get(4, simd.tile_rows[2])
 _ROWS_2 = simd.tile_rows[2]
 _ROWS_1 = simd.tile_rows[1]
@@ -60,6 +63,17 @@ def _product(vectors, a, a_at, a_row, a_k, b, b_at, b_k, c, c_at, c_row, depth, 
 
 @jit
 @no_type_check
+def _last_product(vectors, a, a_at, a_row, a_k, b, b_at, b_k, c, c_at, c_row, depth, add):
+    if vectors == 4:
+        _LAST_4(a, a_at, a_row, a_k, b, b_at, b_k, c, c_at, c_row, depth, add)
+    elif vectors == 2:
+        _LAST_2(a, a_at, a_row, a_k, b, b_at, b_k, c, c_at, c_row, depth, add)
+    else:
+        _LAST_1(a, a_at, a_row, a_k, b, b_at, b_k, c, c_at, c_row, depth, add)
+
+
+@jit
+@no_type_check
 def multiply(a, a_at, a_row, a_k, b, b_at, b_panel, b_k, c, c_at, c_row, rows, depth, panels,
               vectors, lanes, add, spare):  # fmt: skip
     """``c (+)= a @ b``, b in panels of ``vectors * lanes`` columns; c has room for whole panels.
@@ -87,11 +101,17 @@ def multiply(a, a_at, a_row, a_k, b, b_at, b_panel, b_k, c, c_at, c_row, rows, d
                 )  # fmt: skip
                 row += step
             if row < rows:
-                # The register tile is of one size: rows beyond the last are computed and dropped.
-                _product(
-                    vectors, a, a_here + row * a_row, a_row, a_k, b, b_here, b_k,
-                    spare, ZERO, wide, length, ZERO,
-                )  # fmt: skip
+                # Rows beyond the last are computed and dropped.
+                if rows - row <= simd.LAST_ROWS:
+                    _last_product(
+                        vectors, a, a_here + row * a_row, a_row, a_k, b, b_here, b_k,
+                        spare, ZERO, wide, length, ZERO,
+                    )  # fmt: skip
+                else:
+                    _product(
+                        vectors, a, a_here + row * a_row, a_row, a_k, b, b_here, b_k,
+                        spare, ZERO, wide, length, ZERO,
+                    )  # fmt: skip
                 for i in range(rows - row):
                     for j in range(wide):
                         at = c_here + (row + i) * c_row + j
@@ -145,15 +165,17 @@ def _blend_backward(scatters, source, i0, i1, i2, i3, w0, w1, w2, w3, column, at
 def _transpose(source, at, row, rows, columns, out, out_at, out_row, shift, shift_at, shift_row):
     """``out[j, i] = source[i, j] + shift[j]``; nothing is added if ``shift`` is None."""
     wide = simd.VECTOR_BYTES // source.itemsize
-    if rows >= wide and columns >= wide:
+    # The last block of rows or columns may overlap the one before. A vector may be twice as long
+    # as a row, if it ends within the array.
+    spare = source.size - at - (rows - 1) * row
+    if rows >= wide and 2 * columns >= wide and spare >= wide:
         for i in range(0, rows, wide):
-            # The last block of rows or columns may overlap the one before.
             i = min(i, rows - wide)
             for j in range(0, columns, wide):
-                j = min(j, columns - wide)
+                j = max(0, min(j, columns - wide))
                 simd.transpose_block(
                     source, at + i * row + j, row, out, out_at + j * out_row + i, out_row,
-                    shift, shift_at + j * shift_row, shift_row,
+                    columns - j, shift, shift_at + j * shift_row, shift_row,
                 )  # fmt: skip
         return
     for j in range(columns):
@@ -257,8 +279,7 @@ def pack_columns(plan, weight, out, begin, end):
 @entry
 @no_type_check
 def unpack_outputs(plan, packed, line, out, begin, end):
-    """Write gradients [tap][channel][output] of some groups, of ``line`` outputs, as (O, taps, C).
-    """
+    """Write gradients [group][tap][channel][output of ``line``] as (O, taps, C / groups)."""
     outputs = plan.out_channels // plan.weight_groups
     depth = plan.taps * (plan.channels // plan.weight_groups)
     for group in range(begin, end):
@@ -395,7 +416,7 @@ def forward(plan, begin, end, image_data, field, omega, head, points, centre, di
     depth = plan.taps * channels
     # The samples of a depthwise convolution are used up tap by tap.
     each = 0 if plan.depthwise else channels
-    line = spread(max(channels, chunk * each), lanes)
+    line = rounded(max(channels, chunk * each), lanes)
     columns = aligned((tile + SPARE_ROWS) * line, kind)
     sums = aligned(tile * panels * wide, kind)
     spare = aligned(SPARE_ROWS * wide, kind)
@@ -480,8 +501,7 @@ def backward(plan, begin, end, part, image_data, g_out, g_out_channels_last, fie
     out_line = out_panels * out_wide
     wide = plan.column_vectors * lanes
     each = 0 if plan.depthwise else channels
-    packed_line = rounded(max(channels, chunk * each), wide)
-    line = spread(packed_line, lanes)
+    line = rounded(max(channels, chunk * each), wide)
     chunks = (plan.taps + chunk - 1) // chunk
     columns = aligned((tile + SPARE_ROWS) * line, kind)
     slope = aligned((tile + SPARE_ROWS) * out_line, kind)
@@ -522,8 +542,7 @@ def backward(plan, begin, end, part, image_data, g_out, g_out_channels_last, fie
                 if not plan.depthwise:
                     multiply(
                         slope, ZERO, out_line, ONE, packed,
-                        (group * chunks + first // chunk) * outputs * packed_line,
-                        outputs * wide, wide,
+                        (group * chunks + first // chunk) * outputs * line, outputs * wide, wide,
                         columns, ZERO, line, count, outputs, (width + wide - 1) // wide,
                         plan.column_vectors, lanes, ZERO, spare,
                     )  # fmt: skip

@@ -20,8 +20,8 @@ _0, _1, _2, _3, _4, _5, _6, _7 = (np.uint64(i * LINE) for i in range(8))
 # Where the samples' positions come from.
 OFFSETS, RADIAL, AFFINE = 0, 1, 2
 
-# The numbers of a tap lie far from those of the next, and the processor does not foresee such steps:
-# they are prefetched so many taps ahead.
+# The numbers of a tap lie far from those of the next, and the processor does not foresee such
+# steps: they are prefetched so many taps ahead.
 _AHEAD = 4
 
 # The image's continuation.

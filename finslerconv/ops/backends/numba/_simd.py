@@ -26,6 +26,9 @@ from finslerconv.ops.backends.numba._vectors import (
 #: with AVX2, 32 with AVX-512 and on Arm).
 tile_rows = {2: 6, 1: 12} if VECTOR_BYTES == 32 else {4: 6, 2: 12, 1: 12}
 
+#: Rows of a register tile for what is left below the others.
+LAST_ROWS = 2
+
 #: Rows of every register tile divide this.
 TILE_ROWS = 12
 
@@ -119,22 +122,28 @@ def _product_tile(vectors: int, rows: int) -> Any:
     return intrinsic(product_tile)
 
 
-#: Register tiles of the matrix product, by the number of vectors in a row.
+#: Register tiles of the matrix product, by the number of vectors in a row; the last ones.
 product_tiles = {vectors: _product_tile(vectors, rows) for vectors, rows in tile_rows.items()}
+last_tiles = {vectors: _product_tile(vectors, LAST_ROWS) for vectors in tile_rows}
 
 
 @intrinsic
 @no_type_check
-def transpose_block(typing, source, at, row, out, out_at, out_row, shift, shift_at, shift_row):
-    """``out[j, i] = source[i, j] + shift[j]`` for as many rows and columns as a vector is wide.
+def transpose_block(
+    typing, source, at, row, out, out_at, out_row, columns, shift, shift_at, shift_row
+):
+    """``out[j, i] = source[i, j] + shift[j]`` for as many rows as a vector is wide.
 
-    Nothing is added if ``shift`` is None.
+    Columns beyond ``columns`` are read, if a vector is wider, but not written. Nothing is added if
+    ``shift`` is None.
     """
-    signature = types.void(source, at, row, out, out_at, out_row, shift, shift_at, shift_row)
+    signature = types.void(
+        source, at, row, out, out_at, out_row, columns, shift, shift_at, shift_row
+    )
 
     @no_type_check
     def codegen(context, builder, signature, arguments):
-        source, at, row, out, out_at, out_row, shift, shift_at, shift_row = arguments
+        source, at, row, out, out_at, out_row, columns, shift, shift_at, shift_row = arguments
         types_ = signature.args
         element = context.get_value_type(types_[0].dtype)
         width = lanes(vec.size_of(element))
@@ -162,11 +171,13 @@ def transpose_block(typing, source, at, row, out, out_at, out_row, shift, shift_
             step *= 2
         data = vec.data(context, builder, types_[3], out)
         for j, value in enumerate(rows):
-            if not isinstance(types_[6], types.NoneType):
-                added = vec.data(context, builder, types_[6], shift)
-                added = vec.load(builder, line(added, shift_at, shift_row, j), element, 1)
-                value = builder.fadd(value, vec.splat(builder, added, width))
-            vec.store(builder, value, line(data, out_at, out_row, j), element)
+            here = builder.icmp_signed(">", columns, ir.Constant(columns.type, j))
+            with builder.if_then(here, likely=True):
+                if not isinstance(types_[7], types.NoneType):
+                    added = vec.data(context, builder, types_[7], shift)
+                    added = vec.load(builder, line(added, shift_at, shift_row, j), element, 1)
+                    value = builder.fadd(value, vec.splat(builder, added, width))
+                vec.store(builder, value, line(data, out_at, out_row, j), element)
         return context.get_dummy_value()
 
     return signature, codegen

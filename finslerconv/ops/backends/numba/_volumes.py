@@ -10,6 +10,7 @@ import numpy as np
 
 from finslerconv._compiled import entry, jit
 from finslerconv.ops.backends.numba import _simd as simd
+from finslerconv.ops.backends.numba._buffers import aligned, rounded
 from finslerconv.ops.backends.numba._kernels import (
     ONE,
     SPARE_ROWS,
@@ -232,16 +233,16 @@ def forward(plan, begin, end, image_data, field, omega, head, points, centre, di
     # The samples of a depthwise convolution are used up tap by tap.
     each = 0 if plan.depthwise else channels
     line = rounded(max(channels, chunk * each), lanes)
-    columns = np.empty((tile + SPARE_ROWS) * line, kind)
-    sums = np.empty(tile * panels * wide, kind)
-    spare = np.empty(SPARE_ROWS * wide, kind)
+    columns = aligned((tile + SPARE_ROWS) * line, kind)
+    sums = aligned(tile * panels * wide, kind)
+    spare = aligned(SPARE_ROWS * wide, kind)
     centre_at, where, reach = (
-        np.empty(3 * LINE, kind),
-        np.empty(3 * LINE, kind),
-        np.empty(LINE, kind),
+        aligned(3 * LINE, kind),
+        aligned(3 * LINE, kind),
+        aligned(LINE, kind),
     )
-    cells, shares = np.empty(6 * LINE, np.int32), np.empty(12 * LINE, kind)
-    corner, weight = np.empty(chunk * 8 * LINE, np.int64), np.empty(chunk * 8 * LINE, kind)
+    cells, shares = aligned(6 * LINE, np.int32), aligned(12 * LINE, kind)
+    corner, weight = aligned(chunk * 8 * LINE, np.int64), aligned(chunk * 8 * LINE, kind)
     at = begin
     while at < end:
         image = at // pixels
@@ -314,17 +315,18 @@ def backward(plan, begin, end, part, image_data, g_out, g_out_channels_last, fie
     each = 0 if plan.depthwise else channels
     line = rounded(max(channels, chunk * each), wide)
     chunks = (plan.taps + chunk - 1) // chunk
-    columns = np.empty((tile + SPARE_ROWS) * line, kind)
-    slope = np.zeros((tile + SPARE_ROWS) * out_line, kind)
-    spare = np.empty(max(SPARE_ROWS * wide, SPARE_ROWS * out_wide, line), kind)
+    columns = aligned((tile + SPARE_ROWS) * line, kind)
+    slope = aligned((tile + SPARE_ROWS) * out_line, kind)
+    slope[:] = 0
+    spare = aligned(max(SPARE_ROWS * wide, SPARE_ROWS * out_wide, line), kind)
     centre_at, where, reach = (
-        np.empty(3 * LINE, kind),
-        np.empty(3 * LINE, kind),
-        np.empty(LINE, kind),
+        aligned(3 * LINE, kind),
+        aligned(3 * LINE, kind),
+        aligned(LINE, kind),
     )
-    cells, shares = np.empty(6 * LINE, np.int32), np.empty(chunk * 12 * LINE, kind)
-    corner, weight = np.empty(chunk * 8 * LINE, np.int64), np.empty(chunk * 8 * LINE, kind)
-    products = np.empty(8 * tile, kind)
+    cells, shares = aligned(6 * LINE, np.int32), aligned(chunk * 12 * LINE, kind)
+    corner, weight = aligned(chunk * 8 * LINE, np.int64), aligned(chunk * 8 * LINE, kind)
+    products = aligned(8 * tile, kind)
     at = begin
     while at < end:
         image = at // pixels
