@@ -14,6 +14,7 @@ from finslerconv import ops
 from finslerconv._arrays import has_values, is_integer
 from finslerconv._tracing import recorded
 from finslerconv.nn._constructor import constructor
+from finslerconv.nn._side_conv import channels_of
 
 #: One integer for all axes, or one for each.
 Size = int | tuple[int, ...]
@@ -308,7 +309,7 @@ device, dtype
     def _mask(self, x: Tensor) -> Tensor | None:
         if self.modulation_conv is None:
             return None
-        return 2 * torch.sigmoid(self.modulation_conv(x))
+        return 2 * torch.sigmoid(channels_of(self.modulation_conv, x))
 
     def _conv_over_output(self, channels: int) -> Any:
         """Return a convolution from the input to ``channels`` numbers at each output pixel."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from finslerconv import ops
 from finslerconv.nn._adaptive import Size, zero_
 from finslerconv.nn._constructor import constructor
+from finslerconv.nn._side_conv import channels_of
 
 
 class GivenOffsetConv2d(nn.Module):
@@ -201,10 +202,10 @@ device, dtype
         features: Float[Tensor, "batch feature_channels height width"],
     ) -> Float[Tensor, "batch out_channels out_height out_width"]:
         """Return the convolution of ``input`` at taps displaced by what ``features`` say."""
-        offset = self.offset_conv(features)
+        offset = channels_of(self.offset_conv, features)
         # Positions are geometry: half precision would move them by pixels.
         offset = offset.to(torch.promote_types(offset.dtype, torch.float32))
         mask = None
         if self.modulation_conv is not None:
-            mask = 2 * torch.sigmoid(self.modulation_conv(features))
+            mask = 2 * torch.sigmoid(channels_of(self.modulation_conv, features))
         return super().forward(input, offset, mask)

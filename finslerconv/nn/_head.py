@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from finslerconv._head_formula import HeadFormula
 from finslerconv._parametrization import PARAMETRIZATIONS, MatrixParametrization
 from finslerconv.metrics import Randers, Riemannian
+from finslerconv.nn._side_conv import channels_of
 
 
 class MetricHead(nn.Module):
@@ -95,7 +96,7 @@ class MetricHead(nn.Module):
         Randers or Riemannian
             Of batch (B, \*out), or (B, G, \*out) for ``G > 1`` groups; in float32 at least.
         """
-        M, omega = self.formula.metrics(self.conv(x))
+        M, omega = self.formula.metrics(channels_of(self.conv, x))
         if self.groups == 1:
             M, omega = M.squeeze(1), None if omega is None else omega.squeeze(1)
         if omega is None:

@@ -9,6 +9,7 @@ from finslerconv.metrics import FinslerMetric
 from finslerconv.nn._adaptive import AdaptiveConv1d, AdaptiveConv2d, AdaptiveConv3d
 from finslerconv.nn._ball_conv import BallConv
 from finslerconv.nn._head import MetricHead
+from finslerconv.nn._side_conv import channels_of
 
 _METRIC_CONV = {1: ops.metric_conv1d, 2: ops.metric_conv2d, 3: ops.metric_conv3d}
 
@@ -33,7 +34,7 @@ class MetricConv(BallConv):
             and head.groups == self.metric_groups
         ):
             return ops.head_conv2d(
-                x, head.conv(x), head.formula, *arguments,
+                x, channels_of(head.conv, x), head.formula, *arguments,
                 map=self.map, padding_mode=self.padding_mode,
             )  # fmt: skip
         metric = self._metric(x)

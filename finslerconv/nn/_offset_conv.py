@@ -20,6 +20,7 @@ from finslerconv.nn._adaptive import (
     zero_,
 )
 from finslerconv.nn._constructor import constructor
+from finslerconv.nn._side_conv import channels_of
 
 
 class OffsetConv(AdaptiveConv):
@@ -83,7 +84,7 @@ class OffsetConv(AdaptiveConv):
         return self._offsets(self._batched(x))
 
     def _offsets(self, x: Tensor) -> Tensor:
-        offsets = self.offset_conv(x)
+        offsets = channels_of(self.offset_conv, x)
         # Positions are geometry: half precision would move them by pixels.
         offsets = offsets.to(torch.promote_types(offsets.dtype, torch.float32))
         if self._offsets_per_kernel == 1:
