@@ -123,13 +123,13 @@ def multiply(a, a_at, a_row, a_k, b, b_at, b_panel, b_k, c, c_at, c_row, rows, d
 @no_type_check
 def _blend(source, i0, i1, i2, i3, w0, w1, w2, w3, out, out_at, count):
     if count == 1:
-        simd.blend_1(source, i0, i1, i2, i3, w0, w1, w2, w3, out, out_at, count)
+        simd.blend_1(source, i0, i1, i2, i3, w0, w1, w2, w3, None, ZERO, out, out_at, count)
     elif count == 4:
-        simd.blend_4(source, i0, i1, i2, i3, w0, w1, w2, w3, out, out_at, count)
+        simd.blend_4(source, i0, i1, i2, i3, w0, w1, w2, w3, None, ZERO, out, out_at, count)
     elif count == 8:
-        simd.blend_8(source, i0, i1, i2, i3, w0, w1, w2, w3, out, out_at, count)
+        simd.blend_8(source, i0, i1, i2, i3, w0, w1, w2, w3, None, ZERO, out, out_at, count)
     else:
-        simd.blend(source, i0, i1, i2, i3, w0, w1, w2, w3, out, out_at, count)
+        simd.blend(source, i0, i1, i2, i3, w0, w1, w2, w3, None, ZERO, out, out_at, count)
 
 
 @inlined
@@ -291,24 +291,6 @@ def unpack_outputs(plan, packed, line, out, begin, end):
 
 @jit
 @no_type_check
-def weigh(plan, tap, channel, length, count, columns, column, line, weights, sums, row):
-    """Add to the outputs what the samples of a tap give, if depthwise.
-
-    The weights are (taps, outputs of a channel, channels), and so are those of a pixel's sums.
-    """
-    for j in range(plan.depthwise):
-        there = j * plan.channels + channel
-        here = tap * plan.depthwise * plan.channels + there
-        for p in range(count):
-            at = p * row + there
-            if tap == 0:
-                for c in range(length):
-                    sums[at + c] = 0
-            simd.add_products(weights, here, columns, p * line + column, sums, at, length)
-
-
-@jit
-@no_type_check
 def weigh_backward(plan, tap, channel, length, count, slope, row, weights, columns, column, line):
     """Write the gradients of the samples of a tap, if depthwise."""
     for p in range(count):
@@ -434,6 +416,9 @@ def forward(plan, begin, end, image_data, field, omega, head, points, centre, di
         base = image * plan.height * plan.width
         centres(plan, centre, pixel, count, centre_y, centre_x)
         placed_group = placed_first = -1
+        # Those of a depthwise convolution are (outputs of a channel, channels), as its weights are.
+        if plan.depthwise:
+            sums[:] = 0
         for group in range(plan.weight_groups):
             for first in range(0, plan.taps, chunk):
                 last = min(plan.taps, first + chunk)
@@ -453,18 +438,24 @@ def forward(plan, begin, end, image_data, field, omega, head, points, centre, di
                         column = (tap - first) * each + channel - group * channels
                         i0 = np.uint64((tap - first) * 4 * LINE)
                         i1, i2, i3 = i0 + _LINE, i0 + _LINE + _LINE, i0 + _LINE + _LINE + _LINE
-                        for p in range(np.uint64(count)):
-                            _blend(
-                                image_data, shift + corner[i0 + p], shift + corner[i1 + p],
-                                shift + corner[i2 + p], shift + corner[i3 + p], weight[i0 + p],
-                                weight[i1 + p], weight[i2 + p], weight[i3 + p], columns,
-                                np.int64(p) * line + column, length,
-                            )  # fmt: skip
-                        if plan.depthwise:
-                            weigh(
-                                plan, tap, channel, length, count, columns, column, line, packed,
-                                sums, panels * wide,
-                            )  # fmt: skip
+                        if not plan.depthwise:
+                            for p in range(np.uint64(count)):
+                                _blend(
+                                    image_data, shift + corner[i0 + p], shift + corner[i1 + p],
+                                    shift + corner[i2 + p], shift + corner[i3 + p], weight[i0 + p],
+                                    weight[i1 + p], weight[i2 + p], weight[i3 + p], columns,
+                                    np.int64(p) * line + column, length,
+                                )  # fmt: skip
+                        for j in range(plan.depthwise):
+                            there = j * plan.channels + channel
+                            factors = tap * plan.depthwise * plan.channels + there
+                            for p in range(np.uint64(count)):
+                                simd.blend(
+                                    image_data, shift + corner[i0 + p], shift + corner[i1 + p],
+                                    shift + corner[i2 + p], shift + corner[i3 + p], weight[i0 + p],
+                                    weight[i1 + p], weight[i2 + p], weight[i3 + p], packed, factors,
+                                    sums, np.int64(p) * panels * wide + there, length,
+                                )  # fmt: skip
                     channel += length
                 if not plan.depthwise:
                     multiply(

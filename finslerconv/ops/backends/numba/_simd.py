@@ -346,25 +346,54 @@ def _corner_sum(
     return values, total
 
 
+class _Written:
+    """Writes samples to ``out``; where there are ``factors``, adds their products with them."""
+
+    def __init__(self, context: Any, builder: Any, kinds: Any, arguments: Any) -> None:
+        factors, factors_at, out, out_at = arguments
+        self._builder = builder
+        self._element = element = context.get_value_type(kinds[2].dtype)
+        self._out = vec.at(builder, vec.data(context, builder, kinds[2], out), out_at, element)
+        self._factors = None
+        if not isinstance(kinds[0], types.NoneType):
+            data = vec.data(context, builder, kinds[0], factors)
+            self._factors = vec.at(builder, data, factors_at, element)
+
+    def write(self, value: Any, offset: Any, width: int) -> None:
+        builder, element = self._builder, self._element
+        there = vec.at(builder, self._out, offset, element)
+        if self._factors is not None:
+            factor = vec.at(builder, self._factors, offset, element)
+            factor = vec.load(builder, factor, element, width)
+            value = vec.fma(builder, factor, value, vec.load(builder, there, element, width))
+        vec.store(builder, value, there, element)
+
+
 def _blend(few: int | None) -> Any:
     @no_type_check
-    def blend(typing, source, i0, i1, i2, i3, w0, w1, w2, w3, out, out_at, count):
-        """``out[c] = sum_j w_j source[i_j + c]`` over ``count`` channels."""
-        signature = types.void(source, i0, i1, i2, i3, w0, w1, w2, w3, out, out_at, count)
+    def blend(
+        typing, source, i0, i1, i2, i3, w0, w1, w2, w3, factors, factors_at, out, out_at, count
+    ):
+        """``out[c] = sum_j w_j source[i_j + c]`` over ``count`` channels.
+
+        With ``factors``, if not None: ``out[c] += factors[c] sum_j ...``.
+        """
+        signature = types.void(
+            source, i0, i1, i2, i3, w0, w1, w2, w3, factors, factors_at, out, out_at, count
+        )
 
         @no_type_check
         def codegen(context, builder, signature, arguments):
-            source, *corners, out, out_at, count = arguments
+            source, *corners = arguments[:9]
+            count = arguments[13]
             element = context.get_value_type(signature.args[0].dtype)
             data = vec.data(context, builder, signature.args[0], source)
             places = [vec.at(builder, data, i, element) for i in corners[:4]]
-            out = vec.at(
-                builder, vec.data(context, builder, signature.args[9], out), out_at, element
-            )
+            out = _Written(context, builder, signature.args[9:13], arguments[9:13])
 
             def body(offset, width):
                 _, total = _corner_sum(builder, places, corners[4:], offset, element, width)
-                vec.store(builder, total, vec.at(builder, out, offset, element), element)
+                out.write(total, offset, width)
 
             if few is None:
                 vec.each_vector(builder, count, lanes(vec.size_of(element)), body)
@@ -476,13 +505,21 @@ def _eight(builder: Any, array: Any, at: Any, line: Any, element: Any) -> list[A
 
 @intrinsic
 @no_type_check
-def blend_corners(typing, source, shift, places, weights, at, line, out, out_at, count):
-    """``out[c] = sum_j weights[j] source[shift + places[j] + c]`` over ``count`` channels."""
-    signature = types.void(source, shift, places, weights, at, line, out, out_at, count)
+def blend_corners(
+    typing, source, shift, places, weights, at, line, factors, factors_at, out, out_at, count
+):
+    """``out[c] = sum_j weights[j] source[shift + places[j] + c]`` over ``count`` channels.
+
+    With ``factors``, if not None: ``out[c] += factors[c] sum_j ...``.
+    """
+    signature = types.void(
+        source, shift, places, weights, at, line, factors, factors_at, out, out_at, count
+    )
 
     @no_type_check
     def codegen(context, builder, signature, arguments):
-        source, shift, places, weights, at, line, out, out_at, count = arguments
+        source, shift, places, weights, at, line = arguments[:6]
+        count = arguments[10]
         types_, element = signature.args, context.get_value_type(signature.args[0].dtype)
         data = vec.at(builder, vec.data(context, builder, types_[0], source), shift, element)
         places = vec.data(context, builder, types_[2], places)
@@ -490,11 +527,11 @@ def blend_corners(typing, source, shift, places, weights, at, line, out, out_at,
         places = _eight(builder, places, at, line, ir.IntType(64))
         places = [vec.at(builder, data, i, element) for i in places]
         weights = _eight(builder, weights, at, line, element)
-        out = vec.at(builder, vec.data(context, builder, types_[6], out), out_at, element)
+        out = _Written(context, builder, types_[6:10], arguments[6:10])
 
         def body(offset, width):
             _, total = _corner_sum(builder, places, weights, offset, element, width)
-            vec.store(builder, total, vec.at(builder, out, offset, element), element)
+            out.write(total, offset, width)
 
         vec.each_vector(builder, count, lanes(vec.size_of(element)), body)
         return context.get_dummy_value()

@@ -18,7 +18,6 @@ from finslerconv.ops.backends.numba._kernels import (
     add_weight_gradients,
     multiply,
     read_outputs,
-    weigh,
     weigh_backward,
     write_outputs,
 )
@@ -251,6 +250,8 @@ def forward(plan, begin, end, image_data, field, omega, head, points, centre, di
         base = image * plan.depth * plan.height * plan.width * plan.channels
         _centres(plan, centre, pixel, count, centre_at)
         placed_group = placed_first = -1
+        if plan.depthwise:
+            sums[:] = 0
         for group in range(plan.weight_groups):
             for first in range(0, plan.taps, chunk):
                 last = min(plan.taps, first + chunk)
@@ -267,16 +268,20 @@ def forward(plan, begin, end, image_data, field, omega, head, points, centre, di
                     for tap in range(first, last):
                         column = (tap - first) * each + channel - group * channels
                         here = (tap - first) * 8 * LINE
-                        for p in range(count):
-                            simd.blend_corners(
-                                image_data, base + channel, corner, weight, here + p, LINE,
-                                columns, p * line + column, length,
-                            )  # fmt: skip
-                        if plan.depthwise:
-                            weigh(
-                                plan, tap, channel, length, count, columns, column, line, packed,
-                                sums, panels * wide,
-                            )  # fmt: skip
+                        if not plan.depthwise:
+                            for p in range(count):
+                                simd.blend_corners(
+                                    image_data, base + channel, corner, weight, here + p, LINE,
+                                    None, ZERO, columns, p * line + column, length,
+                                )  # fmt: skip
+                        for j in range(plan.depthwise):
+                            there = j * plan.channels + channel
+                            factors = tap * plan.depthwise * plan.channels + there
+                            for p in range(count):
+                                simd.blend_corners(
+                                    image_data, base + channel, corner, weight, here + p, LINE,
+                                    packed, factors, sums, p * panels * wide + there, length,
+                                )  # fmt: skip
                     channel += length
                 if not plan.depthwise:
                     multiply(
