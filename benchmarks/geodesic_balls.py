@@ -2,8 +2,8 @@
 
 Claim: the balls of all pixels of a 256 x 256 picture with 121 samples each take less than 5 s on
 two cores (the published code of "Metric Convolutions" takes 0.16 s a pixel, 2.8 hours), the
-positions of a 5 x 5 kernel on 128 x 128 pixels, forwards and backwards, less than 0.2 s, and a
-training step of a small network with geodesic layers less than 0.2 s.
+positions of a 5 x 5 kernel on 128 x 128 pixels, forwards and backwards, less than a second, and a
+training step of a small network with geodesic layers less than 20 times that with nn.Conv2d.
 
     python benchmarks/geodesic_balls.py                      # everything
     python benchmarks/geodesic_balls.py --quick --clock cpu  # a 64 x 64 cut; a busy machine

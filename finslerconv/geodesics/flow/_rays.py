@@ -317,7 +317,7 @@ def _(*inputs: Any) -> Tensor:
 def _shoot_backward(gradient: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of table, starts and velocities."""
     job = _Job(*inputs)
-    g_starts, g_velocities = torch.zeros_like(job.starts), torch.zeros_like(job.velocities)
+    g_starts, g_velocities = torch.empty_like(job.starts), torch.empty_like(job.velocities)
     arguments, given = job.arguments(), array_of(gradient.contiguous())
     parts = job.parts(16)
     # Every part has a gradient of the field to itself; their sum is always taken in one order.
