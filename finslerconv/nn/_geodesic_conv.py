@@ -102,18 +102,20 @@ modulation
             positions = metric_positions(
                 metric, self._place_points(), spacing=spacing, map=self.map, steps=self.steps
             )
-            return positions * positions.new_tensor(self.dilation)
-        M, omega = form
-        grid = M.shape[-4:-2]
-        positions = geodesic_positions(
-            M.reshape(-1, *grid, 2, 2),
-            None if omega is None else omega.reshape(-1, *grid, 2),
-            self._fan,
-            spacing=spacing,
-            # The reference backend is PyTorch's operations, here too.
-            compiled=None if ops.is_compiled(M.device) else False,
-        )
-        positions = positions.reshape(*M.shape[:-2], *positions.shape[-2:])
+        else:
+            M, omega = form
+            grid = M.shape[-4:-2]
+            positions = geodesic_positions(
+                M.reshape(-1, *grid, 2, 2),
+                None if omega is None else omega.reshape(-1, *grid, 2),
+                self._fan,
+                spacing=spacing,
+                # The reference backend is PyTorch's operations, here too.
+                compiled=None if ops.is_compiled(M.device) else False,
+            )
+            positions = positions.reshape(*M.shape[:-2], *positions.shape[-2:])
+        if self.dilation == (1, 1):
+            return positions
         return positions * positions.new_tensor(self.dilation)
 
     def _convolve(self, x: Tensor, mask: Tensor | None) -> Tensor:

@@ -20,10 +20,11 @@ from metric_fields import (
     rotation_wind,
 )
 
+from finslerconv.balls import ball_map
 from finslerconv.geodesics import FunctionMetric, GridMetric
 from finslerconv.geodesics.flow import Schedule, _steps, exponential, geodesic_flow, shoot
 from finslerconv.geodesics.flow import _rays as module
-from finslerconv.geodesics.flow._grid import Grid, grid_rates, grid_table
+from finslerconv.geodesics.flow._grid import Grid, grid_metric, grid_rates, grid_table
 from finslerconv.geodesics.flow._rates import hamiltonian, rates
 from finslerconv.metrics import Randers, Riemannian
 
@@ -420,12 +421,12 @@ def test_rough_fields_and_long_steps_do_not_run_away():
 # The compiled kernels.
 
 
-def example(fields=2, outside="constant", dtype=torch.float64):
+def example(fields=2, outside="constant", dtype=torch.float64, count=5):
     """Return arguments of shoot: rays of one and more records, one ray that stands still."""
     field = rough_grid(fields, outside=outside)
     grid = Grid((7, 6), (0.8, 1.3), outside)
-    starts = 9 * torch.rand(fields, 5, 2, dtype=dtype) - 2
-    velocities = normal(fields, 5, 4, 2).to(dtype)
+    starts = 9 * torch.rand(fields, count, 2, dtype=dtype) - 2
+    velocities = normal(fields, count, 4, 2).to(dtype)
     velocities[:, 3, 1] = 0
     schedule = Schedule.of(
         [[(1.0, 0)], [(0.5, 2), (1.0, 3)], [(1.0, 1)], [(0.3, 4), (0.6, 6), (1.0, 5)]], [4, 5, 1, 3]
@@ -434,22 +435,39 @@ def example(fields=2, outside="constant", dtype=torch.float64):
     return grid, [u.requires_grad_() for u in tensors], schedule
 
 
-def run(grid, tensors, schedule, compiled, momenta=True):
+def run(grid, tensors, schedule, compiled, **options):
     M, omega, starts, velocities = tensors
     table = grid_table(grid, M, omega)
-    return shoot(grid, table, starts, velocities, schedule, momenta=momenta, compiled=compiled)
+    options = {"momenta": True, **options}
+    return shoot(grid, table, starts, velocities, schedule, compiled=compiled, **options)
 
 
+# Of 37 starts the kernels take some together, and a few remain.
 @pytest.mark.parametrize("outside", ["constant", "reflect"])
-@pytest.mark.parametrize("fields", [1, 3])
-def test_compiled_kernels_take_the_steps_of_the_reference(fields, outside):
-    grid, tensors, schedule = example(fields, outside)
+@pytest.mark.parametrize(("fields", "count"), [(1, 5), (3, 5), (2, 37)])
+@pytest.mark.parametrize("radial", [False, True])
+def test_compiled_kernels_take_the_steps_of_the_reference(fields, count, outside, radial):
+    grid, tensors, schedule = example(fields, outside, count=count)
     results = []
     for compiled in (True, False):
-        out = run(grid, tensors, schedule, compiled)
+        out = run(grid, tensors, schedule, compiled, radial=radial)
         results.append((out, *torch.autograd.grad(out, tensors, normal(*out.shape))))
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10 * float(b.detach().abs().max()))
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_the_radial_map_sets_rays_out_with_the_lengths_of_points(compiled):
+    grid, (M, omega, starts, points), schedule = example(2)
+    table = grid_table(grid, M, omega).detach()
+    first = torch.tensor([0, 42])[:, None, None]
+    at = grid_metric(grid, table, first, starts[:, :, None])
+    velocities = ball_map("radial")(at, points)
+    torch.testing.assert_close(at.norm(velocities), torch.linalg.norm(points, dim=-1))
+    expected = shoot(grid, table, starts, velocities, schedule, momenta=True, compiled=compiled)
+    found = shoot(grid, table, starts, points, schedule, momenta=True, radial=True,
+                  compiled=compiled)  # fmt: skip
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.slow
@@ -525,7 +543,7 @@ def test_single_precision_is_double_rounded():
 
 @pytest.mark.slow
 def test_tiles_and_threads_make_no_difference(monkeypatch):
-    grid, tensors, schedule = example(2)
+    grid, tensors, schedule = example(2, count=37)
 
     def both(compiled):
         out = run(grid, tensors, schedule, compiled)
@@ -552,7 +570,7 @@ def test_the_operators_are_what_pytorch_expects():
     arguments = (
         table, starts.detach()[0].clone().requires_grad_(),
         velocities.detach()[0].clone().requires_grad_(), list(grid.shape), [1.25, 0.7], False,
-        *schedule, False,
+        False, *schedule, False,
     )  # fmt: skip
     torch.library.opcheck(
         module._shoot,

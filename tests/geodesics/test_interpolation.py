@@ -5,6 +5,8 @@ import pytest
 import torch
 from scipy.ndimage import map_coordinates
 
+from finslerconv._compiled import jit
+from finslerconv._lanes import LANES, load, store
 from finslerconv.geodesics.fields import (
     cell,
     cell_along,
@@ -74,17 +76,29 @@ def test_the_compiled_rule_is_the_same(shape):
         assert np.isclose(found, float(value))
 
 
+@jit
+def located(c, n, reflect, found):
+    """Write what the rule says of a row of coordinates to the rows of an array."""
+    for k, each in enumerate(locate(load(c, 0), n, reflect)):
+        store(found, k, each)
+
+
 @pytest.mark.parametrize("n", [1, 2, 5])
 @pytest.mark.parametrize("outside", ["constant", "reflect"])
 def test_the_compiled_rule_of_an_axis_is_the_same_and_so_are_its_derivatives(n, outside):
     rng = np.random.default_rng(2)
     last = n - 1.0
     # Inside, near the edge, several folds away, and on the edges and the fold.
-    c = np.concatenate([rng.uniform(-1.5, n + 0.5, 80), rng.uniform(-40, 40, 40), [0.0, last]])
+    c = np.concatenate([rng.uniform(-1.5, n + 0.5, 86), rng.uniform(-40, 40, 40), [0.0, last]])
     t = torch.from_numpy(c).requires_grad_()
     first, place = cell_along(t, n, outside)
     factor = slope_factor(t, n, outside)
-    found = np.asarray([locate(x, n, outside == "reflect") for x in c])
+    found = np.empty((5, len(c)))
+    for at in range(0, len(c), LANES):
+        part = np.empty((5, LANES))
+        located(c[None, at : at + LANES], n, outside == "reflect", part)
+        found[:, at : at + LANES] = part
+    found = found.T
     assert np.array_equal(found[:, 0], first)
     assert np.allclose(found[:, 1], place.detach(), rtol=0, atol=1e-12)
     assert np.allclose(found[:, 3], factor.detach(), rtol=0, atol=1e-12)

@@ -147,7 +147,8 @@ def geodesic_ball(
         - ``"eikonal"``: where the straight ray from ``x`` along ``v`` first is at distance
           ``F_x(v)`` from ``x``, by fast marching on a window around each centre; for Riemannian
           and Randers metrics, as is
-        - ``"heat"``: the same, of the distance that a heat flow on the window finds.
+        - ``"heat"``: the same, of the distance that a heat flow on the window finds; for checking,
+          not for layers: a ball takes some 0.2 s.
 
         They parametrise one ball, differently (the same set, not the same points), where it is
         within the injectivity radius and star-shaped: where every straight ray from ``x`` leaves

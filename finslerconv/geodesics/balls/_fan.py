@@ -22,7 +22,7 @@ from finslerconv.geodesics.flow import (
     grid_table,
     shoot,
 )
-from finslerconv.metrics import FinslerMetric, Randers
+from finslerconv.metrics import FinslerMetric
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,17 +161,17 @@ def geodesic_positions(
     if centres is None:
         axes = [torch.arange(n, dtype=M.dtype, device=M.device) for n in shape]
         starts = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
-        forms = torch.zeros_like(M[..., 0]) if omega is None else omega
-        metric = Randers(M.flatten(1, -3)[:, :, None], forms.flatten(1, -2)[:, :, None],
-                         validate=False)  # fmt: skip
     else:
         starts = (centres - M.new_tensor(first)) / M.new_tensor(step)
-        rows = torch.arange(batch, device=M.device)[:, None] * math.prod(shape)
-        metric = grid_metric(grid, table, rows, starts.reshape(1, -1, d))
-        metric = metric[:, :, None]
-    velocities = ball_map(rays.map)(metric, ends)
     fans = starts.reshape(1, -1, d).expand(batch, -1, d)
-    out = shoot(grid, table, fans, velocities, rays.schedule, compiled=compiled)
+    radial = rays.map == "radial"
+    if radial:
+        velocities = ends.expand(*fans.shape[:2], *ends.shape)
+    else:
+        rows = torch.arange(batch, device=M.device)[:, None] * math.prod(shape)
+        metric = grid_metric(grid, table, rows, fans)
+        velocities = ball_map(rays.map)(metric[:, :, None], ends)
+    out = shoot(grid, table, fans, velocities, rays.schedule, radial=radial, compiled=compiled)
     return out.reshape(batch, *starts.shape[:-1], *out.shape[-2:])
 
 

@@ -16,12 +16,12 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Literal, no_type_check
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from finslerconv._compiled import jit
+from finslerconv._compiled import inlined, jit
+from finslerconv._lanes import absolute, floor, maximum, minimum, spread, where
 
 Interpolation = Literal["linear", "cubic"]
 """How a field is read between the nodes: multilinear, or by Catmull-Rom's cubic (C1)."""
@@ -136,10 +136,12 @@ def _catmull_rom(f: Tensor) -> list[tuple[int, Tensor]]:
     ]
 
 
-@jit
+@inlined
 @no_type_check
 def locate(c, n, reflect):
-    """Return :func:`cell_along` and :func:`slope_factor` for one coordinate, with derivatives.
+    """Return :func:`cell_along` and :func:`slope_factor` for coordinates, with derivatives.
+
+    Coordinates, and all that is returned, are lanes (:mod:`finslerconv._lanes`).
 
     Returns
     -------
@@ -147,28 +149,28 @@ def locate(c, n, reflect):
         ``turn`` is the derivative of the place in ``c``, ``factor_slope`` that of the factor.
     """
     if n == 1:
-        return 0, 0.0, 0.0, 0.0, 0.0
+        zero = spread(0.0, c)
+        return zero, zero, zero, zero, zero
     last = n - 1.0
-    turn = 1.0
-    factor, factor_slope = 1.0, 0.0
-    beyond = max(-c, c - last)
-    if beyond > 0.0:
-        steep = 2.0 if reflect else 1.0
-        factor = max(1.0 - steep * beyond, 1.0 - steep)
-        if beyond < 1.0:
-            factor_slope = steep if c < 0.0 else -steep
-        if not reflect or not abs(c) < _FAR:
-            c, turn = (0.0 if c < 0.0 else last), 0.0
-        else:
-            c -= 2.0 * last * np.floor(c / (2.0 * last))
-            if c > last:
-                c, turn = 2.0 * last - c, -1.0
-            if beyond > last:
-                factor, factor_slope = turn, 0.0
-    if not c >= 0.0:  # NaN
-        return 0, 0.0, 0.0, 0.0, 0.0
-    i = min(int(c), n - 2)
-    return i, c - i, turn, factor, factor_slope
+    one = spread(1.0, c)
+    steep = 2.0 * one if reflect else one
+    beyond = maximum(-c, c - last)
+    outside = beyond > 0.0
+    factor = where(outside, maximum(1.0 - steep * beyond, 1.0 - steep), 1.0)
+    factor_slope = where(outside & (beyond < 1.0), where(c < 0.0, steep, -steep), 0.0)
+    turn = where(outside, 0.0, one)
+    inside = where(c > 0.0, minimum(c, last), 0.0)  # 0 for NaN
+    if reflect:
+        folds = outside & (absolute(c) < _FAR)
+        folded = c - 2.0 * last * floor(c / (2.0 * last))
+        side = where(folded > last, -one, one)
+        inside = where(folds, where(folded > last, 2.0 * last - folded, folded), inside)
+        turn = where(folds, side, turn)
+        far = folds & (beyond > last)
+        factor = where(far, side, factor)
+        factor_slope = where(far, 0.0, factor_slope)
+    first = minimum(floor(inside), n - 2.0)
+    return first, inside - first, turn, factor, factor_slope
 
 
 @jit

@@ -55,11 +55,11 @@ def _slope(f: Tensor, axis: int, step: float) -> Tensor:
     """Return the slopes along an axis counted from the last, 0 along one of a single node."""
     n = f.shape[axis]
     # Without a case of its own for small n, so that a program exported for one size serves all.
-    rise = torch.cat((f.narrow(axis, 0, 1), f, f.narrow(axis, n - 1, 1)), dim=axis).diff(dim=axis)
+    wider = torch.cat((f.narrow(axis, 0, 1), f, f.narrow(axis, n - 1, 1)), dim=axis)
     place = torch.arange(n, device=f.device).reshape(-1, *(1,) * (-axis - 1))
     at_end = (place == 0) | (place == n - 1)
     apart = 2 - at_end.to(f.dtype)
-    return (rise.narrow(axis, 0, n) + rise.narrow(axis, 1, n)) / (apart * step)
+    return (wider.narrow(axis, 2, n) - wider.narrow(axis, 0, n)) / (apart * step)
 
 
 def is_linear(field: object) -> TypeGuard[GridMetric]:

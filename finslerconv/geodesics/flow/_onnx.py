@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import embedding, pad
 
 from finslerconv._arrays import scaled
+from finslerconv.balls import ball_map
 from finslerconv.metrics import Randers
 
 # The stages of the classical Runge-Kutta method: how far each next one is from the step's start,
@@ -28,6 +29,7 @@ def shoot_by_scan(
     velocities: Float[Tensor, "fields n rays 2"],
     lengths: list[list[float]],
     records: list[tuple[int, int]],
+    radial: bool = False,
 ) -> Float[Tensor, "fields n points 2"]:
     """Return the displacements of fans of rays through planar fields, held constant outside.
 
@@ -51,11 +53,13 @@ def shoot_by_scan(
         (1 / velocities.new_tensor(spacing))[:, None, None],
         starts.to(dtype).permute(0, 2, 1)[..., None],
     )
-    u, scale, still = scaled(velocities)
-    u = torch.where(still, 1.0, u)
     a, b, c, x, y = (e[:, 0, :, :, None] for e in field.read(0.0)[0].split(1, 1))
     M = torch.cat((a, b, b, c), -1).unflatten(-1, (2, 2))
     metric = Randers(M, torch.cat((x, y), -1), validate=False)
+    if radial:
+        velocities = ball_map("radial")(metric, velocities)
+    u, scale, still = scaled(velocities)
+    u = torch.where(still, 1.0, u)
     length = (scale[..., 0] * metric.norm(u))[:, None]
     momentum = metric.legendre(u).permute(0, 3, 1, 2)
     start = torch.cat((torch.zeros_like(momentum), momentum), 1)

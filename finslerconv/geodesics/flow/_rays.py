@@ -12,10 +12,12 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from finslerconv._arrays import scaled
+from finslerconv._lanes import LANES
 from finslerconv._memory import array_of
 from finslerconv._threads import run, share
 from finslerconv._tracing import is_traced_by_torchscript
 from finslerconv._transforms import is_transformed, needs_formulas
+from finslerconv.balls import ball_map
 from finslerconv.geodesics.flow import _numba as kernels
 from finslerconv.geodesics.flow._grid import Grid, grid_metric, grid_rates
 from finslerconv.geodesics.flow._onnx import shoot_by_scan
@@ -26,7 +28,7 @@ from finslerconv.geodesics.flow._steps import rk4, segments
 _TILE = 2**17
 
 # Below so many evaluations of the field a second thread costs more than it brings.
-_PART_WORK = 20_000
+_PART_WORK = 100_000
 _MOST_PARTS = 16
 
 # PyTorch before 2.7 does not tell: there a program is tied to its number of tiles.
@@ -82,6 +84,7 @@ def shoot(
     schedule: Schedule,
     *,
     momenta: bool = False,
+    radial: bool = False,
     compiled: bool | None = None,
 ) -> Float[Tensor, "fields n points records"]:
     """Return the displacements of fans of rays through linearly interpolated fields.
@@ -99,6 +102,9 @@ def shoot(
         The same for all fans.
     momenta : bool
         Whether momenta follow the displacements.
+    radial : bool
+        Whether the radial map first carries what is given to velocities: vectors of the same
+        directions, whose lengths are the Euclidean norms.
     compiled : bool, optional
         Whether to use the compiled kernels, for planar grids on the CPU, or PyTorch's operations;
         unless given, the former where possible and all derivatives wanted are in reverse mode.
@@ -125,21 +131,21 @@ def shoot(
             table = torch.nn.functional.pad(table.unflatten(-1, (3, 3)), (0, 2)).flatten(-2)
         table = torch.nn.functional.pad(table, (0, WIDE - table.shape[-1]))
         out = _shoot(
-            table.double(), starts.double().reshape(-1, d),
+            table.to(velocities.dtype), starts.double().reshape(-1, d),
             velocities.reshape(fields * n, rays, d), list(grid.shape),
-            [1 / s for s in grid.spacing], grid.outside == "reflect", *schedule, momenta,
+            [1 / s for s in grid.spacing], grid.outside == "reflect", radial, *schedule, momenta,
         )  # fmt: skip
         return out.reshape(fields, n, *out.shape[1:])
     if torch.onnx.is_in_onnx_export() and d == 2 and grid.outside == "constant" and not momenta:
         return shoot_by_scan(
-            grid.shape, grid.spacing, table, starts, velocities, *schedule.unrolled()
+            grid.shape, grid.spacing, table, starts, velocities, *schedule.unrolled(), radial
         )
     nodes = math.prod(grid.shape)
     first = torch.arange(fields, device=table.device)[:, None] * nodes
     parts = (first.expand(fields, n).flatten(), starts.flatten(0, 1), velocities.flatten(0, 1))
 
     def tile(*arguments: Tensor) -> Tensor:
-        return _shoot_tile(grid, schedule, momenta, *arguments)
+        return _shoot_tile(grid, schedule, momenta, radial, *arguments)
 
     if _is_exporting():
         # A number of tiles would tie the program to the sizes that it was exported with.
@@ -163,6 +169,7 @@ def _shoot_tile(
     grid: Grid,
     schedule: Schedule,
     momenta: bool,
+    radial: bool,
     table: Tensor,
     first: Tensor,
     starts: Tensor,
@@ -184,10 +191,12 @@ def _shoot_tile(
     table = table.to(dtype)
     c, rows = starts.to(dtype)[:, None], first[:, None]
     v = velocities[:, order]
-    u, size, still = scaled(v)
-    u = torch.where(still, 1.0, u)
     spacing = torch.tensor(grid.spacing, dtype=dtype, device=device)
     metric = grid_metric(grid, table, rows, c)
+    if radial:
+        v = ball_map("radial")(metric, v)
+    u, size, still = scaled(v)
+    u = torch.where(still, 1.0, u)
     x, p, length = torch.zeros_like(v), metric.legendre(u), size[..., 0] * metric.norm(u)
     times = torch.zeros(len(plans), 1, dtype=dtype, device=device)
     records, places = [], []
@@ -219,10 +228,10 @@ class _Job(NamedTuple):
     """The arguments of the operator and of its derivative: fields, rays and schedule."""
 
     table: Tensor
-    """Of all fields, (fields * nodes, 16), float64."""
+    """Of all fields, (fields * nodes, 16), in the dtype of the velocities."""
 
     starts: Tensor
-    """In nodes, (starts, 2), as many of each field."""
+    """In nodes, (starts, 2), float64, as many of each field."""
 
     velocities: Tensor
     """(starts, rays, 2)."""
@@ -232,6 +241,9 @@ class _Job(NamedTuple):
     """Nodes per unit of length, along either axis."""
 
     reflect: bool
+    radial: bool
+    """Whether the velocities are points that the radial map carries there."""
+
     segments: Sequence[int]
     steps: Sequence[int]
     spans: Sequence[float]
@@ -246,6 +258,7 @@ class _Job(NamedTuple):
             (fields, height, width, max(1, len(self.starts) // max(1, fields))),
             (float(self.rate[0]), float(self.rate[1])),
             self.reflect,
+            self.radial,
             array_of(self.starts.contiguous()),
             array_of(self.velocities.contiguous()),
             self.velocities.shape[1],
@@ -270,7 +283,7 @@ class _Job(NamedTuple):
 
 _JOB = (
     "Tensor table, Tensor starts, Tensor velocities, SymInt[] shape, float[] rate, bool reflect, "
-    "SymInt[] segments, SymInt[] steps, float[] spans, SymInt[] places"
+    "bool radial, SymInt[] segments, SymInt[] steps, float[] spans, SymInt[] places"
 )
 
 
@@ -285,7 +298,7 @@ def _shoot(*inputs: Any) -> Tensor:
     parts = job.parts(4)
 
     def task(part: int) -> None:
-        kernels.forward(*arguments, *share(len(out), part, parts), result)
+        kernels.forward(*arguments, *share(len(out), part, parts, LANES), result)
 
     run(task, parts)
     return out
@@ -304,7 +317,7 @@ def _(*inputs: Any) -> Tensor:
 def _shoot_backward(gradient: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of table, starts and velocities."""
     job = _Job(*inputs)
-    g_starts, g_velocities = torch.zeros_like(job.starts), torch.zeros_like(job.velocities)
+    g_starts, g_velocities = torch.empty_like(job.starts), torch.empty_like(job.velocities)
     arguments, given = job.arguments(), array_of(gradient.contiguous())
     parts = job.parts(16)
     # Every part has a gradient of the field to itself; their sum is always taken in one order.
@@ -312,7 +325,7 @@ def _shoot_backward(gradient: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Ten
 
     def task(part: int) -> None:
         kernels.backward(
-            *arguments, *share(len(job.velocities), part, parts), given,
+            *arguments, *share(len(job.velocities), part, parts, LANES), given,
             array_of(slopes[part]).reshape(-1), array_of(g_starts), array_of(g_velocities),
         )  # fmt: skip
 
