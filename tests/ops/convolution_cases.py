@@ -120,11 +120,12 @@ class Case:
         if self.kind == "offsets":
             deform = (ops.deform_conv1d, ops.deform_conv2d, ops.deform_conv3d)[self.dims - 1]
             return deform(input, where, *common, padding_mode=self.padding_mode)
+        points = self.points.to(where.device)
         how = {"map": self.kind, "padding_mode": self.padding_mode}
         if self.formula is not None:
-            return ops.head_conv2d(input, where, self.formula, self.points, *common, **how)
+            return ops.head_conv2d(input, where, self.formula, points, *common, **how)
         metric = (ops.metric_conv1d, ops.metric_conv2d, ops.metric_conv3d)[self.dims - 1]
-        return metric(input, where, omega, self.points, *common, **how)
+        return metric(input, where, omega, points, *common, **how)
 
     def convolution(self, tensors=None):
         """Return the convolution of such tensors as backends are given it."""
