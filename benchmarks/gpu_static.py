@@ -78,10 +78,8 @@ def binaries(target: str, quick: bool) -> str:
             ("fp16", "affine", SHAPES[:1], {"kind": "affine"}),
             ("fp16", "offsets", SHAPES[:1], {"kind": "offsets"}),
             *(
-                (precision, f"{kind}, {name} head", SHAPES[:1], {"kind": kind, "formula": formula})
-                for kind, (name, formula), precision in itertools.product(
-                    ("radial", "affine"), HEADS.items(), ("fp16", "float64")
-                )
+                (precision, f"affine, {name} head", SHAPES[:1], {"kind": "affine", "formula": head})
+                for (name, head), precision in itertools.product(HEADS.items(), ("fp16", "float64"))
             ),
             ("fp16", "depthwise", SHAPES[:1], {"groups": 64}),
             ("fp16", "32 groups, 2 sample groups", [(16, 128, 28, 128)],

@@ -154,7 +154,7 @@ def _matrix(r0, r1, r2, r3, r4, eps, least, span, shift, HEAD: tl.constexpr):
 @triton.jit
 @no_type_check
 def _factor(square, keep, CONSTRAINT: tl.constexpr):
-    """Return what omega is multiplied by, and its derivative by omega's squared norm."""
+    """Return what omega is multiplied by, and its derivative by the square of omega's norm."""
     if CONSTRAINT == _CLIP:
         factor, slope = _clip_factor(square, keep)
     else:
@@ -179,14 +179,14 @@ def metrics(
         _number(shift, r0), HEAD,
     )  # fmt: skip
     length = _number(radius, r0)
-    square = length * length
-    tl.store(field + 4 * flat, a / square, mask=valid)
-    tl.store(field + 4 * flat + 1, b / square, mask=valid)
-    tl.store(field + 4 * flat + 2, b / square, mask=valid)
-    tl.store(field + 4 * flat + 3, c / square, mask=valid)
+    area = length * length
+    tl.store(field + 4 * flat, a / area, mask=valid)
+    tl.store(field + 4 * flat + 1, b / area, mask=valid)
+    tl.store(field + 4 * flat + 2, b / area, mask=valid)
+    tl.store(field + 4 * flat + 3, c / area, mask=valid)
     if omega is not None:
-        _, _, norm = _dual(a, b, c, x, y)
-        factor, _ = _factor(norm, _number(keep, r0), CONSTRAINT)
+        _, _, square = _dual(a, b, c, x, y)
+        factor, _ = _factor(square, _number(keep, r0), CONSTRAINT)
         tl.store(omega + 2 * flat, factor * x / length, mask=valid)
         tl.store(omega + 2 * flat + 1, factor * y / length, mask=valid)
 
@@ -201,26 +201,26 @@ def store_gradient(
     r0, r1, r2, r3, r4, x, y = _channels(channels, flat, pixels, M_CHANNELS, CONSTRAINT)
     eps, least, span = _number(eps, r0), _number(least, r0), _number(span, r0)
     shift, length = _number(shift, r0), _number(radius, r0)
-    square = length * length
-    ga /= square
-    gb /= square
-    gc /= square
+    area = length * length
+    ga /= area
+    gb /= area
+    gc /= area
     place = g_channels + _place(flat, pixels, M_CHANNELS, CONSTRAINT)
     if CONSTRAINT != 0:
         a, b, c = _matrix(r0, r1, r2, r3, r4, eps, least, span, shift, HEAD)
-        u, v, norm = _dual(a, b, c, x, y)
-        factor, slope = _factor(norm, _number(keep, r0), CONSTRAINT)
+        u, v, square = _dual(a, b, c, x, y)
+        factor, slope = _factor(square, _number(keep, r0), CONSTRAINT)
         g0 /= length
         g1 /= length
-        g_norm = (g0 * x + g1 * y) * slope
+        g_square = (g0 * x + g1 * y) * slope
         if CONSTRAINT == _DETACHED:
-            g_norm = tl.zeros_like(g_norm)
-        ga -= g_norm * u * u
-        gb -= 2.0 * g_norm * u * v
-        gc -= g_norm * v * v
+            g_square = tl.zeros_like(g_square)
+        ga -= g_square * u * u
+        gb -= 2.0 * g_square * u * v
+        gc -= g_square * v * v
         of_omega = place + M_CHANNELS * pixels
-        tl.store(of_omega, factor * g0 + 2.0 * g_norm * u, mask=valid)
-        tl.store(of_omega + pixels, factor * g1 + 2.0 * g_norm * v, mask=valid)
+        tl.store(of_omega, factor * g0 + 2.0 * g_square * u, mask=valid)
+        tl.store(of_omega + pixels, factor * g1 + 2.0 * g_square * v, mask=valid)
     if HEAD == _CHOLESKY:
         r0, r1, r2, r3, r4 = _cholesky_back(r0, r1, r2, r3, r4, eps, least, span, shift, ga, gb, gc)
     elif HEAD == _LDL:
