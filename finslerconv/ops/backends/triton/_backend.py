@@ -50,8 +50,8 @@ _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # Programs that fill a large device: where tiles of pixels are fewer, other axes are split too.
 _PROGRAMS = 512
 
-# Pixels of a program that computes metrics or their gradients.
-_METRICS = 128
+# For the kernels that compute metrics and their gradients: a thread for each pixel.
+_METRICS = Tile(pixels=128, channels=0, outputs=0, threads=128, registers=168)
 
 # Tensors with more elements need offsets of 64 bits; tiles at the end may reach a little further.
 _INT32 = 2**31 - 2**20
@@ -285,10 +285,9 @@ def _backward_samples(
     )  # fmt: skip
     if of_metrics:
         assert g_positions is not None
-        plane, kernel = g_positions.shape[2], kernels.backward_metric
-        kernel[(triton.cdiv(plane, _METRICS),)](
-            g_positions, job.field, job.omega, job.head, g_field, g_omega, plane, shares, s.pixels,
-            BLOCK_P=_METRICS, **_named(job.constants, kernel),
+        _launch_over_metrics(
+            kernels.backward_metric, g_positions.shape[2], job.constants, g_positions, job.field,
+            job.omega, job.head, g_field, g_omega, shares, s.pixels,
         )  # fmt: skip
 
 
@@ -379,13 +378,24 @@ def _metrics(
     shape = (batch, channels // formula.n_channels, *size)
     M = head.new_empty((*shape, 2, 2))
     omega = None if formula.is_riemannian else head.new_empty((*shape, 2))
-    plane, kernel = math.prod(shape), heads.metrics
-    if plane > 0:
-        kernel[(triton.cdiv(plane, _METRICS),)](
-            head, M, omega, plane, math.prod(size),
-            BLOCK_P=_METRICS, **_named(constants, kernel),
-        )  # fmt: skip
+    if M.numel() > 0:
+        _launch_over_metrics(
+            heads.metrics, math.prod(shape), constants, head, M, omega, math.prod(size)
+        )
     return M, omega
+
+
+def _launch_over_metrics(
+    kernel: Any, plane: int, constants: dict[str, Any], *arguments: Tensor | int | None
+) -> None:
+    """Run a kernel over ``plane`` metrics."""
+    kernel[(triton.cdiv(plane, _METRICS.pixels),)](
+        *arguments,
+        plane,
+        BLOCK_P=_METRICS.pixels,
+        **_named(constants, kernel),
+        **_options(_METRICS),
+    )
 
 
 def _merged(groups: int, channels_of: int, outputs_of: int) -> int:

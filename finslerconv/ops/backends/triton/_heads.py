@@ -165,7 +165,7 @@ def _factor(square, keep, CONSTRAINT: tl.constexpr):
 @triton.jit(do_not_specialize=["plane", "pixels", *NUMBERS])
 @no_type_check
 def metrics(
-    channels, field, omega, plane, pixels, eps, least, span, shift, keep, radius,
+    channels, field, omega, pixels, plane, eps, least, span, shift, keep, radius,
     HEAD: tl.constexpr, M_CHANNELS: tl.constexpr, CONSTRAINT: tl.constexpr,
     INDEX: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip

@@ -568,7 +568,7 @@ def backward_samples(
 @triton.jit(do_not_specialize=["plane", "shares", "pixels", *NUMBERS])
 @no_type_check
 def backward_metric(
-    sums, field, omega, channels, g_field, g_omega, plane, shares, pixels,
+    sums, field, omega, channels, g_field, g_omega, shares, pixels, plane,
     eps, least, span, shift, keep, radius,
     KIND: tl.constexpr, HEAD: tl.constexpr, M_CHANNELS: tl.constexpr, CONSTRAINT: tl.constexpr,
     INDEX: tl.constexpr, BLOCK_P: tl.constexpr,
