@@ -1,9 +1,9 @@
 """From the channels of a head to metrics, and from their gradients to those of the channels.
 
 A head's formula is computed for each pixel once, by a kernel of its own, and not in the kernels of
-the convolution. There a pixel is in several threads, and in programs for every block of outputs and,
-for the weights' gradient, for every tap: to evaluate the formula so often takes longer than to read
-six numbers. Its reverse is a part of ``backward_metric``, which has the metrics' gradients in
+the convolution. There a pixel is in several threads, and in programs for every block of outputs
+and, for the weights' gradient, for every tap: to evaluate the formula so often takes longer than to
+read six numbers. Its reverse is a part of ``backward_metric``, which has the metrics' gradients in
 registers.
 
 The compile-time constants ``HEAD`` and ``CONSTRAINT`` say which formula (0 is none) and
