@@ -1,7 +1,7 @@
 """What the Triton kernels compile to, on machines without a GPU: what makes them fast, and fit.
 
 By default a few convolutions are compiled that together use every kernel, tile, kind of positions
-and dtype; FINSLERCONV_ALL_KERNELS=1 compiles every combination for every device (half an hour).
+and dtype; FINSLERCONV_ALL_KERNELS=1 compiles every combination for every device (forty minutes).
 """
 
 import itertools
