@@ -19,6 +19,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
+from finslerconv._head_formula import HeadFormula
 from finslerconv.ops._geometry import ConvGeometry
 from finslerconv.ops.backends import Convolution, Needs, Positions, channels_last
 from finslerconv.ops.backends._contract import PositionKind
@@ -146,8 +147,12 @@ def compile_convolution(
     bias: bool = False,
     mask: bool = False,
     dims: int = 2,
+    formula: HeadFormula | None = None,
 ) -> list[Compilation]:
-    """Compile all kernels of a convolution's forward and backward pass."""
+    """Compile all kernels of a convolution's forward and backward pass.
+
+    With a formula the positions come as the channels of a head.
+    """
     geometry = ConvGeometry.of(kernel, stride, kernel // 2, dims=dims)
     out = geometry.output_size(*(side,) * dims)
     real = torch.promote_types(dtype, torch.float32)
@@ -158,6 +163,9 @@ def compile_convolution(
     taps = geometry.n_taps
     if kind == "offsets":
         positions = Positions(kind, empty(batch, dims * sample_groups * taps, *out))
+    elif formula is not None:
+        channels_of_head = empty(batch, sample_groups * formula.n_channels, *out)
+        positions = Positions(kind, channels_of_head, None, empty(taps, dims), formula)
     else:
         where = (batch, sample_groups, *out)
         one_forms = empty(*where, dims) if omega else None

@@ -16,6 +16,7 @@ cache, assumed to add at half the rate at which it is read.
 """
 
 import argparse
+import itertools
 import os
 import tempfile
 from collections.abc import Iterable
@@ -24,6 +25,9 @@ from pathlib import Path
 import compiled_kernels as static
 import torch
 
+from finslerconv import ops
+from finslerconv.nn import Cholesky, LogEuclidean
+
 SHAPES = [(16, 64, 56, 64), (16, 256, 14, 256), (8, 512, 28, 512), (16, 256, 28, 256)]
 PRECISIONS = {
     "fp16": (torch.float16, False),
@@ -31,6 +35,9 @@ PRECISIONS = {
     "fp32 IEEE": (torch.float32, False),
     "float64": (torch.float64, False),
 }
+
+# The default formula of a head, and that of the most operations.
+HEADS = {"cholesky": ops.HeadFormula(Cholesky()), "log_euclidean": ops.HeadFormula(LogEuclidean())}
 
 # Bytes and operations a second: device memory, second-level cache (assumed), first-level caches
 # (128 bytes a clock and multiprocessor), dense tensor cores in 16 bits and in TF32.
@@ -70,6 +77,10 @@ def binaries(target: str, quick: bool) -> str:
         jobs += [
             ("fp16", "affine", SHAPES[:1], {"kind": "affine"}),
             ("fp16", "offsets", SHAPES[:1], {"kind": "offsets"}),
+            *(
+                (precision, f"affine, {name} head", SHAPES[:1], {"kind": "affine", "formula": head})
+                for (name, head), precision in itertools.product(HEADS.items(), ("fp16", "float64"))
+            ),
             ("fp16", "depthwise", SHAPES[:1], {"groups": 64}),
             ("fp16", "32 groups, 2 sample groups", [(16, 128, 28, 128)],
              {"groups": 32, "sample_groups": 2}),
@@ -77,6 +88,9 @@ def binaries(target: str, quick: bool) -> str:
         ]  # fmt: skip
     for precision, what, shapes, rest in jobs:
         for done in compile_all(target, shapes, precision, **rest):
+            # The other kernels do not know of heads.
+            if "formula" in rest and not done.constants.get("HEAD"):
+                continue
             f = static.facts(done)
             blocks = [done.constants.get(f"BLOCK_{axis}", 0) for axis in "PCO"]
             rows.append(

@@ -430,8 +430,8 @@ def head_conv2d(
     """Convolve at samples of the unit balls of metrics that are still the channels of a head.
 
     The same as :func:`metric_conv2d` of ``formula.metrics(channels)``. The compiled backends
-    compute the metrics where they place the samples, so that neither metrics nor their gradients
-    are in memory.
+    compute the metrics themselves, on the CPU where they place the samples, and keep none for the
+    backward pass.
 
     Parameters
     ----------

@@ -10,9 +10,17 @@ import torch
 from hypothesis import strategies as st
 
 from finslerconv import ops
+from finslerconv._head_formula import OMEGA_CONSTRAINTS
+from finslerconv._parametrization import PARAMETRIZATIONS
 from finslerconv.ops import ConvGeometry
 
 MODES = ("zeros", "reflect", "replicate", "circular")
+
+# Every formula of a head that the compiled backends know.
+FORMULAS = [
+    ops.HeadFormula(kind(), 0.1, constraint, 1.5)
+    for kind, constraint in itertools.product(PARAMETRIZATIONS.values(), OMEGA_CONSTRAINTS)
+] + [ops.HeadFormula(kind(eps_L=0.2), 1.0) for kind in PARAMETRIZATIONS.values()]
 
 
 @dataclass(frozen=True)
@@ -20,6 +28,7 @@ class Case:
     """The arguments of one convolution, as they determine tensors."""
 
     kind: str = "offsets"
+    formula: ops.HeadFormula | None = None
     batch: int = 2
     channels: int = 4
     size: tuple[int, ...] = (7, 8)
@@ -54,7 +63,10 @@ class Case:
         )
 
     def tensors(self):
-        """Return input, field, omega, weight, bias, mask; absent ones are None."""
+        """Return input, field, omega, weight, bias, mask; absent ones are None.
+
+        With a formula the field is the channels of a head.
+        """
         generator = torch.Generator().manual_seed(self.seed)
 
         def normal(*shape):
@@ -67,6 +79,10 @@ class Case:
         omega = None
         if self.kind == "offsets":
             where = self.spread * normal(self.batch, groups * taps * dims, *out_size)
+        elif self.formula is not None:
+            where = 1.2 * normal(self.batch, groups * self.formula.n_channels, *out_size)
+            where[:1, :, 0, :2] = 0  # where every formula degenerates
+            where[-1:, :, 1] *= 1e-2  # where series take over
         else:
             root = normal(self.batch, groups, *out_size, dims, dims)
             where = (root @ root.mT + 0.3 * torch.eye(dims)) / self.spread**2
@@ -104,16 +120,18 @@ class Case:
         if self.kind == "offsets":
             deform = (ops.deform_conv1d, ops.deform_conv2d, ops.deform_conv3d)[self.dims - 1]
             return deform(input, where, *common, padding_mode=self.padding_mode)
+        points = self.points.to(where.device)
+        how = {"map": self.kind, "padding_mode": self.padding_mode}
+        if self.formula is not None:
+            return ops.head_conv2d(input, where, self.formula, points, *common, **how)
         metric = (ops.metric_conv1d, ops.metric_conv2d, ops.metric_conv3d)[self.dims - 1]
-        return metric(
-            input, where, omega, self.points, *common, map=self.kind, padding_mode=self.padding_mode
-        )
+        return metric(input, where, omega, points, *common, **how)
 
     def convolution(self, tensors=None):
         """Return the convolution of such tensors as backends are given it."""
         input, where, omega, weight, bias, mask = self.tensors() if tensors is None else tensors
         points = None if self.kind == "offsets" else self.points
-        positions = ops.Positions(self.kind, where, omega, points)
+        positions = ops.Positions(self.kind, where, omega, points, self.formula)
         return ops.Convolution(
             input, positions, weight, bias, mask, self.geometry, self.padding_mode
         )

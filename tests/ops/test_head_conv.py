@@ -1,23 +1,16 @@
 """Convolutions from a head's channels: equal to the formulas in PyTorch, and at home in PyTorch."""
 
-import itertools
 from dataclasses import replace
 
 import pytest
 import torch
-from convolution_cases import assert_equal_results
+from convolution_cases import FORMULAS, assert_equal_results
 
 from finslerconv import ops
-from finslerconv._head_formula import OMEGA_CONSTRAINTS
 from finslerconv._parametrization import PARAMETRIZATIONS, Cholesky, MatrixParametrization
 from finslerconv.ops.backends import _head_numbers as numbers
 
 pytest.importorskip("numba")
-
-FORMULAS = [
-    ops.HeadFormula(kind(), 0.1, constraint, 1.5)
-    for kind, constraint in itertools.product(PARAMETRIZATIONS.values(), OMEGA_CONSTRAINTS)
-] + [ops.HeadFormula(kind(eps_L=0.2), 1.0) for kind in PARAMETRIZATIONS.values()]
 
 
 def tensors(formula, groups=1, dtype=torch.float64, size=(5, 6)):

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 import triton_interpreter
-from convolution_cases import MODES, Case, assert_equal_results, cases
+from convolution_cases import FORMULAS, MODES, Case, assert_equal_results, cases
 from hypothesis import given, settings
 from triton_interpreter import INTERPRETED
 
@@ -116,6 +116,55 @@ def test_groups_of_every_kind(groups, kind, mode, dtype):
     assert_equal_results(kernel_results(case), case.results("reference"), case.dtype)
 
 
+every_formula = pytest.mark.parametrize(
+    "formula", FORMULAS, ids=lambda f: f"{f.name} {f.eps_omega}"
+)
+
+
+def heads(formula, map):
+    """Return convolutions of a head's channels, in float64 and in float32."""
+    return [
+        Case(map, formula, sample_groups=groups, dtype=dtype, **SMALL)
+        for groups, dtype in ((2, torch.float64), (1, torch.float32))
+    ]
+
+
+def assert_those_of_the_formula(found, case):
+    # As for the CPU (test_head_conv.py): the lengths of the balls vary by orders of magnitude.
+    for got, wanted in zip(found, case.results("reference"), strict=True):
+        assert got.dtype == case.dtype
+        if case.dtype == torch.float64:
+            torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-10)
+        else:
+            error = (got - wanted).abs() / wanted.abs().amax()
+            assert error.median() < 1e-5
+
+
+@interpreted
+@every_formula
+@pytest.mark.parametrize("map", ["radial", "affine"])
+def test_metrics_of_a_head_are_those_of_the_formula(formula, map):
+    for case in heads(formula, map):
+        assert_those_of_the_formula(kernel_results(case), case)
+
+
+@interpreted
+def test_channels_of_half_precision_are_raised():
+    case = Case("radial", FORMULAS[0], dtype=torch.float32, **SMALL)
+    tensors = case.tensors()
+    low = [t.bfloat16() if i == 1 else t for i, t in enumerate(tensors)]
+    same = [t.float() if i == 1 else t for i, t in enumerate(low)]
+    for got, wanted in zip(kernel_results(case, low), kernel_results(case, same), strict=True):
+        assert torch.equal(got, wanted)
+
+
+@interpreted
+def test_a_head_without_pixels():
+    case = Case("radial", FORMULAS[0], **{**SMALL, "batch": 0})
+    found = kernel_results(case, case.tensors())
+    assert [t.shape for t in found] == [t.shape for t in case.results("reference")]
+
+
 @interpreted
 @pytest.mark.parametrize(
     ("groups", "mode"), [(GROUPS[i], MODES[i % 4]) for i in (0, 1, 3, 5, 6)], ids=str
@@ -131,16 +180,20 @@ def test_groups_of_every_kind_in_space(groups, mode):
 
 
 @interpreted
-@pytest.mark.parametrize("kind", ["offsets", "radial"])
+@pytest.mark.parametrize(
+    ("kind", "formula"), [("offsets", None), ("radial", None), ("radial", FORMULAS[0])]
+)
 @pytest.mark.parametrize(
     ("dtype", "groups"),
     # The interpreter's tl.dot cannot read bfloat16, which depthwise convolutions do without.
     [(torch.float16, 1), (torch.float16, 8), (torch.bfloat16, 8)],
 )
-def test_half_precision_rounds_what_is_multiplied(dtype, groups, kind):
+def test_half_precision_rounds_what_is_multiplied(dtype, groups, kind, formula):
     # Image and weights of few bits, positions in float32: what is left is the rounding of samples,
     # slopes and results.
-    case = Case(kind=kind, channels=8, out_channels=8, groups=groups, dtype=torch.float32, **SMALL)
+    case = Case(
+        kind, formula, channels=8, out_channels=8, groups=groups, dtype=torch.float32, **SMALL
+    )
     exact = case.tensors()
     for i in (0, 3, 4):
         exact[i] = exact[i].to(dtype).float()
@@ -152,11 +205,13 @@ def test_half_precision_rounds_what_is_multiplied(dtype, groups, kind):
 
 
 @interpreted
-@pytest.mark.parametrize("kind", ["offsets", "affine"])
-def test_offsets_of_64_bits_give_the_same(kind, monkeypatch):
+@pytest.mark.parametrize(
+    ("kind", "formula"), [("offsets", None), ("affine", None), ("affine", FORMULAS[3])]
+)
+def test_offsets_of_64_bits_give_the_same(kind, formula, monkeypatch):
     from finslerconv.ops.backends.triton import _backend
 
-    case = Case(kind=kind, channels=4, sample_groups=2, **SMALL)
+    case = Case(kind, formula, channels=4, sample_groups=2, **SMALL)
     monkeypatch.setattr(_backend, "_INT32", 0)
     assert_equal_results(kernel_results(case), case.results("reference"), case.dtype)
 
@@ -187,8 +242,9 @@ def test_samples_nowhere_are_zero():
 
 
 @interpreted
-def test_the_deterministic_way_gives_the_same():
-    case = Case(sample_groups=2, **SMALL)
+@pytest.mark.parametrize("how", [{}, {"kind": "radial", "formula": FORMULAS[0]}])
+def test_the_deterministic_way_gives_the_same(how):
+    case = Case(**how, sample_groups=2, **SMALL)
     torch.use_deterministic_algorithms(True)
     try:
         found = kernel_results(case)
@@ -211,11 +267,19 @@ def _whole_float32():
 @given(case=cases())
 def test_equals_the_reference_on_the_gpu(case):
     tensors = [None if t is None else t.cuda() for t in case.tensors()]
-    with torch.device("cuda"):
-        expected = case.results("reference")
-        assert_equal_results(
-            [t.cpu() for t in case.results("triton", tensors)], expected, case.dtype
-        )
+    found = [t.cpu() for t in case.results("triton", tensors)]
+    assert_equal_results(found, case.results("reference"), case.dtype)
+
+
+@on_gpu
+@pytest.mark.usefixtures("_whole_float32")
+@every_formula
+@pytest.mark.parametrize("map", ["radial", "affine"])
+def test_metrics_of_a_head_are_those_of_the_formula_on_the_gpu(formula, map):
+    for case in heads(formula, map):
+        tensors = [None if t is None else t.cuda() for t in case.tensors()]
+        found = [t.cpu() for t in case.results("triton", tensors)]
+        assert_those_of_the_formula(found, case)
 
 
 @on_gpu

@@ -1,7 +1,7 @@
 """What the Triton kernels compile to, on machines without a GPU: what makes them fast, and fit.
 
 By default a few convolutions are compiled that together use every kernel, tile, kind of positions
-and dtype; FINSLERCONV_ALL_KERNELS=1 compiles every combination for every device (half an hour).
+and dtype; FINSLERCONV_ALL_KERNELS=1 compiles every combination for every device (forty minutes).
 """
 
 import itertools
@@ -16,10 +16,12 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter does not compile", allow_module_level=True)
 
 import compiled_kernels as static
+from convolution_cases import FORMULAS
 
 from finslerconv import ops
 from finslerconv.ops.backends.triton import _tiles as tiles
 
+ALL_KERNELS = os.environ.get("FINSLERCONV_ALL_KERNELS") == "1"
 HALF, BF16, FLOAT, DOUBLE = torch.float16, torch.bfloat16, torch.float32, torch.float64
 KINDS = ("offsets", "radial", "affine")
 
@@ -68,9 +70,15 @@ ALL = [
     if kind == "offsets" or "volume" not in shape
     for precision in (("tf32", "ieee") if dtype == FLOAT else ("ieee",))
 ]
+# The kernels of the convolution are those for metrics, whatever these are computed of.
+HEADS = list(itertools.product(static.TARGETS, FORMULAS, KINDS[1:], (FLOAT, DOUBLE)))
+FEW_HEADS = [
+    (list(static.TARGETS)[i % 4], formula, KINDS[1 + i // 4 % 2], DOUBLE if i % 5 == 4 else FLOAT)
+    for i, formula in enumerate(FORMULAS)
+]
 CASES = [
     pytest.param(case, id="-".join(str(c).removeprefix("torch.") for c in case), marks=marks)
-    for case in (ALL if os.environ.get("FINSLERCONV_ALL_KERNELS") == "1" else FEW)
+    for case in (ALL if ALL_KERNELS else FEW)
     for marks in ([pytest.mark.slow] if "volume" in case[1] else [],)
 ]
 
@@ -102,7 +110,9 @@ def test_compiles_to_what_is_fast(case, precision):
     depthwise = "depthwise" in shape
     assert len(compiled) == (3 if kind == "offsets" else 4)
     if target == "gfx942":
-        assert all("v_mfma" in c.binary.asm["amdgcn"] for c in compiled if multiplies(c, depthwise))
+        for c in compiled:
+            if multiplies(c, depthwise):
+                assert ("v_mfma" in c.binary.asm["amdgcn"]) == (dtype != DOUBLE), c.kernel
         return
     for c in compiled:
         facts = static.facts(c)
@@ -126,6 +136,26 @@ def test_compiles_to_what_is_fast(case, precision):
 
 def multiplies(compilation, depthwise):
     return compilation.kernel != "backward_metric" and not depthwise
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("target", "formula", "kind", "dtype"),
+    HEADS if ALL_KERNELS else FEW_HEADS,
+    ids=lambda v: f"{v.name} {v.eps_omega}" if hasattr(v, "name") else None,
+)
+def test_heads_compile_to_what_is_fast(target, formula, kind, dtype):
+    compiled = static.compile_convolution(
+        target, 4, 16, 56, 32, kind=kind, dtype=dtype, formula=formula
+    )
+    own = [c for c in compiled if c.constants.get("HEAD")]
+    assert [c.kernel for c in own] == ["metrics", "metrics", "backward_metric"]
+    if target == "gfx942":
+        return
+    for c in own[1:]:
+        facts = static.facts(c)
+        assert facts.spills == facts.stack == 0, (c.kernel, facts)
+        assert facts.blocks(target) >= 2, (c.kernel, facts)
 
 
 @pytest.mark.slow

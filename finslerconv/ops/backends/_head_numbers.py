@@ -361,7 +361,7 @@ def sigmoid_factor(square, keep):
 def clip_factor(square, keep):
     """Return what makes the norm ``n`` be ``keep`` at most, and its derivative by ``n^2``."""
     long = square > keep * keep
-    factor = keep / sqrt(where(long, square, 1.0 + 0.0 * square))
-    return where(long, factor, 1.0 + 0.0 * factor), where(
-        long, -factor / (2.0 * square), 0.0 * factor
-    )
+    square = where(long, square, 1.0 + 0.0 * square)
+    factor = keep / sqrt(square)
+    slope = -factor / (2.0 * square)
+    return where(long, factor, 1.0 + 0.0 * factor), where(long, slope, 0.0 * slope)

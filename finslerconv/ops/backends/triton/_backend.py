@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from finslerconv._head_formula import HeadFormula
 from finslerconv.ops.backends import (
     ConvBackend,
     Convolution,
@@ -23,6 +24,7 @@ from finslerconv.ops.backends import (
     memory_format,
     reference,
 )
+from finslerconv.ops.backends.triton import _heads as heads
 from finslerconv.ops.backends.triton import _kernels as kernels
 from finslerconv.ops.backends.triton import _volumes as volumes
 from finslerconv.ops.backends.triton._aggregation import TritonAggregation
@@ -47,6 +49,9 @@ _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 # Programs that fill a large device: where tiles of pixels are fewer, other axes are split too.
 _PROGRAMS = 512
+
+# For the kernels that compute metrics and their gradients: a thread for each pixel.
+_METRICS = Tile(pixels=128, channels=0, outputs=0, threads=128, registers=168)
 
 # Tensors with more elements need offsets of 64 bits; tiles at the end may reach a little further.
 _INT32 = 2**31 - 2**20
@@ -94,11 +99,13 @@ class _Job:
     """Channels last."""
     field: Tensor
     omega: Tensor | None
+    head: Tensor | None
+    """The channels of which field and omega are computed."""
     points: Tensor
     mask: Tensor | None
     sizes: _Sizes
     constants: dict[str, Any]
-    """Compile-time constants, of which each kernel takes those that it names."""
+    """Compile-time constants and a head's numbers, of which each kernel takes those it names."""
     arithmetic: Arithmetic
     merged: int
     """How many weight groups of the convolution make one of the kernels' (see _merged)."""
@@ -142,7 +149,7 @@ class _Job:
             kernel[grid(tile)](
                 *tensors,
                 *s.flat(),
-                **{name: value for name, value in constants.items() if name in kernel.arg_names},
+                **_named(constants, kernel),
                 **_options(tile),
             )
 
@@ -186,6 +193,7 @@ class _Job:
 class TritonBackend(TritonAggregation, ConvBackend):
     """Kernels compiled by Triton when first used."""
 
+    takes_channels = True
     dims = (2, 3)
 
     def forward(self, conv: Convolution) -> Tensor:
@@ -226,8 +234,9 @@ class TritonBackend(TritonAggregation, ConvBackend):
         job = _job(conv)
         g_input = g_image = g_field = g_omega = g_weight = g_mask = None
         if needs.positions:
-            g_field = torch.zeros_like(job.field)
-            g_omega = None if job.omega is None else torch.zeros_like(job.omega)
+            g_field = torch.zeros_like(job.field if job.head is None else job.head)
+            if job.omega is not None and job.head is None:
+                g_omega = torch.zeros_like(job.omega)
             g_mask = None if job.mask is None else torch.zeros_like(job.mask)
         if input.numel() == 0 or grad.numel() == 0:
             g_input = torch.zeros_like(input) if needs.input else None
@@ -276,10 +285,9 @@ def _backward_samples(
     )  # fmt: skip
     if of_metrics:
         assert g_positions is not None
-        plane = g_positions.shape[2]
-        kernels.backward_metric[(triton.cdiv(plane, 256),)](
-            g_positions, job.field, job.omega, g_field, g_omega, plane, shares,
-            KIND=job.constants["KIND"], INDEX=job.constants["INDEX"], BLOCK_P=256,
+        _launch_over_metrics(
+            kernels.backward_metric, g_positions.shape[2], job.constants, g_positions, job.field,
+            job.omega, job.head, g_field, g_omega, shares, s.pixels,
         )  # fmt: skip
 
 
@@ -320,6 +328,7 @@ def _job(conv: Convolution) -> _Job:
     taps, pixels = conv.geometry.n_taps, math.prod(conv.out_size)
     largest = max(
         input.numel(),
+        positions.field.numel(),
         merged * conv.weight.numel(),
         batch * pixels * max(outputs, 6 * conv.sample_groups * taps),
     )
@@ -327,10 +336,26 @@ def _job(conv: Convolution) -> _Job:
     def in_order(tensor: Tensor) -> Tensor:
         return tensor.detach().to(real).contiguous()
 
+    constants = {
+        "KIND": _KINDS[positions.kind],
+        "MODE": _MODES[conv.padding_mode],
+        "INDEX": tl.int64 if largest > _INT32 else tl.int32,
+        "PRECISION": "tf32" if _arithmetic(low) == "tf32" else "ieee",
+        "C_UNIT": 8 if run % 8 == 0 else 1,
+        "O_UNIT": 8 if outputs_of % 8 == 0 else 1,
+        **heads.constants(positions.formula),
+    }
+    field = in_order(positions.field)
+    omega = None if positions.omega is None else in_order(positions.omega)
+    head = None
+    if positions.formula is not None:
+        head = field
+        field, omega = _metrics(head, positions.formula, constants)
     return _Job(
         image=input.detach().to(low).movedim(1, -1).contiguous(),
-        field=in_order(positions.field),
-        omega=None if positions.omega is None else in_order(positions.omega),
+        field=field,
+        omega=omega,
+        head=head,
         points=in_order(conv.points),
         mask=None if conv.mask is None else in_order(conv.mask),
         sizes=_Sizes(
@@ -338,18 +363,39 @@ def _job(conv: Convolution) -> _Job:
             conv.sample_groups, sampled, channels_of, outputs_of, run, conv.geometry.stride,
             conv.geometry.dilation, conv.geometry.origin,
         ),
-        constants={
-            "KIND": _KINDS[positions.kind],
-            "MODE": _MODES[conv.padding_mode],
-            "INDEX": tl.int64 if largest > _INT32 else tl.int32,
-            "PRECISION": "tf32" if _arithmetic(low) == "tf32" else "ieee",
-            "C_UNIT": 8 if run % 8 == 0 else 1,
-            "O_UNIT": 8 if outputs_of % 8 == 0 else 1,
-        },
+        constants=constants,
         arithmetic=_arithmetic(low),
         merged=merged,
         depthwise=depthwise,
     )  # fmt: skip
+
+
+def _metrics(
+    head: Tensor, formula: HeadFormula, constants: dict[str, Any]
+) -> tuple[Tensor, Tensor | None]:
+    """Return the metrics of a head's channels."""
+    batch, channels, *size = head.shape
+    shape = (batch, channels // formula.n_channels, *size)
+    M = head.new_empty((*shape, 2, 2))
+    omega = None if formula.is_riemannian else head.new_empty((*shape, 2))
+    if M.numel() > 0:
+        _launch_over_metrics(
+            heads.metrics, math.prod(shape), constants, head, M, omega, math.prod(size)
+        )
+    return M, omega
+
+
+def _launch_over_metrics(
+    kernel: Any, plane: int, constants: dict[str, Any], *arguments: Tensor | int | None
+) -> None:
+    """Run a kernel over ``plane`` metrics."""
+    kernel[(triton.cdiv(plane, _METRICS.pixels),)](
+        *arguments,
+        plane,
+        BLOCK_P=_METRICS.pixels,
+        **_named(constants, kernel),
+        **_options(_METRICS),
+    )
 
 
 def _merged(groups: int, channels_of: int, outputs_of: int) -> int:
@@ -383,6 +429,11 @@ def _has_tf32() -> bool:
         return True
     target = triton.runtime.driver.active.get_current_target()
     return target.arch >= 80 if target.backend == "cuda" else target.arch == "gfx942"
+
+
+def _named(constants: dict[str, Any], kernel: Any) -> dict[str, Any]:
+    """Return the constants that a kernel names."""
+    return {name: value for name, value in constants.items() if name in kernel.arg_names}
 
 
 def _options(tile: Tile) -> dict[str, int]:

@@ -29,6 +29,8 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
+from finslerconv.ops.backends.triton._heads import NUMBERS, store_gradient
+
 OFFSETS = tl.constexpr(0)
 RADIAL = tl.constexpr(1)
 AFFINE = tl.constexpr(2)
@@ -563,13 +565,18 @@ def backward_samples(
         tl.store(place + 5 * plane, t5, mask=valid)
 
 
-@triton.jit(do_not_specialize=["plane", "shares"])
+@triton.jit(do_not_specialize=["plane", "shares", "pixels", *NUMBERS])
 @no_type_check
 def backward_metric(
-    sums, field, omega, g_field, g_omega, plane, shares,
-    KIND: tl.constexpr, INDEX: tl.constexpr, BLOCK_P: tl.constexpr,
+    sums, field, omega, channels, g_field, g_omega, shares, pixels, plane,
+    eps, least, span, shift, keep, radius,
+    KIND: tl.constexpr, HEAD: tl.constexpr, M_CHANNELS: tl.constexpr, CONSTRAINT: tl.constexpr,
+    INDEX: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """Make the gradients of M and omega of the sums over taps of :func:`backward_samples`."""
+    """Make the gradients of M and omega of the sums over taps of :func:`backward_samples`.
+
+    Where they were computed of a head's ``channels``, ``g_field`` is the gradient of these.
+    """
     here = tl.program_id(0).to(INDEX) * BLOCK_P + tl.arange(0, BLOCK_P)
     valid = here < plane
     here = tl.minimum(here, plane - 1)
@@ -590,13 +597,19 @@ def backward_metric(
         t5 += tl.load(place + 5 * plane)
     if KIND == AFFINE:
         t0, t1, t2, t3, t4, t5 = _affine_gradient(field, omega, here, t0, t1, t2, t3, t4, t5)
-    tl.store(g_field + 4 * here, t0, mask=valid)
-    tl.store(g_field + 4 * here + 1, t1, mask=valid)
-    tl.store(g_field + 4 * here + 2, t2, mask=valid)
-    tl.store(g_field + 4 * here + 3, t3, mask=valid)
-    if g_omega is not None:
-        tl.store(g_omega + 2 * here, t4, mask=valid)
-        tl.store(g_omega + 2 * here + 1, t5, mask=valid)
+    if HEAD != 0:
+        store_gradient(
+            channels, g_field, here, pixels, valid, eps, least, span, shift, keep, radius,
+            t0, t1 + t2, t3, t4, t5, HEAD, M_CHANNELS, CONSTRAINT,
+        )  # fmt: skip
+    else:
+        tl.store(g_field + 4 * here, t0, mask=valid)
+        tl.store(g_field + 4 * here + 1, t1, mask=valid)
+        tl.store(g_field + 4 * here + 2, t2, mask=valid)
+        tl.store(g_field + 4 * here + 3, t3, mask=valid)
+        if g_omega is not None:
+            tl.store(g_omega + 2 * here, t4, mask=valid)
+            tl.store(g_omega + 2 * here + 1, t5, mask=valid)
 
 
 @triton.jit

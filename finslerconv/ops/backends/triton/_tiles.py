@@ -44,7 +44,11 @@ class Tile:
 # numbers; the others are in the order of their outputs.
 TILES: dict[str, dict[Arithmetic, tuple[Tile, ...]]] = {
     "forward": {
-        "half": (Tile(32, 16, 64, 128, 255), Tile(64, 32, 64, 256), Tile(64, 32, 128, 256, 128)),
+        "half": (
+            Tile(32, 16, 64, 128, 255),
+            Tile(64, 32, 64, 256, 80),
+            Tile(64, 32, 128, 256, 128),
+        ),
         "tf32": (
             Tile(32, 16, 64, 128, 255),
             Tile(64, 32, 64, 256, 128),
@@ -78,6 +82,9 @@ for _kernel in ("forward_depthwise", "backward_samples_depthwise", "backward_wei
 # A sample of a volume has twice the corners, whose addresses take registers.
 for _kernel in ("forward", "backward_samples", "backward_weight"):
     TILES[f"{_kernel}_volume"] = dict(TILES[_kernel])
+TILES["forward_volume"]["half"] = (
+    Tile(32, 16, 64, 128, 255), Tile(64, 32, 64, 256), Tile(64, 32, 128, 256, 128),
+)  # fmt: skip
 TILES["forward_volume"]["tf32"] = (
     Tile(32, 16, 64, 128, 255), Tile(32, 32, 64, 128, 255), Tile(32, 32, 128, 128, 255),
 )  # fmt: skip
