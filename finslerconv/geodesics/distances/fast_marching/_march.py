@@ -294,9 +294,8 @@ class _Space:
         u, label, flow = front
         walls, field = self.field.walls, self.field
         first, code = np.empty(walls.size), np.empty(walls.size, np.int32)
-        metric = np.concatenate([array_of(start.M).reshape(-1, 9), array_of(start.omega)], 1)
         alone = array_of(start.alone) & method.factorise
-        sources = space.Sources(array_of(start.position), metric, alone)
+        sources = space.Sources(array_of(start.position), _source_metric(start), alone)
         # Values of first order are too large: those beyond the radius may come back within it.
         # Those of a Riemannian metric do not depend on farther ones.
         margin = 1.0 if self.causal else 1.5
