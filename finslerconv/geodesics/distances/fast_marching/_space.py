@@ -37,7 +37,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from finslerconv._compiled import entry_unfused, jit_unfused
+from finslerconv._compiled import entry_unfused, inlined_unfused, jit_unfused
 from finslerconv.geodesics.distances._heap import ACCEPTED, FAR, pop, push
 from finslerconv.geodesics.distances._sight import visible_in_space
 
@@ -186,15 +186,16 @@ def _dependent(r, y, bits, shared, step, dependent):
     return (y + step[0, r - 6] if bits >> (r - 6) & 1 else np.int64(-1)), r
 
 
-@jit_unfused
+@inlined_unfused
 def _metric_at(M, omega, x):
     """Return a metric: the upper triangle of M at x, then omega."""
-    m = M[x if len(M) > 1 else 0]
-    w = omega[x if len(omega) > 1 else 0]
-    return (m[0], m[1], m[2], m[4], m[5], m[8], w[0], w[1], w[2])
+    m = x if len(M) > 1 else 0
+    w = x if len(omega) > 1 else 0
+    m00, m01, m02, m11, m12, m22 = M[m, 0], M[m, 1], M[m, 2], M[m, 4], M[m, 5], M[m, 8]
+    return (m00, m01, m02, m11, m12, m22, omega[w, 0], omega[w, 1], omega[w, 2])
 
 
-@jit_unfused
+@inlined_unfused
 def _times(metric, v):
     """Return M v."""
     m00, m01, m02, m11, m12, m22 = metric[:6]
@@ -205,28 +206,28 @@ def _times(metric, v):
     )
 
 
-@jit_unfused
+@inlined_unfused
 def _dot(v, w):
     return v[0] * w[0] + v[1] * w[1] + v[2] * w[2]
 
 
-@jit_unfused
+@inlined_unfused
 def _length(metric, v):
     """Return the norm of v by M alone."""
     return np.sqrt(max(_dot(v, _times(metric, v)), 0.0))
 
 
-@jit_unfused
+@inlined_unfused
 def _form(metric, v):
     return metric[6] * v[0] + metric[7] * v[1] + metric[8] * v[2]
 
 
-@jit_unfused
+@inlined_unfused
 def _norm(metric, v):
     return _length(metric, v) + _form(metric, v)
 
 
-@jit_unfused
+@inlined_unfused
 def _ahead(v, e, times):
     """Return v + times e."""
     return (v[0] + times * e[0], v[1] + times * e[1], v[2] + times * e[2])
@@ -240,7 +241,7 @@ def _axis_step(M, omega, x, direction):
     return np.sqrt(M[x if len(M) > 1 else 0, 4 * axis]) + (-form if direction < 3 else form)
 
 
-@jit_unfused
+@inlined_unfused
 def _index(x, walls):
     """Return the index of node x along each axis."""
     _, n1, n2 = walls.shape
@@ -263,7 +264,7 @@ def _axis_neighbour(x, direction, walls):
     return x - stride if at > 0 else -1
 
 
-@jit_unfused
+@inlined_unfused
 def _first_order(x, M, omega, offset, weight, step, open_, walls, u, low, order):
     """Return the value of first order at x, and the code of how it came about.
 
@@ -289,29 +290,28 @@ def _first_order(x, M, omega, offset, weight, step, open_, walls, u, low, order)
         if bits >> (6 + k) & 1 and u[x - step[row, k]] + form < least:
             least, side = u[x - step[row, k]] + form, BACKWARDS
         if least < np.inf:
-            low[k] = least
             sides |= side << (2 * k)
             at = known
-            while at > 0 and low[order[at - 1]] > least:
-                order[at] = order[at - 1]
+            while at > 0 and low[at - 1] > least:
+                low[at], order[at] = low[at - 1], order[at - 1]
                 at -= 1
-            order[at] = k
+            low[at], order[at] = least, k
             known += 1
     best, code = np.inf, 0
     if known > 0:
-        base = low[order[0]]
+        base = low[0]
         sum_0, sum_1, sum_2 = 0.0, 0.0, -1.0
         for n in range(known):
-            k = order[n]
-            fall = low[k] - base
-            if fall >= best:
+            rho, fall = weight[row, order[n]], low[n] - base
+            # The value from the lesser ones is no greater: the sum of their squares is 1 before.
+            if (sum_0 * fall - 2 * sum_1) * fall + sum_2 >= 0:
                 break
-            sum_0 += weight[row, k]
-            sum_1 += weight[row, k] * fall
-            sum_2 += weight[row, k] * fall * fall
-            best = (sum_1 + np.sqrt(max(sum_1 * sum_1 - sum_0 * sum_2, 0.0))) / sum_0
-            code |= sides & (3 << (2 * k))
-        best += base
+            sum_0 += rho
+            sum_1 += rho * fall
+            sum_2 += rho * fall * fall
+            code |= sides & (3 << (2 * order[n]))
+        root = np.sqrt(max(sum_1 * sum_1 - sum_0 * sum_2, 0.0))
+        best = base + (sum_1 + root) / sum_0
     if bits & _LACKS:
         for direction in range(6):
             y = _axis_neighbour(x, direction, walls)
@@ -509,12 +509,12 @@ def settle(field, limit, u, code, rest):
     return rest
 
 
-@jit_unfused
+@inlined_unfused
 def _vector(e, n):
     return (e[n, 0], e[n, 1], e[n, 2])
 
 
-@jit_unfused
+@inlined_unfused
 def _ends(x, code, offset, e):
     """Set ``e`` to the six vectors, turned towards where the values come from."""
     row = 0 if len(offset) == 1 else x
@@ -524,7 +524,7 @@ def _ends(x, code, offset, e):
             e[k, a] = sign * offset[row, k, a]
 
 
-@jit_unfused
+@inlined_unfused
 def _terms(x, code, weight, step, first, u, metric, model, v, room):
     """Set the terms ``q = c (u - U) + k`` (the one-form is in k), and their weights ``rho``."""
     e, c, U, k, rho = room
@@ -562,7 +562,7 @@ def _terms(x, code, weight, step, first, u, metric, model, v, room):
         c[n], U[n], k[n] = slant, end, q
 
 
-@jit_unfused
+@inlined_unfused
 def _solve(room):
     """Return the greater root of ``sum of rho (c (u - U) + k)^2 = 1``; NaN if there is none."""
     _, c, U, k, rho = room
@@ -582,18 +582,20 @@ def _solve(room):
     return base + (sum_1 + np.sqrt(sum_1 * sum_1 - sum_0 * sum_2)) / sum_0
 
 
-@jit_unfused
+@inlined_unfused
 def _model(at, s, source, source_metric, metric):
     """Return the mean of the metrics at the node ``at`` and at its source, and the way there."""
     v = (at[0] - source[s, 0], at[1] - source[s, 1], at[2] - source[s, 2])
-    p, q = metric, source_metric[s]
-    m00, m01, m02 = 0.5 * (p[0] + q[0]), 0.5 * (p[1] + q[1]), 0.5 * (p[2] + q[2])
-    m11, m12, m22 = 0.5 * (p[3] + q[3]), 0.5 * (p[4] + q[4]), 0.5 * (p[5] + q[5])
-    form = (0.5 * (p[6] + q[6]), 0.5 * (p[7] + q[7]), 0.5 * (p[8] + q[8]))
-    return (m00, m01, m02, m11, m12, m22, form[0], form[1], form[2]), v
+    m00, m01, m02, m11, m12, m22, w0, w1, w2 = metric
+    m00, m01 = 0.5 * (m00 + source_metric[s, 0]), 0.5 * (m01 + source_metric[s, 1])
+    m02, m11 = 0.5 * (m02 + source_metric[s, 2]), 0.5 * (m11 + source_metric[s, 3])
+    m12, m22 = 0.5 * (m12 + source_metric[s, 4]), 0.5 * (m22 + source_metric[s, 5])
+    w0, w1 = 0.5 * (w0 + source_metric[s, 6]), 0.5 * (w1 + source_metric[s, 7])
+    w2 = 0.5 * (w2 + source_metric[s, 8])
+    return (m00, m01, m02, m11, m12, m22, w0, w1, w2), v
 
 
-@jit_unfused
+@inlined_unfused
 def _unknown(x, sides, metric, model, v, weight, step, open_, u, e):
     """Return MODEL for the directions without a neighbour whose term the model may give.
 
@@ -617,7 +619,7 @@ def _unknown(x, sides, metric, model, v, weight, step, open_, u, e):
     return bits
 
 
-@jit_unfused
+@inlined_unfused
 def _second(x, at, sides, offset, step, walls, walled, key):
     """Return the bits of the neighbours that have a node of smaller key behind them."""
     n0, n1, n2 = walls.shape
@@ -640,7 +642,7 @@ def _second(x, at, sides, offset, step, walls, walled, key):
     return bits
 
 
-@jit_unfused
+@inlined_unfused
 def _velocity(value, room):
     """Return the sum of the m_k c_k, and the velocity of the arriving geodesic, of M-norm 1."""
     e, c, U, k, rho = room
@@ -679,6 +681,8 @@ def recompute(field, sources, sequence, key, order, label, first, first_code, u,
     room = _room()
     e, _, _, k, rho = room
     low, ranks = np.empty(6), np.empty(6, np.int64)
+    # Then no neighbour comes later.
+    causal = len(omega) == 1 and omega[0, 0] == 0 and omega[0, 1] == 0 and omega[0, 2] == 0
     for t in range(len(sequence)):
         x = np.int64(sequence[t])
         if code[x] < 0:
@@ -691,14 +695,15 @@ def recompute(field, sources, sequence, key, order, label, first, first_code, u,
         trial, plain = _first_order(x, M, omega, offset, weight, step, open_, walls, u, low, ranks)
         sides = plain & _SIDES
         later = np.int64(0)
-        heaviest = 0.0
-        for n in range(6):
-            side = first_code[x] >> (2 * n) & 3
-            if side != NONE and first_code[x] & AXIS == 0:
+        if not causal and first_code[x] & AXIS == 0:
+            for n in range(6):
+                side = first_code[x] >> (2 * n) & 3
                 y = x + (step[row, n] if side == FORWARDS else -step[row, n])
-                if u[y] == np.inf:
+                if side != NONE and u[y] == np.inf:
                     sides = (sides & ~np.int64(3 << (2 * n))) | side << (2 * n)
                     later |= 1 << (_LATER + n)
+        heaviest = 0.0
+        for n in range(6):
             if sides >> (2 * n) & 3 != NONE:
                 heaviest = max(heaviest, weight[row, n])
         _ends(x, sides, offset, e)
@@ -717,14 +722,14 @@ def recompute(field, sources, sequence, key, order, label, first, first_code, u,
         if sides == 0:
             continue
         longest = 1 / np.sqrt(heaviest)
-        known = sides
-        for n in range(6):
-            if later >> (_LATER + n) & 1:
-                known &= ~np.int64(3 << (2 * n))
         second = np.int64(0)
         if order == 2:
             second = _second(x, at, sides, offset, step, walls, walled, key)
+        known = sides
         if later:
+            for n in range(6):
+                if later >> (_LATER + n) & 1:
+                    known &= ~np.int64(3 << (2 * n))
             _ends(x, known, offset, e)
         unknown = np.int64(0)
         if source_alone[s]:
@@ -762,7 +767,7 @@ def recompute(field, sources, sequence, key, order, label, first, first_code, u,
                 break
 
 
-@jit_unfused
+@inlined_unfused
 def _across(x, second, sides, step, code):
     """Return those of the bits ``second`` whose ends are seeds like the node behind them."""
     row = 0 if len(step) == 1 else x
