@@ -111,5 +111,7 @@ def shown_shape(shape: tuple[int, ...], *names: str) -> str:
 def _from_numpy(array: np.ndarray) -> Tensor:
     # PyTorch warns of read-only arrays and refuses negative strides.
     if not array.flags.writeable or any(stride < 0 for stride in array.strides):
-        array = array.copy()
+        # What an array repeats, as np.broadcast_to does, is copied once.
+        once = array[tuple(slice(None) if stride else slice(1) for stride in array.strides)]
+        return torch.as_tensor(once.copy()).expand(array.shape)
     return torch.as_tensor(array)

@@ -336,9 +336,12 @@ class _Space:
             sequence = np.argsort(key, kind="stable")[: int(np.isfinite(first).sum())]
             space.trace_first_order(field, sequence, first, code)
         label[:] = -1
-        seeded = sequence[code[sequence] < 0]
-        label[seeded] = array_of(start.label)[-1 - code[seeded]]
-        space.propagate_labels(sequence, field.step, key, walls, code, label)
+        if len(start.position) == 1:
+            label[sequence] = 0
+        else:
+            seeded = sequence[code[sequence] < 0]
+            label[seeded] = array_of(start.label)[-1 - code[seeded]]
+            space.propagate_labels(sequence, field.step, key, walls, code, label)
 
         first_code = code
         u[:] = first

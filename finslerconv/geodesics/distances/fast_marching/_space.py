@@ -114,12 +114,21 @@ def _room():
 @entry_unfused
 def neighbours(offset, walls, walled, open_):
     """Write which of the twelve neighbours (forwards, then backwards) a node has, as bits."""
-    _, n1, n2 = walls.shape
+    n0, n1, n2 = walls.shape
     shared = len(offset) == 1
-    at, e = np.empty(3, np.int64), np.empty(3, np.int64)
+    at, e, far = np.empty(3, np.int64), np.empty(3, np.int64), np.zeros(3, np.int64)
     for x in range(walls.size):
         at[0], at[1], at[2] = x // (n1 * n2), x // n2 % n1, x % n2
         row = 0 if shared else x
+        if x == 0 or not shared:
+            for a in range(3):
+                far[a] = 0
+                for k in range(6):
+                    far[a] = max(far[a], abs(np.int64(offset[row, k, a])))
+        deep = far[0] <= at[0] < n0 - far[0] and far[1] <= at[1] < n1 - far[1]
+        if not walled and deep and far[2] <= at[2] < n2 - far[2]:
+            open_[x] = _ALL
+            continue
         bits = 0
         for k in range(6):
             for side in range(2):
