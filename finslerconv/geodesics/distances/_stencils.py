@@ -105,12 +105,12 @@ def _refiner(measured: Any, obtuse: Any) -> Any:
 
     @jit_unfused
     def refine(metric, stack, out, first):
-        """Write the vertices of the acute stencil to ``out`` from the place ``first``, if there is
-        room; return the place after them.
+        """Write the vertices of the acute stencil to ``out`` from ``first`` on; return their end.
 
-        From the four axes, each sector (a, b) is split into (a, a + b) and (a + b, b) until it is
-        acute (Mirebeau, "Efficient fast marching with Finsler metrics", 2014, section 3): the walk
-        of the Stern-Brocot tree in order of angle. ``stack`` holds the vertices still to come.
+        Those that find no room are only counted. From the four axes, each sector (a, b) is split
+        into (a, a + b) and (a + b, b) until it is acute (Mirebeau, "Efficient fast marching with
+        Finsler metrics", 2014, section 3): the walk of the Stern-Brocot tree in order of angle.
+        ``stack`` holds the vertices still to come.
         """
         room = len(out)
         depth = len(stack)
