@@ -41,6 +41,16 @@ class Stencils(NamedTuple):
     shared: bool
 
 
+@entry_unfused
+def alike(rows):
+    """Return whether all rows are the same."""
+    for x in range(1, len(rows)):
+        for k in range(rows.shape[1]):
+            if rows[x, k] != rows[0, k]:
+                return False
+    return True
+
+
 @jit_unfused
 def metric_at(M, omega, x):
     """Return ``(m00, m01, m11, omega0, omega1)`` at a node."""
@@ -208,12 +218,18 @@ def _stencils_of_norms(norms, start, stack):
 
 
 @entry_unfused
-def _mark(walls, walled, start, offset):
-    """Put (0, 0) in place of vertices that are outside the grid or behind walls."""
+def _mark(walls, walled, reach, start, offset):
+    """Put (0, 0) in place of vertices that are outside the grid or behind walls.
+
+    ``reach`` is the longest component of them all.
+    """
     height, width = walls.shape
-    x = 0
     for row in range(height):
+        deep = not walled and reach <= row < height - reach
         for column in range(width):
+            if deep and reach <= column < width - reach:
+                continue
+            x = row * width + column
             for k in range(start[x], start[x + 1]):
                 i, j = row + offset[k, 0], column + offset[k, 1]
                 inside = 0 <= i < height and 0 <= j < width
@@ -221,7 +237,6 @@ def _mark(walls, walled, start, offset):
                     walled and not visible(walls, row, column, offset[k, 0], offset[k, 1])
                 ):
                     offset[k] = 0
-            x += 1
 
 
 def acute_stencils(M: np.ndarray, omega: np.ndarray, walls: np.ndarray) -> Stencils:
@@ -230,9 +245,7 @@ def acute_stencils(M: np.ndarray, omega: np.ndarray, walls: np.ndarray) -> Stenc
     if len(M) == 1 and len(omega) == 1 and not walls.any():
         return _shared(_one_stencil(M, omega, stack))
     start = np.empty(walls.size + 1, np.int64)
-    offset = _stencils_of_metrics(M, omega, start, stack)
-    _mark(walls, bool(walls.any()), start, offset)
-    return Stencils(start, offset, False)
+    return _marked(walls, start, _stencils_of_metrics(M, omega, start, stack))
 
 
 def norm_stencils(norms: Norms, walls: np.ndarray) -> Stencils:
@@ -241,8 +254,12 @@ def norm_stencils(norms: Norms, walls: np.ndarray) -> Stencils:
     if len(norms.rows) == 1 and not walls.any():
         return _shared(_stencil_of_norm(norms, 0, stack))
     start = np.empty(walls.size + 1, np.int64)
-    offset = _stencils_of_norms(norms, start, stack)
-    _mark(walls, bool(walls.any()), start, offset)
+    return _marked(walls, start, _stencils_of_norms(norms, start, stack))
+
+
+def _marked(walls: np.ndarray, start: np.ndarray, offset: np.ndarray) -> Stencils:
+    longest = max(int(offset.max()), -int(offset.min()))
+    _mark(walls, bool(walls.any()), longest, start, offset)
     return Stencils(start, offset, False)
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from finslerconv._compiled import entry_unfused
 from finslerconv._memory import array_of
 from finslerconv._progress import counted
 from finslerconv.geodesics.distances._heap import FAR, WALL
+from finslerconv.geodesics.distances._stencils import alike
 
 # Nodes that a compiled call takes: some hundredths of a second.
 _STEPS = 65_536
@@ -26,17 +26,7 @@ def entries(field: Tensor, size: int) -> np.ndarray:
     grid = field.ndim - first.ndim
     spread = any(n > 1 for n, s in zip(field.shape[:grid], field.stride(), strict=False) if s)
     rows = array_of((field if spread else first).contiguous()).reshape(-1, size)
-    return rows[:1].copy() if spread and _alike(rows) else rows
-
-
-@entry_unfused
-def _alike(rows):
-    """Return whether all rows are the same."""
-    for x in range(1, len(rows)):
-        for k in range(rows.shape[1]):
-            if rows[x, k] != rows[0, k]:
-                return False
-    return True
+    return rows[:1].copy() if spread and alike(rows) else rows
 
 
 class Queue(NamedTuple):
