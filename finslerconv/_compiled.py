@@ -94,6 +94,7 @@ entry: Any = partial(compile_and_keep, **OPTIONS)
 #: The same without fused multiply-adds, for kernels whose results must not depend on the order of
 #: the axes.
 jit_unfused: Any = partial(_compile, **UNFUSED)
+inlined_unfused: Any = partial(jit_unfused, forceinline=True)
 entry_unfused: Any = partial(compile_and_keep, **UNFUSED)
 
 

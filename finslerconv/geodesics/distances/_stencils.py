@@ -41,6 +41,16 @@ class Stencils(NamedTuple):
     shared: bool
 
 
+@entry_unfused
+def alike(rows):
+    """Return whether all rows are the same."""
+    for x in range(1, len(rows)):
+        for k in range(rows.shape[1]):
+            if rows[x, k] != rows[0, k]:
+                return False
+    return True
+
+
 @jit_unfused
 def metric_at(M, omega, x):
     """Return ``(m00, m01, m11, omega0, omega1)`` at a node."""
@@ -50,100 +60,114 @@ def metric_at(M, omega, x):
 
 
 @jit_unfused
-def _obtuse(metric, a0, a1, b0, b1):
+def _measured(metric, a0, a1):
+    """Return what sectors ask of a vertex: M a, the length of a by M, and its one-form or 0."""
+    m00, m01, m11, w0, w1 = metric
+    p0, p1 = m00 * a0 + m01 * a1, m01 * a0 + m11 * a1
+    return p0, p1, np.sqrt(p0 * a0 + p1 * a1), max(w0 * a0 + w1 * a1, 0.0)
+
+
+@jit_unfused
+def _obtuse(a0, a1, of_a, b0, b1, of_b):
     """Return whether the sector (a, b) must be split.
 
     <dF(-a), -b> < 0 or <dF(-b), -a> < 0 spoils the causality of the scheme. The one-form can make
     up for an angle above 90 degrees in M. Such a sector is split too, since the first-order error
     grows with the angle in M alone.
     """
-    m00, m01, m11, w0, w1 = metric
-    product = m00 * a0 * b0 + m01 * (a0 * b1 + a1 * b0) + m11 * a1 * b1
-    form_a, form_b = max(w0 * a0 + w1 * a1, 0.0), max(w0 * b0 + w1 * b1, 0.0)
-    if product >= 0 and form_a == 0 and form_b == 0:
-        return False
-    a = np.sqrt(m00 * a0 * a0 + 2 * m01 * a0 * a1 + m11 * a1 * a1)
-    b = np.sqrt(m00 * b0 * b0 + 2 * m01 * b0 * b1 + m11 * b1 * b1)
-    return product / a - form_b < -_TIE * b or product / b - form_a < -_TIE * a
+    p0, p1, length_a, form_a = of_a
+    _, _, length_b, form_b = of_b
+    product = p0 * b0 + p1 * b1
+    least = min(product - form_b * length_a, product - form_a * length_b)
+    return least < -_TIE * length_a * length_b
 
 
 @jit_unfused
-def _obtuse_for_norm(metric, a0, a1, b0, b1):
+def _measured_by_norm(metric, a0, a1):
+    """Return what sectors ask of a vertex: dF(-a), dF(a) and F(a)."""
+    _, p0, p1 = slope(metric, -float(a0), -float(a1))
+    length, q0, q1 = slope(metric, float(a0), float(a1))
+    return p0, p1, q0, q1, length
+
+
+@jit_unfused
+def _obtuse_for_norm(a0, a1, of_a, b0, b1, of_b):
     """Return whether the sector (a, b) must be split, for a norm of any family.
 
     It is if it is obtuse for F, or for the symmetric norm (F(v) + F(-v)) / 2: of a Randers metric
     that is the norm of M.
     """
-    _, p0, p1 = slope(metric, -float(a0), -float(a1))
-    there = -p0 * b0 - p1 * b1
-    _, q0, q1 = slope(metric, -float(b0), -float(b1))
-    back = -q0 * a0 - q1 * a1
-    length_a, p0, p1 = slope(metric, float(a0), float(a1))
-    length_b, q0, q1 = slope(metric, float(b0), float(b1))
-    across, beyond = p0 * b0 + p1 * b1, q0 * a0 + q1 * a1
+    p0, p1, q0, q1, length_a = of_a
+    there, across = -p0 * b0 - p1 * b1, q0 * b0 + q1 * b1
+    p0, p1, q0, q1, length_b = of_b
+    back, beyond = -p0 * a0 - p1 * a1, q0 * a0 + q1 * a1
     return (
         min(there, 0.5 * (there + across)) < -_TIE * length_b
         or min(back, 0.5 * (back + beyond)) < -_TIE * length_a
     )
 
 
-def _refiner(obtuse: Any) -> Any:
-    """Return the function that refines a stencil until no sector is ``obtuse``."""
+def _refiner(measured: Any, obtuse: Any) -> Any:
+    """Return the function that refines a stencil until no sector is ``obtuse``.
+
+    That is asked with what is ``measured`` of each vertex.
+    """
 
     @jit_unfused
-    def refine(metric, stack, out):
-        """Write the vertices of the acute stencil to ``out`` (if it has room); return their number.
+    def refine(metric, stack, out, first):
+        """Write the vertices of the acute stencil to ``out`` from ``first`` on; return their end.
 
-        From the four axes, each sector (a, b) is split into (a, a + b) and (a + b, b) until it is
-        acute (Mirebeau, "Efficient fast marching with Finsler metrics", 2014, section 3): the walk
-        of the Stern-Brocot tree in order of angle. ``stack`` holds the vertices still to come.
+        Those that find no room are only counted. From the four axes, each sector (a, b) is split
+        into (a, a + b) and (a + b, b) until it is acute (Mirebeau, "Efficient fast marching with
+        Finsler metrics", 2014, section 3): the walk of the Stern-Brocot tree in order of angle.
+        ``stack`` holds the vertices still to come.
         """
-        count = 0
         room = len(out)
         depth = len(stack)
         a0, a1 = 1, 0
+        of_a = measured(metric, a0, a1)
         for _ in range(4):
             stack[0, 0], stack[0, 1] = -a1, a0  # the next axis
             top = 0
             while top >= 0:
                 b0, b1 = stack[top, 0], stack[top, 1]
+                of_b = measured(metric, b0, b1)
                 s0, s1 = a0 + b0, a1 + b1
                 if (
                     max(abs(s0), abs(s1)) <= _LONGEST
                     and top + 1 < depth
-                    and obtuse(metric, a0, a1, b0, b1)
+                    and obtuse(a0, a1, of_a, b0, b1, of_b)
                 ):
                     top += 1
                     stack[top, 0], stack[top, 1] = s0, s1
                     continue
-                if count < room:
-                    out[count, 0], out[count, 1] = a0, a1
-                count += 1
-                a0, a1 = b0, b1
+                if first < room:
+                    out[first, 0], out[first, 1] = a0, a1
+                first += 1
+                a0, a1, of_a = b0, b1, of_b
                 top -= 1
-        return count
+        return first
 
     return refine
 
 
-refine = _refiner(_obtuse)
-_refine_for_norm = _refiner(_obtuse_for_norm)
+_refine = _refiner(_measured, _obtuse)
+_refine_for_norm = _refiner(_measured_by_norm, _obtuse_for_norm)
 
 
 @entry_unfused
 def _one_stencil(M, omega, stack):
     metric = metric_at(M, omega, 0)
-    out = np.empty((refine(metric, stack, np.empty((0, 2), np.int16)), 2), np.int16)
-    refine(metric, stack, out)
+    out = np.empty((_refine(metric, stack, np.empty((0, 2), np.int16), 0), 2), np.int16)
+    _refine(metric, stack, out, 0)
     return out
 
 
 @entry_unfused
 def _stencil_of_norm(norms, x, stack):
-    out = np.empty(
-        (_refine_for_norm(norm_at(norms, x), stack, np.empty((0, 2), np.int16)), 2), np.int16
-    )
-    _refine_for_norm(norm_at(norms, x), stack, out)
+    metric = norm_at(norms, x)
+    out = np.empty((_refine_for_norm(metric, stack, np.empty((0, 2), np.int16), 0), 2), np.int16)
+    _refine_for_norm(metric, stack, out, 0)
     return out
 
 
@@ -160,15 +184,15 @@ def _filler(metric_of: Any, refine: Any) -> Any:
         for x in range(len(start) - 1):
             metric = metric_of(field, x)
             first = start[x]
-            last = first + refine(metric, stack, out[first:])
+            last = refine(metric, stack, out, first)
             if last > len(out):
                 more = np.empty((2 * last, 2), np.int16)
                 for k in range(first):
                     put(more[k], out[k])
                 out = more
-                refine(metric, stack, out[first:])
+                refine(metric, stack, out, first)
             start[x + 1] = last
-        return out[: start[-1]].copy()
+        return out[: start[-1]]
 
     return fill
 
@@ -179,7 +203,7 @@ def _metric_of(field, x):
     return metric_at(M, omega, x)
 
 
-_fill = _filler(_metric_of, refine)
+_fill = _filler(_metric_of, _refine)
 _fill_for_norms = _filler(norm_at, _refine_for_norm)
 
 
@@ -194,12 +218,18 @@ def _stencils_of_norms(norms, start, stack):
 
 
 @entry_unfused
-def _mark(walls, walled, start, offset):
-    """Put (0, 0) in place of vertices that are outside the grid or behind walls."""
+def _mark(walls, walled, reach, start, offset):
+    """Put (0, 0) in place of vertices that are outside the grid or behind walls.
+
+    ``reach`` is the longest component of them all.
+    """
     height, width = walls.shape
-    x = 0
     for row in range(height):
+        deep = not walled and reach <= row < height - reach
         for column in range(width):
+            if deep and reach <= column < width - reach:
+                continue
+            x = row * width + column
             for k in range(start[x], start[x + 1]):
                 i, j = row + offset[k, 0], column + offset[k, 1]
                 inside = 0 <= i < height and 0 <= j < width
@@ -207,7 +237,6 @@ def _mark(walls, walled, start, offset):
                     walled and not visible(walls, row, column, offset[k, 0], offset[k, 1])
                 ):
                     offset[k] = 0
-            x += 1
 
 
 def acute_stencils(M: np.ndarray, omega: np.ndarray, walls: np.ndarray) -> Stencils:
@@ -216,9 +245,7 @@ def acute_stencils(M: np.ndarray, omega: np.ndarray, walls: np.ndarray) -> Stenc
     if len(M) == 1 and len(omega) == 1 and not walls.any():
         return _shared(_one_stencil(M, omega, stack))
     start = np.empty(walls.size + 1, np.int64)
-    offset = _stencils_of_metrics(M, omega, start, stack)
-    _mark(walls, bool(walls.any()), start, offset)
-    return Stencils(start, offset, False)
+    return _marked(walls, start, _stencils_of_metrics(M, omega, start, stack))
 
 
 def norm_stencils(norms: Norms, walls: np.ndarray) -> Stencils:
@@ -227,8 +254,12 @@ def norm_stencils(norms: Norms, walls: np.ndarray) -> Stencils:
     if len(norms.rows) == 1 and not walls.any():
         return _shared(_stencil_of_norm(norms, 0, stack))
     start = np.empty(walls.size + 1, np.int64)
-    offset = _stencils_of_norms(norms, start, stack)
-    _mark(walls, bool(walls.any()), start, offset)
+    return _marked(walls, start, _stencils_of_norms(norms, start, stack))
+
+
+def _marked(walls: np.ndarray, start: np.ndarray, offset: np.ndarray) -> Stencils:
+    longest = max(int(offset.max()), -int(offset.min()))
+    _mark(walls, bool(walls.any()), longest, start, offset)
     return Stencils(start, offset, False)
 
 

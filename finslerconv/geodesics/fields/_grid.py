@@ -25,6 +25,7 @@ from finslerconv.geodesics.fields._kinds import (
     as_kind_of,
     as_tensor,
     as_tensors,
+    distinct,
     is_numpy,
     shown_position,
     shown_shape,
@@ -586,7 +587,8 @@ def ensure_valid(field: GridMetric) -> None:
     if field._cache.get("checked") != stamps:
         if field._any is None:
             detached = field.detach()
-            validate_fields(*as_tensors(M=detached.M, omega=detached.omega))
+            M, omega = as_tensors(M=detached.M, omega=detached.omega)
+            validate_fields(distinct(M), None if omega is None else distinct(omega))
         else:
             field._any.validate()
         field._cache["checked"] = stamps
@@ -597,7 +599,7 @@ def _stamp(x: Array | None) -> float | None:
     if x is None:
         return None
     if is_numpy(x):
-        return float(x.sum())
+        return float(distinct(x).sum())
     try:
         return float(x._version)
     except RuntimeError:  # a tensor of inference mode

@@ -108,8 +108,15 @@ def shown_shape(shape: tuple[int, ...], *names: str) -> str:
     return f"({', '.join(axes)}{',' if len(axes) == 1 else ''})"
 
 
+def distinct(x: Array) -> Array:
+    """Return an array with what it repeats, as broadcasts do, only once: axes of length 1."""
+    strides = x.stride() if is_tensor(x) else x.strides
+    part: Array = x[tuple(slice(None) if stride else slice(1) for stride in strides)]
+    return part
+
+
 def _from_numpy(array: np.ndarray) -> Tensor:
     # PyTorch warns of read-only arrays and refuses negative strides.
     if not array.flags.writeable or any(stride < 0 for stride in array.strides):
-        array = array.copy()
+        return torch.as_tensor(distinct(array).copy()).expand(array.shape)
     return torch.as_tensor(array)

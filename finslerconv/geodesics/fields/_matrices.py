@@ -83,7 +83,7 @@ def broadcast(M: Tensor, omega: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def validate_fields(
-    M: Float[Tensor, "*batch d d"], omega: Float[Tensor, "*batch d"] | None = None
+    M: Float[Tensor, "*#batch d d"], omega: Float[Tensor, "*#batch d"] | None = None
 ) -> None:
     """Raise a ValueError that names the first of the metrics that is none."""
     if omega is None:

@@ -294,9 +294,8 @@ class _Space:
         u, label, flow = front
         walls, field = self.field.walls, self.field
         first, code = np.empty(walls.size), np.empty(walls.size, np.int32)
-        metric = np.concatenate([array_of(start.M).reshape(-1, 9), array_of(start.omega)], 1)
         alone = array_of(start.alone) & method.factorise
-        sources = space.Sources(array_of(start.position), metric, alone)
+        sources = space.Sources(array_of(start.position), _source_metric(start), alone)
         # Values of first order are too large: those beyond the radius may come back within it.
         # Those of a Riemannian metric do not depend on farther ones.
         margin = 1.0 if self.causal else 1.5
@@ -337,9 +336,12 @@ class _Space:
             sequence = np.argsort(key, kind="stable")[: int(np.isfinite(first).sum())]
             space.trace_first_order(field, sequence, first, code)
         label[:] = -1
-        seeded = sequence[code[sequence] < 0]
-        label[seeded] = array_of(start.label)[-1 - code[seeded]]
-        space.propagate_labels(sequence, field.step, key, walls, code, label)
+        if len(start.position) == 1:
+            label[sequence] = 0
+        else:
+            seeded = sequence[code[sequence] < 0]
+            label[seeded] = array_of(start.label)[-1 - code[seeded]]
+            space.propagate_labels(sequence, field.step, key, walls, code, label)
 
         first_code = code
         u[:] = first

@@ -13,6 +13,7 @@ from torch import Tensor
 from finslerconv._memory import array_of
 from finslerconv._progress import counted
 from finslerconv.geodesics.distances._heap import FAR, WALL
+from finslerconv.geodesics.distances._stencils import alike
 
 # Nodes that a compiled call takes: some hundredths of a second.
 _STEPS = 65_536
@@ -21,14 +22,11 @@ _STEPS = 65_536
 def entries(field: Tensor, size: int) -> np.ndarray:
     """Return the entries of a field, one row a node, or one row if all nodes have the same."""
     field = field.detach()
-    flat = field.reshape(-1, size) if field.is_contiguous() else None
     first = field[(0,) * (field.ndim - (1 if size == field.shape[-1] else 2))]
-    last = field[(-1,) * (field.ndim - first.ndim)]
-    if bool((first == last).all()) and bool((field == first).all()):
-        return array_of(first.reshape(1, size).contiguous())
-    if flat is None:
-        flat = field.contiguous().view(-1, size)
-    return array_of(flat)
+    grid = field.ndim - first.ndim
+    spread = any(n > 1 for n, s in zip(field.shape[:grid], field.stride(), strict=False) if s)
+    rows = array_of((field if spread else first).contiguous()).reshape(-1, size)
+    return rows[:1].copy() if spread and alike(rows) else rows
 
 
 class Queue(NamedTuple):

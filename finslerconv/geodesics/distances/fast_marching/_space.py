@@ -37,7 +37,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from finslerconv._compiled import entry_unfused, jit_unfused, put
+from finslerconv._compiled import entry_unfused, inlined_unfused, jit_unfused
 from finslerconv.geodesics.distances._heap import ACCEPTED, FAR, pop, push
 from finslerconv.geodesics.distances._sight import visible_in_space
 
@@ -97,12 +97,8 @@ class Sources(NamedTuple):
 
 
 class _Room(NamedTuple):
-    """Room for the terms of one node."""
+    """Room for the terms of one node: its six vectors, and a number of each kind for each."""
 
-    metric: np.ndarray
-    model: np.ndarray
-    v: np.ndarray
-    velocity: np.ndarray
     e: np.ndarray
     c: np.ndarray
     U: np.ndarray
@@ -112,20 +108,27 @@ class _Room(NamedTuple):
 
 @jit_unfused
 def _room():
-    metric, model, v, velocity = np.empty(12), np.empty(12), np.empty(3), np.empty(3)
-    c, U, k, rho = np.empty(6), np.empty(6), np.empty(6), np.empty(6)
-    return _Room(metric, model, v, velocity, np.empty((6, 3), np.int64), c, U, k, rho)
+    return _Room(np.empty((6, 3)), np.empty(6), np.empty(6), np.empty(6), np.empty(6))
 
 
 @entry_unfused
 def neighbours(offset, walls, walled, open_):
     """Write which of the twelve neighbours (forwards, then backwards) a node has, as bits."""
-    _, n1, n2 = walls.shape
+    n0, n1, n2 = walls.shape
     shared = len(offset) == 1
-    at, e = np.empty(3, np.int64), np.empty(3, np.int64)
+    at, e, far = np.empty(3, np.int64), np.empty(3, np.int64), np.zeros(3, np.int64)
     for x in range(walls.size):
         at[0], at[1], at[2] = x // (n1 * n2), x // n2 % n1, x % n2
         row = 0 if shared else x
+        if x == 0 or not shared:
+            for a in range(3):
+                far[a] = 0
+                for k in range(6):
+                    far[a] = max(far[a], abs(np.int64(offset[row, k, a])))
+        deep = far[0] <= at[0] < n0 - far[0] and far[1] <= at[1] < n1 - far[1]
+        if not walled and deep and far[2] <= at[2] < n2 - far[2]:
+            open_[x] = _ALL
+            continue
         bits = 0
         for k in range(6):
             for side in range(2):
@@ -192,41 +195,51 @@ def _dependent(r, y, bits, shared, step, dependent):
     return (y + step[0, r - 6] if bits >> (r - 6) & 1 else np.int64(-1)), r
 
 
-@jit_unfused
-def _load(M, omega, x, metric):
-    """Set ``metric`` to the row of M at x, then omega."""
+@inlined_unfused
+def _metric_at(M, omega, x):
+    """Return a metric: the upper triangle of M at x, then omega."""
     m = x if len(M) > 1 else 0
     w = x if len(omega) > 1 else 0
-    for i in range(9):
-        metric[i] = M[m, i]
-    for i in range(3):
-        metric[9 + i] = omega[w, i]
+    m00, m01, m02, m11, m12, m22 = M[m, 0], M[m, 1], M[m, 2], M[m, 4], M[m, 5], M[m, 8]
+    return (m00, m01, m02, m11, m12, m22, omega[w, 0], omega[w, 1], omega[w, 2])
 
 
-@jit_unfused
-def _dot(metric, v, w):
-    total = 0.0
-    for i in range(3):
-        for j in range(3):
-            total += v[i] * metric[3 * i + j] * w[j]
-    return total
+@inlined_unfused
+def _times(metric, v):
+    """Return M v."""
+    m00, m01, m02, m11, m12, m22 = metric[:6]
+    return (
+        m00 * v[0] + m01 * v[1] + m02 * v[2],
+        m01 * v[0] + m11 * v[1] + m12 * v[2],
+        m02 * v[0] + m12 * v[1] + m22 * v[2],
+    )
 
 
-@jit_unfused
+@inlined_unfused
+def _dot(v, w):
+    return v[0] * w[0] + v[1] * w[1] + v[2] * w[2]
+
+
+@inlined_unfused
+def _length(metric, v):
+    """Return the norm of v by M alone."""
+    return np.sqrt(max(_dot(v, _times(metric, v)), 0.0))
+
+
+@inlined_unfused
 def _form(metric, v):
-    return metric[9] * v[0] + metric[10] * v[1] + metric[11] * v[2]
+    return metric[6] * v[0] + metric[7] * v[1] + metric[8] * v[2]
 
 
-@jit_unfused
-def _norm_at(metric, v, e, times):
-    """Return F(v + times e)."""
-    square, form = 0.0, 0.0
-    for i in range(3):
-        a = v[i] + times * e[i]
-        form += metric[9 + i] * a
-        for j in range(3):
-            square += a * metric[3 * i + j] * (v[j] + times * e[j])
-    return np.sqrt(max(square, 0.0)) + form
+@inlined_unfused
+def _norm(metric, v):
+    return _length(metric, v) + _form(metric, v)
+
+
+@inlined_unfused
+def _ahead(v, e, times):
+    """Return v + times e."""
+    return (v[0] + times * e[0], v[1] + times * e[1], v[2] + times * e[2])
 
 
 @jit_unfused
@@ -237,7 +250,7 @@ def _axis_step(M, omega, x, direction):
     return np.sqrt(M[x if len(M) > 1 else 0, 4 * axis]) + (-form if direction < 3 else form)
 
 
-@jit_unfused
+@inlined_unfused
 def _index(x, walls):
     """Return the index of node x along each axis."""
     _, n1, n2 = walls.shape
@@ -260,7 +273,7 @@ def _axis_neighbour(x, direction, walls):
     return x - stride if at > 0 else -1
 
 
-@jit_unfused
+@inlined_unfused
 def _first_order(x, M, omega, offset, weight, step, open_, walls, u, low, order):
     """Return the value of first order at x, and the code of how it came about.
 
@@ -286,29 +299,28 @@ def _first_order(x, M, omega, offset, weight, step, open_, walls, u, low, order)
         if bits >> (6 + k) & 1 and u[x - step[row, k]] + form < least:
             least, side = u[x - step[row, k]] + form, BACKWARDS
         if least < np.inf:
-            low[k] = least
             sides |= side << (2 * k)
             at = known
-            while at > 0 and low[order[at - 1]] > least:
-                order[at] = order[at - 1]
+            while at > 0 and low[at - 1] > least:
+                low[at], order[at] = low[at - 1], order[at - 1]
                 at -= 1
-            order[at] = k
+            low[at], order[at] = least, k
             known += 1
     best, code = np.inf, 0
     if known > 0:
-        base = low[order[0]]
+        base = low[0]
         sum_0, sum_1, sum_2 = 0.0, 0.0, -1.0
         for n in range(known):
-            k = order[n]
-            fall = low[k] - base
-            if fall >= best:
+            rho, fall = weight[row, order[n]], low[n] - base
+            # The value from the lesser ones is no greater: the sum of their squares is 1 before.
+            if (sum_0 * fall - 2 * sum_1) * fall + sum_2 >= 0:
                 break
-            sum_0 += weight[row, k]
-            sum_1 += weight[row, k] * fall
-            sum_2 += weight[row, k] * fall * fall
-            best = (sum_1 + np.sqrt(max(sum_1 * sum_1 - sum_0 * sum_2, 0.0))) / sum_0
-            code |= sides & (3 << (2 * k))
-        best += base
+            sum_0 += rho
+            sum_1 += rho * fall
+            sum_2 += rho * fall * fall
+            code |= sides & (3 << (2 * order[n]))
+        root = np.sqrt(max(sum_1 * sum_1 - sum_0 * sum_2, 0.0))
+        best = base + (sum_1 + root) / sum_0
     if bits & _LACKS:
         for direction in range(6):
             y = _axis_neighbour(x, direction, walls)
@@ -506,51 +518,63 @@ def settle(field, limit, u, code, rest):
     return rest
 
 
-@jit_unfused
+@inlined_unfused
+def _vector(e, n):
+    return (e[n, 0], e[n, 1], e[n, 2])
+
+
+@inlined_unfused
 def _ends(x, code, offset, e):
     """Set ``e`` to the six vectors, turned towards where the values come from."""
     row = 0 if len(offset) == 1 else x
     for k in range(6):
-        back = code >> (2 * k) & 3 == BACKWARDS
+        sign = -1.0 if code >> (2 * k) & 3 == BACKWARDS else 1.0
         for a in range(3):
-            e[k, a] = -offset[row, k, a] if back else offset[row, k, a]
+            e[k, a] = sign * offset[row, k, a]
 
 
-@jit_unfused
-def _terms(x, code, weight, step, first, u, metric, model, v, e, c, U, k, rho):
+@inlined_unfused
+def _terms(x, code, weight, step, first, u, metric, model, v, room):
     """Set the terms ``q = c (u - U) + k`` (the one-form is in k), and their weights ``rho``."""
+    e, c, U, k, rho = room
     row = 0 if len(step) == 1 else x
+    factored = code & FACTORED != 0
+    slope = _times(model, v)
     length, here = 1.0, 0.0
-    if code & FACTORED:
-        length = np.sqrt(_dot(model, v, v))
+    if factored:
+        length = np.sqrt(_dot(v, slope))
         here = length + _form(model, v)
     for n in range(6):
         side = code >> (2 * n) & 3
         rho[n] = 0.0 if side == NONE else weight[row, n]
         if rho[n] == 0:
             continue
-        d = -step[row, n] if side == BACKWARDS else step[row, n]
-        c[n], U[n], k[n] = 0.0, 0.0, _form(metric, e[n])
+        d = np.int64(-step[row, n] if side == BACKWARDS else step[row, n])
+        e_n = _vector(e, n)
+        q = _form(metric, e_n)
         if code >> (_LATER + n) & 1:
-            k[n] += first[x] - first[x + d]
+            c[n], U[n], k[n] = 0.0, 0.0, q + first[x] - first[x + d]
             continue
+        slant, end = 0.0, 0.0
         if side != MODEL:
-            c[n], U[n] = 1.0, u[x + d]
+            slant, end = 1.0, u[x + d]
             if code >> (_SECOND + n) & 1:
-                c[n] = 1.5
-                U[n] += (U[n] - u[x + 2 * d]) / 3
-        if code & FACTORED:
-            k[n] -= _dot(model, v, e[n]) / length + _form(model, e[n])
+                slant = 1.5
+                end += (end - u[x + 2 * d]) / 3
+        if factored:
+            q -= _dot(slope, e_n) / length + _form(model, e_n)
             if side != MODEL:
-                there = _norm_at(model, v, e[n], 1)
-                if c[n] > 1:
-                    there += (there - _norm_at(model, v, e[n], 2)) / 3
-                k[n] += c[n] * (there - here)
+                there = _norm(model, _ahead(v, e_n, 1))
+                if slant > 1:
+                    there += (there - _norm(model, _ahead(v, e_n, 2))) / 3
+                q += slant * (there - here)
+        c[n], U[n], k[n] = slant, end, q
 
 
-@jit_unfused
-def _solve(c, U, k, rho):
+@inlined_unfused
+def _solve(room):
     """Return the greater root of ``sum of rho (c (u - U) + k)^2 = 1``; NaN if there is none."""
+    _, c, U, k, rho = room
     base = np.inf
     for n in range(6):
         if rho[n] > 0 and c[n] > 0:
@@ -567,16 +591,20 @@ def _solve(c, U, k, rho):
     return base + (sum_1 + np.sqrt(sum_1 * sum_1 - sum_0 * sum_2)) / sum_0
 
 
-@jit_unfused
-def _model(x, s, walls, source, source_metric, metric, model, v):
-    """Set the mean of the metrics at x and at its source, and ``v`` from the source to x."""
-    i, j, k = _index(x, walls)
-    v[0], v[1], v[2] = i - source[s, 0], j - source[s, 1], k - source[s, 2]
-    for i in range(12):
-        model[i] = 0.5 * (metric[i] + source_metric[s, i])
+@inlined_unfused
+def _model(at, s, source, source_metric, metric):
+    """Return the mean of the metrics at the node ``at`` and at its source, and the way there."""
+    v = (at[0] - source[s, 0], at[1] - source[s, 1], at[2] - source[s, 2])
+    m00, m01, m02, m11, m12, m22, w0, w1, w2 = metric
+    m00, m01 = 0.5 * (m00 + source_metric[s, 0]), 0.5 * (m01 + source_metric[s, 1])
+    m02, m11 = 0.5 * (m02 + source_metric[s, 2]), 0.5 * (m11 + source_metric[s, 3])
+    m12, m22 = 0.5 * (m12 + source_metric[s, 4]), 0.5 * (m22 + source_metric[s, 5])
+    w0, w1 = 0.5 * (w0 + source_metric[s, 6]), 0.5 * (w1 + source_metric[s, 7])
+    w2 = 0.5 * (w2 + source_metric[s, 8])
+    return (m00, m01, m02, m11, m12, m22, w0, w1, w2), v
 
 
-@jit_unfused
+@inlined_unfused
 def _unknown(x, sides, metric, model, v, weight, step, open_, u, e):
     """Return MODEL for the directions without a neighbour whose term the model may give.
 
@@ -584,55 +612,58 @@ def _unknown(x, sides, metric, model, v, weight, step, open_, u, e):
     """
     bits = np.int64(0)
     row = 0 if len(step) == 1 else x
+    here = _norm(model, v)
     for n in range(6):
         if sides >> (2 * n) & 3 == NONE and weight[row, n] > 0:
-            here = _norm_at(model, v, e[n], 0)
-            form = _form(metric, e[n])
+            e_n = _vector(e, n)
+            form = _form(metric, e_n)
             d = step[row, n]
             ahead = open_[x] >> n & 1 and u[x + d] < np.inf
             behind = open_[x] >> (6 + n) & 1 and u[x - d] < np.inf
             if not (
-                (ahead and _norm_at(model, v, e[n], 1) - form < here)
-                or (behind and _norm_at(model, v, e[n], -1) + form < here)
+                (ahead and _norm(model, _ahead(v, e_n, 1)) - form < here)
+                or (behind and _norm(model, _ahead(v, e_n, -1)) + form < here)
             ):
                 bits |= MODEL << (2 * n)
     return bits
 
 
-@jit_unfused
-def _second(x, sides, step, walls, walled, key, e, at):
+@inlined_unfused
+def _second(x, at, sides, offset, step, walls, walled, key):
     """Return the bits of the neighbours that have a node of smaller key behind them."""
     n0, n1, n2 = walls.shape
-    i, j, k = _index(x, walls)
     row = 0 if len(step) == 1 else x
     bits = np.int64(0)
     for n in range(6):
         side = sides >> (2 * n) & 3
         if side == NONE:
             continue
-        a, b, c = i + 2 * e[n, 0], j + 2 * e[n, 1], k + 2 * e[n, 2]
-        if not (0 <= a < n0 and 0 <= b < n1 and 0 <= c < n2):
+        sign = np.int64(1 if side == FORWARDS else -1)
+        e = (sign * offset[row, n, 0], sign * offset[row, n, 1], sign * offset[row, n, 2])
+        i, j, k = at[0] + 2 * e[0], at[1] + 2 * e[1], at[2] + 2 * e[2]
+        if not (0 <= i < n0 and 0 <= j < n1 and 0 <= k < n2):
             continue
-        d = step[row, n] if side == FORWARDS else -step[row, n]
-        if key[x + 2 * d] <= key[x + d] < key[x]:
-            at[0], at[1], at[2] = i + e[n, 0], j + e[n, 1], k + e[n, 2]
-            if not walled or visible_in_space(walls, at, e[n]):
-                bits |= 1 << (_SECOND + n)
+        d = sign * step[row, n]
+        if key[x + 2 * d] <= key[x + d] < key[x] and (
+            not walled or visible_in_space(walls, (at[0] + e[0], at[1] + e[1], at[2] + e[2]), e)
+        ):
+            bits |= 1 << (_SECOND + n)
     return bits
 
 
-@jit_unfused
-def _velocity(value, e, c, U, k, rho, velocity):
-    """Set the velocity of the arriving geodesic, of M-norm 1; return the sum of the m_k c_k."""
-    total = 0.0
-    velocity[:] = 0.0
+@inlined_unfused
+def _velocity(value, room):
+    """Return the sum of the m_k c_k, and the velocity of the arriving geodesic, of M-norm 1."""
+    e, c, U, k, rho = room
+    total, f0, f1, f2 = 0.0, 0.0, 0.0, 0.0
     for n in range(6):
         if rho[n] > 0:
             m = rho[n] * (c[n] * (value - U[n]) + k[n])
             total += m * c[n]
-            for a in range(3):
-                velocity[a] -= m * e[n, a]
-    return total
+            f0 -= m * e[n, 0]
+            f1 -= m * e[n, 1]
+            f2 -= m * e[n, 2]
+    return total, (f0, f1, f2)
 
 
 @entry_unfused
@@ -656,33 +687,40 @@ def recompute(field, sources, sequence, key, order, label, first, first_code, u,
     """
     M, omega, offset, weight, step, open_, walls, walled = field
     source, source_metric, source_alone = sources
-    metric, model, v, velocity, e, c, U, k, rho = _room()
-    at, low, ranks = np.empty(3, np.int64), np.empty(6), np.empty(6, np.int64)
+    room = _room()
+    e, _, _, k, rho = room
+    low, ranks = np.empty(6), np.empty(6, np.int64)
+    # Then no neighbour comes later.
+    causal = len(omega) == 1 and omega[0, 0] == 0 and omega[0, 1] == 0 and omega[0, 2] == 0
     for t in range(len(sequence)):
         x = np.int64(sequence[t])
         if code[x] < 0:
             continue
         row = 0 if len(step) == 1 else x
-        _load(M, omega, x, metric)
+        metric = _metric_at(M, omega, x)
+        at = _index(x, walls)
+        s = label[x]
+        model, v = _model(at, s, source, source_metric, metric)
         trial, plain = _first_order(x, M, omega, offset, weight, step, open_, walls, u, low, ranks)
         sides = plain & _SIDES
         later = np.int64(0)
-        heaviest = 0.0
-        for n in range(6):
-            side = first_code[x] >> (2 * n) & 3
-            if side != NONE and first_code[x] & AXIS == 0:
+        if not causal and first_code[x] & AXIS == 0:
+            for n in range(6):
+                side = first_code[x] >> (2 * n) & 3
                 y = x + (step[row, n] if side == FORWARDS else -step[row, n])
-                if u[y] == np.inf:
+                if side != NONE and u[y] == np.inf:
                     sides = (sides & ~np.int64(3 << (2 * n))) | side << (2 * n)
                     later |= 1 << (_LATER + n)
+        heaviest = 0.0
+        for n in range(6):
             if sides >> (2 * n) & 3 != NONE:
                 heaviest = max(heaviest, weight[row, n])
         _ends(x, sides, offset, e)
         share = 0.0
         if later:
             plain = sides | later
-            _terms(x, plain, weight, step, first, u, metric, model, v, e, c, U, k, rho)
-            trial = _solve(c, U, k, rho)
+            _terms(x, plain, weight, step, first, u, metric, model, v, room)
+            trial = _solve(room)
             for n in range(6):
                 if later >> (_LATER + n) & 1:
                     share += rho[n] * k[n] * k[n]
@@ -692,23 +730,15 @@ def recompute(field, sources, sequence, key, order, label, first, first_code, u,
             continue
         if sides == 0:
             continue
-        s = label[x]
-        _model(x, s, walls, source, source_metric, metric, model, v)
         longest = 1 / np.sqrt(heaviest)
-        known = sides
-        for n in range(6):
-            if later >> (_LATER + n) & 1:
-                known &= ~np.int64(3 << (2 * n))
         second = np.int64(0)
         if order == 2:
-            second = _second(x, sides, step, walls, walled, key, e, at)
-        across = np.int64(0)
-        for n in range(6):
-            if second >> (_SECOND + n) & 1:
-                d = step[row, n] if sides >> (2 * n) & 3 == FORWARDS else -step[row, n]
-                if code[x + d] < 0 and code[x + 2 * d] < 0:
-                    across |= 1 << (_SECOND + n)
+            second = _second(x, at, sides, offset, step, walls, walled, key)
+        known = sides
         if later:
+            for n in range(6):
+                if later >> (_LATER + n) & 1:
+                    known &= ~np.int64(3 << (2 * n))
             _ends(x, known, offset, e)
         unknown = np.int64(0)
         if source_alone[s]:
@@ -727,23 +757,36 @@ def recompute(field, sources, sequence, key, order, label, first, first_code, u,
                 bits |= second
             elif attempt == 2:
                 # A source may lie between two nodes that are seeds.
-                bits |= second & ~across
+                bits |= second & ~_across(x, second, sides, step, code)
             if attempt != 1 and bits >> _SECOND & 63 == 0:
                 continue
             if later:
                 _ends(x, bits, offset, e)
-            _terms(x, bits, weight, step, first, u, metric, model, v, e, c, U, k, rho)
-            value = _solve(c, U, k, rho)
-            total = _velocity(value, e, c, U, k, rho, velocity)
+            _terms(x, bits, weight, step, first, u, metric, model, v, room)
+            value = _solve(room)
+            total, velocity = _velocity(value, room)
             # A NaN is not good.
             good = total > 0 and abs(value - trial) <= _MOVE * longest
             if good and bits & FACTORED:
-                along = _dot(metric, velocity, v)
+                slope = _times(metric, v)
                 agree = _AGREE_ALL if unknown else _AGREE
-                good = along > agree * np.sqrt(_dot(metric, v, v))
+                good = _dot(velocity, slope) > agree * np.sqrt(_dot(v, slope))
             if good:
                 code[x], u[x] = bits, value
                 break
+
+
+@inlined_unfused
+def _across(x, second, sides, step, code):
+    """Return those of the bits ``second`` whose ends are seeds like the node behind them."""
+    row = 0 if len(step) == 1 else x
+    bits = np.int64(0)
+    for n in range(6):
+        if second >> (_SECOND + n) & 1:
+            d = step[row, n] if sides >> (2 * n) & 3 == FORWARDS else -step[row, n]
+            if code[x + d] < 0 and code[x + 2 * d] < 0:
+                bits |= 1 << (_SECOND + n)
+    return bits
 
 
 @entry_unfused
@@ -773,25 +816,29 @@ def arrival_velocities(field, sources, sequence, label, first, first_code, u, co
     """Set ``flow`` to the velocities of the arriving geodesics."""
     M, omega, offset, weight, step, _, walls, _ = field
     source, source_metric, _ = sources
-    metric, model, v, velocity, e, c, U, k, rho = _room()
+    room = _room()
     for t in range(len(sequence)):
         x = np.int64(sequence[t])
-        _load(M, omega, x, metric)
-        _model(x, label[x], walls, source, source_metric, metric, model, v)
+        metric = _metric_at(M, omega, x)
+        model, v = _model(_index(x, walls), label[x], source, source_metric, metric)
         bits, values = np.int64(code[x]), u
         if bits == _KEEP:
             bits, values = np.int64(first_code[x]), first
-        if bits < 0:
-            put(velocity, v)
-        elif bits & AXIS:
+        velocity = v
+        if bits >= 0 and bits & AXIS:
             direction = bits >> _WHICH & 7
-            velocity[:] = 0.0
-            velocity[direction % 3] = -1.0 if direction < 3 else 1.0
-        else:
-            _ends(x, bits, offset, e)
-            _terms(x, bits, weight, step, first, values, metric, model, v, e, c, U, k, rho)
-            _velocity(values[x], e, c, U, k, rho, velocity)
-        length = np.sqrt(_dot(metric, velocity, velocity)) + _form(metric, velocity)
+            step_back = -1.0 if direction < 3 else 1.0
+            axis = direction % 3
+            velocity = (
+                step_back if axis == 0 else 0.0,
+                step_back if axis == 1 else 0.0,
+                step_back if axis == 2 else 0.0,
+            )
+        elif bits >= 0:
+            _ends(x, bits, offset, room.e)
+            _terms(x, bits, weight, step, first, values, metric, model, v, room)
+            _, velocity = _velocity(values[x], room)
+        length = _norm(metric, velocity)
         for a in range(3):
             flow[x, a] = velocity[a] / length if length > 0 else 0.0
 
@@ -807,7 +854,8 @@ def _add_square(gradient, row, weight, v, w):
 @jit_unfused
 def _add_norm(weight, model, v, x, s, g_M, g_omega, s_M, s_omega, s_position):
     """Add the gradient of ``weight F_m(v)``, where ``v`` moves with the source."""
-    length = np.sqrt(max(_dot(model, v, v), 0.0))
+    slope = _times(model, v)
+    length = np.sqrt(max(_dot(v, slope), 0.0))
     if length == 0:
         return
     half = 0.5 * weight  # the model is the mean of two metrics
@@ -816,17 +864,15 @@ def _add_norm(weight, model, v, x, s, g_M, g_omega, s_M, s_omega, s_position):
     for i in range(3):
         g_omega[x, i] += half * v[i]
         s_omega[s, i] += half * v[i]
-        along = 0.0
-        for j in range(3):
-            along += model[3 * i + j] * v[j]
-        s_position[s, i] -= weight * (along / length + model[9 + i])
+        s_position[s, i] -= weight * (slope[i] / length + model[6 + i])
 
 
 @jit_unfused
 def _add_slope(weight, model, v, e, x, s, g_M, g_omega, s_M, s_omega, s_position):
     """Add the gradient of ``weight dF_m(v) . e``."""
-    length = np.sqrt(_dot(model, v, v))
-    product = _dot(model, v, e)
+    across, along = _times(model, v), _times(model, e)
+    length = np.sqrt(_dot(v, across))
+    product = _dot(v, along)
     half = 0.5 * weight
     for side in range(2):
         gradient, row = (g_M, x) if side == 0 else (s_M, s)
@@ -835,11 +881,14 @@ def _add_slope(weight, model, v, e, x, s, g_M, g_omega, s_M, s_omega, s_position
     for i in range(3):
         g_omega[x, i] += half * e[i]
         s_omega[s, i] += half * e[i]
-        along, across = 0.0, 0.0
-        for j in range(3):
-            along += model[3 * i + j] * e[j]
-            across += model[3 * i + j] * v[j]
-        s_position[s, i] -= weight * (along / length - product * across / length**3)
+        s_position[s, i] -= weight * (along[i] / length - product * across[i] / length**3)
+
+
+@jit_unfused
+def _raised(dual, v):
+    """Return M^-1 v."""
+    w = (np.float64(v[0]), np.float64(v[1]), np.float64(v[2]))
+    return (_dot(dual[0], w), _dot(dual[1], w), _dot(dual[2], w))
 
 
 @entry_unfused
@@ -854,8 +903,8 @@ def march_back(
     M, omega, offset, weight, step, _, walls, _ = field
     source, source_metric, _ = sources
     g_M, g_omega, g_seed, s_M, s_omega, s_position = gradients
-    metric, model, v, moved, e, c, U, k, rho = _room()
-    down_i, down_j = np.empty(3), np.empty(3)
+    room = _room()
+    e, c, U, k, rho = room
     whole = 0.0
     for t in range(len(sequence)):
         whole = max(whole, abs(g_u[sequence[t]]))
@@ -872,20 +921,20 @@ def march_back(
             if code[x] == _KEEP:
                 g_first[x] += g
                 continue
-            _load(M, omega, x, metric)
             if code[x] & AXIS:
                 direction = code[x] >> _WHICH & 7
                 axis = direction % 3
                 g_u[_axis_neighbour(x, direction, walls)] += g
-                g_M[x, 4 * axis] += g / (2 * np.sqrt(metric[4 * axis]))
+                g_M[x, 4 * axis] += g / (2 * np.sqrt(M[x if len(M) > 1 else 0, 4 * axis]))
                 g_omega[x, axis] += -g if direction < 3 else g
                 continue
             s = np.int64(label[x])
-            _model(x, s, walls, source, source_metric, metric, model, v)
+            metric = _metric_at(M, omega, x)
+            model, v = _model(_index(x, walls), s, source, source_metric, metric)
             bits = np.int64(code[x])
             _ends(x, bits, offset, e)
-            _terms(x, bits, weight, step, first, u, metric, model, v, e, c, U, k, rho)
-            total = _velocity(u[x], e, c, U, k, rho, moved)
+            _terms(x, bits, weight, step, first, u, metric, model, v, room)
+            total, _ = _velocity(u[x], room)
             row = 0 if len(step) == 1 else x
             n = -1
             for i in range(4):
@@ -897,11 +946,8 @@ def march_back(
                     share = g / total * rho[n] * q
                     for a in range(3):
                         g_omega[x, a] -= share * e[n, a]
-                        down_i[a], down_j[a] = 0.0, 0.0
-                        for b in range(3):
-                            down_i[a] += dual[row, a, b] * base[row, i, b]
-                            down_j[a] += dual[row, a, b] * base[row, j, b]
-                    _add_square(g_M, x, -0.5 * g / total * q * q, down_i, down_j)
+                    raised = _raised(dual[row], base[row, i]), _raised(dual[row], base[row, j])
+                    _add_square(g_M, x, -0.5 * g / total * q * q, *raised)
                     side = bits >> (2 * n) & 3
                     d = -step[row, n] if side == BACKWARDS else step[row, n]
                     if bits >> (_LATER + n) & 1:
@@ -916,18 +962,16 @@ def march_back(
                             g_u[x + d] += share
                     if bits & FACTORED:
                         args = (x, s, g_M, g_omega, s_M, s_omega, s_position)
-                        _add_slope(share, model, v, e[n], *args)
+                        e_n = _vector(e, n)
+                        _add_slope(share, model, v, e_n, *args)
                         if side != MODEL:
                             _add_norm(share * c[n], model, v, *args)
-                            for a in range(3):
-                                moved[a] = v[a] + e[n, a]
+                            ahead = _ahead(v, e_n, 1)
                             if c[n] > 1:
-                                _add_norm(-share * c[n] * 4 / 3, model, moved, *args)
-                                for a in range(3):
-                                    moved[a] += e[n, a]
-                                _add_norm(share * c[n] / 3, model, moved, *args)
+                                _add_norm(-share * c[n] * 4 / 3, model, ahead, *args)
+                                _add_norm(share * c[n] / 3, model, _ahead(v, e_n, 2), *args)
                             else:
-                                _add_norm(-share * c[n], model, moved, *args)
+                                _add_norm(-share * c[n], model, ahead, *args)
         left = 0.0
         for t in range(len(sequence)):
             left = max(left, abs(g_u[sequence[t]]))
