@@ -10,11 +10,11 @@ A kernel works alone on a range of the pixels of all images, with its own buffer
 not depend on which thread runs it.
 """
 
-from typing import no_type_check
+from typing import Any, no_type_check
 
 import numpy as np
 
-from finslerconv._compiled import entry, inlined, jit
+from finslerconv._compiled import entry, jit
 from finslerconv.ops.backends.numba import _simd as simd
 from finslerconv.ops.backends.numba._buffers import aligned, rounded
 from finslerconv.ops.backends.numba._metrics import LINE, LINES
@@ -119,45 +119,105 @@ def multiply(a, a_at, a_row, a_k, b, b_at, b_panel, b_k, c, c_at, c_row, rows, d
                         c[at] = c[at] + value if adds else value
 
 
-@inlined
+def _over_pixels(blend: Any) -> Any:
+    """Return the loop over the pixels of a tile that samples each by ``blend``."""
+
+    @jit
+    @no_type_check
+    def sample(source, shift, corner, weight, first, factors, factors_at, out, at, row, count,
+               length):  # fmt: skip
+        i0 = np.uint64(first)
+        i1, i2, i3 = i0 + _LINE, i0 + _LINE + _LINE, i0 + _LINE + _LINE + _LINE
+        for p in range(np.uint64(count)):
+            blend(
+                source, shift + corner[i0 + p], shift + corner[i1 + p], shift + corner[i2 + p],
+                shift + corner[i3 + p], weight[i0 + p], weight[i1 + p], weight[i2 + p],
+                weight[i3 + p], factors, factors_at, out, np.int64(p) * row + at, length,
+            )  # fmt: skip
+
+    return sample
+
+
+def _back_over_pixels(blend: Any) -> Any:
+    """Return the loop over the pixels of a tile that runs ``blend``, with a derivative, on each."""
+
+    @jit
+    @no_type_check
+    def sample(source, shift, corner, weight, first, columns, at, row, products, target, beyond,
+               count, length):  # fmt: skip
+        i0 = np.uint64(first)
+        i1, i2, i3 = i0 + _LINE, i0 + _LINE + _LINE, i0 + _LINE + _LINE + _LINE
+        for p in range(np.uint64(count)):
+            blend(
+                source, shift + corner[i0 + p], shift + corner[i1 + p], shift + corner[i2 + p],
+                shift + corner[i3 + p], weight[i0 + p], weight[i1 + p], weight[i2 + p],
+                weight[i3 + p], columns, np.int64(p) * row + at, products, np.int64(p) * 4, target,
+                beyond, length,
+            )  # fmt: skip
+
+    return sample
+
+
+# A loop for each number of channels whose sampling has none, and one for all others: to choose
+# within the loop costs a quarter of its time.
+_sample = _over_pixels(simd.blend)
+_sample_1, _sample_4, _sample_8 = map(_over_pixels, (simd.blend_1, simd.blend_4, simd.blend_8))
+_back = _back_over_pixels(simd.blend_backward)
+_back_1, _back_4, _back_8 = map(
+    _back_over_pixels, (simd.blend_backward_1, simd.blend_backward_4, simd.blend_backward_8)
+)
+_scatter = _back_over_pixels(simd.blend_scatter)
+_scatter_1, _scatter_4, _scatter_8 = map(
+    _back_over_pixels, (simd.blend_scatter_1, simd.blend_scatter_4, simd.blend_scatter_8)
+)
+
+
+@jit
 @no_type_check
-def _blend(source, i0, i1, i2, i3, w0, w1, w2, w3, out, out_at, count):
-    if count == 1:
-        simd.blend_1(source, i0, i1, i2, i3, w0, w1, w2, w3, None, ZERO, out, out_at, count)
-    elif count == 4:
-        simd.blend_4(source, i0, i1, i2, i3, w0, w1, w2, w3, None, ZERO, out, out_at, count)
-    elif count == 8:
-        simd.blend_8(source, i0, i1, i2, i3, w0, w1, w2, w3, None, ZERO, out, out_at, count)
+def _blend(source, shift, corner, weight, first, columns, at, row, count, length):
+    """Write the samples of a tap, each of ``length`` channels, into a column of the tile."""
+    where = (source, shift, corner, weight, first, None, ZERO, columns, at, row, count, length)
+    if length == 1:
+        _sample_1(*where)
+    elif length == 4:
+        _sample_4(*where)
+    elif length == 8:
+        _sample_8(*where)
     else:
-        simd.blend(source, i0, i1, i2, i3, w0, w1, w2, w3, None, ZERO, out, out_at, count)
+        _sample(*where)
 
 
-@inlined
+@jit
 @no_type_check
-def _blend_backward(scatters, source, i0, i1, i2, i3, w0, w1, w2, w3, column, at, products,
-                    products_at, target, target_at, count):  # fmt: skip
-    corners = (
-        i0, i1, i2, i3, w0, w1, w2, w3, column, at, products, products_at, target, target_at, count,
+def _blend_backward(scatters, source, shift, corner, weight, first, columns, at, row, products,
+                    target, beyond, count, length):  # fmt: skip
+    """Put the samples of a tap in place of their gradients, and write or add what these give.
+
+    As :func:`_simd.blend_backward`, which places ``target`` by ``beyond``.
+    """
+    where = (
+        source, shift, corner, weight, first, columns, at, row, products, target, beyond, count,
+        length,
     )  # fmt: skip
-    if count == 1:
+    if length == 1:
         if scatters:
-            simd.blend_scatter_1(source, *corners)
+            _scatter_1(*where)
         else:
-            simd.blend_backward_1(source, *corners)
-    elif count == 4:
+            _back_1(*where)
+    elif length == 4:
         if scatters:
-            simd.blend_scatter_4(source, *corners)
+            _scatter_4(*where)
         else:
-            simd.blend_backward_4(source, *corners)
-    elif count == 8:
+            _back_4(*where)
+    elif length == 8:
         if scatters:
-            simd.blend_scatter_8(source, *corners)
+            _scatter_8(*where)
         else:
-            simd.blend_backward_8(source, *corners)
+            _back_8(*where)
     elif scatters:
-        simd.blend_scatter(source, *corners)
+        _scatter(*where)
     else:
-        simd.blend_backward(source, *corners)
+        _back(*where)
 
 
 @jit
@@ -436,26 +496,19 @@ def forward(plan, begin, end, image_data, field, omega, head, points, centre, di
                     shift = base * plan.channels + channel
                     for tap in range(first, last):
                         column = (tap - first) * each + channel - group * channels
-                        i0 = np.uint64((tap - first) * 4 * LINE)
-                        i1, i2, i3 = i0 + _LINE, i0 + _LINE + _LINE, i0 + _LINE + _LINE + _LINE
+                        corners = (tap - first) * 4 * LINE
                         if not plan.depthwise:
-                            for p in range(np.uint64(count)):
-                                _blend(
-                                    image_data, shift + corner[i0 + p], shift + corner[i1 + p],
-                                    shift + corner[i2 + p], shift + corner[i3 + p], weight[i0 + p],
-                                    weight[i1 + p], weight[i2 + p], weight[i3 + p], columns,
-                                    np.int64(p) * line + column, length,
-                                )  # fmt: skip
+                            _blend(
+                                image_data, shift, corner, weight, corners, columns, column, line,
+                                count, length,
+                            )  # fmt: skip
                         for j in range(plan.depthwise):
                             there = j * plan.channels + channel
                             factors = tap * plan.depthwise * plan.channels + there
-                            for p in range(np.uint64(count)):
-                                simd.blend(
-                                    image_data, shift + corner[i0 + p], shift + corner[i1 + p],
-                                    shift + corner[i2 + p], shift + corner[i3 + p], weight[i0 + p],
-                                    weight[i1 + p], weight[i2 + p], weight[i3 + p], packed, factors,
-                                    sums, np.int64(p) * panels * wide + there, length,
-                                )  # fmt: skip
+                            _sample(
+                                image_data, shift, corner, weight, corners, packed, factors, sums,
+                                there, panels * wide, count, length,
+                            )  # fmt: skip
                     channel += length
                 if not plan.depthwise:
                     multiply(
@@ -560,17 +613,11 @@ def backward(plan, begin, end, part, image_data, g_out, g_out_channels_last, fie
                                 plan, tap, channel, length, count, slope, out_line, packed,
                                 columns, column, line,
                             )  # fmt: skip
-                        i0 = np.uint64((tap - first) * 4 * LINE)
-                        i1, i2, i3 = i0 + _LINE, i0 + _LINE + _LINE, i0 + _LINE + _LINE + _LINE
-                        for p in range(np.uint64(count)):
-                            _blend_backward(
-                                needs_image, image_data, shift + corner[i0 + p],
-                                shift + corner[i1 + p], shift + corner[i2 + p],
-                                shift + corner[i3 + p], weight[i0 + p], weight[i1 + p],
-                                weight[i2 + p], weight[i3 + p], columns,
-                                np.int64(p) * line + column, products, np.int64(p) * 4, target,
-                                place_shift, length,
-                            )  # fmt: skip
+                        _blend_backward(
+                            needs_image, image_data, shift, corner, weight,
+                            (tap - first) * 4 * LINE, columns, column, line, products, target,
+                            place_shift, count, length,
+                        )  # fmt: skip
                         if needs_weight and plan.depthwise:
                             add_weight_gradients(
                                 plan, tap, channel, length, count, slope, out_line, columns,
