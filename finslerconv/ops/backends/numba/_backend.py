@@ -53,6 +53,9 @@ _PLACED_TAPS = 9
 # Below so many multiplications a second thread costs more than it brings.
 _PART_WORK = 500_000
 
+# Numbers that are turned to another order of axes in the time that a second thread costs.
+_PART_TURNED = 100_000
+
 # Multiplications of one compiled call, about a tenth of a second: between calls Ctrl-C is heard.
 _BAND_WORK = 1_000_000_000
 
@@ -134,17 +137,16 @@ class NumbaBackend(NumbaAggregation, ConvBackend):
         plan = job.plan
         parts = _parts(job, job.pixels)
         groups = plan.weight_groups
-        panels, packed, turned = 0, job.weight, job.weight
+        packed = job.weight
         if not plan.depthwise:
             panels = groups * _ceil(plan.out_channels // groups, plan.out_vectors * plan.lanes)
             depth = plan.taps * (plan.channels // groups)
             packed = _empty(panels * depth * plan.out_vectors * plan.lanes, job)
-            turned = _taps_first(job, parts)
-
-        def pack(part: int) -> None:
-            kernels.pack_outputs(plan, turned, packed, *share(panels, part, parts))
-
-        job = _with_image(input, job, parts, pack)
+            _turn(
+                panels, packed.size, parts, kernels.pack_outputs, plan, _taps_first(job, parts),
+                packed,
+            )  # fmt: skip
+        job = _with_image(input, job, parts)
         shift = np.zeros(plan.out_channels, packed.dtype)
         if bias is not None:
             shift = _flat(bias, job.dtype)
@@ -189,18 +191,17 @@ class NumbaBackend(NumbaAggregation, ConvBackend):
         parts = min(_parts(job, job.pixels), limit)
         groups = plan.weight_groups
         channels, outputs = plan.channels // groups, plan.out_channels // groups
-        chunks, packed, turned = 0, job.weight, job.weight
+        packed = job.weight
         if not plan.depthwise:
             chunks = _ceil(plan.taps, plan.chunk)
             line = _ceil(plan.chunk * channels, plan.column_vectors * plan.lanes)
             line *= plan.column_vectors * plan.lanes
             packed = _empty(groups * chunks * outputs * line, job)
-            turned = _taps_first(job, parts)
-
-        def pack(part: int) -> None:
-            kernels.pack_columns(plan, turned, packed, *share(groups * chunks, part, parts))
-
-        job = _with_image(input, job, parts, pack)
+            _turn(
+                groups * chunks, packed.size, parts, kernels.pack_columns, plan,
+                _taps_first(job, parts), packed,
+            )  # fmt: skip
+        job = _with_image(input, job, parts)
         slope_last = memory_format(grad) != torch.contiguous_format
         slope = _flat_pixels(grad.to(job.dtype), slope_last)
 
@@ -335,26 +336,35 @@ def _taps(geometry: ConvGeometry, dtype: torch.dtype) -> np.ndarray:
     return _flat(geometry.taps(torch.empty(0, dtype=dtype)), dtype)
 
 
-def _with_image(input: Tensor, job: _Job, parts: int, pack: Any) -> _Job:
-    """Pack the weights and add the image, channels last; it is copied only if it is not so yet."""
+def _turn(rows: int, size: int, parts: int, *call: Any) -> None:
+    """Run a kernel that turns ``size`` numbers, over shares of the rows.
+
+    ``call`` is the kernel and its arguments before the range of the rows.
+    """
+    kernel, *arguments = call
+    parts = max(1, min(parts, size // _PART_TURNED))
+
+    def turn(part: int) -> None:
+        kernel(*arguments, *share(rows, part, parts))
+
+    run(turn, parts)
+
+
+def _with_image(input: Tensor, job: _Job, parts: int) -> _Job:
+    """Add the image, channels last; it is copied only if it is not so yet."""
     plan = job.plan
     tensor = input.detach().to(job.dtype)
     if tensor.is_contiguous(memory_format=channels_last(tensor.ndim - 2)) and (
         plan.channels == tensor.shape[1]
     ):
-        run(pack, parts)
         return replace(job, image=_flat_pixels(tensor, True))
-    source = array_of(tensor.contiguous()).reshape(-1)
-    pixels = job.image_pixels
-    copied = torch.empty(plan.batch * pixels * plan.channels, dtype=job.dtype)
-    image = array_of(copied)
-
-    def prepare(part: int) -> None:
-        begin, end = share(plan.batch * pixels, part, parts)
-        kernels.channels_last(source, image, input.shape[1], plan.channels, pixels, begin, end)
-        pack(part)
-
-    run(prepare, parts)
+    pixels = plan.batch * job.image_pixels
+    copied = torch.empty(pixels * plan.channels, dtype=job.dtype)
+    image, source = array_of(copied), _flat(tensor, job.dtype)
+    _turn(
+        pixels, image.size, parts, kernels.channels_last, source, image, input.shape[1],
+        plan.channels, job.image_pixels,
+    )  # fmt: skip
     return replace(job, image=image, copied=copied)
 
 
@@ -363,13 +373,10 @@ def _taps_first(job: _Job, parts: int) -> np.ndarray:
     plan = job.plan
     channels, rows = plan.channels // plan.weight_groups, plan.out_channels * plan.taps
     turned = _empty(rows * channels, job)
-
-    def turn(part: int) -> None:
-        begin, end = share(rows, part, parts)
-        own = job.weight.size // rows
-        kernels.channels_last(job.weight, turned, own, channels, plan.taps, begin, end)
-
-    run(turn, parts)
+    _turn(
+        rows, turned.size, parts, kernels.channels_last, job.weight, turned,
+        job.weight.size // rows, channels, plan.taps,
+    )  # fmt: skip
     return turned
 
 
@@ -379,14 +386,11 @@ def _weight_gradient(total: Tensor, job: _Job, line: int, parts: int) -> Tensor:
     channels, rows = plan.channels // plan.weight_groups, plan.out_channels * plan.taps
     turned = _empty(rows * channels, job)
     kernels.unpack_outputs(plan, array_of(total), line, turned, 0, plan.weight_groups)
-    gradient = torch.empty_like(torch.from_numpy(job.weight))
-    own = job.weight.size // rows
-
-    def turn(part: int) -> None:
-        begin, end = share(rows, part, parts)
-        kernels.channels_first(turned, array_of(gradient), own, channels, plan.taps, begin, end)
-
-    run(turn, parts)
+    gradient = torch.empty(job.weight.size, dtype=job.dtype)
+    _turn(
+        rows, turned.size, parts, kernels.channels_first, turned, array_of(gradient),
+        job.weight.size // rows, channels, plan.taps,
+    )  # fmt: skip
     return gradient
 
 
@@ -401,14 +405,10 @@ def _image_gradient(total: Tensor, input: Tensor, job: _Job, parts: int) -> Tens
         gradient = job.copied.view(input.shape)  # the image has been read
     else:
         gradient = torch.empty(input.shape, dtype=job.dtype)
-    source, flat = array_of(total), array_of(gradient).reshape(-1)
-    pixels = job.image_pixels
-
-    def turn(part: int) -> None:
-        begin, end = share(plan.batch * pixels, part, parts)
-        kernels.channels_first(source, flat, channels, plan.channels, pixels, begin, end)
-
-    run(turn, parts)
+    _turn(
+        batch * job.image_pixels, total.numel(), parts, kernels.channels_first, array_of(total),
+        array_of(gradient).reshape(-1), channels, plan.channels, job.image_pixels,
+    )  # fmt: skip
     return gradient.to(input.dtype)
 
 
