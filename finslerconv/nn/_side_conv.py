@@ -22,8 +22,8 @@ def channels_of(conv: nn.Module, x: Tensor) -> Tensor:
 
 
 def _is_narrow(x: Tensor) -> bool:
-    # What records operations, or transforms them, gets the module as it is.
-    if torch.compiler.is_compiling() or not isinstance(x, Tensor) or is_transformed():
+    # Symbolic traces know no sizes, and transforms of torch.func no order of axes in memory.
+    if not isinstance(x, Tensor) or is_transformed():
         return False
     is_plain = x.device.type == "cpu" and x.dtype == torch.float32
     return is_plain and x.ndim == 4 and 1 < x.shape[1] <= _FEW

@@ -26,12 +26,6 @@ from finslerconv.ops.backends.numba._places import (
     place_backward,
 )
 
-_PRODUCT_4 = simd.product_tiles.get(4, simd.product_tiles[2])
-_PRODUCT_2 = simd.product_tiles[2]
-_PRODUCT_1 = simd.product_tiles[1]
-_LAST_4 = simd.last_tiles.get(4, simd.last_tiles[2])
-_LAST_2 = simd.last_tiles[2]
-_LAST_1 = simd.last_tiles[1]
 _ROWS_4 = simd.tile_rows.get(4, simd.tile_rows[2])
 _ROWS_2 = simd.tile_rows[2]
 _ROWS_1 = simd.tile_rows[1]
@@ -50,26 +44,24 @@ _BLOCK = 384
 _PIXELS = 64
 
 
-@jit
-@no_type_check
-def _product(vectors, a, a_at, a_row, a_k, b, b_at, b_k, c, c_at, c_row, depth, add):
-    if vectors == 4:
-        _PRODUCT_4(a, a_at, a_row, a_k, b, b_at, b_k, c, c_at, c_row, depth, add)
-    elif vectors == 2:
-        _PRODUCT_2(a, a_at, a_row, a_k, b, b_at, b_k, c, c_at, c_row, depth, add)
-    else:
-        _PRODUCT_1(a, a_at, a_row, a_k, b, b_at, b_k, c, c_at, c_row, depth, add)
+def _of_tiles(tiles: dict[int, Any]) -> Any:
+    """Return the product that takes the register tile of as many vectors as it is told."""
+    four, two, one = tiles.get(4, tiles[2]), tiles[2], tiles[1]
+
+    @jit
+    @no_type_check
+    def product(vectors, a, a_at, a_row, a_k, b, b_at, b_k, c, c_at, c_row, depth, add):
+        if vectors == 4:
+            four(a, a_at, a_row, a_k, b, b_at, b_k, c, c_at, c_row, depth, add)
+        elif vectors == 2:
+            two(a, a_at, a_row, a_k, b, b_at, b_k, c, c_at, c_row, depth, add)
+        else:
+            one(a, a_at, a_row, a_k, b, b_at, b_k, c, c_at, c_row, depth, add)
+
+    return product
 
 
-@jit
-@no_type_check
-def _last_product(vectors, a, a_at, a_row, a_k, b, b_at, b_k, c, c_at, c_row, depth, add):
-    if vectors == 4:
-        _LAST_4(a, a_at, a_row, a_k, b, b_at, b_k, c, c_at, c_row, depth, add)
-    elif vectors == 2:
-        _LAST_2(a, a_at, a_row, a_k, b, b_at, b_k, c, c_at, c_row, depth, add)
-    else:
-        _LAST_1(a, a_at, a_row, a_k, b, b_at, b_k, c, c_at, c_row, depth, add)
+_product, _last_product = map(_of_tiles, (simd.product_tiles, simd.last_tiles))
 
 
 @jit
