@@ -69,6 +69,7 @@ def main(strategy: str) -> None:
     if rank == 0:
         torch.save(state, "trained.pt")
     if processes > 1:
+        dist.barrier()  # none leaves while another still needs it
         dist.destroy_process_group()
 
 
