@@ -14,10 +14,11 @@ from typing import Any, no_type_check
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.core.typeconv import Conversion
 from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, lower_cast, models, register_model
+
+from finslerconv._llvm import call, splat
 
 #: How many numbers one value holds: a power of two.
 LANES = 16
@@ -67,31 +68,11 @@ def index(i: int) -> Any:
     return ir.Constant(ir.IntType(32), i)
 
 
-def splat(builder: Any, number: Any) -> Any:
-    """Return a vector of equal numbers."""
-    undefined = ir.Constant(ir.VectorType(number.type, LANES), ir.Undefined)
-    single = builder.insert_element(undefined, number, index(0))
-    zeros = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
-    return builder.shuffle_vector(single, undefined, zeros)
-
-
-def call(builder: Any, name: str, *vectors: Any) -> Any:
-    """Call LLVM's function of vectors of that name, as ``floor``."""
-    kind = vectors[0].type
-    real = "f64" if isinstance(kind.element, ir.DoubleType) else "f32"
-    function = cgutils.get_or_insert_function(
-        builder.module,
-        ir.FunctionType(kind, [kind] * len(vectors)),
-        f"llvm.{name}.v{LANES}{real}",
-    )
-    return builder.call(function, vectors)
-
-
 @lower_cast(types.Float, Lanes)
 @lower_cast(types.Integer, Lanes)
 @no_type_check
 def _from_number(context, builder, source, target, value):
-    return splat(builder, context.cast(builder, value, source, target.dtype))
+    return splat(builder, context.cast(builder, value, source, target.dtype), LANES)
 
 
 # The operators, by what the builder of LLVM calls them.

@@ -11,20 +11,16 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from finslerconv._lanes import LANES, Lanes, call, index, mask, splat
+from finslerconv._lanes import LANES, Lanes, index, mask
+from finslerconv._llvm import fma, size_of, splat
 
 #: Numbers a node, of which the last is unused: as many as rays, so that they can be transposed.
 WIDE = LANES
 
 
-def _fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
-    # "muladd" fuses where the machine can and never calls a slow software routine.
-    return call(builder, "fmuladd", a, b, c)
-
-
 def _between(builder: Any, x: Any, y: Any, place: Any) -> Any:
     """Return what is at a place between two vectors."""
-    return _fma(builder, place, builder.fsub(y, x), x)
+    return fma(builder, place, builder.fsub(y, x), x)
 
 
 def _merged(builder: Any, x: Any, y: Any) -> tuple[Any, Any]:
@@ -72,8 +68,8 @@ class _Cells:
         self.vector = kind.vector
         i, j, self.a, self.b = cell
         row, column = self._whole(i, height), self._whole(j, width)
-        first = builder.add(builder.mul(row, splat(builder, width)), column)
-        self._first = builder.add(first, splat(builder, base))
+        first = builder.add(builder.mul(row, splat(builder, width, LANES)), column)
+        self._first = builder.add(first, splat(builder, base, LANES))
         down = builder.mul(self._step(height), width)
         right = self._step(width)
         self._around = [None, right, down, builder.add(down, right)]
@@ -82,7 +78,7 @@ class _Cells:
         """Return numbers of cells along an axis of ``n`` nodes, inside whatever they are."""
         builder = self._builder
         longs = ir.VectorType(n.type, LANES)
-        last = splat(builder, builder.sub(n, ir.Constant(n.type, 2)))
+        last = splat(builder, builder.sub(n, ir.Constant(n.type, 2)), LANES)
         zero = ir.Constant(longs, [0] * LANES)
         x = builder.fptosi(x, longs)
         x = builder.select(builder.icmp_signed("<", x, last), x, last)
@@ -110,11 +106,11 @@ class _Cells:
 
     @property
     def _align(self) -> int:
-        return 8 if isinstance(self.vector.element, ir.DoubleType) else 4
+        return size_of(self.vector.element)
 
     def spread(self, x: Any, ray: int) -> Any:
         """Return the number of one ray as a vector."""
-        return splat(self._builder, self._builder.extract_element(x, index(ray)))
+        return splat(self._builder, self._builder.extract_element(x, index(ray)), LANES)
 
 
 @intrinsic
@@ -170,13 +166,13 @@ def blend_backward(typing, table, slope, base, height, width, i, j, a, b, live, 
             around = cells.around(signature.args[1], slope, ray)
             for pointer, weight in zip(around, weights, strict=True):
                 cells.store(
-                    _fma(builder, cells.spread(weight, ray), g, cells.load(pointer)), pointer
+                    fma(builder, cells.spread(weight, ray), g, cells.load(pointer)), pointer
                 )
             f00, f01, f10, f11 = map(cells.load, cells.around(signature.args[0], table, ray))
             top, side = builder.fsub(f01, f00), builder.fsub(f10, f00)
             twist = builder.fsub(builder.fsub(f11, f10), top)
-            by_a.append(builder.fmul(g, _fma(builder, cells.spread(cells.b, ray), twist, side)))
-            by_b.append(builder.fmul(g, _fma(builder, cells.spread(cells.a, ray), twist, top)))
+            by_a.append(builder.fmul(g, fma(builder, cells.spread(cells.b, ray), twist, side)))
+            by_b.append(builder.fmul(g, fma(builder, cells.spread(cells.a, ray), twist, top)))
         sums = [_sums(builder, rows) for rows in (by_a, by_b)]
         return context.make_tuple(builder, signature.return_type, sums)
 

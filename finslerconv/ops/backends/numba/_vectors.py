@@ -11,6 +11,11 @@ import llvmlite.binding as llvm
 from llvmlite import ir
 from numba.core import cgutils
 
+from finslerconv._llvm import call as call
+from finslerconv._llvm import fma as fma
+from finslerconv._llvm import size_of as size_of
+from finslerconv._llvm import splat as splat
+
 #: Coordinates beyond this are outside every image; integers and floats hold it exactly.
 FAR = 2.0**30
 
@@ -44,16 +49,6 @@ def at(builder: Any, pointer: Any, index: Any, element: Any) -> Any:
     return builder.gep(builder.bitcast(pointer, element.as_pointer()), [index])
 
 
-def splat(builder: Any, scalar: Any, width: int) -> Any:
-    if width == 1:
-        return scalar
-    vector = ir.VectorType(scalar.type, width)
-    undefined = ir.Constant(vector, ir.Undefined)
-    single = builder.insert_element(undefined, scalar, ir.Constant(ir.IntType(32), 0))
-    zeros = ir.Constant(ir.VectorType(ir.IntType(32), width), [0] * width)
-    return builder.shuffle_vector(single, undefined, zeros)
-
-
 def load(builder: Any, pointer: Any, element: Any, width: int) -> Any:
     kind = element if width == 1 else ir.VectorType(element, width)
     pointer = builder.bitcast(pointer, kind.as_pointer())
@@ -63,30 +58,6 @@ def load(builder: Any, pointer: Any, element: Any, width: int) -> Any:
 def store(builder: Any, value: Any, pointer: Any, element: Any) -> None:
     pointer = builder.bitcast(pointer, value.type.as_pointer())
     builder.store(value, pointer, align=size_of(element))
-
-
-def size_of(element: Any) -> int:
-    if isinstance(element, ir.IntType):
-        return element.width // 8
-    return 8 if isinstance(element, ir.DoubleType) else 4
-
-
-def call(builder: Any, name: str, *arguments: Any) -> Any:
-    """Call LLVM's function of floating numbers or vectors of that name, as ``floor``."""
-    kind = arguments[0].type
-    vector = isinstance(kind, ir.VectorType)
-    number = f"f{8 * size_of(kind.element if vector else kind)}"
-    function = cgutils.get_or_insert_function(
-        builder.module,
-        ir.FunctionType(kind, [kind] * len(arguments)),
-        f"llvm.{name}.v{kind.count}{number}" if vector else f"llvm.{name}.{number}",
-    )
-    return builder.call(function, arguments)
-
-
-def fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
-    # "muladd" fuses where the machine can and never calls a slow software routine.
-    return call(builder, "fmuladd", a, b, c)
 
 
 def each_vector(builder: Any, count: Any, widest: int, body: Any) -> None:
